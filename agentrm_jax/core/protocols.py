@@ -1,0 +1,135 @@
+"""What the floors ask of each other. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from agentrm_jax.core.records import Split, Task, Trajectory, Transition
+
+
+class Environment(Protocol):
+    """One episode in progress. It may be mutable; `fork` makes an independent copy of it.
+
+    An environment never raises for what an agent says: an action that is empty, unknown or
+    impossible is answered by an observation that says so (`valid=False`) and uses up a step.
+    """
+
+    def reset(self, task: Task) -> str:
+        """Starts the episode and returns the first observation (it states the goal)."""
+        ...
+
+    def step(self, action: str) -> Transition:
+        """Performs one action. After `max_steps` the transition is `done`."""
+        ...
+
+    def fork(self) -> Environment:
+        """An independent environment in the same state."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What an agent is told before the task: written once for each environment.
+
+    Attributes:
+      instruction: What the environment is, the actions, the reply format.
+      example: Worked turns, alternately the environment's text and the agent's reply.
+    """
+
+    instruction: str
+    example: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """One expert action with a short templated thought."""
+
+    thought: str
+    action: str
+
+    @property
+    def reply(self) -> str:
+        return f"Thought: {self.thought}\nAction: {self.action}"
+
+
+@runtime_checkable
+class EnvironmentFamily(Protocol):
+    """An environment as it is registered (entry point group `agentrm_jax.environments`).
+
+    The entry point names a class that is created without arguments. Creating it must be cheap:
+    packages and data are loaded by the methods, which raise `UserError` where one is missing.
+
+    Attributes:
+      name: The registered name.
+      pooled: Whether a step is dear enough (well above 0.1 ms) to be run in a process pool.
+    """
+
+    name: str
+    pooled: bool
+
+    def kinds(self) -> Sequence[str]:
+        """The levels or domains, in a fixed order."""
+        ...
+
+    def tasks(self, split: Split, *, kinds: Sequence[str], n: int, seed: int = 0) -> list[Task]:
+        """Up to `n` tasks with distinct `problem`, spread evenly over `kinds`, the same each time.
+
+        A longer list begins with the shorter one's tasks of each kind. Fewer than `n` come back
+        only where the split has no more.
+        """
+        ...
+
+    def prompt(self) -> Prompt: ...
+
+    def create(self) -> Environment: ...
+
+    def demonstrate(self, task: Task) -> list[Demonstration] | None:
+        """An expert's actions from reset to success, or None where the expert fails."""
+        ...
+
+
+class EnvPool(Protocol):
+    """Many episodes at once, addressed by handles. One call for whatever forking means.
+
+    All methods take lists and work on them in parallel where there are worker processes; results
+    come in the order of the requests. An environment that raises, hangs or dies is restarted and
+    its episode replayed; where that fails too the result is an `EnvironmentFailure`, and the
+    handle is dead (further requests to it fail as well). Nothing is raised for it.
+    """
+
+    def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
+        """Starts an episode for each task: a new handle and the first observation."""
+        ...
+
+    def branch(
+        self, requests: Sequence[tuple[int, str]]
+    ) -> list[tuple[int, Transition] | EnvironmentFailure]:
+        """For each (handle, action): forks the episode, acts in the copy; a new handle."""
+        ...
+
+    def step(self, requests: Sequence[tuple[int, str]]) -> list[Transition | EnvironmentFailure]:
+        """For each (handle, action): acts in place."""
+        ...
+
+    def release(self, handles: Sequence[int]) -> None:
+        """Forgets episodes. Unknown handles are ignored."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentFailure:
+    """An environment that could not be brought to answer; `reason` is one line."""
+
+    reason: str
+
+
+class Scorer(Protocol):
+    """A reward model seen from the search: scores for a group of trajectories of one task."""
+
+    def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
+        """A score for each trajectory of each group. A judge ranks within the group."""
+        ...
