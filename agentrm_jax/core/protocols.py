@@ -127,6 +127,42 @@ class EnvironmentFailure:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal:
+    """A turn that a policy proposes.
+
+    Attributes:
+      reply: The whole text.
+      action: The parsed action; empty where the reply has none.
+      token_ids: Tokens of the reply, the stop token excluded.
+      log_probs: Of each token, and of the stop token where the policy ended the reply itself.
+      stopped: Whether it did, rather than the length limit.
+      dropped_steps: How many of the oldest steps did not fit into the context.
+    """
+
+    reply: str
+    action: str
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    stopped: bool = True
+    dropped_steps: int = 0
+
+
+class Policy(Protocol):
+    """An agent's model seen from the search."""
+
+    def propose(
+        self, requests: Sequence[tuple[Trajectory, str]], n: int
+    ) -> list[list[Proposal]]:
+        """n turns for each (state, purpose).
+
+        Randomness is drawn from the run's seed, the task's id and the purpose alone: the same
+        request gets the same proposals, whatever is asked with it. A purpose is used once for
+        each thing that should be independent, for example `expand/12` or `sample/3/0`.
+        """
+        ...
+
+
 class Scorer(Protocol):
     """A reward model seen from the search: scores for a group of trajectories of one task."""
 

@@ -70,7 +70,8 @@ class Step:
       transition: The environment's answer.
       token_ids: The tokens of `reply` as they were sampled, stop token excluded: never re-encoded
         from text. Empty for an expert's step.
-      log_probs: Log-probability of each token under the sampling policy at temperature 1.
+      log_probs: Log-probability of each token under the sampling policy at temperature 1, and of
+        the stop token where the policy ended the reply itself.
     """
 
     reply: str

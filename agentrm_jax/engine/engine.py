@@ -1,0 +1,283 @@
+"""The engine: one model, its page pool, and batched generation and scoring over them.
+
+Tokens in, tokens out. Requests name a whole conversation as pieces of tokens; what the model has
+already read is found in the prefix cache. All shapes are fixed, so a handful of compiled programs
+serves everything and a request's answer does not depend on what else is in its batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.decode import DecodeGroups, Replies, decode
+from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
+from agentrm_jax.engine.pages import PageTable, make_pool
+from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
+from agentrm_jax.engine.sampling import Filter, Sampling
+from agentrm_jax.model.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Sizes of the engine. They decide memory and speed, never results.
+
+    Attributes:
+      context: Longest conversation, in tokens, the reply to come included.
+      decode_rows: Replies decoded at once.
+      extend_rows: Pieces read at once.
+      extend_tokens: Most tokens of a piece read at once; a multiple of `page_size`.
+      page_size: Tokens of a page.
+      cache_tokens: Tokens that the page pool holds.
+      max_pieces: Most pieces of a conversation.
+    """
+
+    context: int = 2048
+    decode_rows: int = 64
+    extend_rows: int = 32
+    extend_tokens: int = 64
+    page_size: int = 16
+    cache_tokens: int = 131_072
+    max_pieces: int = 64
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(f"engine.{field.name}: must be at least 1")
+        if self.extend_tokens % self.page_size:
+            raise UserError(
+                f"engine.extend_tokens: {self.extend_tokens} is no multiple of engine.page_size "
+                f"({self.page_size})"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A conversation to continue.
+
+    Attributes:
+      pieces: The conversation.
+      key: [2] uint32 random key data. Equal requests with equal keys get equal replies.
+    """
+
+    pieces: Sequence[Piece]
+    key: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One decoded reply.
+
+    Attributes:
+      tokens: Without the stop token.
+      log_probs: Of each token, at temperature 1; one more, of the stop token, where it came.
+      stopped: Whether the model ended it, rather than the length limit.
+    """
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    stopped: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Usage:
+    """Tokens decoded and tokens read, padding not counted."""
+
+    decoded: int = 0
+    read: int = 0
+
+
+class Engine:
+    """A model with its page pool.
+
+    Args:
+      params: The model's parameters as `model.llama` reads them (a reward model's trunk as well).
+      config: Its shape.
+      engine_config: Sizes.
+      readout: For models that score: hidden states [R, D] to [R] float32; jitted here.
+      mesh: Where the parameters are sharded, or None.
+    """
+
+    def __init__(
+        self,
+        params,
+        config: LlamaConfig,
+        engine_config: EngineConfig,
+        *,
+        readout: Callable[[jax.Array], jax.Array] | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        if engine_config.context > config.max_positions:
+            raise UserError(
+                f"engine.context: {engine_config.context} tokens, but the model reads at most "
+                f"{config.max_positions}"
+            )
+        self.params, self.config, self.sizes = params, config, engine_config
+        page_size = engine_config.page_size
+        num_pages = -(-engine_config.cache_tokens // page_size)
+        dtype = params["embed"].dtype
+        self.pool = make_pool(config, num_pages, page_size, dtype, mesh)
+        self.cache = PrefixCache(
+            num_pages=num_pages, page_size=page_size, portion=engine_config.extend_tokens
+        )
+        self.usage = Usage()
+        self._readout = None if readout is None else jax.jit(readout)
+        most_pages = -(-engine_config.context // page_size) + engine_config.max_pieces
+        self._most_pages = -(-most_pages // CHUNK) * CHUNK
+
+    def generate(
+        self, requests: Sequence[Request], *, n: int, sampling: Sampling, stop: int
+    ) -> list[list[Reply]]:
+        """n replies to each request, in order; any number of requests."""
+        slots = max(1, self.sizes.decode_rows // n)
+        replies: list[list[Reply]] = []
+        for first in range(0, len(requests), slots):
+            batch = requests[first : first + slots]
+            decoded = self._decode(batch, slots, n, sampling, stop)
+            replies.extend(decoded)
+        return replies
+
+    def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
+        """The model's readout at the last token of each conversation."""
+        leaves = [self.cache.find(pieces) for pieces in conversations]
+        unread = [leaf for leaf in dict.fromkeys(leaves) if leaf.readout is None]
+        for first in range(0, len(unread), self.sizes.extend_rows):
+            self.read(unread[first : first + self.sizes.extend_rows])
+        return [float(leaf.readout) for leaf in leaves]  # type: ignore[arg-type]
+
+    def read(self, leaves: Sequence[Entry]) -> None:
+        """Makes the conversations' keys and values resident, reading what is missing."""
+        self.cache.reserve(leaves)
+        if self._readout is not None:
+            for leaf in leaves:  # kept pages cannot tell the readout again: read the piece anew
+                if leaf.readout is None:
+                    leaf.portions_read = 0
+        missing = self.cache.missing(leaves)
+        while missing:
+            ready = [
+                entry
+                for entry in missing
+                if entry.parent is None
+                or entry.parent.portions_read == self.cache.portions(entry.parent)
+            ]
+            for first in range(0, len(ready), self.sizes.extend_rows):
+                self._extend(ready[first : first + self.sizes.extend_rows])
+            missing = [e for e in missing if e.portions_read < self.cache.portions(e)]
+
+    def _extend(self, entries: Sequence[Entry]) -> None:
+        """Reads the next portion of each entry: one call of the compiled program."""
+        R, T, page_size = self.sizes.extend_rows, self.sizes.extend_tokens, self.sizes.page_size
+        tokens = np.zeros((R, T), np.int32)
+        lengths, starts = np.zeros(R, np.int32), np.zeros(R, np.int32)
+        pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
+        for row, entry in enumerate(entries):
+            offset = entry.portions_read * T
+            portion = entry.tokens[offset : offset + T]
+            tokens[row, : len(portion)] = portion
+            lengths[row], starts[row] = len(portion), entry.start + offset
+            own = entry.pages[offset // page_size : (offset + len(portion) - 1) // page_size + 1]
+            pages[row, : len(own)] = own
+        rows = ExtendRows(
+            tokens=jnp.asarray(tokens),
+            lengths=jnp.asarray(lengths),
+            starts=jnp.asarray(starts),
+            prefix=self._table([(e, int(s)) for e, s in zip(entries, starts, strict=False)], R),
+            pages=jnp.asarray(pages),
+        )
+        self.pool, hidden = extend(self.params, self.config, self.pool, rows)
+        self.usage.read += int(lengths.sum())
+        scores = None if self._readout is None else np.asarray(self._readout(hidden))
+        for row, entry in enumerate(entries):
+            entry.portions_read += 1
+            if scores is not None and entry.portions_read == self.cache.portions(entry):
+                entry.readout = float(scores[row])
+
+    def _table(self, prefixes: Sequence[tuple[Entry, int]], rows: int) -> PageTable:
+        """The pages of conversations up to the given positions; width as the longest needs."""
+        listed = [self.cache.prefix(entry, end) for entry, end in prefixes]
+        longest = max((len(pages) for pages, _ in listed), default=0)
+        if longest > self._most_pages:
+            raise UserError(
+                f"engine.max_pieces: a conversation has more pieces than {self.sizes.max_pieces}"
+            )
+        width = min(self._most_pages, self._bucket(longest))
+        pages, fills = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)
+        for row, (own, fill) in enumerate(listed):
+            pages[row, : len(own)], fills[row, : len(fill)] = own, fill
+        return PageTable(pages=jnp.asarray(pages), fills=jnp.asarray(fills))
+
+    def _bucket(self, pages: int) -> int:
+        """A table width for so many pages. Chunks are the same in all, and so are results."""
+        width = 4 * CHUNK
+        while width < pages:
+            width *= 2
+        return width
+
+    def groups(
+        self, requests: Sequence[Request], slots: int, sampling: Sampling, stop: int
+    ) -> DecodeGroups:
+        """The requests as the compiled decoder takes them; their conversations are read first."""
+        limit = sampling.max_tokens
+        leaves = [self.cache.find(request.pieces) for request in requests]
+        for request, leaf in zip(requests, leaves, strict=True):
+            if leaf.end + limit > self.sizes.context or len(request.pieces) > self.sizes.max_pieces:
+                raise UserError(
+                    f"engine.context: a conversation of {leaf.end} tokens and a reply of {limit} "
+                    f"do not fit into {self.sizes.context}"
+                )
+        self.read(leaves)
+        last_tokens, last_positions = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+        keys = np.zeros((slots, 2), np.uint32)
+        for g, (request, leaf) in enumerate(zip(requests, leaves, strict=True)):
+            last_tokens[g], last_positions[g] = leaf.tokens[-1], leaf.end - 1
+            keys[g] = request.key
+        return DecodeGroups(
+            prefix=self._table([(leaf, leaf.end - 1) for leaf in leaves], slots),
+            last_tokens=jnp.asarray(last_tokens),
+            last_positions=jnp.asarray(last_positions),
+            keys=jnp.asarray(keys),
+            temperature=jnp.full(slots, sampling.temperature, jnp.float32),
+            active=jnp.asarray(np.arange(slots) < len(requests)),
+            stop=jnp.int32(stop),
+            max_tokens=jnp.int32(limit),
+        )
+
+    def _decode(
+        self, requests: Sequence[Request], slots: int, n: int, sampling: Sampling, stop: int
+    ) -> list[list[Reply]]:
+        groups = self.groups(requests, slots, sampling, stop)
+        filter = Filter(top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+        replies = decode(
+            self.params, self.config, self.pool, groups,
+            n=n, length=sampling.max_tokens, filter=filter,
+        )  # fmt: skip
+        out = as_replies(replies, len(requests))
+        self.usage.decoded += sum(len(r.log_probs) for group in out for r in group)
+        return out
+
+
+def as_replies(replies: Replies, num_groups: int) -> list[list[Reply]]:
+    """The first groups of decoded replies as records on the host."""
+    host: Replies = jax.device_get(replies)
+    out = []
+    for g in range(num_groups):
+        group = []
+        for b in range(host.tokens.shape[1]):
+            length, stopped = int(host.lengths[g, b]), bool(host.stopped[g, b])
+            log_probs = host.log_probs[g, b, :length].tolist()
+            if stopped:
+                log_probs.append(float(host.stop_log_probs[g, b]))
+            group.append(
+                Reply(
+                    tokens=tuple(host.tokens[g, b, :length].tolist()),
+                    log_probs=tuple(log_probs),
+                    stopped=stopped,
+                )
+            )
+        out.append(group)
+    return out

@@ -1,0 +1,165 @@
+"""Which pages hold which text: a tree of the pieces that a model has read, on the host.
+
+A conversation is a sequence of pieces of tokens (the prompt, the first observation, then one piece
+for each step). Conversations that begin alike share the entries of their common pieces. Pages that
+have not been used for longest are given up when the pool is full; their text is read again when it
+is needed. A piece always starts a page and is always read in the same portions, so that reading it
+again gives the same keys and values, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+
+Piece = np.ndarray
+"""int32 [T] tokens, at least one."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Entry:
+    """One piece behind a given beginning.
+
+    Attributes:
+      start: Position of its first token.
+      pages: Where it is in the pool; empty when it is not there.
+      portions_read: How many of its portions are in the pool.
+      used: When it was last needed, on the cache's clock.
+      readout: What the model said at its last token, for models that score.
+    """
+
+    parent: Entry | None
+    tokens: Piece
+    start: int
+    children: dict[bytes, Entry] = dataclasses.field(default_factory=dict)
+    pages: list[int] = dataclasses.field(default_factory=list)
+    portions_read: int = 0
+    used: int = 0
+    readout: float | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+    def path(self) -> list[Entry]:
+        """The entries from the conversation's beginning to this one."""
+        entries: list[Entry] = []
+        entry: Entry | None = self
+        while entry is not None:
+            entries.append(entry)
+            entry = entry.parent
+        return entries[::-1]
+
+
+class PrefixCache:
+    """Entries and free pages of one pool.
+
+    Args:
+      num_pages: Pages of the pool.
+      page_size: Tokens of a page.
+      portion: Most tokens that one row of `extend` reads; a multiple of `page_size`.
+    """
+
+    def __init__(self, *, num_pages: int, page_size: int, portion: int) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.portion = portion
+        self._roots: dict[bytes, Entry] = {}
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._resident: set[Entry] = set()
+        self._clock = 0
+
+    def find(self, pieces: Sequence[Piece]) -> Entry:
+        """The entry of a conversation's last piece; what is new is entered, not yet read."""
+        entry: Entry | None = None
+        for piece in pieces:
+            siblings = self._roots if entry is None else entry.children
+            key = piece.tobytes()
+            found = siblings.get(key)
+            if found is None:
+                found = Entry(parent=entry, tokens=piece, start=0 if entry is None else entry.end)
+                siblings[key] = found
+            entry = found
+        if entry is None:
+            raise ValueError("a conversation has at least one piece")
+        return entry
+
+    def portions(self, entry: Entry) -> int:
+        return -(-len(entry.tokens) // self.portion)
+
+    def missing(self, leaves: Iterable[Entry]) -> list[Entry]:
+        """Entries on the way to the leaves that are not wholly read, each once, parents first."""
+        found: dict[Entry, None] = {}
+        for leaf in leaves:
+            for entry in leaf.path():
+                if entry.portions_read < self.portions(entry):
+                    found.setdefault(entry)
+        return list(found)
+
+    def reserve(self, leaves: Sequence[Entry]) -> None:
+        """Finds pages for everything on the way to the leaves, giving up what is used least.
+
+        Raises:
+          UserError: the pool cannot hold these conversations at once.
+        """
+        self._clock += 1
+        needed: dict[Entry, int] = {}
+        total = 0
+        for leaf in leaves:
+            for entry in leaf.path():
+                if entry.used == self._clock:
+                    continue
+                entry.used = self._clock
+                count = -(-len(entry.tokens) // self.page_size)
+                total += count
+                if not entry.pages:
+                    needed[entry] = count
+        if total > self.num_pages:
+            raise UserError(
+                f"engine.cache_tokens: the conversations of one call need {total} pages of "
+                f"{self.page_size} tokens and the cache has {self.num_pages}; set it to at least "
+                f"{total * self.page_size}"
+            )
+        self._evict(sum(needed.values()))
+        for entry, count in needed.items():
+            entry.pages = [self._free.pop() for _ in range(count)]
+            self._resident.add(entry)
+
+    def _evict(self, pages: int) -> None:
+        """Makes at least `pages` pages free; what is in use on this clock stays."""
+        if pages <= len(self._free):
+            return
+        goal = max(pages, self.num_pages // 8)  # some more, so that the next call need not sort
+        for entry in sorted(self._resident, key=lambda entry: entry.used):
+            if len(self._free) >= goal or entry.used == self._clock:
+                return
+            self._free.extend(entry.pages)
+            entry.pages, entry.portions_read = [], 0
+            self._resident.discard(entry)
+            self._forget(entry)
+
+    def _forget(self, entry: Entry | None) -> None:
+        """Drops entries that hold nothing: no pages, no children."""
+        while entry is not None and not entry.children and not entry.pages:
+            siblings = self._roots if entry.parent is None else entry.parent.children
+            key = entry.tokens.tobytes()
+            if siblings.get(key) is entry:
+                del siblings[key]
+            entry = entry.parent
+
+    def prefix(self, leaf: Entry, end: int) -> tuple[list[int], list[int]]:
+        """Pages and fills of the conversation's tokens before position `end`."""
+        pages: list[int] = []
+        fills: list[int] = []
+        for entry in leaf.path():
+            for number, page in enumerate(entry.pages):
+                first = entry.start + number * self.page_size
+                fill = min(self.page_size, entry.end - first, end - first)
+                if fill > 0:
+                    pages.append(page)
+                    fills.append(fill)
+        return pages, fills

@@ -1,0 +1,85 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from agentrm_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How replies are sampled.
+
+    Attributes:
+      temperature: 0 takes the likeliest token.
+      top_k: Only the k likeliest tokens; 0 keeps all.
+      top_p: Only the likeliest tokens that together reach this probability.
+      min_p: Only tokens at least this share as likely as the likeliest.
+      max_tokens: Longest reply.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature: must not be negative, not {self.temperature}")
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+            raise UserError("sampling: needs top_k >= 0, 0 < top_p <= 1 and 0 <= min_p < 1")
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens: must be at least 1, not {self.max_tokens}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """The part of `Sampling` that shapes the compiled program."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+def keep(logits: jax.Array, filter: Filter) -> jax.Array:
+    """Logits [..., V] float32 with what the filter excludes set to -inf. Ties are kept."""
+    if filter.top_k:
+        kth = jax.lax.top_k(logits, min(filter.top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits >= kth, logits, -jnp.inf)
+    if filter.top_p < 1.0:
+        ordered = -jnp.sort(-logits, axis=-1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        last = jnp.sum(before < filter.top_p, axis=-1, keepdims=True) - 1
+        threshold = jnp.take_along_axis(ordered, last, axis=-1)
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+    if filter.min_p > 0.0:
+        floor = logits.max(axis=-1, keepdims=True) + jnp.log(filter.min_p)
+        logits = jnp.where(logits >= floor, logits, -jnp.inf)
+    return logits
+
+
+def sample(
+    keys: jax.Array, logits: jax.Array, temperature: jax.Array, filter: Filter
+) -> tuple[jax.Array, jax.Array]:
+    """One token for each row.
+
+    Args:
+      keys: [R] random keys, one for each row: a row's token depends on its own key and logits.
+      logits: [R, V] float32.
+      temperature: [R]; where 0, the likeliest token.
+
+    Returns:
+      Tokens [R] int32 and their log-probabilities [R] at temperature 1, before any filter.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(keys)
+    scale = jnp.maximum(temperature, 1e-6)[:, None]
+    drawn = jnp.argmax(keep(logits / scale, filter) + noise, axis=-1)
+    tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    return tokens, jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
