@@ -103,7 +103,9 @@ def decode_replies(
     G, K, H = groups.last_tokens.shape[0], config.num_kv_heads, config.head_dim
     R = G * n
     read, num_chunks = read_prefix(pool, groups.prefix)
-    layers = [llama.layer(params, l) for l in range(config.num_layers)]  # sliced once, not per token
+    layers = [
+        llama.layer(params, l) for l in range(config.num_layers)
+    ]  # sliced once, not per token
     keys = jax.vmap(
         lambda data: jax.vmap(lambda b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(
             jnp.arange(n)
@@ -168,7 +170,13 @@ def decode_replies(
 
 @functools.partial(jax.jit, static_argnames=("config", "n", "length", "filter"))
 def decode(
-    params, config: LlamaConfig, pool: Pool, groups: DecodeGroups, *, n: int, length: int,
+    params,
+    config: LlamaConfig,
+    pool: Pool,
+    groups: DecodeGroups,
+    *,
+    n: int,
+    length: int,
     filter: Filter,
 ) -> Replies:
     """Decodes n replies for each group.

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.render import Piece
 from agentrm_jax.engine.decode import DecodeGroups, Replies, decode
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import PageTable, make_pool
-from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.engine.sampling import Filter, Sampling
+from agentrm_jax.engine.prefix_cache import Entry, PrefixCache
+from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model.config import LlamaConfig
 
 
@@ -99,7 +101,8 @@ class Engine:
       params: The model's parameters as `model.llama` reads them (a reward model's trunk as well).
       config: Its shape.
       engine_config: Sizes.
-      readout: For models that score: hidden states [R, D] to [R] float32; jitted here.
+      readout: For models that score: (head, hidden states [R, D]) to [R] float32.
+      head: What the readout needs besides.
       mesh: Where the parameters are sharded, or None.
     """
 
@@ -109,7 +112,8 @@ class Engine:
         config: LlamaConfig,
         engine_config: EngineConfig,
         *,
-        readout: Callable[[jax.Array], jax.Array] | None = None,
+        readout: Callable[[Any, jax.Array], jax.Array] | None = None,
+        head: Any = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         if engine_config.context > config.max_positions:
@@ -126,6 +130,7 @@ class Engine:
             num_pages=num_pages, page_size=page_size, portion=engine_config.extend_tokens
         )
         self.usage = Usage()
+        self.readout, self.head = readout, head
         self._readout = None if readout is None else jax.jit(readout)
         most_pages = -(-engine_config.context // page_size) + engine_config.max_pieces
         self._most_pages = -(-most_pages // CHUNK) * CHUNK
@@ -186,18 +191,24 @@ class Engine:
             tokens=jnp.asarray(tokens),
             lengths=jnp.asarray(lengths),
             starts=jnp.asarray(starts),
-            prefix=self._table([(e, int(s)) for e, s in zip(entries, starts, strict=False)], R),
+            prefix=self._table(
+                [(e, int(s)) for e, s in zip(entries, starts, strict=False)],
+                range(len(entries)),
+                R,
+            ),
             pages=jnp.asarray(pages),
         )
         self.pool, hidden = extend(self.params, self.config, self.pool, rows)
         self.usage.read += int(lengths.sum())
-        scores = None if self._readout is None else np.asarray(self._readout(hidden))
+        scores = None if self._readout is None else np.asarray(self._readout(self.head, hidden))
         for row, entry in enumerate(entries):
             entry.portions_read += 1
             if scores is not None and entry.portions_read == self.cache.portions(entry):
                 entry.readout = float(scores[row])
 
-    def _table(self, prefixes: Sequence[tuple[Entry, int]], rows: int) -> PageTable:
+    def _table(
+        self, prefixes: Sequence[tuple[Entry, int]], places: Sequence[int], rows: int
+    ) -> PageTable:
         """The pages of conversations up to the given positions; width as the longest needs."""
         listed = [self.cache.prefix(entry, end) for entry, end in prefixes]
         longest = max((len(pages) for pages, _ in listed), default=0)
@@ -207,7 +218,7 @@ class Engine:
             )
         width = min(self._most_pages, self._bucket(longest))
         pages, fills = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)
-        for row, (own, fill) in enumerate(listed):
+        for row, (own, fill) in zip(places, listed, strict=True):
             pages[row, : len(own)], fills[row, : len(fill)] = own, fill
         return PageTable(pages=jnp.asarray(pages), fills=jnp.asarray(fills))
 
@@ -219,43 +230,63 @@ class Engine:
         return width
 
     def groups(
-        self, requests: Sequence[Request], slots: int, sampling: Sampling, stop: int
+        self,
+        requests: Sequence[Request],
+        places: Sequence[int],
+        slots: int,
+        sampling: Sampling,
+        stop: int,
     ) -> DecodeGroups:
-        """The requests as the compiled decoder takes them; their conversations are read first."""
-        limit = sampling.max_tokens
+        """The requests as the compiled decoder takes them; their conversations are read first.
+
+        Args:
+          places: Each request's group number, below `slots`; the other groups are padding.
+        """
         leaves = [self.cache.find(request.pieces) for request in requests]
         for request, leaf in zip(requests, leaves, strict=True):
-            if leaf.end + limit > self.sizes.context or len(request.pieces) > self.sizes.max_pieces:
+            if leaf.end + sampling.max_tokens > self.sizes.context:
                 raise UserError(
-                    f"engine.context: a conversation of {leaf.end} tokens and a reply of {limit} "
-                    f"do not fit into {self.sizes.context}"
+                    f"engine.context: a conversation of {leaf.end} tokens and a reply of "
+                    f"{sampling.max_tokens} do not fit into {self.sizes.context}"
                 )
         self.read(leaves)
         last_tokens, last_positions = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
-        keys = np.zeros((slots, 2), np.uint32)
-        for g, (request, leaf) in enumerate(zip(requests, leaves, strict=True)):
+        keys, active = np.zeros((slots, 2), np.uint32), np.zeros(slots, bool)
+        for g, request, leaf in zip(places, requests, leaves, strict=True):
             last_tokens[g], last_positions[g] = leaf.tokens[-1], leaf.end - 1
-            keys[g] = request.key
+            keys[g], active[g] = request.key, True
         return DecodeGroups(
-            prefix=self._table([(leaf, leaf.end - 1) for leaf in leaves], slots),
+            prefix=self._table([(leaf, leaf.end - 1) for leaf in leaves], places, slots),
             last_tokens=jnp.asarray(last_tokens),
             last_positions=jnp.asarray(last_positions),
             keys=jnp.asarray(keys),
             temperature=jnp.full(slots, sampling.temperature, jnp.float32),
-            active=jnp.asarray(np.arange(slots) < len(requests)),
+            active=jnp.asarray(active),
             stop=jnp.int32(stop),
-            max_tokens=jnp.int32(limit),
+            max_tokens=jnp.int32(sampling.max_tokens),
         )
+
+    def whole_prefixes(
+        self, requests: Sequence[Request], places: Sequence[int], slots: int
+    ) -> PageTable:
+        """The pages of the requests' conversations, read first; last token included."""
+        leaves = [self.cache.find(request.pieces) for request in requests]
+        self.read(leaves)
+        return self._table([(leaf, leaf.end) for leaf in leaves], places, slots)
 
     def _decode(
         self, requests: Sequence[Request], slots: int, n: int, sampling: Sampling, stop: int
     ) -> list[list[Reply]]:
-        groups = self.groups(requests, slots, sampling, stop)
-        filter = Filter(top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p)
+        groups = self.groups(requests, range(len(requests)), slots, sampling, stop)
         replies = decode(
-            self.params, self.config, self.pool, groups,
-            n=n, length=sampling.max_tokens, filter=filter,
-        )  # fmt: skip
+            self.params,
+            self.config,
+            self.pool,
+            groups,
+            n=n,
+            length=sampling.max_tokens,
+            filter=sampling.filter,
+        )
         out = as_replies(replies, len(requests))
         self.usage.decoded += sum(len(r.log_probs) for group in out for r in group)
         return out

@@ -77,9 +77,7 @@ def chunk_mask(table: PageTable, c: jax.Array, chunk: int, page_size: int) -> ja
     return valid.reshape(fills.shape[0], chunk * page_size)
 
 
-def gather(
-    layer: jax.Array, table: PageTable, num_chunks: jax.Array, chunk: int
-) -> jax.Array:
+def gather(layer: jax.Array, table: PageTable, num_chunks: jax.Array, chunk: int) -> jax.Array:
     """All pages of the conversations, side by side: [K, G, C * page_size, H].
 
     Only the chunks in use are copied; the rest stays zero.
@@ -92,9 +90,7 @@ def gather(
         part = read_chunk(layer, table, c, chunk)
         return jax.lax.dynamic_update_slice_in_dim(out, part, c * width, axis=2)
 
-    return jax.lax.fori_loop(
-        0, num_chunks, copy, jnp.zeros((K, G, C * page_size, H), layer.dtype)
-    )
+    return jax.lax.fori_loop(0, num_chunks, copy, jnp.zeros((K, G, C * page_size, H), layer.dtype))
 
 
 def write(layer: jax.Array, new: jax.Array, pages: jax.Array) -> jax.Array:

@@ -12,12 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from agentrm_jax.core.errors import UserError
-
-Piece = np.ndarray
-"""int32 [T] tokens, at least one."""
+from agentrm_jax.data.render import Piece
 
 
 @dataclasses.dataclass(eq=False, slots=True)

@@ -11,6 +11,15 @@ from agentrm_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """The part of `Sampling` that shapes the compiled program."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
     """How replies are sampled.
 
@@ -36,14 +45,9 @@ class Sampling:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens: must be at least 1, not {self.max_tokens}")
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    """The part of `Sampling` that shapes the compiled program."""
-
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    @property
+    def filter(self) -> Filter:
+        return Filter(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
 
 def keep(logits: jax.Array, filter: Filter) -> jax.Array:

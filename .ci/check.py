@@ -1,0 +1,28 @@
+"""Style, types and floors as one command: ruff, pyright and import-linter."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CHECKS = {
+    "ruff check": [sys.executable, "-m", "ruff", "check", "."],
+    "ruff format": [sys.executable, "-m", "ruff", "format", "--check", "."],
+    "pyright": [sys.executable, "-m", "pyright", "--pythonpath", sys.executable],
+    "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
+}
+
+
+def main() -> int:
+    failed = []
+    for name, command in CHECKS.items():
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        print(f"{name}: {'ok' if result.returncode == 0 else 'FAILED'}", flush=True)
+        if result.returncode:
+            failed.append(name)
+            print(result.stdout + result.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

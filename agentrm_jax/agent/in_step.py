@@ -1,0 +1,71 @@
+"""Proposals that are scored while they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Proposal
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.engine.beam_search import Beams, step_beams
+from agentrm_jax.engine.engine import Engine
+
+
+class InStepAgent:
+    """An agent and a scoring model that reads the agent's tokens.
+
+    Args:
+      agent: Proposes.
+      scorer: The scoring model's engine; it must use the agent's tokenizer and context.
+    """
+
+    def __init__(self, agent: Agent, scorer: Engine) -> None:
+        if scorer.config.vocab_size != agent.engine.config.vocab_size:
+            raise UserError(
+                "beam.score_at: scoring at the action needs a reward model with the policy's "
+                f"vocabulary ({agent.engine.config.vocab_size}, not {scorer.config.vocab_size})"
+            )
+        self.agent, self.scorer = agent, scorer
+
+    def propose_scored(
+        self,
+        requests: Sequence[Sequence[tuple[Trajectory, str]]],
+        finished_scores: Sequence[Sequence[float]],
+        n: int,
+        beam_width: int,
+    ) -> list[tuple[list[tuple[int, Proposal | None, float]], int]]:
+        """See `search.beam.InStepPolicy`."""
+        tasks, dropped = [], []
+        for states, finished in zip(requests, finished_scores, strict=True):
+            rendered = [self.agent.request(state, purpose) for state, purpose in states]
+            numbers = {id(state): i for i, (state, _) in enumerate(states)}
+            tasks.append(
+                Beams(
+                    requests=[request for request, _ in rendered],
+                    states=[numbers[id(state)] for state, _ in states],
+                    finished=finished,
+                )
+            )
+            dropped.append([count for _, count in rendered])
+        steps = step_beams(
+            self.agent.engine,
+            self.scorer,
+            tasks,
+            n=n,
+            beam_width=beam_width,
+            sampling=self.agent.sampling,
+            stop=self.agent.tokenizer.chat.stop,
+        )
+        return [
+            (
+                [
+                    (k.number, self.agent.proposal(k.reply, counts[k.number]), k.score)
+                    if k.reply is not None
+                    else (k.number, None, k.score)
+                    for k in kept
+                ],
+                decoded,
+            )
+            for (kept, decoded), counts in zip(steps, dropped, strict=True)
+        ]

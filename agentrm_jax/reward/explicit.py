@@ -1,0 +1,26 @@
+"""The explicit reward model as a `Scorer`: one value for each state (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.render import Renderer
+from agentrm_jax.engine.engine import Engine
+
+
+class ExplicitScorer:
+    """Scores a state by the value head at its last token.
+
+    Args:
+      engine: The reward model, with its readout.
+      renderer: Renders states as the model was trained on them.
+    """
+
+    def __init__(self, engine: Engine, renderer: Renderer) -> None:
+        self.engine, self.renderer = engine, renderer
+
+    def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
+        flat = [self.renderer.pieces(trajectory)[0] for group in groups for trajectory in group]
+        scores = iter(self.engine.score(flat))
+        return [[next(scores) for _ in group] for group in groups]

@@ -1,0 +1,245 @@
+"""Step-level beam search (paper section 3.4) over many tasks at once.
+
+W1 states are kept (`beam_width`), W2 turns are sampled from each (`expansion_width`). The first
+step samples W1 x W2 first actions from the root.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Scorer
+from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.search.growing import as_step, merge_key
+from agentrm_jax.search.rollouts import Rollout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BeamConfig:
+    """Beam search.
+
+    Attributes:
+      beam_width: W1, states kept.
+      expansion_width: W2, turns sampled from each.
+      score_at: `observation`: every candidate acts and its successor state is scored (the paper);
+        `action`: candidates are scored before they act, in the compiled decoding step itself, and
+        only those that are kept act: W2 times fewer environment steps.
+      num_slots: Tasks searched at the same time. It decides speed, never results.
+    """
+
+    beam_width: int = 5
+    expansion_width: int = 5
+    score_at: Literal["action", "observation"] = "observation"
+    num_slots: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "expansion_width", "num_slots"):
+            if getattr(self, name) < 1:
+                raise UserError(f"beam.{name}: must be at least 1, not {getattr(self, name)}")
+        if self.score_at not in ("action", "observation"):
+            raise UserError(f"beam.score_at: must be action or observation, not {self.score_at!r}")
+
+
+class InStepPolicy(Protocol):
+    """A policy that scores its proposals while it decodes."""
+
+    def propose_scored(
+        self,
+        requests: Sequence[Sequence[tuple[Trajectory, str]]],
+        finished_scores: Sequence[Sequence[float]],
+        n: int,
+        beam_width: int,
+    ) -> list[tuple[list[tuple[int, Proposal | None, float]], int]]:
+        """For each task's beams, the best `beam_width` of its candidates and finished beams.
+
+        Returns:
+          For each task what is kept, best first, and the tokens decoded. Kept is (request number,
+          proposal, score), or (number of the finished beam, None, its score).
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Beam:
+    """A kept state; `handle` is its environment, None when it is finished."""
+
+    trajectory: Trajectory
+    score: float
+    handle: int | None
+
+
+@dataclasses.dataclass(slots=True)
+class _Search:
+    """The search of one task."""
+
+    task: Task
+    beams: list[_Beam]
+    began: float
+    depth: int = 0
+    policy_tokens: int = 0
+    truncated_steps: int = 0
+    env_steps: int = 0
+    error: str | None = None
+
+    def live(self) -> list[_Beam]:
+        return [beam for beam in self.beams if beam.handle is not None]
+
+    def finished(self) -> list[_Beam]:
+        return [beam for beam in self.beams if beam.handle is None]
+
+    def requests(self, beam_width: int) -> list[tuple[Trajectory, str]]:
+        """What to ask the policy: the live states; at first the root, `beam_width` times."""
+        states = [beam.trajectory for beam in self.live()]
+        states = states * beam_width if self.depth == 0 else states
+        return [(state, f"beam/{self.depth}/{p}") for p, state in enumerate(states)]
+
+    def result(self) -> Rollout:
+        best = max(self.beams, key=lambda beam: beam.score)
+        return Rollout(
+            trajectory=best.trajectory,
+            sample=0,
+            policy_tokens=self.policy_tokens,
+            truncated_steps=self.truncated_steps,
+            env_steps=self.env_steps,
+            wall_seconds=time.monotonic() - self.began,
+            error=self.error,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Candidate:
+    parent: _Beam
+    proposal: Proposal
+    score: float = -math.inf
+
+
+def beam_search(
+    policy: Policy,
+    scorer: Scorer,
+    pool: EnvPool,
+    tasks: Sequence[Task],
+    config: BeamConfig,
+    in_step: InStepPolicy | None = None,
+) -> Iterator[Rollout]:
+    """Searches each task; yields the best-scored finished trajectory of each as it is found.
+
+    A task's answer does not depend on what is searched beside it.
+
+    Args:
+      in_step: Needed for `score_at: action`.
+    """
+    if config.score_at == "action" and in_step is None:
+        raise UserError("beam.score_at: this reward model cannot score in-step; use observation")
+    waiting = list(reversed(tasks))
+    searches: list[_Search] = []
+    while waiting or searches:
+        room = min(config.num_slots - len(searches), len(waiting))
+        searches.extend(_begin(pool, [waiting.pop() for _ in range(room)]))
+        going_on = [search for search in searches if search.live()]
+        if in_step is not None and config.score_at == "action":
+            _step_scored_first(in_step, pool, going_on, config)
+        else:
+            _step_scored_after(policy, scorer, pool, going_on, config)
+        yield from (search.result() for search in searches if not search.live())
+        searches = [search for search in searches if search.live()]
+
+
+def _begin(pool: EnvPool, tasks: Sequence[Task]) -> Iterator[_Search]:
+    for task, answer in zip(tasks, pool.reset(tasks) if tasks else [], strict=True):
+        failed = isinstance(answer, EnvironmentFailure)
+        trajectory = Trajectory(task=task, first_observation="" if failed else answer[1])
+        root = _Beam(trajectory, -math.inf, None if failed else answer[0])
+        yield _Search(task, [root], time.monotonic(), error=answer.reason if failed else None)
+
+
+def _step_scored_after(
+    policy: Policy, scorer: Scorer, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
+) -> None:
+    """Every candidate acts, then the successor states are scored."""
+    asked = [search.requests(config.beam_width) for search in searches]
+    proposals = iter(policy.propose([r for rs in asked for r in rs], config.expansion_width))
+    candidates: list[list[_Candidate]] = []
+    for search, requests in zip(searches, asked, strict=True):
+        found: dict[tuple[int, str], _Candidate] = {}
+        parents = search.live() * (config.beam_width if search.depth == 0 else 1)
+        for parent, _ in zip(parents, requests, strict=True):
+            for proposal in next(proposals):
+                search.policy_tokens += len(proposal.log_probs)
+                search.truncated_steps += proposal.dropped_steps
+                key = (id(parent), merge_key(proposal.action))
+                found.setdefault(key, _Candidate(parent, proposal))
+        candidates.append(list(found.values()))
+    _act(pool, searches, candidates)
+    unscored = [
+        [beam.trajectory for beam in search.beams if beam.score == -math.inf] for search in searches
+    ]
+    for search, scores in zip(searches, scorer.score(unscored), strict=True):
+        fresh = iter(scores)
+        beams = [
+            dataclasses.replace(beam, score=next(fresh)) if beam.score == -math.inf else beam
+            for beam in search.beams
+        ]
+        ranked = sorted(beams, key=lambda beam: -beam.score)  # stable: the first of equals
+        search.beams = ranked[: config.beam_width]
+        pool.release([b.handle for b in ranked[config.beam_width :] if b.handle is not None])
+
+
+def _step_scored_first(
+    in_step: InStepPolicy, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
+) -> None:
+    """The candidates are decoded, scored and selected in one program; those kept act."""
+    asked = [search.requests(config.beam_width) for search in searches]
+    chosen = in_step.propose_scored(
+        asked,
+        [[beam.score for beam in search.finished()] for search in searches],
+        config.expansion_width,
+        config.beam_width,
+    )
+    candidates: list[list[_Candidate]] = []
+    for search, requests, (kept, decoded) in zip(searches, asked, chosen, strict=True):
+        search.policy_tokens += decoded
+        live, finished = search.live(), search.finished()
+        parents = live * (config.beam_width if search.depth == 0 else 1)
+        del requests
+        candidates.append(
+            [_Candidate(parents[b], proposal, score) for b, proposal, score in kept if proposal]
+        )
+        stay = {b for b, proposal, _ in kept if proposal is None}
+        dropped = [beam for i, beam in enumerate(finished) if i not in stay]
+        search.beams = [beam for beam in search.beams if beam not in dropped]
+    _act(pool, searches, candidates)
+
+
+def _act(
+    pool: EnvPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
+) -> None:
+    """Replaces the live beams by what the candidates lead to."""
+    flat = [(s, c) for s, found in zip(searches, candidates, strict=True) for c in found]
+    answers = pool.branch([(c.parent.handle or 0, c.proposal.action) for _, c in flat])
+    spent = [beam.handle for search in searches for beam in search.live()]
+    pool.release([handle for handle in spent if handle is not None])
+    roots = {id(search): search.beams[0] for search in searches}
+    for search in searches:
+        search.beams = search.finished()
+        search.depth += 1
+    for (search, candidate), answer in zip(flat, answers, strict=True):
+        if isinstance(answer, EnvironmentFailure):
+            search.error = answer.reason
+            continue
+        handle, transition = answer
+        search.env_steps += 1
+        if transition.done:
+            pool.release([handle])
+        trajectory = candidate.parent.trajectory.extended(as_step(candidate.proposal, transition))
+        beam = _Beam(trajectory, candidate.score, None if transition.done else handle)
+        search.beams.append(beam)
+    for search in searches:
+        if search.beams:
+            search.error = None  # an environment that failed cost a candidate, not the task
+        else:
+            search.beams = [dataclasses.replace(roots[id(search)], handle=None)]

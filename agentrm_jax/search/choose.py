@@ -1,0 +1,62 @@
+"""Choosing among n trajectories of one task: best-of-n and the baselines beside it.
+
+Each rule gives one weight for each trajectory, summing to 1, so that the rule's expected outcome is
+exact and needs no further sampling. All rules look at the same n trajectories.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentrm_jax.core.records import Trajectory
+
+
+def argmax_weights(scores: Sequence[float]) -> np.ndarray:
+    """All weight on the largest score; the first of equals."""
+    weights = np.zeros(len(scores))
+    weights[int(np.argmax(scores))] = 1.0
+    return weights
+
+
+def random_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    return np.full(len(trajectories), 1.0 / len(trajectories))
+
+
+def majority_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The trajectory whose actions are most like all the others'.
+
+    With repeated action sequences this is the vote of self-consistency; long agent trajectories
+    seldom repeat exactly, so that likeness (matching actions in order) decides.
+    """
+    actions = [[" ".join(s.action.lower().split()) for s in t.steps] for t in trajectories]
+    likeness = [
+        sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for b in actions)
+        for a in actions
+    ]
+    return argmax_weights(likeness)
+
+
+def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    return argmax_weights([-len(t.steps) for t in trajectories])
+
+
+def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The largest log-probability of all replies under the policy itself."""
+    return argmax_weights([sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
+
+
+def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The best outcome: what no chooser can exceed."""
+    return argmax_weights([t.outcome for t in trajectories])
+
+
+BASELINES = {
+    "random_of_n": random_of_n,
+    "majority_of_n": majority_of_n,
+    "shortest_of_n": shortest_of_n,
+    "likeliest_of_n": likeliest_of_n,
+    "oracle_of_n": oracle_of_n,
+}

@@ -1,0 +1,120 @@
+"""One growing tree as the host knows it: its texts and environments, by node number."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agentrm_jax.core.protocols import Proposal
+from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.data.trees import IterationRecord, NodeRecord
+from agentrm_jax.search.tree import NONE
+
+
+def merge_key(action: str) -> str:
+    """Actions with an equal key become one child: case and spaces do not tell them apart."""
+    return " ".join(action.lower().split())
+
+
+def as_step(proposal: Proposal, transition: Transition) -> Step:
+    return Step(
+        reply=proposal.reply,
+        action=proposal.action,
+        transition=transition,
+        token_ids=proposal.token_ids,
+        log_probs=proposal.log_probs,
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class Node:
+    """A node; `handle` is its environment where one is at hand."""
+
+    parent: int
+    trajectory: Trajectory
+    handle: int | None = None
+    children: list[int] = dataclasses.field(default_factory=list)
+    visited: bool = False
+
+    @property
+    def action(self) -> str:
+        return self.trajectory.steps[-1].action
+
+
+@dataclasses.dataclass(slots=True)
+class GrowingTree:
+    """A tree and where its current iteration stands.
+
+    Attributes:
+      new: Nodes attached in the current iteration.
+      expanding: The node that waits for children, if any.
+      rolling: The last node of the rollout that goes on, if any.
+      rollout_handle: Its environment.
+    """
+
+    task: Task
+    nodes: list[Node]
+    iteration: int = 0
+    new: list[NodeRecord] = dataclasses.field(default_factory=list)
+    expanding: int | None = None
+    rolling: int | None = None
+    rollout_handle: int | None = None
+
+    @property
+    def active(self) -> int | None:
+        """The node whose state the policy is asked about next."""
+        return self.expanding if self.expanding is not None else self.rolling
+
+    def add(self, parent: int, step: Step, multiplicity: int, handle: int | None) -> int:
+        """Attaches a node and gives its number."""
+        number = len(self.nodes)
+        trajectory = self.nodes[parent].trajectory.extended(step)
+        self.nodes.append(Node(parent=parent, trajectory=trajectory, handle=handle))
+        self.nodes[parent].children.append(number)
+        record = NodeRecord(node=number, parent=parent, step=step, multiplicity=multiplicity)
+        self.new.append(record)
+        return number
+
+    def merged(self, parent: int, proposals: list[Proposal]) -> list[tuple[Proposal, int]]:
+        """The first proposal of each action that is not yet a child, and how often it came."""
+        known = {merge_key(self.nodes[c].action) for c in self.nodes[parent].children}
+        counts: dict[str, int] = {}
+        first: dict[str, Proposal] = {}
+        for proposal in proposals:
+            key = merge_key(proposal.action)
+            if key not in known:
+                first.setdefault(key, proposal)
+                counts[key] = counts.get(key, 0) + 1
+        return [(proposal, counts[key]) for key, proposal in first.items()]
+
+    def path(self, leaf: int) -> tuple[int, ...]:
+        """Root to leaf."""
+        nodes: list[int] = []
+        while leaf != NONE:
+            nodes.append(leaf)
+            leaf = self.nodes[leaf].parent
+        return tuple(reversed(nodes))
+
+    def finish_iteration(self, leaf: int) -> IterationRecord:
+        """Closes the iteration that ended in a terminal node."""
+        record = IterationRecord(
+            task_id=self.task.task_id,
+            iteration=self.iteration,
+            nodes=tuple(self.new),
+            path=self.path(leaf),
+            outcome=self.nodes[leaf].trajectory.outcome,
+        )
+        self._mark(record)
+        return record
+
+    def restore(self, record: IterationRecord) -> None:
+        """Repeats a stored iteration. Environments are replayed when they are needed."""
+        for node in record.nodes:
+            self.add(node.parent, node.step, node.multiplicity, None)
+        self._mark(record)
+
+    def _mark(self, record: IterationRecord) -> None:
+        for node in record.path:
+            self.nodes[node].visited = True
+        self.new = []
+        self.rolling = self.rollout_handle = None
+        self.iteration += 1

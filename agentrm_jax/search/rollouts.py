@@ -1,0 +1,95 @@
+"""Whole trajectories, many at once: greedy agents, and the samples behind best-of-n."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy
+from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.search.growing import as_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """A finished trajectory and what it cost.
+
+    Attributes:
+      sample: Which of a task's trajectories it is.
+      policy_tokens: Tokens decoded.
+      truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
+      env_steps: Steps of the environment.
+      wall_seconds: From its reset to its end, while others ran beside it.
+      error: Why the environment gave up, if it did.
+    """
+
+    trajectory: Trajectory
+    sample: int
+    policy_tokens: int
+    truncated_steps: int
+    env_steps: int
+    wall_seconds: float
+    error: str | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Running:
+    trajectory: Trajectory
+    sample: int
+    handle: int
+    began: float
+    policy_tokens: int = 0
+    truncated_steps: int = 0
+
+    def finished(self, error: str | None = None) -> Rollout:
+        return Rollout(
+            trajectory=self.trajectory,
+            sample=self.sample,
+            policy_tokens=self.policy_tokens,
+            truncated_steps=self.truncated_steps,
+            env_steps=len(self.trajectory.steps),
+            wall_seconds=time.monotonic() - self.began,
+            error=error,
+        )
+
+
+def rollouts(
+    policy: Policy, pool: EnvPool, episodes: Sequence[tuple[Task, int]], *, slots: int = 64
+) -> Iterator[Rollout]:
+    """Runs one trajectory for each (task, sample number); yields them as they end.
+
+    At most `slots` run at the same time: one that ends makes room for the next. A trajectory
+    depends on its task and sample number, never on what ran beside it.
+    """
+    waiting = list(reversed(episodes))
+    running: list[_Running] = []
+    while waiting or running:
+        entering = [waiting.pop() for _ in range(min(slots - len(running), len(waiting)))]
+        answers = pool.reset([task for task, _ in entering]) if entering else []
+        for (task, sample), answer in zip(entering, answers, strict=True):
+            now = time.monotonic()
+            if isinstance(answer, EnvironmentFailure):
+                nothing = Trajectory(task=task, first_observation="")
+                yield _Running(nothing, sample, -1, now).finished(answer.reason)
+                continue
+            handle, observation = answer
+            trajectory = Trajectory(task=task, first_observation=observation)
+            running.append(_Running(trajectory, sample, handle, now))
+        requests = [(r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}") for r in running]
+        proposals = [proposed[0] for proposed in policy.propose(requests, 1)]
+        actions = [(r.handle, p.action) for r, p in zip(running, proposals, strict=True)]
+        going_on: list[_Running] = []
+        for r, proposal, answer in zip(running, proposals, pool.step(actions), strict=True):
+            r.policy_tokens += len(proposal.log_probs)
+            r.truncated_steps += proposal.dropped_steps
+            if isinstance(answer, EnvironmentFailure):
+                yield r.finished(answer.reason)
+                continue
+            r.trajectory = r.trajectory.extended(as_step(proposal, answer))
+            if answer.done:
+                pool.release([r.handle])
+                yield r.finished()
+            else:
+                going_on.append(r)
+        running = going_on

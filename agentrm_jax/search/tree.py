@@ -1,0 +1,204 @@
+"""Search trees as one record of arrays, and the jitted phases over all of them at once.
+
+Slot e holds one task's tree; node 0 is its root; nodes are numbered in the order in which they were
+attached, never in the order of arrival. mctx calls our select `simulate` and our backup `backward`.
+
+E trees, M node slots, W children of a node at most.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.data.trees import IterationRecord
+
+NONE = -1
+
+
+@flax.struct.dataclass
+class Trees:
+    """Attributes:
+    parent: [E, M] int32, NONE for roots and unused slots.
+    children: [E, M, W] int32 in order of attachment, NONE behind the last.
+    visit_count: [E, M] int32.
+    value_sum: [E, M] float32, sum of the returns backed up through the node.
+    expanded: [E, M] bool, whether the policy was asked for children of the node.
+    terminal: [E, M] bool, whether the episode is over there.
+    """
+
+    parent: jax.Array
+    children: jax.Array
+    visit_count: jax.Array
+    value_sum: jax.Array
+    expanded: jax.Array
+    terminal: jax.Array
+
+    @property
+    def value(self) -> jax.Array:
+        """[E, M] mean return; 0 where nothing was backed up."""
+        return self.value_sum / jnp.maximum(self.visit_count, 1)
+
+
+def make_trees(num_trees: int, num_nodes: int, width: int) -> Trees:
+    """Empty trees: each a root that is neither visited nor expanded."""
+    shape = (num_trees, num_nodes)
+    return Trees(
+        parent=jnp.full(shape, NONE, jnp.int32),
+        children=jnp.full((*shape, width), NONE, jnp.int32),
+        visit_count=jnp.zeros(shape, jnp.int32),
+        value_sum=jnp.zeros(shape, jnp.float32),
+        expanded=jnp.zeros(shape, bool),
+        terminal=jnp.zeros(shape, bool),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def clear(trees: Trees, slots: jax.Array) -> Trees:
+    """Empties the trees of the slots [E] bool."""
+    E, M, W = trees.children.shape
+    return jax.tree.map(
+        lambda old, new: jnp.where(slots.reshape(E, *[1] * (old.ndim - 1)), new, old),
+        trees,
+        make_trees(E, M, W),
+    )
+
+
+def upper_confidence_bound(
+    value: jax.Array, visit_count: jax.Array, parent_visits: jax.Array, exploration: jax.Array
+) -> jax.Array:
+    """V + c sqrt(ln N_parent / N); +inf for a node that was never visited. Shapes broadcast.
+
+    The paper's selection rule (section 3.2) with c left open.
+    """
+    spread = jnp.sqrt(jnp.log(jnp.maximum(parent_visits, 1)) / jnp.maximum(visit_count, 1))
+    return jnp.where(visit_count > 0, value + exploration * spread, jnp.inf)
+
+
+@jax.jit
+def select(trees: Trees, exploration: jax.Array) -> jax.Array:
+    """Walks from every root along the largest upper confidence bound; the first child wins a tie.
+
+    Returns:
+      [E] int32, the first node on the way that is terminal, not expanded or without children.
+    """
+    E, _, W = trees.children.shape
+    slots = jnp.arange(E)
+    value = trees.value
+
+    def descends(node: jax.Array) -> jax.Array:
+        return (
+            trees.expanded[slots, node]
+            & ~trees.terminal[slots, node]
+            & (trees.children[slots, node, 0] != NONE)
+        )
+
+    def descend(node: jax.Array) -> jax.Array:
+        children = trees.children[slots, node]  # [E, W]
+        at = (slots[:, None], jnp.maximum(children, 0))
+        bound = upper_confidence_bound(
+            value[at], trees.visit_count[at], trees.visit_count[slots, node, None], exploration
+        )
+        best = jnp.argmax(jnp.where(children == NONE, -jnp.inf, bound), axis=1)
+        return jnp.where(descends(node), children[slots, best], node)
+
+    return jax.lax.while_loop(
+        lambda node: jnp.any(descends(node)), descend, jnp.zeros(E, jnp.int32)
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def attach(
+    trees: Trees, parent: jax.Array, new: jax.Array, terminal: jax.Array, expands: jax.Array
+) -> Trees:
+    """Adds children to one node of each tree.
+
+    Args:
+      parent: [E] int32, NONE where a tree gets none.
+      new: [E, W] int32 the new nodes' numbers, in order; NONE behind the last.
+      terminal: [E, W] bool.
+      expands: [E] bool, whether this expands the node (a cached rollout step does not).
+    """
+    E, M, W = trees.children.shape
+    slots = jnp.arange(E)
+    at = jnp.where(parent == NONE, M, parent)  # M is out of range and dropped
+    present = jnp.sum(trees.children[slots, jnp.maximum(parent, 0)] != NONE, axis=1)
+    place = jnp.where(new == NONE, W, present[:, None] + jnp.arange(W))
+    node = jnp.where((new == NONE) | (parent == NONE)[:, None], M, new)
+    row = slots[:, None]
+    return trees.replace(
+        parent=trees.parent.at[row, node].set(parent[:, None], mode="drop"),
+        children=trees.children.at[row, at[:, None], place].set(new, mode="drop"),
+        terminal=trees.terminal.at[row, node].set(terminal, mode="drop"),
+        expanded=trees.expanded.at[slots, at].max(expands, mode="drop"),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def backup(trees: Trees, leaf: jax.Array, outcome: jax.Array) -> Trees:
+    """N += 1 and value_sum += outcome on every node from the leaf to the root.
+
+    Args:
+      leaf: [E] int32, NONE where a tree is left alone.
+      outcome: [E] float32 returns.
+    """
+    slots = jnp.arange(leaf.shape[0])
+    M = trees.parent.shape[1]
+
+    def up(state: tuple[jax.Array, Trees]) -> tuple[jax.Array, Trees]:
+        node, trees = state
+        at = jnp.where(node == NONE, M, node)
+        trees = trees.replace(
+            visit_count=trees.visit_count.at[slots, at].add(1, mode="drop"),
+            value_sum=trees.value_sum.at[slots, at].add(outcome, mode="drop"),
+        )
+        return jnp.where(node == NONE, NONE, trees.parent[slots, jnp.maximum(node, 0)]), trees
+
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] != NONE), up, (leaf, trees))[1]
+
+
+def from_iterations(
+    iterations: Sequence[IterationRecord], num_nodes: int, width: int
+) -> dict[str, np.ndarray]:
+    """One tree's arrays as stored iterations left them, by the names of `Trees`, without axis E.
+
+    A node was expanded when selection passed through it: it was the root, or visited before.
+    """
+    parent = np.full(num_nodes, NONE, np.int32)
+    children = np.full((num_nodes, width), NONE, np.int32)
+    visit_count = np.zeros(num_nodes, np.int32)
+    value_sum = np.zeros(num_nodes, np.float32)
+    expanded, terminal = np.zeros(num_nodes, bool), np.zeros(num_nodes, bool)
+    for iteration in iterations:
+        for new in iteration.nodes:
+            parent[new.node] = new.parent
+            children[new.parent, np.sum(children[new.parent] != NONE)] = new.node
+            terminal[new.node] = new.step.transition.done
+        path = np.asarray(iteration.path)
+        passed = path[:-1][(path[:-1] == 0) | (visit_count[path[:-1]] > 0)]
+        expanded[passed] = True
+        visit_count[path] += 1
+        value_sum[path] += np.float32(iteration.outcome)
+    return {
+        "parent": parent,
+        "children": children,
+        "visit_count": visit_count,
+        "value_sum": value_sum,
+        "expanded": expanded,
+        "terminal": terminal,
+    }
+
+
+def put(trees: Trees, slot: int, arrays: dict[str, np.ndarray]) -> Trees:
+    """The trees with one slot's tree replaced."""
+    return Trees(
+        **{
+            name: getattr(trees, name).at[slot].set(jnp.asarray(value))
+            for name, value in arrays.items()
+        }
+    )
