@@ -1,0 +1,387 @@
+"""What a BabyAI agent reads and may say: AgentBoard's text over a minigrid world.
+
+The semantics are AgentBoard's, written anew: the same sentences, the same action names and the
+same low-level moves behind them, its oddities included, because its labels and published scores
+hang on them. Pure functions of a world (see `babyai_world`); `docs/environments.md` lists every
+difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from agentrm_jax.envs.babyai_world import World
+
+LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
+CHECK = "check available actions"
+UNKNOWN_ACTION = "The action is not recognized. Please check valid actions."
+
+Position = tuple[int, int]
+Pose = tuple[int, int, int]
+
+_DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+_DESCRIBED = frozenset({"door", "key", "ball", "box", "goal", "lava", "wall"})
+_SOLID = frozenset({"wall", "box", "lava", "ball", "key"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """A thing in view, the agent's own cell apart.
+
+    Attributes:
+      name: For example `grey key` or `red closed door`.
+      type: Minigrid's word for it.
+      position: Absolute column and row.
+      front, right: Steps from the agent, in the direction it faces and to its right.
+    """
+
+    name: str
+    type: str
+    position: Position
+    front: int
+    right: int
+
+    @property
+    def distance(self) -> int:
+        return abs(self.front) + abs(self.right)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What the agent sees.
+
+    Attributes:
+      things: Nearest first, walls included; ties in the order of the view, far left first.
+      code: Changes exactly when the image of minigrid's observation changes.
+    """
+
+    things: tuple[Seen, ...]
+    code: tuple[Any, ...]
+
+    @property
+    def barrier(self) -> Seen | None:
+        """The nearest wall or box straight ahead."""
+        ahead = (t for t in self.things if t.right == 0 and t.type in ("wall", "box"))
+        return min(ahead, key=lambda thing: thing.front, default=None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """An available action: the low-level moves behind it and the thing that it is about."""
+
+    moves: tuple[int, ...]
+    target: Seen | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The available actions by name, in the order shown, and why some others are not."""
+
+    available: dict[str, Option]
+    refused: dict[str, str]
+
+
+def look(world: World) -> View:
+    """Minigrid's partial view with its rule of visibility, as a list of things."""
+    size = world.agent_view_size
+    column, row = int(world.agent_pos[0]), int(world.agent_pos[1])
+    (dx, dy), half = _DIRECTIONS[world.agent_dir], size // 2
+    cells = world.grid.grid
+    width, height = world.width, world.height
+    view: list[list[Any]] = []  # view[j][i]: j = 0 is the farthest row, i = 0 the leftmost column
+    for front in range(size - 1, -1, -1):
+        line = []
+        for right in range(-half, half + 1):
+            x, y = column + dx * front - dy * right, row + dy * front + dx * right
+            inside = 0 <= x < width and 0 <= y < height
+            line.append(cells[y * width + x] if inside else _OUTSIDE)
+        view.append(line)
+    visible = _visible(view)
+    things, code = [], []
+    for j, i in ((j, i) for j in range(size) for i in range(size)):
+        if not visible[j][i]:
+            code.append(0)
+            continue
+        front, right = size - 1 - j, i - half
+        if front == right == 0:
+            item = world.carrying
+            code.append(None if item is None else item.encode())
+            continue
+        item = view[j][i]
+        if item is None:
+            code.append(None)
+            continue
+        code.append(_OUTSIDE_CODE if item is _OUTSIDE else item.encode())
+        x, y = column + dx * front - dy * right, row + dy * front + dx * right
+        if x >= 0 and y >= 0:
+            kind = "wall" if item is _OUTSIDE else item.type
+            if kind in _DESCRIBED:
+                name = "grey wall" if item is _OUTSIDE else _name(item)
+                things.append(Seen(name=name, type=kind, position=(x, y), front=front, right=right))
+    things.sort(key=lambda thing: thing.distance)
+    return View(things=tuple(things), code=tuple(code))
+
+
+class _Outside:
+    """Stands for the cells beyond the grid, which minigrid shows as grey walls."""
+
+    def see_behind(self) -> bool:
+        return False
+
+
+_OUTSIDE = _Outside()
+_OUTSIDE_CODE = (2, 5, 0)
+
+
+def _visible(view: list[list[Any]]) -> list[list[bool]]:
+    """Light spreads from the agent, row by row away from it, sideways first; walls stop it."""
+    size = len(view)
+    mask = [[False] * size for _ in range(size)]
+    mask[size - 1][size // 2] = True
+    for j in range(size - 1, -1, -1):
+        for columns, step in ((range(size - 1), 1), (range(size - 1, 0, -1), -1)):
+            for i in columns:
+                item = view[j][i]
+                if not mask[j][i] or (item is not None and not item.see_behind()):
+                    continue
+                mask[j][i + step] = True
+                if j > 0:
+                    mask[j - 1][i + step] = True
+                    mask[j - 1][i] = True
+    return mask
+
+
+def _name(item: Any) -> str:
+    if item.type != "door":
+        return f"{item.color} {item.type}"
+    state = "open" if item.is_open else "locked" if item.is_locked else "closed"
+    return f"{item.color} {state} door"
+
+
+def describe(world: World, view: View) -> str:
+    """The observation's text."""
+    text = "You cannot see any objects within sight."
+    if view.things:
+        text = "In front of you in this room, you can see several objects: "
+        text += "".join(
+            f"There is a {thing.name} {number} {_where(thing)}.  "
+            for thing, number in _numbered(view)
+        )
+    text += "The room has walls around you. "
+    if (barrier := view.barrier) is not None:
+        text += f"You are facing a {barrier.type} {barrier.front} steps away. "
+    held = world.carrying
+    return text + (
+        "You are not carrying anything."
+        if held is None
+        else f"You are carrying a {held.color} {held.type}."
+    )
+
+
+def _numbered(view: View) -> Iterator[tuple[Seen, int]]:
+    counts: Counter[str] = Counter()
+    for thing in view.things:
+        if thing.type != "wall":
+            counts[thing.name] += 1
+            yield thing, counts[thing.name]
+
+
+def _where(thing: Seen) -> str:
+    if thing.right == 0:
+        return f"right in front of you {thing.front} steps away"
+    side = "right" if thing.right > 0 else "left"
+    return f"{thing.front} steps in front of you and {abs(thing.right)} steps to your {side}"
+
+
+def options(world: World, view: View) -> Options:
+    """The actions that can be said now."""
+    found = Options(available={}, refused={})
+    paths = _Paths(world, view)
+    found.available["turn left"] = Option(moves=(LEFT,))
+    found.available["turn right"] = Option(moves=(RIGHT,))
+    barrier = view.barrier
+    if barrier is None or barrier.front > 1:
+        found.available["move forward"] = Option(moves=(FORWARD,))
+    else:
+        found.refused["move forward"] = (
+            "There is a barrier in front of you, you can't move forward."
+        )
+    if world.carrying is None:
+        _add_reachable(
+            found, "pickup", (PICKUP,), _of_type(view, "key", "ball", "box", "lava"), paths
+        )
+    _add_drop(found, world, view)
+    for door, number in _numbered(view):
+        if door.type == "door":
+            _add_door(found, world, door, f"{door.name} {number}", paths)
+    for goal in _of_type(view, "goal"):
+        path = paths.onto(goal.position)
+        if path is None:
+            found.refused["go to goal"] = (
+                "You cannot go to the goal, as there is no path leading to it."
+            )
+        else:
+            found.available["go to goal"] = Option(moves=path, target=goal)
+    things = _of_type(view, "door", "key", "ball", "box", "lava")
+    _add_reachable(found, "go to", (), things, paths)
+    found.available[CHECK] = Option(moves=())
+    return found
+
+
+def _of_type(view: View, *types: str) -> list[Seen]:
+    return [thing for thing in view.things if thing.type in types]
+
+
+def _add_reachable(
+    found: Options, verb: str, last: tuple[int, ...], things: list[Seen], paths: _Paths
+) -> None:
+    """Adds `verb name number`. Unlike in the observation only reachable things are counted."""
+    counts: Counter[str] = Counter()
+    for thing in things:
+        path = paths.facing(thing.position)
+        label = f"{thing.name} {counts[thing.name] + 1}"
+        if path is None:
+            found.refused[f"{verb} {label}"] = (
+                f"You cannot {verb} {label}, as there is no path leading to it."
+            )
+        else:
+            counts[thing.name] += 1
+            found.available[f"{verb} {label}"] = Option(moves=path + last, target=thing)
+
+
+def _add_drop(found: Options, world: World, view: View) -> None:
+    if world.carrying is None:
+        found.refused["drop"] = "You cannot drop the object, as you are not carrying anything."
+    elif any(t.front == 1 and t.right == 0 and t.type in _SOLID for t in view.things):
+        found.refused["drop"] = (
+            "You cannot drop the object, as there is already an object in front of you."
+        )
+    else:
+        found.available["drop"] = Option(moves=(DROP,))
+
+
+def _add_door(found: Options, world: World, door: Seen, label: str, paths: _Paths) -> None:
+    color, state, _ = door.name.split()
+    through, toggle = f"go through {label}", f"toggle and go through {label}"
+    if state == "open":
+        path = paths.onto(door.position)
+        if path is None:
+            found.refused[through] = f"You cannot {through}, as there is no path leading to it."
+        else:
+            found.available[through] = Option(moves=path, target=door)
+        return
+    if state == "closed":
+        found.refused[through] = (
+            f"You cannot {through}, as it is closed. You should toggle it first."
+        )
+    elif world.carrying is None or world.carrying.type != "key":
+        found.refused[toggle] = f"You cannot {toggle}, as you are not carrying a key."
+        return
+    elif world.carrying.color != color:
+        found.refused[toggle] = (
+            f"You cannot {toggle}, as the color of the key you are carrying does not match the "
+            "color of door."
+        )
+        return
+    path = paths.facing(door.position)
+    if path is None:
+        found.refused[toggle] = f"You cannot {toggle}, as there is no path leading to it."
+        return
+    found.available[toggle] = Option(moves=(*path, TOGGLE, FORWARD), target=door)
+    if not path:
+        found.available["toggle"] = Option(moves=(TOGGLE,), target=door)
+
+
+class _Paths:
+    """Shortest moves to every pose (column, row, direction) within view, found in one search.
+
+    Only solid things in view block: doors do not, nor does what is hidden, so a path can fail on
+    the way. Which of several shortest paths is taken follows AgentBoard's search, where a pose
+    keeps the last parent that was found for it and the first pose to reach the target wins:
+    `_first` and `_last` are the orders in which a level's poses first and last enter its queue.
+    """
+
+    def __init__(self, world: World, view: View):
+        self._blocked = {t.position for t in view.things if t.type in _SOLID}
+        x, y = int(world.agent_pos[0]), int(world.agent_pos[1])
+        self._columns, self._rows = _search_ranges(x, y, world.agent_dir, world.agent_view_size)
+        self._start: Pose = (x, y, world.agent_dir)
+        self._parent: dict[Pose, tuple[Pose, int]] = {}
+        self._order: dict[Pose, int] = {}
+        # With nothing in view there is nothing to go to, and no search.
+        if view.things:
+            self._search()
+
+    def _search(self) -> None:
+        first = last = [self._start]
+        while first:
+            for pose in first:
+                self._order[pose] = len(self._order)
+            # Dictionaries keep the place of a key's first insertion: what is found again is
+            # taken out first where the last one counts.
+            following: dict[Pose, None] = {}
+            following_last: dict[Pose, None] = {}
+            for pose in first:
+                following.update((child, None) for child, _ in self._children(pose))
+            for pose in last:
+                for child, move in self._children(pose):
+                    following_last.pop(child, None)
+                    following_last[child] = None
+                    self._parent[child] = (pose, move)
+            first, last = list(following), list(following_last)
+
+    def _children(self, pose: Pose) -> Iterator[tuple[Pose, int]]:
+        x, y, facing = pose
+        dx, dy = _DIRECTIONS[facing]
+        for child, move in (
+            ((x + dx, y + dy, facing), FORWARD),
+            ((x, y, (facing - 1) % 4), LEFT),
+            ((x, y, (facing + 1) % 4), RIGHT),
+        ):
+            if (
+                child not in self._order
+                and child[0] in self._columns
+                and child[1] in self._rows
+                and child[:2] not in self._blocked
+            ):
+                yield child, move
+
+    def facing(self, target: Position) -> tuple[int, ...] | None:
+        """The moves to a pose next to the target that looks at it; None where none is found."""
+        x, y = target
+        return self._to((x - dx, y - dy, facing) for facing, (dx, dy) in enumerate(_DIRECTIONS))
+
+    def onto(self, target: Position) -> tuple[int, ...] | None:
+        """The moves onto the target; None where none is found."""
+        return self._to((*target, facing) for facing in range(4))
+
+    def _to(self, poses: Iterator[Pose]) -> tuple[int, ...] | None:
+        known = [pose for pose in poses if pose in self._order]
+        if not known:
+            return None
+        pose = min(known, key=self._order.__getitem__)
+        moves: list[int] = []
+        while pose != self._start:
+            pose, move = self._parent[pose]
+            moves.append(move)
+        return tuple(reversed(moves))
+
+
+def _search_ranges(x: int, y: int, facing: int, size: int) -> tuple[range, range]:
+    """The columns and rows that a path may use: the view, and in two directions a bit more.
+
+    AgentBoard's ranges run from the view's far left corner to one past its near right corner.
+    Where they run downwards that last line, just outside the view, is included.
+    """
+    dx, dy = _DIRECTIONS[facing]
+    half = size // 2
+
+    def span(corner: int, step: int) -> range:
+        end = corner + size * step
+        return range(end, corner + 1) if end < corner else range(corner, end)
+
+    left_x, left_y = x + dx * (size - 1) + dy * half, y + dy * (size - 1) - dx * half
+    return span(left_x, -dx - dy), span(left_y, -dy + dx)
