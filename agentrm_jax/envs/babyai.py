@@ -9,31 +9,30 @@ from collections.abc import Callable, Iterator, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, Transition, is_test_problem
-from agentrm_jax.envs.babyai_text import CHECK, UNKNOWN_ACTION, describe, look, options
+from agentrm_jax.envs.babyai_text import UNKNOWN_ACTION, describe, look, options
 from agentrm_jax.envs.babyai_world import World, build, copy_world, problem_form
 
 # The 28 levels of AgentBoard's test list, in its order; each is played with four seeds.
-_PAPER_KINDS = tuple(
-    "GoToRedBallGrey GoToRedBall GoToRedBallNoDists GoToObjS6 GoToLocalS8N7 GoToObjMazeS7 "
-    "GoToImpUnlock GoToSeqS5R2 GoToRedBlueBall GoToDoor GoToObjDoor Open OpenRedDoor OpenDoorLoc "
-    "OpenRedBlueDoorsDebug OpenDoorsOrderN4Debug Pickup UnblockPickup PickupLoc PickupDistDebug "
-    "PickupAbove Unlock UnlockLocalDist UnlockPickupDist BlockedUnlockPickup UnlockToUnlock "
-    "FindObjS7 KeyCorridorS6R3".split()
-)
+_PAPER_KINDS = """
+GoToRedBallGrey GoToRedBall GoToRedBallNoDists GoToObjS6 GoToLocalS8N7 GoToObjMazeS7
+GoToImpUnlock GoToSeqS5R2 GoToRedBlueBall GoToDoor GoToObjDoor Open OpenRedDoor OpenDoorLoc
+OpenRedBlueDoorsDebug OpenDoorsOrderN4Debug Pickup UnblockPickup PickupLoc PickupDistDebug
+PickupAbove Unlock UnlockLocalDist UnlockPickupDist BlockedUnlockPickup UnlockToUnlock FindObjS7
+KeyCorridorS6R3
+"""
 _PAPER_SEEDS = range(1234, 1238)
-_OTHER_KINDS = tuple(
-    "GoToObj GoToObjS4 GoToLocal GoToLocalS5N2 GoToLocalS6N2 GoToLocalS6N3 GoToLocalS6N4 "
-    "GoToLocalS7N4 GoToLocalS7N5 GoToLocalS8N2 GoToLocalS8N3 GoToLocalS8N4 GoToLocalS8N5 "
-    "GoToLocalS8N6 GoTo GoToOpen GoToObjMaze GoToObjMazeOpen GoToObjMazeS4R2 GoToObjMazeS4 "
-    "GoToObjMazeS5 GoToObjMazeS6 GoToSeq OpenDoor OpenDoorDebug OpenDoorColor OpenTwoDoors "
-    "OpenRedBlueDoors OpenDoorsOrderN2 OpenDoorsOrderN4 OpenDoorsOrderN2Debug PickupDist "
-    "PutNextLocal PutNextLocalS5N3 PutNextLocalS6N4 PutNextS4N1 PutNextS5N2 PutNextS5N1 "
-    "PutNextS6N3 PutNextS7N4 PutNextS5N2Carrying PutNextS6N3Carrying PutNextS7N4Carrying "
-    "UnlockLocal KeyInBox UnlockPickup ActionObjDoor FindObjS5 FindObjS6 KeyCorridor "
-    "KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3 OneRoomS8 "
-    "OneRoomS12 OneRoomS16 OneRoomS20 MoveTwoAcrossS5N2 MoveTwoAcrossS8N9 Synth SynthS5R2 "
-    "SynthLoc SynthSeq MiniBossLevel BossLevel BossLevelNoUnlock".split()
-)
+_OTHER_KINDS = """
+GoToObj GoToObjS4 GoToLocal GoToLocalS5N2 GoToLocalS6N2 GoToLocalS6N3 GoToLocalS6N4
+GoToLocalS7N4 GoToLocalS7N5 GoToLocalS8N2 GoToLocalS8N3 GoToLocalS8N4 GoToLocalS8N5
+GoToLocalS8N6 GoTo GoToOpen GoToObjMaze GoToObjMazeOpen GoToObjMazeS4R2 GoToObjMazeS4
+GoToObjMazeS5 GoToObjMazeS6 GoToSeq OpenDoor OpenDoorDebug OpenDoorColor OpenTwoDoors
+OpenRedBlueDoors OpenDoorsOrderN2 OpenDoorsOrderN4 OpenDoorsOrderN2Debug PickupDist PutNextLocal
+PutNextLocalS5N3 PutNextLocalS6N4 PutNextS4N1 PutNextS5N2 PutNextS5N1 PutNextS6N3 PutNextS7N4
+PutNextS5N2Carrying PutNextS6N3Carrying PutNextS7N4Carrying UnlockLocal KeyInBox UnlockPickup
+ActionObjDoor FindObjS5 FindObjS6 KeyCorridor KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3
+KeyCorridorS4R3 KeyCorridorS5R3 OneRoomS8 OneRoomS12 OneRoomS16 OneRoomS20 MoveTwoAcrossS5N2
+MoveTwoAcrossS8N9 Synth SynthS5R2 SynthLoc SynthSeq MiniBossLevel BossLevel BossLevelNoUnlock
+"""
 _MAX_STEPS = 20
 _PAPER_MAX_STEPS = 30  # AgentBoard's own setting
 _FIRST_SEED = 1_000_000
@@ -81,7 +80,7 @@ class BabyAI:
 
     def kinds(self) -> Sequence[str]:
         """The level names without prefix and version, AgentBoard's 28 first."""
-        return _PAPER_KINDS + _OTHER_KINDS
+        return (*_PAPER_KINDS.split(), *_OTHER_KINDS.split())
 
     def tasks(self, split: Split, *, kinds: Sequence[str], n: int, seed: int = 0) -> list[Task]:
         """Tasks taken from the kinds in turn.
@@ -95,7 +94,7 @@ class BabyAI:
                     f"babyai has no kind {kind!r}: choose from {', '.join(self.kinds())}"
                 )
         if split == "paper":
-            streams = [_paper_tasks(kind) for kind in kinds if kind in _PAPER_KINDS]
+            streams = [_paper_tasks(kind) for kind in kinds if kind in _PAPER_KINDS.split()]
         else:
             seen = set(_paper_problems())
             streams = [_generated_tasks(kind, split, seed, seen) for kind in kinds]
@@ -127,7 +126,7 @@ def _paper_tasks(kind: str) -> Iterator[Task]:
 @functools.cache
 def _paper_problems() -> frozenset[str]:
     return frozenset(
-        problem_form(build(kind, seed)) for kind in _PAPER_KINDS for seed in _PAPER_SEEDS
+        problem_form(build(kind, seed)) for kind in _PAPER_KINDS.split() for seed in _PAPER_SEEDS
     )
 
 
