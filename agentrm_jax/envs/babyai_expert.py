@@ -22,10 +22,10 @@ from agentrm_jax.envs.babyai_text import (
     RIGHT,
     TOGGLE,
     Options,
+    Position,
     look,
     options,
 )
-from agentrm_jax.envs.babyai_world import World
 
 _MAX_PLANS = 2_000  # sub-goals that the bot may push; it can push and pop the same ones for ever
 
@@ -67,80 +67,102 @@ def demonstrate(task: Task) -> list[Demonstration] | None:
 
 
 def _play(episode: BabyAIEpisode, max_steps: int) -> list[Demonstration] | None:
-    world = episode.world
-    bot = _bot_class()(world)
+    bot = _bot_class()(episode.world)
     bot.stack = _Plans(bot.stack)
-    move = bot.replan()
+    moves = [bot.replan()]
     turns: list[Demonstration] = []
-    macros = True
     while len(turns) < max_steps:
-        found = options(world, look(world))
-        turn = (_macro_turn(bot, found) if macros else None) or _single_turn(bot, found, move)
+        found = options(episode.world, look(episode.world))
+        turn = _macro_turn(bot, found, episode) or _single_turn(bot, found, moves[-1])
         if turn is None:
             return None
         turns.append(turn)
-        before = _pose(world)
-        suggested = [move]
-
-        def follow(made: int, suggested: list[int] = suggested) -> None:
-            suggested[0] = bot.replan(made)
-
-        transition = episode.act(turn.action, follow)
-        if transition.success:
-            return turns
-        if transition.done or (not macros and _pose(world) == before):
-            return None
-        move = suggested[0]
-        macros = _pose(world) != before
+        transition = episode.act(turn.action, lambda move: moves.append(bot.replan(move)))
+        if transition.done:
+            return turns if transition.success else None
     return None
 
 
-def _pose(world: World) -> tuple[Any, ...]:
-    """What tells whether a turn changed anything."""
-    x, y = world.agent_pos
-    ahead = world.grid.get(*world.front_pos)
-    return int(x), int(y), world.agent_dir, world.carrying, ahead and ahead.encode()
-
-
-def _macro_turn(bot: Any, found: Options) -> Demonstration | None:
+def _macro_turn(bot: Any, found: Options, episode: BabyAIEpisode) -> Demonstration | None:
     """The macro action for the bot's next sub-goal; None where no macro does it."""
     if not bot.stack:
         return None
     top, below = bot.stack[-1], bot.stack[-2] if len(bot.stack) > 1 else None
-    wanted = _wanted(bot)
     if _is(top, "OpenSubgoal"):
-        action = _action(found, "toggle and go through", tuple(map(int, top.fwd_pos)))
-        return action and _door_turn(action, wanted)
-    if not _is(top, "GoNextToSubgoal") or top.reason == "PutNext":
+        names = [_about(found, "toggle and go through", _cell(top.fwd_pos))]
+    elif (
+        not _is(top, "GoNextToSubgoal")
+        or top.reason == "PutNext"
+        or not (position := _position(bot, top))
+    ):
         return None
-    position = _position(bot, top)
-    if position is None or isinstance(top.datum, tuple) or top.reason == "Explore":
-        return _passing_turn(bot, found, position, wanted)
-    verbs = {"PickupSubgoal": "pickup", "OpenSubgoal": "toggle and go through"}
-    verb = verbs.get(type(below).__name__, "go to")
-    action = _action(found, verb, position)
-    if action is None:
+    elif _is_thing(top.datum):
+        verb = {"PickupSubgoal": "pickup", "OpenSubgoal": "toggle and go through"}
+        names = [_about(found, verb.get(type(below).__name__, "go to"), position)]
+    else:  # a place: through the open doors on the way
+        path, _, _ = bot._shortest_path(lambda cell, _: cell == position, try_with_blockers=True)
+        names = [_about(found, "go through", cell) for cell in path or ()]
+    name = next((name for name in names if name and _works(episode, name, found)), None)
+    return name and Demonstration(thought=_thought(bot, name), action=name)
+
+
+def _single_turn(bot: Any, found: Options, move: int) -> Demonstration | None:
+    """The bot's own next move; None where the text has no action for it now."""
+    world = bot.mission
+    single = {LEFT: "turn left", RIGHT: "turn right", FORWARD: "move forward"}
+    if move == PICKUP:
+        action = _about(found, "pickup", _cell(world.front_pos))
+        thought = action and _thought(bot, action)
+    elif move == TOGGLE:
+        action, thought = "toggle", "The door is in front of me. I open it."
+    elif move == DROP and world.carrying is not None:
+        action, thought = "drop", f"I put the {world.carrying.color} {world.carrying.type} here."
+    else:
+        action = single.get(move)
+        verb = "look for" if any(goal.is_exploratory() for goal in bot.stack) else "go to"
+        thought = f"I {verb} the {_wanted(bot)}. I {action}."
+    if action not in found.available or not thought:
         return None
-    if verb == "toggle and go through":
-        return _door_turn(action, wanted)
-    return Demonstration(thought=_seen_thought(bot, action, wanted), action=action)
+    return Demonstration(thought=thought, action=action)
+
+
+def _works(episode: BabyAIEpisode, action: str, found: Options) -> bool:
+    """Whether a macro does what it says: its path may cross closed doors or unseen things."""
+    trial = episode.fork()
+    transition = trial.step(action)
+    if transition.success or transition.done:
+        return transition.success
+    target = found.available[action].target
+    if action.startswith("pickup"):
+        return trial.world.carrying is not None
+    reached = trial.world.front_pos if action.startswith("go to") else trial.world.agent_pos
+    return target is not None and _cell(reached) == target.position
 
 
 def _is(subgoal: Any, name: str) -> bool:
     return type(subgoal).__name__ == name
 
 
-def _position(bot: Any, subgoal: Any) -> tuple[int, int] | None:
+def _is_thing(datum: Any) -> bool:
+    """Whether a sub-goal is about an object or the description of one, not about a place."""
+    return hasattr(datum, "color")
+
+
+def _cell(position: Any) -> Position:
+    return int(position[0]), int(position[1])
+
+
+def _position(bot: Any, subgoal: Any) -> Position | None:
     """Where a go-next-to sub-goal leads, as far as the bot has seen."""
     datum = subgoal.datum
     if hasattr(datum, "obj_set"):
-        _, position = bot._find_obj_pos(datum, subgoal.reason == "PutNext")
+        _, position = bot._find_obj_pos(datum)
     else:
         position = getattr(datum, "cur_pos", datum)
-    return None if position is None else (int(position[0]), int(position[1]))
+    return None if position is None else _cell(position)
 
 
-def _action(found: Options, verb: str, position: tuple[int, int] | None) -> str | None:
+def _about(found: Options, verb: str, position: Position) -> str | None:
     """The available action `verb ...` that is about the thing at a position."""
     for name, option in found.available.items():
         if option.target and option.target.position == position and name.startswith(verb + " "):
@@ -148,62 +170,24 @@ def _action(found: Options, verb: str, position: tuple[int, int] | None) -> str 
     return None
 
 
-def _passing_turn(
-    bot: Any, found: Options, position: tuple[int, int] | None, wanted: str
-) -> Demonstration | None:
-    """On the way to a place out of view: through the first open door on the way, if any."""
-    if position is None:
-        return None
-    path, _, _ = bot._shortest_path(lambda cell, _: cell == position, try_with_blockers=True)
-    for cell in path or ():
-        action = _action(found, "go through", cell)
-        if action is not None:
-            return _door_turn(action, wanted)
-    return None
-
-
-def _single_turn(bot: Any, found: Options, move: int) -> Demonstration | None:
-    """The bot's own next move."""
-    ahead = tuple(map(int, bot.mission.front_pos))
-    wanted = _wanted(bot)
-    if move == PICKUP:
-        action = _action(found, "pickup", ahead)
-        if action is None:
-            return None
-        return Demonstration(thought=_seen_thought(bot, action, wanted), action=action)
-    if move == TOGGLE:
-        return Demonstration(thought="The door is in front of me. I open it.", action="toggle")
-    if move == DROP:
-        held = bot.mission.carrying
-        thing = f"{held.color} {held.type}" if held else "thing"
-        return Demonstration(thought=f"I put the {thing} down here.", action="drop")
-    names = {LEFT: "turn left", RIGHT: "turn right", FORWARD: "move forward"}
-    if move not in names:
-        return None
-    thought = f"I look for the {wanted}." if _exploring(bot) else f"I go to the {wanted}."
-    return Demonstration(thought=f"{thought} I {names[move]}.", action=names[move])
-
-
-def _exploring(bot: Any) -> bool:
-    return any(subgoal.is_exploratory() for subgoal in bot.stack)
-
-
 def _wanted(bot: Any) -> str:
     """The thing that the topmost sub-goal with a thing is about, in the goal's words."""
     for subgoal in reversed(bot.stack):
         datum = subgoal.datum
-        if _is(subgoal, "GoNextToSubgoal") and hasattr(datum, "color"):
+        if _is(subgoal, "GoNextToSubgoal") and _is_thing(datum):
             return " ".join(filter(None, (datum.color, datum.type or "object")))
-    return "goal"
+        if _is(subgoal, "OpenSubgoal") and (cell := subgoal.fwd_cell) and cell.type == "door":
+            return f"{cell.color} door"
+    return "next thing"
 
 
-def _seen_thought(bot: Any, action: str, wanted: str) -> str:
-    label = " ".join(action.split()[-3:] if "door" not in action else action.split()[-4:])
-    if f" {wanted}" in f" {bot.mission.mission}":
-        return f"The goal is the {wanted}. I see {label}."
-    return f"I need the {wanted}. I see {label}."
-
-
-def _door_turn(action: str, wanted: str) -> Demonstration:
-    label = " ".join(action.split()[-4:])
-    return Demonstration(thought=f"I want the {wanted}. I see {label}.", action=action)
+def _thought(bot: Any, action: str) -> str:
+    """Why an action about a thing is right: it is what is wanted, or it is on the way to it."""
+    words = action.split()[-4 if "door" in action else -3 :]
+    label, wanted = " ".join(words), _wanted(bot)
+    if all(word in (*words, "object") for word in wanted.split()):
+        reason = "The goal is" if f" {wanted}" in bot.mission.mission else "I need"
+        return f"{reason} the {wanted}. I see {label}."
+    if action.startswith("pickup"):
+        return f"I take {label} out of the way."
+    return f"I look for the {wanted}. I take {label}."
