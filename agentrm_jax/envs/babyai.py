@@ -199,34 +199,34 @@ class BabyAIEpisode:
             return self._transition(found.refused.get(action, UNKNOWN_ACTION), valid=False)
         if not option.moves:
             return self._transition("No change in state.")
-        status = self._move(option.moves, on_move)
+        success = self._move(option.moves, on_move)
         text = describe(self._world, self._view)
-        if status == "success":
+        if success:
             text += "\nThe task is completed."
-        elif status == "failure":
-            text += "\nThe task has failed."
-        return self._transition(text, success=status == "success", over=status != "continue")
+        return self._transition(text, success=success)
 
-    def _move(self, moves: Sequence[int], on_move: Callable[[int], None]) -> str:
-        """Moves until one ends the task or changes nothing in view."""
+    def _move(self, moves: Sequence[int], on_move: Callable[[int], None]) -> bool:
+        """Moves until the goal is reached (True) or a move changes nothing in view (False).
+
+        What minigrid's strict levels call a failure ends nothing, as in AgentBoard: they fail
+        every mission of two doors as soon as its first door is opened.
+        """
         for move in moves:
             before = self._view.code
-            _, reward, terminated, _, _ = self._world.step(move)
+            _, reward, _, _, _ = self._world.step(move)
             self._view = look(self._world)
             on_move(move)
-            if terminated:
-                return "success" if reward > 0 else "failure"
+            if reward > 0:
+                return True
             if self._view.code == before:
                 break
-        return "continue"
+        return False
 
-    def _transition(
-        self, text: str, *, valid: bool = True, success: bool = False, over: bool = False
-    ) -> Transition:
+    def _transition(self, text: str, *, valid: bool = True, success: bool = False) -> Transition:
         return Transition(
             observation=text,
             reward=1.0 if success else 0.0,
-            done=over or self._steps_left <= 0,
+            done=success or self._steps_left <= 0,
             success=success,
             valid=valid,
         )

@@ -14,18 +14,8 @@ from typing import Any
 from agentrm_jax.core.protocols import Demonstration
 from agentrm_jax.core.records import Task
 from agentrm_jax.envs.babyai import BabyAIEpisode
-from agentrm_jax.envs.babyai_text import (
-    DROP,
-    FORWARD,
-    LEFT,
-    PICKUP,
-    RIGHT,
-    TOGGLE,
-    Options,
-    Position,
-    look,
-    options,
-)
+from agentrm_jax.envs.babyai_paths import DROP, FORWARD, LEFT, PICKUP, RIGHT, TOGGLE, Position
+from agentrm_jax.envs.babyai_text import Options, look, options
 
 _MAX_PLANS = 2_000  # sub-goals that the bot may push; it can push and pop the same ones for ever
 
@@ -103,7 +93,7 @@ def _macro_turn(bot: Any, found: Options, episode: BabyAIEpisode) -> Demonstrati
         path, _, _ = bot._shortest_path(lambda cell, _: cell == position, try_with_blockers=True)
         names = [_about(found, "go through", cell) for cell in path or ()]
     name = next((name for name in names if name and _works(episode, name, found)), None)
-    return name and Demonstration(thought=_thought(bot, name), action=name)
+    return Demonstration(thought=_thought(bot, name), action=name) if name else None
 
 
 def _single_turn(bot: Any, found: Options, move: int) -> Demonstration | None:

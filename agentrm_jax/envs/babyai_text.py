@@ -13,16 +13,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from agentrm_jax.envs.babyai_paths import (
+    DIRECTIONS,
+    DROP,
+    FORWARD,
+    LEFT,
+    PICKUP,
+    RIGHT,
+    TOGGLE,
+    Paths,
+    Position,
+)
 from agentrm_jax.envs.babyai_world import World
 
-LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
 CHECK = "check available actions"
 UNKNOWN_ACTION = "The action is not recognized. Please check valid actions."
 
-Position = tuple[int, int]
-Pose = tuple[int, int, int]
 
-_DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _DESCRIBED = frozenset({"door", "key", "ball", "box", "goal", "lava", "wall"})
 _SOLID = frozenset({"wall", "box", "lava", "ball", "key"})
 
@@ -88,7 +95,7 @@ def look(world: World) -> View:
     """Minigrid's partial view with its rule of visibility, as a list of things."""
     size = world.agent_view_size
     column, row = int(world.agent_pos[0]), int(world.agent_pos[1])
-    (dx, dy), half = _DIRECTIONS[world.agent_dir], size // 2
+    (dx, dy), half = DIRECTIONS[world.agent_dir], size // 2
     cells = world.grid.grid
     width, height = world.width, world.height
     view: list[list[Any]] = []  # view[j][i]: j = 0 is the farthest row, i = 0 the leftmost column
@@ -199,7 +206,9 @@ def _where(thing: Seen) -> str:
 def options(world: World, view: View) -> Options:
     """The actions that can be said now."""
     found = Options(available={}, refused={})
-    paths = _Paths(world, view)
+    x, y = map(int, world.agent_pos)
+    blocked = (thing.position for thing in view.things if thing.type in _SOLID)
+    paths = Paths((x, y, world.agent_dir), world.agent_view_size, blocked)
     found.available["turn left"] = Option(moves=(LEFT,))
     found.available["turn right"] = Option(moves=(RIGHT,))
     barrier = view.barrier
@@ -236,7 +245,7 @@ def _of_type(view: View, *types: str) -> list[Seen]:
 
 
 def _add_reachable(
-    found: Options, verb: str, last: tuple[int, ...], things: list[Seen], paths: _Paths
+    found: Options, verb: str, last: tuple[int, ...], things: list[Seen], paths: Paths
 ) -> None:
     """Adds `verb name number`. Unlike in the observation only reachable things are counted."""
     counts: Counter[str] = Counter()
@@ -263,7 +272,7 @@ def _add_drop(found: Options, world: World, view: View) -> None:
         found.available["drop"] = Option(moves=(DROP,))
 
 
-def _add_door(found: Options, world: World, door: Seen, label: str, paths: _Paths) -> None:
+def _add_door(found: Options, world: World, door: Seen, label: str, paths: Paths) -> None:
     color, state, _ = door.name.split()
     through, toggle = f"go through {label}", f"toggle and go through {label}"
     if state == "open":
@@ -293,95 +302,3 @@ def _add_door(found: Options, world: World, door: Seen, label: str, paths: _Path
     found.available[toggle] = Option(moves=(*path, TOGGLE, FORWARD), target=door)
     if not path:
         found.available["toggle"] = Option(moves=(TOGGLE,), target=door)
-
-
-class _Paths:
-    """Shortest moves to every pose (column, row, direction) within view, found in one search.
-
-    Only solid things in view block: doors do not, nor does what is hidden, so a path can fail on
-    the way. Which of several shortest paths is taken follows AgentBoard's search, where a pose
-    keeps the last parent that was found for it and the first pose to reach the target wins:
-    `_first` and `_last` are the orders in which a level's poses first and last enter its queue.
-    """
-
-    def __init__(self, world: World, view: View):
-        self._blocked = {t.position for t in view.things if t.type in _SOLID}
-        x, y = int(world.agent_pos[0]), int(world.agent_pos[1])
-        self._columns, self._rows = _search_ranges(x, y, world.agent_dir, world.agent_view_size)
-        self._start: Pose = (x, y, world.agent_dir)
-        self._parent: dict[Pose, tuple[Pose, int]] = {}
-        self._order: dict[Pose, int] = {}
-        # With nothing in view there is nothing to go to, and no search.
-        if view.things:
-            self._search()
-
-    def _search(self) -> None:
-        first = last = [self._start]
-        while first:
-            for pose in first:
-                self._order[pose] = len(self._order)
-            # Dictionaries keep the place of a key's first insertion: what is found again is
-            # taken out first where the last one counts.
-            following: dict[Pose, None] = {}
-            following_last: dict[Pose, None] = {}
-            for pose in first:
-                following.update((child, None) for child, _ in self._children(pose))
-            for pose in last:
-                for child, move in self._children(pose):
-                    following_last.pop(child, None)
-                    following_last[child] = None
-                    self._parent[child] = (pose, move)
-            first, last = list(following), list(following_last)
-
-    def _children(self, pose: Pose) -> Iterator[tuple[Pose, int]]:
-        x, y, facing = pose
-        dx, dy = _DIRECTIONS[facing]
-        for child, move in (
-            ((x + dx, y + dy, facing), FORWARD),
-            ((x, y, (facing - 1) % 4), LEFT),
-            ((x, y, (facing + 1) % 4), RIGHT),
-        ):
-            if (
-                child not in self._order
-                and child[0] in self._columns
-                and child[1] in self._rows
-                and child[:2] not in self._blocked
-            ):
-                yield child, move
-
-    def facing(self, target: Position) -> tuple[int, ...] | None:
-        """The moves to a pose next to the target that looks at it; None where none is found."""
-        x, y = target
-        return self._to((x - dx, y - dy, facing) for facing, (dx, dy) in enumerate(_DIRECTIONS))
-
-    def onto(self, target: Position) -> tuple[int, ...] | None:
-        """The moves onto the target; None where none is found."""
-        return self._to((*target, facing) for facing in range(4))
-
-    def _to(self, poses: Iterator[Pose]) -> tuple[int, ...] | None:
-        known = [pose for pose in poses if pose in self._order]
-        if not known:
-            return None
-        pose = min(known, key=self._order.__getitem__)
-        moves: list[int] = []
-        while pose != self._start:
-            pose, move = self._parent[pose]
-            moves.append(move)
-        return tuple(reversed(moves))
-
-
-def _search_ranges(x: int, y: int, facing: int, size: int) -> tuple[range, range]:
-    """The columns and rows that a path may use: the view, and in two directions a bit more.
-
-    AgentBoard's ranges run from the view's far left corner to one past its near right corner.
-    Where they run downwards that last line, just outside the view, is included.
-    """
-    dx, dy = _DIRECTIONS[facing]
-    half = size // 2
-
-    def span(corner: int, step: int) -> range:
-        end = corner + size * step
-        return range(end, corner + 1) if end < corner else range(corner, end)
-
-    left_x, left_y = x + dx * (size - 1) + dy * half, y + dy * (size - 1) - dx * half
-    return span(left_x, -dx - dy), span(left_y, -dy + dx)
