@@ -151,9 +151,7 @@ class Proposal:
 class Policy(Protocol):
     """An agent's model seen from the search."""
 
-    def propose(
-        self, requests: Sequence[tuple[Trajectory, str]], n: int
-    ) -> list[list[Proposal]]:
+    def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
         """n turns for each (state, purpose).
 
         Randomness is drawn from the run's seed, the task's id and the purpose alone: the same

@@ -13,9 +13,6 @@ from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.data.chat import observation_tokens, opening_tokens, reply_tokens
 from agentrm_jax.data.tokenizer import Tokenizer
 
-Piece = np.ndarray
-"""int32 [T] tokens, at least one."""
-
 
 class Renderer:
     """Renders states for one model.
@@ -31,14 +28,14 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
         self._prompt_of = prompt_of
-        self._openings: dict[tuple[str, str], Piece] = {}
+        self._openings: dict[tuple[str, str], np.ndarray] = {}
         # Observations repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
 
     def _encode_observation(self, text: str) -> tuple[int, ...]:
         return tuple(observation_tokens(self.tokenizer, text))
 
-    def opening(self, trajectory: Trajectory) -> Piece:
+    def opening(self, trajectory: Trajectory) -> np.ndarray:
         """Prompt and first observation, up to where the first reply begins."""
         task = trajectory.task
         key = (task.environment, trajectory.first_observation)
@@ -54,17 +51,17 @@ class Renderer:
             self._openings[key] = np.asarray(tokens, np.int32)
         return self._openings[key]
 
-    def step(self, step: Step) -> Piece:
+    def step(self, step: Step) -> np.ndarray:
         """One exchange: the reply, its stop token and the observation."""
         reply = reply_tokens(self.tokenizer, step)
         observation = self._observation(step.transition.observation)
         return np.asarray([*reply, *observation], np.int32)
 
-    def pieces(self, trajectory: Trajectory) -> tuple[list[Piece], int]:
-        """The state's pieces, and how many of its oldest steps did not fit."""
+    def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
+        """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit."""
         opening = self.opening(trajectory)
         left = self.limit - len(opening)
-        kept: list[Piece] = []
+        kept: list[np.ndarray] = []
         for step in reversed(trajectory.steps):
             piece = self.step(step)
             if len(piece) > left:

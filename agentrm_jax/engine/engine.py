@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.render import Piece
 from agentrm_jax.engine.decode import DecodeGroups, Replies, decode
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import PageTable, make_pool
-from agentrm_jax.engine.prefix_cache import Entry, PrefixCache
+from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model.config import LlamaConfig
 
@@ -243,7 +242,7 @@ class Engine:
           places: Each request's group number, below `slots`; the other groups are padding.
         """
         leaves = [self.cache.find(request.pieces) for request in requests]
-        for request, leaf in zip(requests, leaves, strict=True):
+        for leaf in leaves:
             if leaf.end + sampling.max_tokens > self.sizes.context:
                 raise UserError(
                     f"engine.context: a conversation of {leaf.end} tokens and a reply of "

@@ -12,8 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.render import Piece
+
+Piece = np.ndarray
+"""int32 [T] tokens, at least one."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""State-value pairs from stored trees (paper section 3.2): no environment and no model is needed."""
+"""State-value pairs from stored trees (paper section 3.2); no environment or model is needed."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def select(trees: Trees, exploration: jax.Array) -> jax.Array:
     Returns:
       [E] int32, the first node on the way that is terminal, not expanded or without children.
     """
-    E, _, W = trees.children.shape
+    E = trees.parent.shape[0]
     slots = jnp.arange(E)
     value = trees.value
 

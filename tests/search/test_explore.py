@@ -45,9 +45,7 @@ def plain_search(task, config: SearchConfig):
         spread = np.sqrt(np.log(np.float32(node.parent.visits)) / np.float32(node.visits))
         return node.total / np.float32(node.visits) + np.float32(config.exploration) * spread
 
-    root = PlainNode(
-        0, None, Trajectory(task=task, first_observation=f"game {task.task_id}")
-    )
+    root = PlainNode(0, None, Trajectory(task=task, first_observation=f"game {task.task_id}"))
     nodes.append(root)
     paths = []
     for _ in range(config.num_iterations):

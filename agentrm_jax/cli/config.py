@@ -1,0 +1,123 @@
+"""A run's configuration: the configs of all floors, composed. YAML holds what differs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.sharding import MeshConfig
+from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.search.explore import SearchConfig
+from agentrm_jax.search.labels import LabelConfig
+from agentrm_jax.train.fit import FitConfig
+from agentrm_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvironmentConfig:
+    """An environment of the run.
+
+    Attributes:
+      name: Registered name.
+      kinds: Levels or domains to train and test on; empty takes all that are not held out.
+      held_out: Levels or domains that are tested only.
+      prompt: Whether the agent is told the environment's instruction and example. A model that
+        was trained from nothing on this environment alone needs neither.
+    """
+
+    name: str
+    kinds: Sequence[str] = ()
+    held_out: Sequence[str] = ()
+    prompt: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model that `sft` makes from nothing (used where `policy` is not given)."""
+
+    vocab_size: int = 1024
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 64
+    d_ff: int = 384
+    rope_theta: float = 10_000.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Expert trajectories.
+
+    Attributes:
+      num_tasks: Train tasks that the expert is asked to solve.
+    """
+
+    num_tasks: int = 2000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training stage: its loop and its optimiser."""
+
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExploreConfig:
+    """Exploration.
+
+    Attributes:
+      num_tasks: Train tasks, other ones than the experts', that get a tree.
+      search: The search.
+      sampling: How turns are sampled.
+    """
+
+    num_tasks: int = 100
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+      environments: Where the agent acts.
+      seed: Every random number follows from it.
+      workers: Environment processes; 0 steps environments in this process.
+      policy: An existing policy to start from: a Hugging Face directory, or a model directory of
+        another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
+      train_policy: Whether `sft` trains it; with false it is taken as it is.
+      reward_model: An existing reward model to evaluate with (`runs/NAME/reward/explicit/model`);
+        exploration, labels and reward training are then left out.
+    """
+
+    environments: Sequence[EnvironmentConfig]
+    seed: int = 0
+    workers: int = 0
+    policy: str | None = None
+    train_policy: bool = True
+    reward_model: str | None = None
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
+    sft: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    explore: ExploreConfig = dataclasses.field(default_factory=ExploreConfig)
+    label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
+    train_rm: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if not self.environments:
+            raise UserError("environments: name at least one")
+        names = [environment.name for environment in self.environments]
+        if len(set(names)) < len(names):
+            raise UserError("environments: each may be named once")
+        if not self.train_policy and self.policy is None:
+            raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")

@@ -1,0 +1,102 @@
+"""Where arrays live: logical axis names, and the rules that map them to the axes of a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from agentrm_jax.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "layers": None,
+    "embed": "fsdp",
+    "activation_embed": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""Logical axis to mesh axes. Parameters are split over `fsdp` and `tensor`, examples over `data`
+and `fsdp`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def shape(self, num_devices: int) -> tuple[int, int, int]:
+        """The axis sizes for so many devices.
+
+        Raises:
+          UserError: They do not fit.
+        """
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise UserError(f"mesh: sizes must be positive and at most one may be -1, not {sizes}")
+        known = math.prod(size for size in sizes if size != -1)
+        if -1 in sizes and num_devices % known == 0:
+            sizes[sizes.index(-1)] = num_devices // known
+        if -1 in sizes or math.prod(sizes) > num_devices:
+            raise UserError(
+                f"mesh: data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit "
+                f"{num_devices} devices"
+            )
+        return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first devices (all by default), as many as the config asks for."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = config.shape(len(devices))
+    return jax.make_mesh(
+        shape,
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices[: math.prod(shape)],
+    )
+
+
+def logical_to_spec(
+    axes: Sequence[str | None], rules: Mapping[str, str | tuple[str, ...] | None] = RULES
+) -> PartitionSpec:
+    """The partition of an array whose axes have these logical names (None: not split).
+
+    Raises:
+      ValueError: A name without a rule, or two axes on one mesh axis.
+    """
+    used: set[str] = set()
+    spec: list[str | tuple[str, ...] | None] = []
+    for name in axes:
+        if name is not None and name not in rules:
+            raise ValueError(f"no rule for the logical axis {name!r}")
+        target = None if name is None else rules[name]
+        targets = (target,) if isinstance(target, str) else target or ()
+        if used & set(targets):
+            raise ValueError(
+                f"{tuple(axes)} would split two axes over {sorted(used & set(targets))}"
+            )
+        used.update(targets)
+        spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+    return NamedSharding(mesh, logical_to_spec(axes))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], mesh: Mesh | None) -> jax.Array:
+    """Tells the compiler how an intermediate is split; nothing without a mesh."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes))

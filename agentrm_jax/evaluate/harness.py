@@ -1,0 +1,177 @@
+"""Runs test-time methods over a task list and turns what they did into episodes.
+
+Trajectories are stored as they end, so that an interrupted evaluation goes on where it was. All
+rules that choose among n trajectories look at the same n.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import JsonLines, read_json_lines
+from agentrm_jax.core.protocols import Scorer
+from agentrm_jax.core.records import Task, to_json, trajectory_from_json
+from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.evaluate.results import Episode
+from agentrm_jax.search.beam import BeamConfig
+from agentrm_jax.search.choose import BASELINES, argmax_weights
+from agentrm_jax.search.rollouts import Rollout
+
+METHODS = ("greedy", "best_of_n", "beam")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Which methods run on which test tasks.
+
+    Attributes:
+      num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all there are.
+      methods: Of greedy, best_of_n (with its baselines) and beam.
+      n: Trajectories that best-of-n chooses from.
+      sampling: How they, and a beam's candidates, are sampled. Greedy takes temperature 0.
+      slots: Trajectories that run at the same time. It decides speed, never results.
+      beam: Beam search.
+      beam_tasks: How many of the tasks beam search runs on; 0 takes all.
+      random_beam: Whether the same beam is also run with random scores: what the search gains
+        without a reward model.
+    """
+
+    num_tasks: int = 180
+    methods: tuple[str, ...] = METHODS
+    n: int = 5
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    slots: int = 64
+    beam: BeamConfig = dataclasses.field(default_factory=BeamConfig)
+    beam_tasks: int = 0
+    random_beam: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown:
+            raise UserError(
+                f"evaluate.methods: unknown method {unknown[0]!r}; known are {', '.join(METHODS)}"
+            )
+        if self.n < 1 or self.slots < 1 or self.num_tasks < 0 or self.beam_tasks < 0:
+            raise UserError(
+                "evaluate: n and slots must be at least 1, num_tasks and beam_tasks at least 0"
+            )
+
+
+def stored_rollouts(
+    path: pathlib.Path,
+    episodes: Sequence[tuple[Task, int]],
+    run: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
+    on_rollout: Callable[[], None] = lambda: None,
+) -> list[Rollout]:
+    """The rollouts of all (task, sample number); only those that `path` lacks are run.
+
+    Returns:
+      In the order of `episodes`.
+    """
+    found = {}
+    for value in read_json_lines(path):
+        rollout = Rollout(**{**value, "trajectory": trajectory_from_json(value["trajectory"])})
+        found[rollout.trajectory.task.task_id, rollout.sample] = rollout
+        on_rollout()
+    missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]
+    with JsonLines(path) as lines:
+        for rollout in run(missing) if missing else ():
+            fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
+            lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
+            found[rollout.trajectory.task.task_id, rollout.sample] = rollout
+            on_rollout()
+    return [found[task.task_id, sample] for task, sample in episodes]
+
+
+def by_task(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    groups: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.trajectory.task.task_id, []).append(rollout)
+    return groups
+
+
+def single_episodes(
+    rollouts: Sequence[Rollout], method: str, *, seed: int, **labels: Any
+) -> list[Episode]:
+    """The episodes of a method that gives one trajectory for each task."""
+    return [
+        _episode([rollout], np.ones(1), method, seed=seed, **{"n": 1, **labels})
+        for rollout in rollouts
+    ]
+
+
+def chosen_episodes(
+    rollouts: Sequence[Rollout], scorers: Mapping[str, Scorer], *, seed: int
+) -> tuple[list[Episode], dict[str, dict[str, list[float]]]]:
+    """Best-of-n under each scorer, and every baseline, over the same n trajectories of each task.
+
+    Returns:
+      The episodes, and the scores by scorer and task.
+    """
+    groups = by_task(rollouts)
+    episodes = [
+        _episode(group, rule([r.trajectory for r in group]), name, seed=seed, n=len(group))
+        for name, rule in BASELINES.items()
+        for group in groups.values()
+    ]
+    all_scores: dict[str, dict[str, list[float]]] = {}
+    for name, scorer in scorers.items():
+        scores = scorer.score([[r.trajectory for r in group] for group in groups.values()])
+        all_scores[name] = dict(zip(groups, scores, strict=True))
+        episodes.extend(
+            _episode(
+                group,
+                argmax_weights(own),
+                "best_of_n",
+                seed=seed,
+                n=len(group),
+                reward_model=name,
+            )
+            for group, own in zip(groups.values(), scores, strict=True)
+        )
+    return episodes, all_scores
+
+
+def _episode(
+    group: Sequence[Rollout],
+    weights: np.ndarray,
+    method: str,
+    *,
+    seed: int,
+    n: int,
+    reward_model: str | None = None,
+    reward_tokens: int = 0,
+    beam_width: int | None = None,
+    expansion_width: int | None = None,
+) -> Episode:
+    """One task's episode; what a rule is expected to give where it draws."""
+    outcomes = np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
+    successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
+    best = group[int(np.argmax(weights))]
+    errors = [r.error for r, w in zip(group, weights, strict=True) if r.error and w > 0]
+    steps = best.trajectory.steps
+    return Episode(
+        task=best.trajectory.task,
+        method=method,
+        reward_model=reward_model,
+        n=n,
+        beam_width=beam_width,
+        expansion_width=expansion_width,
+        seed=seed,
+        outcome=float(weights @ outcomes),
+        success=float(weights @ successes),
+        policy_tokens=sum(r.policy_tokens for r in group),
+        reward_tokens=reward_tokens,
+        env_steps=sum(r.env_steps for r in group),
+        wall_seconds=sum(r.wall_seconds for r in group),
+        invalid_actions=sum(not s.transition.valid for s in steps),
+        truncated_steps=sum(r.truncated_steps for r in group),
+        error=errors[0] if errors else None,
+        steps=len(steps),
+    )

@@ -1,0 +1,145 @@
+"""The shape of a Llama."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """Llama-3.1's stretching of the rotary frequencies."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LlamaConfig:
+    """The shape of a Llama-family model.
+
+    Attributes:
+      vocab_size: V.
+      d_model: D.
+      num_layers: L.
+      num_heads: N, query heads.
+      num_kv_heads: K, key and value heads; N is a multiple of it.
+      head_dim: H, even. N * H need not be D.
+      d_ff: F.
+      rope_theta: Base of the rotary wavelengths.
+      rope_scaling: Llama-3.1's scaling, or None.
+      norm_eps: Added to the mean square in the norms.
+      tie_embeddings: Whether the logits use the embedding table.
+      max_positions: Longest sequence that the model was made for, in tokens.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    max_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "d_model",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_positions",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads: {self.num_kv_heads} does not divide num_heads "
+                f"({self.num_heads})"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim: must be even, not {self.head_dim}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """From the contents of a Hugging Face `config.json`, old spelling or new.
+
+        Raises:
+          UserError: Another architecture, a missing key or an unknown kind of rotary scaling.
+        """
+        if config.get("model_type") != "llama":
+            raise UserError(f"model_type: only llama is read, not {config.get('model_type')!r}")
+        # transformers 5 writes `rope_parameters`; before, theta stood beside `rope_scaling`.
+        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind not in ("default", "llama3"):
+            raise UserError(f"rope_scaling: type {kind!r} is not supported, llama3 is")
+        try:
+            scaling = None
+            if kind == "llama3":
+                scaling = RopeScaling(
+                    factor=float(rope["factor"]),
+                    low_freq_factor=float(rope["low_freq_factor"]),
+                    high_freq_factor=float(rope["high_freq_factor"]),
+                    original_max_positions=int(rope["original_max_position_embeddings"]),
+                )
+            num_heads = config["num_attention_heads"]
+            return cls(
+                vocab_size=config["vocab_size"],
+                d_model=config["hidden_size"],
+                num_layers=config["num_hidden_layers"],
+                num_heads=num_heads,
+                num_kv_heads=config.get("num_key_value_heads") or num_heads,
+                head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
+                d_ff=config["intermediate_size"],
+                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+                rope_scaling=scaling,
+                norm_eps=config.get("rms_norm_eps", 1e-6),
+                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+                max_positions=config.get("max_position_embeddings", 2048),
+            )
+        except KeyError as error:
+            raise UserError(f"config.json: the key {error} is missing") from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """A Hugging Face `config.json` in the spelling that old and new versions read."""
+        scaling = self.rope_scaling
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.d_ff,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None
+            if scaling is None
+            else {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            },
+            "rms_norm_eps": self.norm_eps,
+            "tie_word_embeddings": self.tie_embeddings,
+            "max_position_embeddings": self.max_positions,
+            "attention_bias": False,
+            "mlp_bias": False,
+        }

@@ -1,0 +1,129 @@
+"""The parameters of a Llama, described once: shape, logical axes and initialiser of each.
+
+Initial values, shardings and checkpoint targets are all derived from the description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.model.config import LlamaConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One parameter.
+
+    Attributes:
+      shape: Its shape.
+      axes: The logical name of each axis.
+      scale: Standard deviation of the initial values; None begins with ones.
+      dtype: Set where it must not follow the model's.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    scale: float | None
+    dtype: Any = None
+
+
+def describe(config: LlamaConfig) -> Params:
+    """The tree of `ParamSpec`; layers are stacked along a leading axis."""
+    L, D, F, V = config.num_layers, config.d_model, config.d_ff, config.vocab_size
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+    into, out = 1 / math.sqrt(D), 1 / math.sqrt(2 * L)  # residual branches begin small
+
+    def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float | None):
+        return ParamSpec((L, *shape), ("layers", *axes), scale)
+
+    params: Params = {
+        "embed": ParamSpec((V, D), ("vocab", "embed"), into),
+        "layers": {
+            "attention_norm": layered((D,), (None,), None),
+            "q": layered((D, N, H), ("embed", "heads", "head_dim"), into),
+            "k": layered((D, K, H), ("embed", "kv_heads", "head_dim"), into),
+            "v": layered((D, K, H), ("embed", "kv_heads", "head_dim"), into),
+            "o": layered((N, H, D), ("heads", "head_dim", "embed"), out / math.sqrt(N * H)),
+            "mlp_norm": layered((D,), (None,), None),
+            "gate": layered((D, F), ("embed", "mlp"), into),
+            "up": layered((D, F), ("embed", "mlp"), into),
+            "down": layered((F, D), ("mlp", "embed"), out / math.sqrt(F)),
+        },
+        "final_norm": ParamSpec((D,), (None,), None),
+    }
+    if not config.tie_embeddings:
+        params["lm_head"] = ParamSpec((D, V), ("embed", "vocab"), into)
+    return params
+
+
+def describe_reward(config: LlamaConfig) -> Params:
+    """A reward model: a trunk without a language-model head, and a value head in float32."""
+    trunk = describe(config)
+    trunk.pop("lm_head", None)
+    head = {
+        "kernel": ParamSpec((config.d_model,), (None,), 0.0, jnp.float32),
+        "bias": ParamSpec((), (), 0.0, jnp.float32),
+    }
+    return {"trunk": trunk, "value_head": head}
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, ParamSpec)
+
+
+def shardings_of(description: Params, mesh: Mesh) -> Params:
+    return jax.tree.map(lambda s: named_sharding(mesh, s.axes), description, is_leaf=_is_spec)
+
+
+def abstract_of(description: Params, dtype: Any, mesh: Mesh) -> Params:
+    """Checkpoint targets: shape, dtype and sharding of every parameter."""
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(
+            s.shape, s.dtype or dtype, sharding=named_sharding(mesh, s.axes)
+        ),
+        description,
+        is_leaf=_is_spec,
+    )
+
+
+def init_of(key: jax.Array, description: Params, dtype: Any) -> Params:
+    """Initial values, each from its own key: adding a parameter leaves the others as they are."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(description, is_leaf=_is_spec)
+
+    def make(path: Any, spec: ParamSpec) -> jax.Array:
+        kind = spec.dtype or dtype
+        if spec.scale is None:
+            return jnp.ones(spec.shape, kind)
+        name = jax.tree_util.keystr(path)
+        own = jax.random.fold_in(key, sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31)
+        values = jax.random.truncated_normal(own, -3, 3, spec.shape, jnp.float32)
+        return (spec.scale * values).astype(kind)
+
+    return jax.tree.unflatten(tree, [make(path, spec) for path, spec in paths])
+
+
+def shardings(config: LlamaConfig, mesh: Mesh) -> Params:
+    return shardings_of(describe(config), mesh)
+
+
+def abstract(config: LlamaConfig, dtype: Any, mesh: Mesh) -> Params:
+    return abstract_of(describe(config), dtype, mesh)
+
+
+def init(
+    key: jax.Array, config: LlamaConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> Params:
+    """Fresh parameters, made where they belong when there is a mesh."""
+    make = functools.partial(init_of, description=describe(config), dtype=dtype)
+    out = None if mesh is None else shardings(config, mesh)
+    return jax.jit(make, out_shardings=out)(key)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The quickstart, stage by stage, on this machine. Each stage reads what the one before it wrote, is
+# skipped when its output is there, and goes on where it was when it was interrupted.
+#
+#   launch/local.sh [CONFIG] [OUTPUT]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+config=${1:-configs/quickstart.yaml}
+output=${2:-runs/quickstart}
+
+agentrm experts  "$config" --output "$output"   # expert trajectories
+agentrm sft      "$config" --output "$output"   # tokenizer and policy
+agentrm explore  "$config" --output "$output"   # search trees
+agentrm label    "$config" --output "$output"   # (state, value) labels from the trees
+agentrm train-rm "$config" --output "$output"   # reward model
+agentrm evaluate "$config" --output "$output"   # greedy, best-of-n, beam, baselines
+agentrm report   "$config" --output "$output"   # report.html, report.json, results.json

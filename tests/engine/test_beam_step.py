@@ -1,0 +1,78 @@
+"""The compiled beam step against decoding, scoring and selecting one after the other."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from engine_cases import CONFIG, SAMPLING, SIZES, STOP, request, weights
+
+from agentrm_jax.engine.beam_search import Beams, step_beams
+from agentrm_jax.engine.engine import Engine
+
+WIDTH, N = 2, 2
+
+
+def readout(head, hidden):
+    return hidden @ head
+
+
+@pytest.fixture(scope="module")
+def engines():
+    head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
+    return Engine(weights(0), CONFIG, SIZES), Engine(
+        weights(1), CONFIG, SIZES, readout=readout, head=head
+    )
+
+
+TASKS = [
+    Beams(requests=[request(0, 9, 5), request(1, 20, 30)], states=[0, 1], finished=[]),
+    Beams(requests=[request(2, 18)], states=[0], finished=[0.2, -50.0]),
+    Beams(requests=[request(3, 7, 3), request(3, 7, 3)], states=[0, 0], finished=[]),
+]
+
+
+def expected(policy: Engine, scorer: Engine, beams: Beams):
+    """Decode, score each candidate on its own, sort."""
+    candidates = []
+    groups = policy.generate(beams.requests, n=N, sampling=SAMPLING, stop=STOP)
+    seen = set()
+    for number, (asked, state, group) in enumerate(
+        zip(beams.requests, beams.states, groups, strict=True)
+    ):
+        for reply in group:
+            if (state, reply.tokens) in seen:
+                continue
+            seen.add((state, reply.tokens))
+            reply_piece = np.asarray([*reply.tokens, STOP], np.int32)
+            [score] = scorer.score([[*asked.pieces, reply_piece]])
+            candidates.append((score, number, reply.tokens))
+    candidates += [(score, number, None) for number, score in enumerate(beams.finished)]
+    return sorted(candidates, key=lambda c: -c[0])[:WIDTH]
+
+
+def test_the_step_keeps_what_scoring_one_by_one_keeps(engines):
+    policy, scorer = engines
+    steps = step_beams(policy, scorer, TASKS, n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP)
+    for beams, (kept, decoded) in zip(TASKS, steps, strict=True):
+        wanted = expected(policy, scorer, beams)
+        assert [(k.number, k.reply and k.reply.tokens) for k in kept] == [
+            (number, tokens) for _, number, tokens in wanted
+        ]
+        np.testing.assert_allclose([k.score for k in kept], [w[0] for w in wanted], atol=1e-4)
+        assert decoded > 0
+
+
+def test_equal_candidates_of_a_state_are_kept_once(engines):
+    policy, scorer = engines
+    twins = Beams(requests=[request(3, 7), request(3, 7)], states=[0, 0], finished=[])
+    [(kept, _)] = step_beams(
+        policy, scorer, [twins], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
+    )
+    replies = [k.reply.tokens for k in kept]
+    assert len(set(replies)) == len(replies)
+    apart = Beams(requests=twins.requests, states=[0, 1], finished=[])
+    [(kept, _)] = step_beams(
+        policy, scorer, [apart], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
+    )
+    assert kept[0].reply.tokens == kept[1].reply.tokens  # equal requests in different states

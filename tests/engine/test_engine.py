@@ -1,0 +1,161 @@
+"""The engine against dense attention over whole sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from engine_cases import CONFIG, REQUESTS, SAMPLING, SIZES, STOP, conversation, request, weights
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.engine import Engine, Request
+from agentrm_jax.engine.sampling import Filter, Sampling, keep, sample
+from agentrm_jax.model import llama
+
+
+@pytest.fixture(scope="module")
+def params():
+    return weights(0)
+
+
+@jax.jit
+def dense_hidden(params, tokens):
+    positions = jnp.arange(tokens.shape[0])[None]
+    ones = jnp.ones_like(positions)
+    return llama.forward(params, CONFIG, tokens[None], positions, ones)[0]
+
+
+def dense_reply(params, request: Request, branch: int, sampling: Sampling):
+    """One reply, a whole forward pass for each token."""
+    tokens = np.concatenate(request.pieces)
+    begin = len(tokens)
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(request.key)), branch)
+    found, log_probs = [], []
+    for t in range(sampling.max_tokens):
+        padded = np.zeros(160, np.int32)
+        padded[: len(tokens)] = tokens
+        logits = llama.logits(params, CONFIG, dense_hidden(params, padded)[len(tokens) - 1])
+        token, log_prob = sample(
+            jax.random.fold_in(key, t)[None],
+            logits[None],
+            jnp.full(1, sampling.temperature),
+            sampling.filter,
+        )
+        log_probs.append(float(log_prob[0]))
+        if int(token[0]) == STOP:
+            break
+        found.append(int(token[0]))
+        tokens = np.append(tokens, token)
+    assert len(tokens) - begin == len(found)
+    return tuple(found), log_probs
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLING,
+        dataclasses.replace(SAMPLING, temperature=0.0),
+        dataclasses.replace(SAMPLING, temperature=0.7, top_k=9),
+        dataclasses.replace(SAMPLING, top_p=0.6),
+        dataclasses.replace(SAMPLING, min_p=0.2),
+    ],
+    ids=["sampled", "greedy", "top_k", "top_p", "min_p"],
+)
+def test_replies_equal_dense_decoding(params, sampling):
+    engine = Engine(params, CONFIG, SIZES)
+    stopped = 0
+    for given, group in zip(
+        REQUESTS, engine.generate(REQUESTS, n=2, sampling=sampling, stop=STOP), strict=True
+    ):
+        for branch, reply in enumerate(group):
+            tokens, log_probs = dense_reply(params, given, branch, sampling)
+            assert reply.tokens == tokens
+            np.testing.assert_allclose(reply.log_probs, log_probs, atol=1e-4)
+            assert reply.stopped == (len(log_probs) == len(tokens) + 1)
+            stopped += reply.stopped
+    assert engine.usage.decoded > 0
+
+
+def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
+    """To the bit: alone, among others, in another order, and with a full cache."""
+    together = Engine(params, CONFIG, SIZES).generate(REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    engine = Engine(params, CONFIG, SIZES)
+    for given, expected in reversed(list(zip(REQUESTS, together, strict=True))):
+        assert engine.generate([given], n=2, sampling=SAMPLING, stop=STOP) == [expected]
+    assert engine.generate(REQUESTS[::-1], n=2, sampling=SAMPLING, stop=STOP) == together[::-1]
+
+
+def test_a_small_cache_evicts_and_changes_nothing(params):
+    requests = [request(seed, 20, 13, 6) for seed in range(12)]
+    large = Engine(params, CONFIG, SIZES)
+    small = Engine(params, CONFIG, dataclasses.replace(SIZES, cache_tokens=240))
+    for _ in range(2):
+        expected = large.generate(requests, n=2, sampling=SAMPLING, stop=STOP)
+        assert small.generate(requests, n=2, sampling=SAMPLING, stop=STOP) == expected
+    assert small.usage.read > large.usage.read  # it had to read again
+    assert large.usage.read == sum(len(p) for r in requests for p in r.pieces)
+
+
+def test_a_cache_that_cannot_hold_one_call_says_what_it_needs(params):
+    engine = Engine(params, CONFIG, dataclasses.replace(SIZES, cache_tokens=60))
+    with pytest.raises(UserError, match=r"engine\.cache_tokens: .* need 26 pages .* at least 104"):
+        engine.generate([REQUESTS[2]], n=2, sampling=SAMPLING, stop=STOP)
+
+
+def test_common_beginnings_are_read_once(params):
+    engine = Engine(params, CONFIG, SIZES)
+    prompt = conversation(9, 24)
+    requests = [
+        Request(pieces=[*prompt, *conversation(i, 6)], key=np.zeros(2, np.uint32)) for i in range(4)
+    ]
+    engine.generate(requests, n=1, sampling=SAMPLING, stop=STOP)
+    assert engine.usage.read == 24 + 4 * 6
+
+
+def test_scores_equal_the_dense_readout(params):
+    head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
+
+    def readout(head, hidden):
+        return hidden @ head
+
+    engine = Engine(params, CONFIG, SIZES, readout=readout, head=head)
+    conversations = [r.pieces for r in REQUESTS] + [REQUESTS[2].pieces[:3]]
+    scores = engine.score(conversations)
+    for pieces, score in zip(conversations, scores, strict=True):
+        tokens = np.concatenate(pieces)
+        assert score == pytest.approx(float(dense_hidden(params, tokens)[-1] @ head), abs=1e-4)
+    read = engine.usage.read
+    assert engine.score(conversations) == scores
+    assert engine.usage.read == read  # told from memory
+
+
+def test_context_that_is_too_short_is_one_clear_error(params):
+    engine = Engine(params, CONFIG, SIZES)
+    with pytest.raises(UserError, match=r"engine\.context: a conversation of 250 tokens"):
+        engine.generate([request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
+    with pytest.raises(UserError, match=r"the model reads at most 512"):
+        Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))
+
+
+def test_filters_keep_what_they_say():
+    logits = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
+    kept = [
+        keep(logits, Filter(top_k=2)),
+        keep(logits, Filter(top_p=0.7)),
+        keep(logits, Filter(top_p=0.76)),
+        keep(logits, Filter(min_p=0.3)),
+        keep(logits, Filter()),
+    ]
+    assert [int(jnp.sum(jnp.isfinite(x))) for x in kept] == [2, 2, 3, 3, 4]
+
+
+def test_samples_follow_the_probabilities():
+    logits = jnp.log(jnp.asarray([0.6, 0.3, 0.1]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    tokens, log_probs = sample(keys, jnp.tile(logits, (4000, 1)), jnp.ones(4000), Filter())
+    shares = np.bincount(np.asarray(tokens), minlength=3) / 4000
+    np.testing.assert_allclose(shares, [0.6, 0.3, 0.1], atol=0.03)  # 4 standard errors
+    np.testing.assert_allclose(log_probs, logits[tokens], atol=1e-6)
