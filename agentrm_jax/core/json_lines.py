@@ -1,8 +1,8 @@
 """Append-only files of JSON records that survive being killed at any moment.
 
-One line for each record, with a checksum: `{"crc32":"0a1b2c3d","record":{...}}`. A last line that was
-torn by a kill is cut off when the file is opened again; damage anywhere else is an error that names
-the file and the line.
+One line for each record, with a checksum: `{"crc32":"0a1b2c3d","record":{...}}`. A last line that
+was torn by a kill is cut off when the file is opened again; damage anywhere else is an error that
+names file and line.
 """
 
 from __future__ import annotations

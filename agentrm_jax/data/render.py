@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Step, Task, Trajectory
-from agentrm_jax.data.chat import observation_tokens, opening_tokens, reply_tokens
+from agentrm_jax.data.chat import excess, observation_tokens, opening_tokens, reply_tokens
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
@@ -60,12 +60,6 @@ class Renderer:
     def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
         """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit."""
         opening = self.opening(trajectory)
-        left = self.limit - len(opening)
-        kept: list[np.ndarray] = []
-        for step in reversed(trajectory.steps):
-            piece = self.step(step)
-            if len(piece) > left:
-                break
-            left -= len(piece)
-            kept.append(piece)
-        return [opening, *reversed(kept)], len(trajectory.steps) - len(kept)
+        steps = [self.step(step) for step in trajectory.steps]
+        dropped = excess(len(opening), [len(piece) for piece in steps], self.limit)
+        return [opening, *steps[dropped:]], dropped

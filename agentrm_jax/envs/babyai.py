@@ -46,7 +46,7 @@ turn left
 turn right
 move forward
 go to <object> <number>
-pick up <object> <number>
+pickup <object> <number>
 drop
 go through <door> <number>: the door must be open.
 toggle and go through <door> <number>: the door is closed, or it is locked and you carry the key \
@@ -68,7 +68,7 @@ _EXAMPLE = (
     "In front of you in this room, you can see several objects: There is a blue key 1 3 steps in "
     "front of you and 2 steps to your left.  The room has walls around you. You are facing a wall "
     "5 steps away. You are not carrying anything.",
-    "Thought: The goal is the blue key. I see blue key 1.\nAction: pick up blue key 1",
+    "Thought: The goal is the blue key. I see blue key 1.\nAction: pickup blue key 1",
 )
 
 

@@ -9,6 +9,7 @@ difference.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,6 @@ from agentrm_jax.envs.babyai_world import World
 
 CHECK = "check available actions"
 UNKNOWN_ACTION = "The action is not recognized. Please check valid actions."
-
 
 _DESCRIBED = frozenset({"door", "key", "ball", "box", "goal", "lava", "wall"})
 _SOLID = frozenset({"wall", "box", "lava", "ball", "key"})
@@ -91,56 +91,58 @@ class Options:
     refused: dict[str, str]
 
 
-def look(world: World) -> View:
-    """Minigrid's partial view with its rule of visibility, as a list of things."""
-    size = world.agent_view_size
-    column, row = int(world.agent_pos[0]), int(world.agent_pos[1])
-    (dx, dy), half = DIRECTIONS[world.agent_dir], size // 2
-    cells = world.grid.grid
-    width, height = world.width, world.height
-    view: list[list[Any]] = []  # view[j][i]: j = 0 is the farthest row, i = 0 the leftmost column
-    for front in range(size - 1, -1, -1):
-        line = []
-        for right in range(-half, half + 1):
-            x, y = column + dx * front - dy * right, row + dy * front + dx * right
-            inside = 0 <= x < width and 0 <= y < height
-            line.append(cells[y * width + x] if inside else _OUTSIDE)
-        view.append(line)
-    visible = _visible(view)
-    things, code = [], []
-    for j, i in ((j, i) for j in range(size) for i in range(size)):
-        if not visible[j][i]:
-            code.append(0)
-            continue
-        front, right = size - 1 - j, i - half
-        if front == right == 0:
-            item = world.carrying
-            code.append(None if item is None else item.encode())
-            continue
-        item = view[j][i]
-        if item is None:
-            code.append(None)
-            continue
-        code.append(_OUTSIDE_CODE if item is _OUTSIDE else item.encode())
-        x, y = column + dx * front - dy * right, row + dy * front + dx * right
-        if x >= 0 and y >= 0:
-            kind = "wall" if item is _OUTSIDE else item.type
-            if kind in _DESCRIBED:
-                name = "grey wall" if item is _OUTSIDE else _name(item)
-                things.append(Seen(name=name, type=kind, position=(x, y), front=front, right=right))
-    things.sort(key=lambda thing: thing.distance)
-    return View(things=tuple(things), code=tuple(code))
-
-
 class _Outside:
     """Stands for the cells beyond the grid, which minigrid shows as grey walls."""
+
+    type, color = "wall", "grey"
 
     def see_behind(self) -> bool:
         return False
 
+    def encode(self) -> tuple[int, int, int]:
+        return (2, 5, 0)
+
 
 _OUTSIDE = _Outside()
-_OUTSIDE_CODE = (2, 5, 0)
+
+
+def look(world: World) -> View:
+    """Minigrid's partial view with its rule of visibility, as a list of things."""
+    size = world.agent_view_size
+    half = size // 2
+    column, row = map(int, world.agent_pos)
+    dx, dy = DIRECTIONS[world.agent_dir]
+    view: list[list[Any]] = []  # farthest row first, leftmost column first
+    for front in range(size - 1, -1, -1):
+        places = (
+            (column + dx * front - dy * right, row + dy * front + dx * right)
+            for right in range(-half, half + 1)
+        )
+        view.append([_cell(world, x, y) for x, y in places])
+    visible = _visible(view)
+    view[-1][half] = world.carrying  # minigrid shows what is held where the agent stands
+    things, code = [], []
+    for j, i in itertools.product(range(size), range(size)):
+        item = view[j][i] if visible[j][i] else "unseen"
+        code.append(item if item is None or item == "unseen" else item.encode())
+        front, right = size - 1 - j, i - half
+        if item is None or item == "unseen" or front == right == 0:
+            continue
+        position = column + dx * front - dy * right, row + dy * front + dx * right
+        # AgentBoard leaves out what lies beyond the grid's left and upper edge.
+        if item.type in _DESCRIBED and min(position) >= 0:
+            thing = Seen(
+                name=_name(item), type=item.type, position=position, front=front, right=right
+            )
+            things.append(thing)
+    things.sort(key=lambda thing: thing.distance)
+    return View(things=tuple(things), code=tuple(code))
+
+
+def _cell(world: World, x: int, y: int) -> Any:
+    if 0 <= x < world.width and 0 <= y < world.height:
+        return world.grid.grid[y * world.width + x]
+    return _OUTSIDE
 
 
 def _visible(view: list[list[Any]]) -> list[list[bool]]:

@@ -1,0 +1,149 @@
+"""Conversations as tokens.
+
+The rendering is append-only: every prefix of a trajectory renders to a prefix of its tokens, so
+that one pass over a trajectory reads all its states. A reply ends with one `stop` token, whether
+the policy sampled it or was cut off.
+
+    begin  user(instruction) assistant("OK.") user(example) assistant(reply) ...   prompt, if any
+           user(first observation) assistant(                                      end of state 0
+           reply stop                                                              end of action 1
+           ) user(observation) assistant(                                          end of state 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from agentrm_jax.core.protocols import Prompt
+from agentrm_jax.core.records import Step, Trajectory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ChatFormat:
+    """The tokens around turns."""
+
+    begin: tuple[int, ...]
+    user_open: tuple[int, ...]
+    user_close: tuple[int, ...]
+    assistant_open: tuple[int, ...]
+    assistant_close: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """The token that ends a reply."""
+        return self.assistant_close[0]
+
+
+class ChatTokenizer(Protocol):
+    """What rendering asks of a tokenizer. Text never encodes to the tokens of `chat`."""
+
+    @property
+    def chat(self) -> ChatFormat: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """A trajectory as tokens.
+
+    Attributes:
+      tokens: [T] int32.
+      reply_spans: Of each step [start, end): the reply with its stop token.
+      action_ends: Of each step, where its stop token is.
+      state_ends: Of each state, where its last token is: one more than steps.
+    """
+
+    tokens: np.ndarray
+    reply_spans: tuple[tuple[int, int], ...]
+    action_ends: tuple[int, ...]
+    state_ends: tuple[int, ...]
+
+
+def opening_tokens(
+    tokenizer: ChatTokenizer, prompt: Prompt | None, first_observation: str
+) -> list[int]:
+    """Everything before the first reply."""
+    chat = tokenizer.chat
+    tokens = list(chat.begin)
+
+    def user(text: str) -> None:
+        tokens.extend((*chat.user_open, *tokenizer.encode(text), *chat.user_close))
+
+    def assistant(text: str) -> None:
+        tokens.extend((*chat.assistant_open, *tokenizer.encode(text), *chat.assistant_close))
+
+    if prompt is not None:
+        user(prompt.instruction)
+        assistant("OK.")
+        for i, text in enumerate(prompt.example):
+            (assistant if i % 2 else user)(text)
+    user(first_observation)
+    return [*tokens, *chat.assistant_open]
+
+
+def reply_tokens(tokenizer: ChatTokenizer, step: Step) -> list[int]:
+    """A reply as it was sampled, or encoded where an expert wrote it, and the stop token."""
+    return [*(step.token_ids or tokenizer.encode(step.reply)), tokenizer.chat.stop]
+
+
+def observation_tokens(tokenizer: ChatTokenizer, observation: str) -> list[int]:
+    """What follows a reply's stop token, up to where the next reply begins."""
+    chat = tokenizer.chat
+    return [
+        *chat.assistant_close[1:],
+        *chat.user_open,
+        *tokenizer.encode(observation),
+        *chat.user_close,
+        *chat.assistant_open,
+    ]
+
+
+def render(
+    tokenizer: ChatTokenizer,
+    prompt: Prompt | None,
+    trajectory: Trajectory,
+    limit: int | None = None,
+) -> tuple[Rendered, int]:
+    """A trajectory as tokens, and how many of its oldest steps were left out to fit `limit`."""
+    opening = opening_tokens(tokenizer, prompt, trajectory.first_observation)
+    pieces = [
+        (
+            reply_tokens(tokenizer, step),
+            observation_tokens(tokenizer, step.transition.observation),
+        )
+        for step in trajectory.steps
+    ]
+    dropped = (
+        0 if limit is None else excess(len(opening), [len(a) + len(b) for a, b in pieces], limit)
+    )
+    tokens = list(opening)
+    spans, state_ends = [], [len(tokens) - 1]
+    for reply, observation in pieces[dropped:]:
+        spans.append((len(tokens), len(tokens) + len(reply)))
+        tokens.extend(reply)
+        tokens.extend(observation)
+        state_ends.append(len(tokens) - 1)
+    rendered = Rendered(
+        tokens=np.asarray(tokens, np.int32),
+        reply_spans=tuple(spans),
+        action_ends=tuple(end - 1 for _, end in spans),
+        state_ends=tuple(state_ends),
+    )
+    return rendered, dropped
+
+
+def excess(opening: int, lengths: Sequence[int], limit: int) -> int:
+    """How many of the oldest steps, of these lengths, must go so that the rest fits the limit."""
+    left = limit - opening
+    kept = 0
+    for length in reversed(lengths):
+        left -= length
+        if left < 0:
+            break
+        kept += 1
+    return len(lengths) - kept

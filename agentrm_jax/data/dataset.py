@@ -1,0 +1,136 @@
+"""Datasets on disk: TFDS builders that write and read array_record without TensorFlow.
+
+An example is one JSON text and a few numbers beside it, so that a dataset can be looked at and
+filtered with the usual tools.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from agentrm_jax.core.errors import UserError
+
+T = TypeVar("T")
+
+SPLIT = "all"
+
+
+def write_dataset(
+    directory: pathlib.Path, name: str, examples: Iterable[tuple[str, dict[str, Any], Any]]
+) -> int:
+    """Writes a dataset in one piece: it is there whole or not at all.
+
+    Args:
+      examples: (key, numbers, record) of each example; keys are distinct, records plain JSON.
+
+    Returns:
+      How many examples were written.
+    """
+    rows = [
+        {"key": key, "record": json.dumps(record, separators=(",", ":")), **numbers}
+        for key, numbers, record in examples
+    ]
+    if not rows:
+        raise UserError(f"{directory}: there is nothing to write, no {name} was made")
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
+    builder = _builder(partial, name, rows, numbers)
+    builder.download_and_prepare()
+    partial.rename(directory)
+    return len(rows)
+
+
+def _builder(
+    directory: pathlib.Path, name: str, rows: Sequence[dict[str, Any]], numbers: Mapping[str, type]
+) -> Any:
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    features = {
+        "key": tfds.features.Text(),
+        "record": tfds.features.Text(),
+        **{
+            key: tfds.features.Scalar(np.int64 if kind is int else np.float64)
+            for key, kind in numbers.items()
+        },
+    }
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "examples"
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"agentrm_jax: {name}",
+                features=tfds.features.FeaturesDict(features),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {SPLIT: self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, row in enumerate(rows):
+                yield f"{i:09d}", row
+
+    # Without a format TFDS takes one that needs TensorFlow, and says so only when it is done.
+    return Builder(data_dir=directory, file_format="array_record")
+
+
+class Dataset(Sequence[T]):
+    """A dataset's records, read when they are asked for."""
+
+    def __init__(self, directory: pathlib.Path, source: Any, decode: Callable[[Any], T]) -> None:
+        self._directory, self._source, self._decode = directory, source, decode
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        try:
+            return self._decode(json.loads(self._source[index]["record"]))
+        except Exception as error:  # array_record raises plain RuntimeError and more
+            raise UserError(
+                f"{self._directory}: record {index} is corrupt ({_first_line(error)}); delete the "
+                "folder to make it again"
+            ) from None
+
+
+def open_dataset(directory: pathlib.Path, made_by: str, decode: Callable[[Any], T]) -> Dataset[T]:
+    """A dataset that `write_dataset` wrote.
+
+    Raises:
+      UserError: It is not there (names the command that makes it) or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    found = sorted(directory.glob("examples/*/dataset_info.json"))
+    if not found:
+        raise UserError(f"{directory}: not found; `agentrm {made_by}` makes it")
+    try:
+        source = tfds.builder_from_directory(str(found[-1].parent)).as_data_source(split=SPLIT)
+        len(source)
+    except Exception as error:  # TFDS and array_record raise many kinds
+        raise UserError(
+            f"{directory}: damaged ({_first_line(error)}); delete the folder to make it again"
+        ) from None
+    return Dataset(directory, source, decode)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,69 @@
+"""The store of labels: trajectories with the values of their states."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agentrm_jax.core.records import Trajectory, to_json, trajectory_from_json
+from agentrm_jax.data.dataset import Dataset, open_dataset, write_dataset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledPath:
+    """A root-to-leaf path of a tree. All tuples have an entry for each state: steps + 1.
+
+    Attributes:
+      node_ids: The states' node numbers.
+      values: Mean returns in [0, 1].
+      visit_counts: How many returns each is the mean of.
+      weights: How much each label counts; 0 where there is none, or another path carries it.
+    """
+
+    trajectory: Trajectory
+    node_ids: tuple[int, ...]
+    values: tuple[float, ...]
+    visit_counts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def num_labels(self) -> int:
+        return sum(weight > 0 for weight in self.weights)
+
+
+def write_paths(directory: pathlib.Path, paths: Iterable[LabelledPath]) -> int:
+    """Writes them all, or nothing; gives their number."""
+    return write_dataset(
+        directory,
+        "labelled states",
+        (
+            (
+                f"{path.trajectory.task.task_id}/{path.node_ids[-1]}",
+                {"num_steps": len(path.trajectory.steps), "num_labels": path.num_labels},
+                {
+                    "trajectory": to_json(path.trajectory),
+                    "node_ids": path.node_ids,
+                    "values": path.values,
+                    "visit_counts": path.visit_counts,
+                    "weights": path.weights,
+                },
+            )
+            for path in paths
+        ),
+    )
+
+
+def open_paths(directory: pathlib.Path) -> Dataset[LabelledPath]:
+    return open_dataset(directory, "label", _path)
+
+
+def _path(value: Mapping[str, Any]) -> LabelledPath:
+    return LabelledPath(
+        trajectory=trajectory_from_json(value["trajectory"]),
+        node_ids=tuple(value["node_ids"]),
+        values=tuple(value["values"]),
+        visit_counts=tuple(value["visit_counts"]),
+        weights=tuple(value["weights"]),
+    )
