@@ -64,7 +64,7 @@ _EXAMPLE = (
     "In front of you in this room, you can see several objects: There is a red ball 1 2 steps in "
     "front of you and 1 steps to your right.  The room has walls around you. You are facing a wall "
     "4 steps away. You are not carrying anything.",
-    "Thought: No blue key in sight. I turn left.\nAction: turn left",
+    "Thought: I look for the blue key. I turn left.\nAction: turn left",
     "In front of you in this room, you can see several objects: There is a blue key 1 3 steps in "
     "front of you and 2 steps to your left.  The room has walls around you. You are facing a wall "
     "5 steps away. You are not carrying anything.",
