@@ -114,7 +114,10 @@ def copy_world(world: World) -> World:
     clone = _shallow(world)
     copies: dict[int, Any] = {id(world): clone}
     clone.grid = _shallow(world.grid)
-    clone.grid.grid = [_copied(item, copies) for item in world.grid.grid]
+    clone.grid.grid = [
+        item if item is None or item.type == "wall" else _copied(item, copies)
+        for item in world.grid.grid
+    ]
     clone.carrying = _copied(world.carrying, copies)
     clone.instrs = _copied(world.instrs, copies)
     return clone
