@@ -184,7 +184,7 @@ class BabyAIEpisode:
         return self.act(action, lambda move: None)
 
     def act(self, action: str, on_move: Callable[[int], None]) -> Transition:
-        """`step`, with a call after each low-level move that is made."""
+        """`step`, with a call after each low-level move but the one that reaches the goal."""
         self._steps_left -= 1
         action = _normalised(action)
         if action == "":
@@ -215,9 +215,9 @@ class BabyAIEpisode:
             before = self._view.code
             _, reward, _, _, _ = self._world.step(move)
             self._view = look(self._world)
-            on_move(move)
             if reward > 0:
                 return True
+            on_move(move)
             if self._view.code == before:
                 break
         return False

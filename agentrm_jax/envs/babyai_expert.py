@@ -21,7 +21,7 @@ _MAX_PLANS = 2_000  # sub-goals that the bot may push; it can push and pop the s
 
 
 class _StuckError(Exception):
-    """The bot keeps changing its plan without end."""
+    """The bot has no plan, or keeps changing it without end."""
 
 
 class _Plans(list):
@@ -51,15 +51,23 @@ def demonstrate(task: Task) -> list[Demonstration] | None:
     episode.reset(task)
     try:
         return _play(episode, task.max_steps)
-    # The bot states what it cannot do by assertions, and trips over worlds it did not foresee.
-    except (_StuckError, AssertionError, AttributeError, TypeError, ValueError, IndexError):
+    except _StuckError:
         return None
+
+
+def _replan(bot: Any, made: int | None = None) -> int:
+    """The bot's next move after the one just made."""
+    try:
+        return bot.replan(made)
+    # The bot states by assertions what it cannot do, and trips over worlds it did not foresee.
+    except (AssertionError, AttributeError, TypeError, ValueError, IndexError) as error:
+        raise _StuckError from error
 
 
 def _play(episode: BabyAIEpisode, max_steps: int) -> list[Demonstration] | None:
     bot = _bot_class()(episode.world)
     bot.stack = _Plans(bot.stack)
-    moves = [bot.replan()]
+    moves = [_replan(bot)]
     turns: list[Demonstration] = []
     while len(turns) < max_steps:
         found = options(episode.world, look(episode.world))
@@ -67,7 +75,7 @@ def _play(episode: BabyAIEpisode, max_steps: int) -> list[Demonstration] | None:
         if turn is None:
             return None
         turns.append(turn)
-        transition = episode.act(turn.action, lambda move: moves.append(bot.replan(move)))
+        transition = episode.act(turn.action, lambda move: moves.append(_replan(bot, move)))
         if transition.done:
             return turns if transition.success else None
     return None
