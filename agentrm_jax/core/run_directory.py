@@ -1,0 +1,214 @@
+"""The folder of a run: JSON files that are whole or absent, and which stages are done.
+
+A stage leaves `stage.json` in its folder when it has ended: the part of the configuration that it
+depends on, its seconds and a summary. A run that finds the file skips the stage; a run whose
+configuration differs there stops instead of mixing results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+
+STAGE_FILE = "stage.json"
+SECONDS_FILE = "seconds.json"
+PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain",
+            "tensorflow-datasets", "transformers", "tokenizers", "minigrid")  # fmt: skip
+"""Packages whose versions can change a result."""
+
+
+def write_json_atomic(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is never seen half written; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+      UserError: The file is absent or is not JSON; names file and line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); restore or delete the file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def versions() -> dict[str, Any]:
+    """What a run was made with: Python, packages, the commit, the devices."""
+    import jax
+
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "git_commit": _git_commit(pathlib.Path(__file__).parent),
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _git_commit(directory: pathlib.Path) -> str | None:
+    """The commit of the checkout that the package lies in, `-dirty` where it was changed."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # An installed package may lie inside somebody else's repository: only our own counts.
+        tracked = ("git", "ls-files", "--error-unmatch", pathlib.Path(__file__).name)
+        describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        for command in (tracked, describe):
+            answer = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, timeout=10, check=True
+            )
+        return answer.stdout.strip()
+    return None
+
+
+def completed(directory: pathlib.Path, depends_on: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a stage that has ended, None where it has not.
+
+    Args:
+      directory: The stage's folder.
+      depends_on: The part of the configuration that decides what the stage makes, as JSON values.
+
+    Raises:
+      UserError: The folder holds the output of another configuration, ended or begun; names the
+        first key that differs, with both values.
+    """
+    for name in (STAGE_FILE, SECONDS_FILE):
+        path = directory / name
+        if path.exists():
+            stored = read_json(path)
+            _require_same(path, stored, depends_on)
+            if name == STAGE_FILE:
+                return stored["summary"]
+    return None
+
+
+def _require_same(path: pathlib.Path, stored: Any, depends_on: Mapping[str, Any]) -> None:
+    if not isinstance(stored, dict) or not isinstance(stored.get("depends_on"), dict):
+        raise UserError(f"{path}: not a stage record; delete the file to run the stage again")
+    before, now = _flat(stored["depends_on"]), _flat(_as_json(depends_on))
+    for key in [*now, *before]:
+        if before.get(key) != now.get(key):
+            shown = [json.dumps(side[key]) if key in side else "unset" for side in (before, now)]
+            raise UserError(
+                f"{path.parent}: was made with {key} = {shown[0]}, but it is now {shown[1]}; "
+                "choose another --output, or set it back"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    """The value as it comes back from a JSON file: tuples are lists there."""
+    return json.loads(json.dumps(value))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys, in their order. Lists stay whole."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+class Stage:
+    """A stage at work; its seconds accumulate over interruptions.
+
+        with Stage("sft", directory, depends_on) as stage:
+            ...
+            stage.finish({"loss": 0.1})
+
+    Args:
+      name: The stage's name.
+      directory: Its folder; made where it is absent.
+      depends_on: See `completed`.
+
+    Raises:
+      UserError: The folder holds what another configuration made.
+    """
+
+    def __init__(self, name: str, directory: pathlib.Path, depends_on: Mapping[str, Any]) -> None:
+        self._name, self._directory, self._depends_on = name, directory, depends_on
+        self._before = 0.0
+        if (directory / SECONDS_FILE).exists():
+            completed(directory, depends_on)
+            self._before = float(read_json(directory / SECONDS_FILE).get("seconds", 0.0))
+        self._start = self._saved = time.monotonic()
+        self._save()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds at work so far, those of interrupted runs included."""
+        return self._before + time.monotonic() - self._start
+
+    def tick(self) -> None:
+        """Called now and then; so a killed run loses at most some seconds of its time."""
+        if time.monotonic() - self._saved >= 5.0:
+            self._save()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Marks the stage as done. Everything that it makes must be on disk by then."""
+        write_json_atomic(
+            self._directory / STAGE_FILE, {**self._record(), "summary": dict(summary)}
+        )
+        (self._directory / SECONDS_FILE).unlink()
+
+    def _record(self) -> dict[str, Any]:
+        seconds = round(self.seconds, 3)
+        return {"stage": self._name, "depends_on": dict(self._depends_on), "seconds": seconds}
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        write_json_atomic(self._directory / SECONDS_FILE, self._record())
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if (self._directory / SECONDS_FILE).exists():
+            self._save()
+
+
+def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[dict[str, Any]]:
+    """What the finished stages of a run recorded: stage, seconds and summary."""
+    for name, directory in directories.items():
+        path = directory / STAGE_FILE
+        if path.exists():
+            record = read_json(path)
+            yield {"stage": name, "seconds": record["seconds"], "summary": record["summary"]}

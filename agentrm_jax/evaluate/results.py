@@ -1,0 +1,274 @@
+"""Episodes, what they add up to, and how methods compare on the same tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import JsonLines, read_json_lines
+from agentrm_jax.core.records import Task, task_from_json
+from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
+
+SPLITS = ("held_in", "held_out", "all")
+"""Of results: trained-on kinds, kinds never trained on, both together."""
+
+BASELINE_METHODS = (
+    "greedy",
+    "random_of_n",
+    "majority_of_n",
+    "shortest_of_n",
+    "likeliest_of_n",
+    "oracle_of_n",
+)
+"""Methods without a reward model, in the order in which they are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """One method on one task.
+
+    Attributes:
+      task: The task.
+      method: `greedy`, `best_of_n`, `beam`, ...
+      reward_model: What scored, for example `explicit`; `random` for random scores.
+      n: Trajectories that the method chose from.
+      beam_width: States kept by beam search.
+      expansion_width: Candidates sampled from each.
+      seed: The run's seed.
+      outcome: The return, in [0, 1]; for a rule that draws, such as random_of_n, its exact
+        expectation. A trajectory that ended by an error has outcome 0.
+      success: 1 where the task was fully solved, 0 where not, likewise an expectation.
+      policy_tokens: Tokens that the policy decoded for all n trajectories.
+      reward_tokens: Tokens that the reward model read.
+      env_steps: Steps of the environment for all n trajectories.
+      wall_seconds: Seconds from reset to end, added up, while other episodes ran beside.
+      invalid_actions: Actions of the answer that the environment did not understand.
+      truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
+      error: Why the answer's trajectory (one of them, where the rule draws) ended early.
+      steps: Steps of the answer.
+      trajectory_text: The answer's (reply, observation) pairs, where they were kept.
+    """
+
+    task: Task
+    method: str
+    reward_model: str | None = None
+    n: int = 1
+    beam_width: int | None = None
+    expansion_width: int | None = None
+    seed: int
+    outcome: float
+    success: float
+    policy_tokens: int
+    reward_tokens: int = 0
+    env_steps: int
+    wall_seconds: float
+    invalid_actions: int = 0
+    truncated_steps: int = 0
+    error: str | None = None
+    steps: int
+    trajectory_text: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(
+            self.method,
+            self.reward_model,
+            self.n,
+            self.beam_width,
+            self.expansion_width,
+            self.seed,
+        )
+
+    @property
+    def task_name(self) -> str:
+        """What results are grouped by: `environment/kind`."""
+        return f"{self.task.environment}/{self.task.kind}"
+
+    @property
+    def split(self) -> str:
+        return "held_out" if self.task.held_out else "held_in"
+
+
+class Variant(NamedTuple):
+    """A method with everything that sets it apart from others in a table."""
+
+    method: str
+    reward_model: str | None
+    n: int
+    beam_width: int | None
+    expansion_width: int | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For people: `best-of-5, explicit`, `beam 5x5, random scores`."""
+        name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
+        if self.beam_width is not None:
+            name += f" {self.beam_width}x{self.expansion_width}"
+        if self.reward_model is None:
+            return name
+        return f"{name}, {self.reward_model}{' scores' if self.reward_model == 'random' else ''}"
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.method in BASELINE_METHODS or self.reward_model == "random"
+
+
+def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
+    """Writes `episodes.jsonl` anew; the file is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    with JsonLines(temporary) as lines:
+        for episode in episodes:
+            lines.append(dataclasses.asdict(episode))
+        lines.sync()
+    temporary.replace(path)
+
+
+def read_episodes(path: pathlib.Path) -> list[Episode]:
+    """The episodes of a file.
+
+    Raises:
+      UserError: The file is absent or a line is damaged; names file and line.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `agentrm evaluate` makes it")
+    episodes = []
+    for number, record in enumerate(read_json_lines(path), start=1):
+        try:
+            text = record["trajectory_text"]
+            pairs = None if text is None else tuple((reply, answer) for reply, answer in text)
+            task = task_from_json(record["task"])
+            episodes.append(Episode(**{**record, "task": task, "trajectory_text": pairs}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: not an episode ({error})") from None
+    return episodes
+
+
+def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """The rows of `results.json`.
+
+    For each variant one row for each kind ("environment/kind"), and rows with task "all" for each
+    split and for both together. Means are over tasks (micro); tokens, environment steps, seconds
+    and errors are sums over the `n_tasks` tasks. `success_rate` is the share fully solved,
+    `progress_rate` the mean return, and `score_mean`, the paper's number, equals it.
+    """
+    rows = []
+    for variant, own in _grouped(episodes, lambda episode: episode.variant):
+        by_kind = _grouped(own, lambda episode: (episode.split, episode.task_name))
+        rows.extend(_row(task, split, variant, group) for (split, task), group in by_kind)
+        for split in SPLITS:
+            group = [episode for episode in own if split in ("all", episode.split)]
+            if group:
+                rows.append(_row("all", split, variant, group))
+    return rows
+
+
+def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> dict[str, Any]:
+    score = bootstrap([episode.outcome for episode in group])
+    return {
+        "task": task,
+        "split": split,
+        **variant._asdict(),
+        "n_tasks": score.n,
+        "score_mean": score.mean,
+        "score_ci95": [score.low, score.high],
+        "success_rate": float(np.mean([episode.success for episode in group])),
+        "progress_rate": score.mean,
+        "policy_tokens": sum(episode.policy_tokens for episode in group),
+        "reward_tokens": sum(episode.reward_tokens for episode in group),
+        "env_steps": sum(episode.env_steps for episode in group),
+        "wall_seconds": sum(episode.wall_seconds for episode in group),
+        "errors": sum(episode.error is not None for episode in group),
+    }
+
+
+def row_variant(row: dict[str, Any]) -> Variant:
+    """The variant that a result row is about."""
+    return Variant(*(row[field] for field in Variant._fields))
+
+
+def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
+    """What each method with a reward model is compared with: every baseline but the oracle.
+
+    Beam search is compared with best-of-n under the same reward model as well.
+    """
+    variants = list(dict.fromkeys(episode.variant for episode in episodes))
+    pairs = []
+    for a in variants:
+        for b in variants:
+            baseline = b.is_baseline and b.method != "oracle_of_n"
+            random_search = b.reward_model == "random" and b.method != a.method
+            better = a.method == "beam" and b.method == "best_of_n"
+            same_model = better and a.reward_model == b.reward_model
+            if (
+                not a.is_baseline
+                and a.seed == b.seed
+                and ((baseline and not random_search) or same_model)
+            ):
+                pairs.append((a, b))
+    return pairs
+
+
+def comparisons(
+    episodes: Sequence[Episode], pairs: Sequence[tuple[Variant, Variant]] | None = None
+) -> list[dict[str, Any]]:
+    """Differences of mean outcome between variants, paired over the tasks that both ran.
+
+    Args:
+      episodes: Of all variants.
+      pairs: (a, b); `default_pairs` where not given.
+
+    Returns:
+      For each pair and split with at least one common task: `a` and `b` (methods), their labels
+      and reward models, `split`, `difference` (mean of a - b), `ci95`, `n_tasks`.
+    """
+    outcomes = {
+        variant: {episode.task.task_id: episode for episode in own}
+        for variant, own in _grouped(episodes, lambda episode: episode.variant)
+    }
+    found = []
+    for a, b in default_pairs(episodes) if pairs is None else pairs:
+        first, second = outcomes[a], outcomes[b]
+        for split in SPLITS:
+            common = [
+                task_id
+                for task_id, episode in first.items()
+                if task_id in second and split in ("all", episode.split)
+            ]
+            if not common:
+                continue
+            gain = paired_bootstrap(
+                [first[task_id].outcome for task_id in common],
+                [second[task_id].outcome for task_id in common],
+            )
+            found.append(
+                {
+                    "a": a.method,
+                    "b": b.method,
+                    "split": split,
+                    "difference": gain.mean,
+                    "ci95": [gain.low, gain.high],
+                    "n_tasks": gain.n,
+                    "a_label": a.label,
+                    "b_label": b.label,
+                    "a_reward_model": a.reward_model,
+                    "b_reward_model": b.reward_model,
+                }
+            )
+    return found
+
+
+def _grouped(
+    episodes: Iterable[Episode], key: Callable[[Episode], Any]
+) -> list[tuple[Any, list[Episode]]]:
+    """Groups in order of first appearance."""
+    groups: dict[Any, list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault(key(episode), []).append(episode)
+    return list(groups.items())
