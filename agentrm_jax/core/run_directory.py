@@ -28,16 +28,20 @@ PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint"
 """Packages whose versions can change a result."""
 
 
-def write_json_atomic(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is never seen half written; folders are made as needed."""
+def write_text_atomic(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is never seen half written; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_json_atomic(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is never seen half written; folders are made as needed."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -170,7 +170,7 @@ def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
 
 
 def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> dict[str, Any]:
-    score = bootstrap([episode.outcome for episode in group])
+    score = bootstrap([episode.outcome for episode in group], bounds=(0.0, 1.0))
     return {
         "task": task,
         "split": split,

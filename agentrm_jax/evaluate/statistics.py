@@ -27,16 +27,25 @@ class Estimate:
 
 
 def bootstrap(
-    values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+    values: ArrayLike,
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> Estimate:
     """The mean of independent values and its percentile bootstrap interval.
 
     The resampled deviations are widened by sqrt(n / (n - 1)): resampling n values estimates the
-    variance with the divisor n, which makes the plain interval too short for few tasks. Where all
-    values are equal the interval is that one point; so few or so equal values say no more.
+    variance with the divisor n, which makes the plain interval too short for few tasks.
+
+    Values that are all equal cannot be resampled. Where they all lie on one of the `bounds` the
+    exact bound takes over: a mean m of values in [0, 1] gives n ones with probability at most m^n,
+    so that m >= ((1 - level) / 2)^(1 / n). Otherwise the interval is that one point.
 
     Args:
       values: [n], one for each task.
+      bounds: What the values cannot exceed, where that is known.
       seed: Of the resampling; the same seed gives the same interval.
 
     Raises:
@@ -47,12 +56,16 @@ def bootstrap(
     if n == 0:
         raise ValueError("no values to take a mean of")
     mean = float(data.mean())
-    if n == 1 or np.ptp(data) == 0:
-        return Estimate(mean=mean, low=mean, high=mean, n=n)
+    if np.ptp(data) == 0:
+        low = high = mean = float(data[0])
+        if bounds is not None and mean in bounds:
+            reach = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (1 / n))
+            low, high = max(bounds[0], mean - reach), min(bounds[1], mean + reach)
+        return Estimate(mean=mean, low=low, high=high, n=n)
     deviations = (_resampled_means(data, resamples, seed) - mean) * np.sqrt(n / (n - 1))
     low, high = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
-    bounds = np.clip([mean + low, mean + high], data.min(), data.max())
-    return Estimate(mean=mean, low=float(bounds[0]), high=float(bounds[1]), n=n)
+    ends = np.clip([mean + low, mean + high], data.min(), data.max())
+    return Estimate(mean=mean, low=float(ends[0]), high=float(ends[1]), n=n)
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:

@@ -1,0 +1,199 @@
+"""The report's figures as inline SVG that takes its colours from the page, light or dark.
+
+Text stays text, so that it can be searched and read aloud; every figure has a title for readers
+who do not see it.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from agentrm_jax.evaluate.results import SPLITS, row_variant
+
+# Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.
+_INK, _FAINT, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
+_PAGE_COLOURS = {
+    _INK: "currentColor",
+    _FAINT: "var(--line)",
+    _ACCENT: "var(--accent)",
+    _SECOND: "var(--second)",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+}
+
+
+def forest(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Paired differences with their intervals, one line for each comparison, a mark a split."""
+    names = list(dict.fromkeys((c["a_label"], c["b_label"]) for c in comparisons))
+    marks = {"all": ("o", _ACCENT, 0.0), "held_in": ("s", _INK, 0.2), "held_out": ("D", _INK, 0.4)}
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 1.0 + 0.55 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False, axis="y")
+        axes.axvline(0, color=_INK, linewidth=1)
+        for split, (marker, colour, offset) in marks.items():
+            own = [c for c in comparisons if c["split"] == split]
+            y = np.array([names.index((c["a_label"], c["b_label"])) + offset for c in own])
+            x = np.array([c["difference"] for c in own])
+            low, high = np.array([c["ci95"] for c in own]).reshape(-1, 2).T
+            axes.errorbar(
+                x,
+                y,
+                xerr=_errors(x, low, high),
+                fmt=marker,
+                markersize=6 if split == "all" else 3.5,
+                color=colour,
+                linewidth=2 if split == "all" else 1,
+                label=split.replace("_", " "),
+            )
+        axes.set_yticks(range(len(names)), [f"{a}  −  {b}" for a, b in names])  # noqa: RUF001
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.35, -0.5)
+        axes.set_xlabel("difference of mean score, 95% interval (paired over tasks)")
+        figure.legend(loc="outside upper right", ncols=3)
+        return _svg(figure, "forest", "Differences between methods with 95% intervals")
+
+
+def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The loss of every stage that recorded one, each in its own panel."""
+    stages = list(dict.fromkeys(row["stage"] for row in metrics if "loss" in row))
+    with matplotlib.rc_context(_STYLE):
+        columns = min(2, len(stages))
+        lines = -(-len(stages) // columns)
+        figure = Figure(figsize=(4.1 * columns, 2.5 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, stage in zip(panels, stages, strict=False):
+            rows = [row for row in metrics if row["stage"] == stage and "loss" in row]
+            axes.plot(
+                [row["update"] for row in rows],
+                [row["loss"] for row in rows],
+                color=_ACCENT,
+                linewidth=1.4,
+            )
+            axes.set_title(f"{stage}: loss")
+            axes.set_xlabel("update")
+            axes.set_ylim(bottom=0)
+        for axes in panels[len(stages) :]:
+            axes.set_visible(False)
+        names = ", ".join(stages)
+        return _svg(figure, "curves", f"Learning curves: loss over updates of {names}")
+
+
+def score_against_outcome(scores: Sequence[Mapping[str, Any]], reward_model: str) -> str:
+    """Mean outcome of test trajectories in tenths of the score, beside how scores are spread."""
+    own = [row for row in scores if row["reward_model"] == reward_model]
+    score = np.array([row["score"] for row in own], float)
+    outcome = np.array([row["outcome"] for row in own], float)
+    groups = [g for g in np.array_split(np.argsort(score, kind="stable"), 10) if g.size]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        x, y = [score[g].mean() for g in groups], [outcome[g].mean() for g in groups]
+        ends = [min(0.0, *x), max(1.0, *x)]
+        left.plot(ends, ends, color=_FAINT, linewidth=1.2)
+        left.plot(x, y, "o-", color=_ACCENT, markersize=4.5, linewidth=1.2)
+        left.set(xlabel="mean score of each tenth", ylabel="mean outcome", ylim=(-0.04, 1.04))
+        bins = np.linspace(score.min() - 1e-6, score.max() + 1e-6, 25).tolist()
+        right.hist(
+            [score[outcome >= 0.5], score[outcome < 0.5]],
+            bins=bins,
+            stacked=True,
+            color=[_ACCENT, _SECOND],
+            label=["outcome 0.5 or more", "less"],
+        )
+        right.set(xlabel="score", ylabel="trajectories")
+        right.legend()
+        title = f"Scores of the {reward_model} reward model against outcomes"
+        return _svg(figure, f"scores-{_identifier(reward_model)}", title)
+
+
+def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean score of each method over the policy tokens that it spends on a task."""
+    own = [row for row in rows if row["task"] == "all" and row["split"] == SPLITS[-1]]
+    tokens = np.array([max(row["policy_tokens"] / row["n_tasks"], 1.0) for row in own])
+    mean = np.array([row["score_mean"] for row in own])
+    low, high = np.array([row["score_ci95"] for row in own]).T
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for i, row in enumerate(own):
+            colour = _INK if row_variant(dict(row)).is_baseline else _ACCENT
+            error = _errors(mean[i : i + 1], low[i : i + 1], high[i : i + 1])
+            axes.errorbar(tokens[i], mean[i], yerr=error, fmt="o", color=colour, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlim(tokens.min() / 1.4, tokens.max() * 3.5)
+        axes.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
+        axes.set(xlabel="policy tokens for each task", ylabel="mean score, 95% interval")
+        _label_apart(axes, tokens, mean, [row_variant(dict(row)).label for row in own])
+        return _svg(figure, "budget", "Mean score of each method against its policy tokens")
+
+
+def _label_apart(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> None:
+    """Writes each label right of its point, pushed up where it would lie on another one."""
+    span = axes.get_ylim()[1] - axes.get_ylim()[0]
+    gap, placed = 0.06 * span, []
+    for i in np.argsort(y, kind="stable"):
+        near = [top for other, top in placed if abs(np.log(other / x[i])) < np.log(2.5)]
+        height = max([y[i], *(top + gap for top in near)])
+        placed.append((x[i], height))
+        axes.annotate(
+            labels[i],
+            (x[i], y[i]),
+            xytext=(x[i] * 1.09, height),
+            verticalalignment="center",
+            fontsize=9,
+        )
+
+
+def _errors(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.maximum(np.stack([mean - low, high - mean]), 0.0)
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W+", "-", text)
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as an `<svg>` element for a page that may hold several."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px", text)
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    head = f'<svg role="img" aria-label="{html.escape(title)}"'
+    return text.replace("<svg", head, 1).replace(">", f"><title>{html.escape(title)}</title>", 1)

@@ -1,0 +1,294 @@
+"""The report of a run: results.json, report.json and one self-contained report.html."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from agentrm_jax.core.run_directory import read_json, write_json_atomic, write_text_atomic
+from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.evaluate.results import SPLITS, row_variant
+from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
+from agentrm_jax.evaluate.tree_view import branches
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def write_report(
+    run_directory: pathlib.Path,
+    rows: Sequence[Row],
+    comparisons: Sequence[Row],
+    *,
+    stages: Sequence[Row] = (),
+    metrics: Sequence[Row] = (),
+    scores: Sequence[Row] = (),
+    tree: TreeRecord | None = None,
+    trees: Row | None = None,
+    output: pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Writes results.json, report.json and report.html.
+
+    Args:
+      run_directory: Its config.resolved.yaml and versions.json are shown, where they are there.
+      rows: See `results.result_rows`.
+      comparisons: See `results.comparisons`.
+      stages: `stage`, `seconds` and `summary` of each, in order.
+      metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
+      scores: `reward_model`, `task_id`, `score` and `outcome` of each scored test trajectory.
+      tree: The search tree to show.
+      trees: Numbers on all trees; the summary of the stage `explore` where not given.
+      output: Where to write; the run directory where not given.
+
+    Returns:
+      The path of report.html.
+    """
+    output = output or run_directory
+    explored = [stage["summary"] for stage in stages if stage["stage"] == "explore"]
+    report = {
+        "results": list(rows),
+        "comparisons": list(comparisons),
+        "stages": list(stages),
+        "trees": trees if trees is not None else next(iter(explored), {}),
+        "reward_models": score_quality(scores),
+    }
+    write_json_atomic(output / "results.json", list(rows))
+    write_json_atomic(output / "report.json", report)
+    page = render(
+        title=run_directory.resolve().name,
+        report=report,
+        config=_config(run_directory),
+        versions=_versions(run_directory),
+        metrics=metrics,
+        scores=scores,
+        tree=tree,
+    )
+    write_text_atomic(output / "report.html", page)
+    return output / "report.html"
+
+
+def render(
+    *,
+    title: str,
+    report: Row,
+    config: Row,
+    versions: Row,
+    metrics: Sequence[Row],
+    scores: Sequence[Row],
+    tree: TreeRecord | None,
+) -> str:
+    """The page. It holds no script and asks for nothing from outside.
+
+    Whatever an environment or a policy wrote is escaped by the template engine; a content policy
+    in the page forbids scripts besides.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agentrm_jax.evaluate", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=_number, duration=_duration)
+    return environment.get_template("report.html").render(
+        title=title,
+        report=report,
+        table=method_table(report["results"]),
+        kinds=_kind_table(report["results"]),
+        sentences=comparison_sentences(report["comparisons"]),
+        plots=_plots(report, metrics, scores),
+        stages=_stage_table(report["stages"]),
+        config=list(_flat(config)),
+        versions=list(_flat(versions)),
+        tree=tree,
+        root=None if tree is None else branches(tree),
+    )
+
+
+def _plots(report: Row, metrics: Sequence[Row], scores: Sequence[Row]) -> dict[str, list[Markup]]:
+    # matplotlib is slow to import, and only this needs it.
+    from agentrm_jax.evaluate import plots
+
+    found: dict[str, list[Markup]] = {"forest": [], "budget": [], "curves": [], "scores": []}
+    if report["comparisons"]:
+        found["forest"].append(Markup(plots.forest(report["comparisons"])))
+    if report["results"]:
+        found["budget"].append(Markup(plots.score_against_budget(report["results"])))
+    if any("loss" in row for row in metrics):
+        found["curves"].append(Markup(plots.learning_curves(metrics)))
+    for name in report["reward_models"]:
+        found["scores"].append(Markup(plots.score_against_outcome(scores, name)))
+    return found
+
+
+def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry for each method: those with a reward model, then baselines, the oracle last.
+
+    Returns:
+      `label`, `baseline`, `oracle`, `macro` (mean of the kinds' means), `cost` (the row over all
+      tasks) and `cells`: for each split its row, None where the method has no task of it.
+    """
+    methods: dict[Any, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        methods.setdefault(row_variant(dict(row)), {})[row["task"], row["split"]] = row
+    entries = []
+    for variant, own in methods.items():
+        kinds = [row["score_mean"] for (task, _), row in own.items() if task != "all"]
+        entries.append(
+            {
+                "label": variant.label,
+                "baseline": variant.is_baseline,
+                "oracle": variant.method == "oracle_of_n",
+                "macro": float(np.mean(kinds)) if kinds else None,
+                "cost": own["all", "all"],
+                "cells": [own.get(("all", split)) for split in SPLITS],
+            }
+        )
+    return sorted(entries, key=lambda entry: (entry["baseline"], entry["oracle"]))
+
+
+def _kind_table(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean scores by method (down) and kind (across)."""
+    kinds = list(
+        dict.fromkeys((r["task"], r["split"], r["n_tasks"]) for r in rows if r["task"] != "all")
+    )
+    names = list(dict.fromkeys((task, split) for task, split, _ in kinds))
+    scores: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        if row["task"] != "all":
+            label = row_variant(dict(row)).label
+            scores.setdefault(label, {})[row["task"], row["split"]] = row
+    return {"kinds": names, "scores": scores}
+
+
+def console_table(rows: Sequence[Row]) -> Table:
+    """The results as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Mean score ± half of the 95% interval", title_justify="left")
+    table.add_column("method")
+    for split in SPLITS:
+        table.add_column(split.replace("_", " "), justify="right")
+    table.add_column("macro", justify="right")
+    table.add_column("policy tokens/task", justify="right")
+    entries = method_table(rows)
+    for i, entry in enumerate(entries):
+        cells = [
+            Text("-") if cell is None else Text(f"{_score(cell)}  n={cell['n_tasks']}")
+            for cell in entry["cells"]
+        ]
+        mark = " (upper bound)" if entry["oracle"] else " (baseline)" if entry["baseline"] else ""
+        cost = entry["cost"]
+        last_of_block = i + 1 < len(entries) and entry["baseline"] != entries[i + 1]["baseline"]
+        table.add_row(
+            Text(entry["label"] + mark),
+            *cells,
+            "-" if entry["macro"] is None else f"{entry['macro']:.3f}",
+            f"{cost['policy_tokens'] / cost['n_tasks']:,.0f}",
+            style="dim" if entry["baseline"] else "bold",
+            end_section=last_of_block,
+        )
+    return table
+
+
+def _score(row: Row) -> str:
+    low, high = row["score_ci95"]
+    return f"{row['score_mean']:.3f} ± {(high - low) / 2:.3f}"
+
+
+def comparison_sentences(comparisons: Sequence[Row]) -> list[str]:
+    """What the comparisons over all tasks say, in words."""
+    sentences = []
+    for c in comparisons:
+        if c["split"] != "all":
+            continue
+        low, high = c["ci95"]
+        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        sentences.append(
+            f"{c['a_label']} is {verdict} {c['b_label']}: {c['difference']:+.3f} "
+            f"[{low:+.3f}, {high:+.3f}] over {c['n_tasks']} tasks"
+        )
+    return sentences
+
+
+def score_quality(scores: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
+    """How each reward model's scores of test trajectories agree with their outcomes."""
+    found = {}
+    for name in dict.fromkeys(row["reward_model"] for row in scores):
+        own = [row for row in scores if row["reward_model"] == name]
+        groups: dict[str, tuple[list[float], list[float]]] = {}
+        for row in own:
+            group = groups.setdefault(row["task_id"], ([], []))
+            group[0].append(row["score"])
+            group[1].append(row["outcome"])
+        x, y = [row["score"] for row in own], [row["outcome"] for row in own]
+        values = {
+            "pairwise_accuracy": pairwise_accuracy(list(groups.values())),
+            "pearson": pearson(x, y),
+            "spearman": spearman(x, y),
+        }
+        known = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        found[name] = {"n": len(own), **known}
+    return found
+
+
+def _stage_table(stages: Sequence[Row]) -> list[dict[str, Any]]:
+    longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
+    return [
+        {
+            "stage": stage["stage"],
+            "seconds": stage["seconds"],
+            "share": 100 * stage["seconds"] / longest,
+            "summary": list(_flat(stage["summary"])),
+        }
+        for stage in stages
+    ]
+
+
+def _config(run_directory: pathlib.Path) -> Row:
+    path = run_directory / "config.resolved.yaml"
+    value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return value if isinstance(value, dict) else {}
+
+
+def _versions(run_directory: pathlib.Path) -> Row:
+    path = run_directory / "versions.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings, and lists of mappings, as dotted keys."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _number(value: Any) -> str:
+    """A number as people write it; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)  # noqa: RUF001
+    if isinstance(value, int) or (abs(value) >= 1000 and math.isfinite(value)):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
