@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from agentrm_jax.evaluate.results import SPLITS, row_variant
 
@@ -131,7 +132,8 @@ def score_against_outcome(scores: Sequence[Mapping[str, Any]], reward_model: str
             label=["outcome 0.5 or more", "less"],
         )
         right.set(xlabel="score", ylabel="trajectories")
-        right.legend()
+        right.margins(x=0.02)
+        figure.legend(loc="outside upper right", ncols=2)
         title = f"Scores of the {reward_model} reward model against outcomes"
         return _svg(figure, f"scores-{_identifier(reward_model)}", title)
 
@@ -150,6 +152,9 @@ def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
             error = _errors(mean[i : i + 1], low[i : i + 1], high[i : i + 1])
             axes.errorbar(tokens[i], mean[i], yerr=error, fmt="o", color=colour, linewidth=1)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(tokens.min() / 1.4, tokens.max() * 3.5)
         axes.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
         axes.set(xlabel="policy tokens for each task", ylabel="mean score, 95% interval")

@@ -98,12 +98,13 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, duration=_duration)
+    environment.filters.update(number=_number, decimals=_decimals, duration=_duration)
+    table = method_table(report["results"])
     return environment.get_template("report.html").render(
         title=title,
         report=report,
-        table=method_table(report["results"]),
-        kinds=_kind_table(report["results"]),
+        table=table,
+        kinds=_kind_table(report["results"], table),
         sentences=comparison_sentences(report["comparisons"]),
         plots=_plots(report, metrics, scores),
         stages=_stage_table(report["stages"]),
@@ -156,18 +157,13 @@ def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: (entry["baseline"], entry["oracle"]))
 
 
-def _kind_table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean scores by method (down) and kind (across)."""
-    kinds = list(
-        dict.fromkeys((r["task"], r["split"], r["n_tasks"]) for r in rows if r["task"] != "all")
-    )
-    names = list(dict.fromkeys((task, split) for task, split, _ in kinds))
-    scores: dict[str, dict[tuple[str, str], Row]] = {}
-    for row in rows:
-        if row["task"] != "all":
-            label = row_variant(dict(row)).label
-            scores.setdefault(label, {})[row["task"], row["split"]] = row
-    return {"kinds": names, "scores": scores}
+def _kind_table(rows: Sequence[Row], table: Sequence[Row]) -> dict[str, Any]:
+    """Mean scores by method (down, in the order of `table`) and kind (across)."""
+    own = [row for row in rows if row["task"] != "all"]
+    scores: dict[str, dict[tuple[str, str], Row]] = {entry["label"]: {} for entry in table}
+    for row in own:
+        scores[row_variant(dict(row)).label][row["task"], row["split"]] = row
+    return {"kinds": list(dict.fromkeys((r["task"], r["split"]) for r in own)), "scores": scores}
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -284,6 +280,10 @@ def _number(value: Any) -> str:
     if isinstance(value, int) or (abs(value) >= 1000 and math.isfinite(value)):
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def _decimals(value: float | None, places: int) -> str:
+    return "–" if value is None else f"{value:.{places}f}"  # noqa: RUF001
 
 
 def _duration(seconds: float) -> str:
