@@ -138,7 +138,7 @@ def _as_json(value: Any) -> Any:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys, in their order. Lists stay whole."""
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         return {prefix: value}
     flat = {}
     for key, inner in value.items():

@@ -28,7 +28,7 @@ _PAGE_COLOURS = {
     _ACCENT: "var(--accent)",
     _SECOND: "var(--second)",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -171,7 +171,7 @@ def _label_apart(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]
         height = max([y[i], *(top + gap for top in near)])
         placed.append((x[i], height))
         axes.annotate(
-            labels[i],
+            labels[int(i)],
             (x[i], y[i]),
             xytext=(x[i] * 1.09, height),
             verticalalignment="center",

@@ -1,0 +1,213 @@
+"""The report: whole, self-contained, and proof against what environments write."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import io
+import json
+import pathlib
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from report_cases import episodes, step, task, tree
+from rich.console import Console
+
+from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord
+from agentrm_jax.evaluate.report import (
+    comparison_sentences,
+    console_table,
+    method_table,
+    score_quality,
+    write_report,
+)
+from agentrm_jax.evaluate.results import comparisons, result_rows
+from agentrm_jax.evaluate.tree_view import branches, most_telling
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & $x_1$"
+STAGES = [
+    {"stage": "explore", "seconds": 61.0, "summary": {"trees": 3, "states_per_tree": 4.5}},
+    {"stage": "evaluate", "seconds": 5.25, "summary": {}},
+]
+
+
+class Page(html.parser.HTMLParser):
+    """Collects elements, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _scores() -> list[dict]:
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "reward_model": f"explicit {EVIL}",
+            "task_id": str(i // 5),
+            "score": float(generator.random()),
+            "outcome": float(i % 2),
+        }
+        for i in range(50)
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("runs") / "demo"
+    directory.mkdir()
+    (directory / "config.resolved.yaml").write_text(f"seed: 7\nnote: {json.dumps(EVIL)}\n")
+    (directory / "versions.json").write_text('{"packages": {"jax": "9.9.9"}}')
+    made = episodes(8)
+    write_report(
+        directory,
+        result_rows(made),
+        comparisons(made),
+        stages=STAGES,
+        metrics=[{"stage": "sft", "update": u, "loss": 1 / u} for u in range(1, 9)],
+        scores=_scores(),
+        tree=tree(EVIL),
+    )
+    return directory
+
+
+def test_json_files(written: pathlib.Path) -> None:
+    report = json.loads((written / "report.json").read_text())
+    assert report["results"] == json.loads((written / "results.json").read_text())
+    assert report["stages"] == STAGES
+    assert report["trees"] == STAGES[0]["summary"]
+    assert {"a", "b", "split", "difference", "ci95"} <= set(report["comparisons"][0])
+
+
+def test_page_shows_everything(written: pathlib.Path) -> None:
+    page = Page((written / "report.html").read_text())
+    for shown in ("beam 5x5, explicit", "upper bound", "9.9.9", "states_per_tree", "1 min 01 s"):
+        assert shown in page.text
+    figures = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(figures) == 4
+    assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
+
+
+def test_page_is_self_contained_and_nothing_in_it_runs(written: pathlib.Path) -> None:
+    text = (written / "report.html").read_text()
+    page = Page(text)
+    assert page.text.count("<img src=x onerror=alert(2)> {{ 7 * 7 }}") >= 6  # as text
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "img", "link", "iframe", "object")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_figures_are_well_formed_and_take_the_pages_colours(written: pathlib.Path) -> None:
+    text = (written / "report.html").read_text()
+    figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    for figure in figures:
+        xml.etree.ElementTree.fromstring(figure)
+        assert "currentColor" in figure
+        assert not set(re.findall(r"#[0-9a-f]{6}\b", figure)) - {"#ffffff"}
+    identifiers = re.findall(r'\bid="([^"]+)"', text)
+    targets = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
+    assert set(targets) <= set(identifiers)
+    assert len({i for i in identifiers if i in targets}) == sum(i in targets for i in identifiers)
+
+
+def test_an_empty_run_has_a_report(tmp_path: pathlib.Path) -> None:
+    page = write_report(tmp_path, [], [], output=tmp_path / "elsewhere")
+    assert page == tmp_path / "elsewhere" / "report.html"
+    assert "No method was evaluated" in page.read_text()
+
+
+def test_one_method_one_task_one_split(tmp_path: pathlib.Path) -> None:
+    made = [e for e in episodes(1) if e.task.kind == "OpenDoor"]
+    page = write_report(tmp_path, result_rows(made), comparisons(made))
+    assert "greedy" in page.read_text()
+
+
+def test_methods_come_first_and_the_oracle_last() -> None:
+    table = method_table(result_rows(episodes(3)))
+    assert [entry["baseline"] for entry in table] == [False, False, True, True, True, True]
+    assert table[-1]["label"] == "oracle-of-5"
+
+
+def test_macro_is_the_mean_over_kinds() -> None:
+    made = [e for e in episodes(4) if e.method == "greedy"]
+    made = [dataclasses.replace(e, outcome=float(e.task.kind == "PickupLoc")) for e in made]
+    uneven = [e for e in made if e.task.kind == "PickupLoc" or e.task.task_id.endswith("/0")]
+    (entry,) = method_table(result_rows(uneven))
+    assert entry["macro"] == pytest.approx(1 / 3)
+    assert entry["cells"][2]["score_mean"] == pytest.approx(4 / 6)
+
+
+def test_console_table() -> None:
+    file = io.StringIO()
+    Console(file=file, width=160).print(console_table(result_rows(episodes(10))))
+    lines = file.getvalue().splitlines()
+    (greedy,) = [line for line in lines if "greedy (baseline)" in line]
+    assert len(re.findall(r"0\.\d{3} ± 0\.\d{3}  n=\d+", greedy)) == 3
+    assert any("oracle-of-5 (upper bound)" in line for line in lines)
+
+
+def test_sentences_follow_the_interval() -> None:
+    row = {"a_label": "A", "b_label": "B", "split": "all", "n_tasks": 9}
+    intervals = [(0.3, [0.1, 0.5]), (0.1, [-0.1, 0.3]), (-0.3, [-0.5, -0.1])]
+    better, unsure, worse = comparison_sentences(
+        [{**row, "difference": d, "ci95": ci} for d, ci in intervals]
+    )
+    assert better == "A is better than B: +0.300 [+0.100, +0.500] over 9 tasks"
+    assert "not told apart from" in unsure
+    assert "worse than" in worse
+
+
+def test_scores_that_cannot_be_judged_are_null() -> None:
+    row = {"reward_model": "explicit", "task_id": "a", "score": 0.5, "outcome": 1.0}
+    found = score_quality([row, {**row, "score": 0.7}])["explicit"]
+    assert found == {"n": 2, "pairwise_accuracy": None, "pearson": None, "spearman": None}
+
+
+def test_tree_visits_and_values() -> None:
+    root = branches(tree())
+    assert (root.visit_count, root.value) == (3, pytest.approx(2 / 3))
+    first, unvisited = root.children
+    assert (first.visit_count, first.value, first.multiplicity) == (3, pytest.approx(2 / 3), 3)
+    assert (unvisited.visit_count, unvisited.value, unvisited.children) == (0, None, ())
+    rollout, ended = first.children
+    assert [s.action for s in rollout.steps] == ["action 2", "action 3"]
+    assert (rollout.visit_count, rollout.value, rollout.success) == (2, 1.0, True)
+    assert (ended.visit_count, ended.value, ended.done, ended.success) == (1, 0.0, True, False)
+
+
+def test_a_deep_tree_can_be_shown(tmp_path: pathlib.Path) -> None:
+    # At every second depth a dead end branches off, so that nothing is drawn together.
+    nodes, depth = [], 150
+    for level in range(depth):
+        parent = 2 * level - 1 if level else 0
+        for number in (2 * level + 1, 2 * level + 2):
+            made = step(f"act {number}", "ok")
+            nodes.append(NodeRecord(node=number, parent=parent, step=made, multiplicity=1))
+    path = (0, *range(1, 2 * depth, 2))
+    iteration = IterationRecord(
+        task_id="t", iteration=0, nodes=tuple(nodes), path=path, outcome=1.0
+    )
+    deep = TreeRecord(task=task(), first_observation="go", iterations=(iteration,))
+    page = write_report(tmp_path, [], [], tree=deep)
+    assert f"act {2 * depth}" in page.read_text()
+
+
+def test_the_tree_that_tells_most_has_mixed_outcomes() -> None:
+    mixed = tree()
+    solved = dataclasses.replace(mixed, iterations=mixed.iterations[:1])
+    assert most_telling([solved, mixed]) is mixed
+    assert most_telling([]) is None
