@@ -6,6 +6,8 @@ filtered with the usual tools.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pathlib
 import shutil
@@ -16,7 +18,7 @@ from agentrm_jax.core.errors import UserError
 
 T = TypeVar("T")
 
-SPLIT = "all"
+SPLIT = "train"  # TFDS wants a name; a dataset has one split
 
 
 def write_dataset(
@@ -41,7 +43,8 @@ def write_dataset(
     shutil.rmtree(directory, ignore_errors=True)
     numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
     builder = _builder(partial, name, rows, numbers)
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
+        builder.download_and_prepare()
     partial.rename(directory)
     return len(rows)
 
@@ -52,6 +55,7 @@ def _builder(
     import numpy as np
     import tensorflow_datasets as tfds
 
+    tfds.disable_progress_bar()
     features = {
         "key": tfds.features.Text(),
         "record": tfds.features.Text(),
@@ -70,14 +74,14 @@ def _builder(
                 builder=self,
                 description=f"agentrm_jax: {name}",
                 features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager):
             return {SPLIT: self._generate_examples()}
 
         def _generate_examples(self):
-            for i, row in enumerate(rows):
-                yield f"{i:09d}", row
+            yield from enumerate(rows)
 
     # Without a format TFDS takes one that needs TensorFlow, and says so only when it is done.
     return Builder(data_dir=directory, file_format="array_record")
