@@ -40,11 +40,12 @@ def write_dataset(
         raise UserError(f"{directory}: there is nothing to write, no {name} was made")
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
     numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
     builder = _builder(partial, name, rows, numbers)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
         builder.download_and_prepare()
+    shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
+    shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return len(rows)
 
@@ -127,8 +128,9 @@ def open_dataset(directory: pathlib.Path, made_by: str, decode: Callable[[Any], 
     if not found:
         raise UserError(f"{directory}: not found; `agentrm {made_by}` makes it")
     try:
-        source = tfds.builder_from_directory(str(found[-1].parent)).as_data_source(split=SPLIT)
-        len(source)
+        builder: Any = tfds.builder_from_directory(str(found[-1].parent))
+        source = builder.as_data_source(split=SPLIT)
+        source[len(source) - 1]  # a truncated file says so here, not in the middle of a stage
     except Exception as error:  # TFDS and array_record raise many kinds
         raise UserError(
             f"{directory}: damaged ({_first_line(error)}); delete the folder to make it again"

@@ -109,7 +109,8 @@ def sft_sequences(
     """Trajectories with weight 1 on the tokens of replies: what the policy learns to say.
 
     Returns:
-      The sequences, and how many steps were left out, oldest first, to fit `length`.
+      The sequences with anything to learn, and how many steps were left out, oldest first, to
+      fit `length`.
     """
     sequences, left_out = [], 0
     for trajectory in trajectories:
@@ -119,9 +120,11 @@ def sft_sequences(
         weights = np.zeros(len(rendered.tokens), np.float32)
         for begin, end in rendered.reply_spans:
             weights[begin:end] = 1.0
-        sequences.append(
-            TokenSequence(tokens=rendered.tokens, weights=weights, targets=np.zeros_like(weights))
-        )
+        if weights.any():
+            targets = np.zeros_like(weights)
+            sequences.append(
+                TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets)
+            )
     return sequences, left_out
 
 
@@ -137,7 +140,8 @@ def value_sequences(
     that both are familiar. The root has its state's end only.
 
     Returns:
-      The sequences, and how many labels were left out with steps that did not fit `length`.
+      The sequences with a label, and how many labels were left out with steps that did not fit
+      `length`.
     """
     sequences, left_out = [], 0
     for path in paths:
@@ -154,7 +158,10 @@ def value_sequences(
                 ends.append(rendered.action_ends[i - 1])
             targets[ends] = path.values[state]
             weights[ends] = path.weights[state]
-        sequences.append(TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets))
+        if weights.any():
+            sequences.append(
+                TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets)
+            )
     return sequences, left_out
 
 

@@ -56,7 +56,10 @@ class TreeRecord:
 
 
 class TreeStore:
-    """Trees open for appending. What was appended survives the process."""
+    """Trees open for appending.
+
+    What was appended survives the process; a finished tree survives the machine too.
+    """
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._lines = JsonLines(directory / FILE)
@@ -71,9 +74,9 @@ class TreeStore:
 
     def finish(self, task_id: str, error: str | None = None) -> None:
         self._lines.append({"kind": "finish", "task_id": task_id, "error": error})
+        self._lines.sync()
 
     def close(self) -> None:
-        self._lines.sync()
         self._lines.close()
 
     @staticmethod
