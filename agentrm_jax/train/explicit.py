@@ -1,0 +1,43 @@
+"""The explicit reward model: regression to the values of states (paper section 3.3).
+
+All labelled step ends of a packed row are trained in one pass. A causal model sees at each of them
+exactly the state, so this equals one sequence per state and costs a fraction of its tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from agentrm_jax.model import llama
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.value import readout
+from agentrm_jax.train.step import Batch, LossFn
+
+
+def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False) -> LossFn:
+    """Sum of w * (value - target)^2 in float32 over all labelled tokens."""
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        hidden = llama.forward(
+            params["trunk"],
+            config,
+            batch["tokens"],
+            batch["positions"],
+            batch["segments"],
+            mesh=mesh,
+            remat=remat,
+        )
+        values = readout(params["value_head"], hidden)
+        weights, targets = batch["weights"], batch["targets"]
+        return jnp.sum(weights * jnp.square(values - targets)), {
+            "weight": jnp.sum(weights),
+            "value": jnp.sum(weights * values),
+            "target": jnp.sum(weights * targets),
+            "target_squared": jnp.sum(weights * targets**2),
+        }
+
+    return loss_fn
