@@ -1,0 +1,64 @@
+"""Environments by name: the entry point group `agentrm_jax.environments`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from importlib.metadata import EntryPoint, entry_points
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import EnvironmentFamily
+
+GROUP = "agentrm_jax.environments"
+
+
+def environment_names() -> list[str]:
+    """All registered names, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+@functools.cache
+def load_family(name: str) -> EnvironmentFamily:
+    """The environment registered under this name; the same object each time.
+
+    Raises:
+      UserError: No such name (with the nearest one), two distributions claim it, or what is
+        registered cannot be used.
+    """
+    points = list(entry_points(group=GROUP, name=name))
+    if not points:
+        known = environment_names()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"environment {name!r}: not registered; {hint}known: {', '.join(known)}")
+    if len(points) > 1:
+        claims = " and ".join(_origin(point) for point in points)
+        raise UserError(f"environment {name!r}: registered by {claims}; uninstall one")
+    return _created(points[0])
+
+
+def _created(point: EntryPoint) -> EnvironmentFamily:
+    where = f"environment {point.name!r} ({_origin(point)})"
+    try:
+        family = point.load()()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's module raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: cannot be loaded: {reason}") from error
+    if missing := [member for member in _members() if not hasattr(family, member)]:
+        raise UserError(f"{where}: lacks {', '.join(missing)} of core.protocols.EnvironmentFamily")
+    if family.name != point.name:
+        raise UserError(f"{where}: calls itself {family.name!r}; `name` must be {point.name!r}")
+    return family
+
+
+def _members() -> list[str]:
+    """What the protocol asks for: its annotated attributes and its methods."""
+    methods = (key for key, value in vars(EnvironmentFamily).items() if callable(value))
+    names = (*EnvironmentFamily.__annotations__, *methods)
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name if point.dist else 'unknown distribution'}: {point.value}"
