@@ -1,0 +1,149 @@
+"""A table of running episodes, as each place that runs environments keeps one.
+
+The same table serves the main process and a worker; between the two, requests and answers travel
+as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Environment
+from agentrm_jax.core.records import Task, Transition, task_from_json, to_json
+from agentrm_jax.envs.registry import load_family
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reset:
+    """Start an episode of the task under this handle."""
+
+    handle: int
+    task: Task
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Act:
+    """Act in the episode: in place where `into` is its own handle, else in a fork named `into`."""
+
+    handle: int
+    action: str
+    into: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """The environment did not answer properly.
+
+    Attributes:
+      reason: One line.
+      mendable: The environment said, by a `UserError`, that the user has to mend something.
+    """
+
+    reason: str
+    mendable: bool = False
+
+
+Request = Reset | Act
+Answer = str | Transition | Fault
+"""The first observation, what an action led to, or why there is neither."""
+
+
+class Episodes:
+    """Environments by handle. No method raises for what an environment does."""
+
+    def __init__(self) -> None:
+        self._environments: dict[int, Environment] = {}
+
+    def perform(self, request: Request) -> Answer:
+        """Carries out one request. An episode that took part in a fault is dropped."""
+        try:
+            if isinstance(request, Reset):
+                return self._reset(request)
+            return self._act(request)
+        except UserError as error:
+            return Fault(str(error), mendable=True)
+        except (Exception, SystemExit) as error:
+            self._environments.pop(request.handle, None)
+            return Fault(_one_line(error))
+
+    def release(self, handles: Iterable[int]) -> None:
+        for handle in handles:
+            self._environments.pop(handle, None)
+
+    def _reset(self, request: Reset) -> str:
+        environment = load_family(request.task.environment).create()
+        observation = environment.reset(request.task)
+        if not isinstance(observation, str):
+            raise TypeError(f"reset must return a str, not {type(observation).__name__}")
+        self._environments[request.handle] = environment
+        return observation
+
+    def _act(self, request: Act) -> Transition:
+        environment = self._environments[request.handle]
+        if request.into != request.handle:
+            environment = environment.fork()
+        transition = _checked(environment.step(request.action))
+        self._environments[request.into] = environment
+        return transition
+
+
+def _checked(transition: Any) -> Transition:
+    """The transition, if every field is what it should be."""
+    if not isinstance(transition, Transition):
+        raise TypeError(f"step must return a Transition, not {type(transition).__name__}")
+    kinds = {"observation": str, "reward": (int, float), "done": bool, "success": bool}
+    for field, kind in (kinds | {"valid": bool}).items():
+        value = getattr(transition, field)
+        if not isinstance(value, kind):
+            raise TypeError(f"{field} of a Transition cannot be a {type(value).__name__}")
+    if not math.isfinite(transition.reward):
+        raise ValueError(f"reward must be a finite number, not {transition.reward}")
+    return transition
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def request_to_json(request: Request) -> list[Any]:
+    if isinstance(request, Reset):
+        return [request.handle, to_json(request.task)]
+    return [request.handle, request.action, request.into]
+
+
+def request_from_json(value: list[Any]) -> Request:
+    if len(value) == 2:
+        return Reset(value[0], task_from_json(value[1]))
+    return Act(*value)
+
+
+def answer_to_json(answer: Answer) -> Any:
+    match answer:
+        case str():
+            return answer
+        case Fault():
+            return {"reason": answer.reason, "mendable": answer.mendable}
+        case Transition():
+            return [
+                answer.observation,
+                answer.reward,
+                answer.done,
+                answer.success,
+                answer.valid,
+            ]
+
+
+def answer_from_json(value: Any) -> Answer:
+    match value:
+        case str():
+            return value
+        case dict():
+            return Fault(**value)
+    observation, reward, done, success, valid = value
+    return Transition(
+        observation=observation, reward=reward, done=done, success=success, valid=valid
+    )

@@ -1,0 +1,281 @@
+"""Many episodes at once (`core.protocols.EnvPool`), in this process and in workers.
+
+Each episode lives in one place, its forks with it. What happened to it is kept here, as a chain
+of moments that forks share: when a worker is lost, or an environment raises, the episode is played
+again from its task and must answer as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool
+from agentrm_jax.core.records import Task, Transition
+from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
+from agentrm_jax.envs.registry import load_family
+from agentrm_jax.envs.worker_process import WorkerProcess, read_answers
+
+_ATTEMPTS = 2
+
+
+def make_pool(workers: int, step_seconds: float = 30.0, memory_gib: float = 8.0) -> EnvPool:
+    """A pool of environments. It is not safe to be used by two threads at once.
+
+    Args:
+      workers: Processes for the families that ask for it (`pooled`), started when they are first
+        needed. The others, and with 0 all, run in this process, where nothing can stop an
+        environment that hangs.
+      step_seconds: How long a worker may take for one reset or action before it is killed.
+      memory_gib: Address space of a worker in GiB; beyond it an environment gets a MemoryError.
+
+    Raises:
+      UserError: A number out of range. Later, from the pool's methods: an environment that is not
+        registered or that lacks a package or file, a worker that cannot start.
+    """
+    for name, value, least in (
+        ("workers", workers, 0),
+        ("step_seconds", step_seconds, 1e-3),
+        ("memory_gib", memory_gib, 0.1),
+    ):
+        if not value >= least:
+            raise UserError(f"pool.{name}: must be at least {least:g}, not {value}")
+    memory_bytes = int(memory_gib * 2**30)
+    return _Pool([WorkerProcess(step_seconds, memory_bytes) for _ in range(workers)])
+
+
+class _Here:
+    """This process as a place for episodes: it works when it is sent something."""
+
+    lost = None
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.incarnation = 0
+        self._episodes = Episodes()
+
+    def send(self, released: Sequence[int], requests: Sequence[Request]) -> None:
+        self._episodes.release(released)
+        self.answers = [self._episodes.perform(request) for request in requests]
+
+    def stop(self) -> None:
+        self._episodes = Episodes()
+        self.incarnation += 1
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Place:
+    """Where episodes live, how many, and which of them it may forget."""
+
+    process: _Here | WorkerProcess
+    episodes: int = 0
+    released: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Moment:
+    """An action and its answer, after those of `before`; the first is the reset."""
+
+    before: _Moment | None
+    action: str
+    answer: str | Transition
+
+
+@dataclasses.dataclass(slots=True)
+class _Episode:
+    """What is known of a handle.
+
+    Attributes:
+      last: The end of its history; None until it was reset.
+      incarnation: Of the process that has the environment; None where it must be played again.
+      failure: Why the handle is dead, or None.
+    """
+
+    task: Task
+    place: _Place
+    last: _Moment | None = None
+    incarnation: int | None = None
+    failure: EnvironmentFailure | None = None
+
+    def replay(self, handle: int) -> list[tuple[Request, str | Transition]]:
+        """The requests that build the episode anew, with the answers they must get."""
+        steps: list[tuple[Request, str | Transition]] = []
+        moment = self.last
+        while moment is not None:
+            request = Act(handle, moment.action, handle) if moment.before else None
+            steps.append((request or Reset(handle, self.task), moment.answer))
+            moment = moment.before
+        return steps[::-1]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Job:
+    """One request of the caller's and, in the end, its answer."""
+
+    request: Request
+    attempts: int = 0
+    answer: str | Transition | EnvironmentFailure | None = None
+
+
+_Plan = list[tuple[_Job, Request, str | Transition | None]]
+"""Requests to one place: for which job, and the answer that a replayed one must get."""
+
+
+class _Pool:
+    """See `core.protocols.EnvPool`."""
+
+    def __init__(self, workers: Sequence[WorkerProcess]) -> None:
+        self._here = _Place(_Here())
+        self._workers = [_Place(worker) for worker in workers]
+        self._episodes: dict[int, _Episode] = {}
+        self._next_handle = 0
+
+    def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
+        jobs = [_Job(Reset(self._new_handle(), task)) for task in tasks]
+        for job, task in zip(jobs, tasks, strict=True):
+            place = self._place_for(task)
+            place.episodes += 1
+            self._episodes[job.request.handle] = _Episode(task, place)
+        self._perform(jobs)
+        self.release([j.request.handle for j in jobs if isinstance(j.answer, EnvironmentFailure)])
+        return [
+            (job.request.handle, job.answer) if isinstance(job.answer, str) else _failure(job)
+            for job in jobs
+        ]
+
+    def branch(
+        self, requests: Sequence[tuple[int, str]]
+    ) -> list[tuple[int, Transition] | EnvironmentFailure]:
+        acts = [Act(handle, action, self._new_handle()) for handle, action in requests]
+        jobs = [_Job(act) for act in acts]
+        self._perform(jobs)
+        return [
+            (act.into, job.answer) if isinstance(job.answer, Transition) else _failure(job)
+            for act, job in zip(acts, jobs, strict=True)
+        ]
+
+    def step(self, requests: Sequence[tuple[int, str]]) -> list[Transition | EnvironmentFailure]:
+        jobs = [_Job(Act(handle, action, handle)) for handle, action in requests]
+        self._perform(jobs)
+        return [job.answer if isinstance(job.answer, Transition) else _failure(job) for job in jobs]
+
+    def release(self, handles: Sequence[int]) -> None:
+        for handle in handles:
+            if episode := self._episodes.pop(handle, None):
+                episode.place.episodes -= 1
+                episode.place.released.append(handle)
+
+    def close(self) -> None:
+        self.release(list(self._episodes))
+        for place in (self._here, *self._workers):
+            place.process.stop()
+
+    def _new_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    def _place_for(self, task: Task) -> _Place:
+        if not self._workers or not load_family(task.environment).pooled:
+            return self._here
+        return min(self._workers, key=lambda place: place.episodes)
+
+    def _perform(self, jobs: Sequence[_Job]) -> None:
+        """Answers all jobs, trying those again that an environment or a worker let down."""
+        waiting = list(jobs)
+        while waiting:
+            plans: dict[_Place, _Plan] = {}
+            for job in waiting:
+                episode = self._episodes[job.request.handle]
+                if episode.failure is not None:
+                    job.answer = episode.failure
+                else:
+                    _extend_plan(plans.setdefault(episode.place, []), job, episode)
+            _exchange(plans)
+            for place, plan in plans.items():
+                self._settle(place, plan)
+            # Each round answers the first job of every place or uses up one of its attempts.
+            waiting = [job for job in waiting if job.answer is None]
+
+    def _settle(self, place: _Place, plan: _Plan) -> None:
+        """Takes in a place's answers, in their order."""
+        doubtful: set[int] = set()  # their later answers count for nothing
+        answers = place.process.answers
+        for (job, _, expected), answer in zip(plan, answers, strict=False):
+            if job.request.handle in doubtful:
+                continue
+            if isinstance(answer, Fault):
+                self._blame(job, answer, in_replay=expected is not None)
+            elif expected is None:
+                self._record(job, answer)
+                continue
+            elif answer != expected:
+                job.attempts = _ATTEMPTS  # it would differ again
+                self._blame(job, Fault("the replay differs from what happened"), in_replay=True)
+            else:
+                continue
+            doubtful.add(job.request.handle)
+        if place.process.lost is not None:
+            job, _, expected = plan[len(answers)]  # the one that it was at when it was lost
+            if job.request.handle not in doubtful:
+                self._blame(job, Fault(place.process.lost), in_replay=expected is not None)
+
+    def _record(self, job: _Job, answer: str | Transition) -> None:
+        request, episode = job.request, self._episodes[job.request.handle]
+        job.answer = answer
+        if isinstance(request, Reset):
+            episode.last = _Moment(None, "", answer)
+            return
+        moment = _Moment(episode.last, request.action, answer)
+        if request.into == request.handle:
+            episode.last = moment
+        else:
+            self._episodes[request.into] = dataclasses.replace(episode, last=moment)
+            episode.place.episodes += 1
+
+    def _blame(self, job: _Job, fault: Fault, *, in_replay: bool) -> None:
+        """Counts a fault; the second ends the job, and the episode unless only a fork failed."""
+        if fault.mendable:
+            raise UserError(fault.reason)
+        request, episode = job.request, self._episodes[job.request.handle]
+        episode.incarnation = None
+        job.attempts += 1
+        if job.attempts >= _ATTEMPTS:
+            where = f"environment {episode.task.environment!r}, task {episode.task.task_id!r}"
+            job.answer = EnvironmentFailure(reason=f"{where}: {fault.reason}")
+            if in_replay or isinstance(request, Reset) or request.into == request.handle:
+                episode.failure = job.answer
+
+
+def _extend_plan(plan: _Plan, job: _Job, episode: _Episode) -> None:
+    """Adds a job's request, and before it the replay where its environment is not there."""
+    process, handle = episode.place.process, job.request.handle
+    if episode.incarnation != process.incarnation:
+        plan.extend((job, request, answer) for request, answer in episode.replay(handle))
+        episode.incarnation = process.incarnation
+    plan.append((job, job.request, None))
+
+
+def _exchange(plans: dict[_Place, _Plan]) -> None:
+    """Sends each place its requests and awaits the answers; workers and this process in parallel.
+
+    An interruption (Ctrl-C) leaves neither an answer that a later request could take for its own nor
+    an environment in the middle of an action: all are played again where they are still needed.
+    """
+    workers = [p.process for p in plans if isinstance(p.process, WorkerProcess)]
+    for worker in workers:
+        worker.start()
+    try:
+        for place in sorted(plans, key=lambda place: isinstance(place.process, _Here)):
+            released, place.released = place.released, []
+            place.process.send(released, [request for _, request, _ in plans[place]])
+        read_answers(workers)
+    except BaseException:
+        for place in plans:
+            place.process.stop()
+        raise
+
+
+def _failure(job: _Job) -> EnvironmentFailure:
+    assert isinstance(job.answer, EnvironmentFailure)
+    return job.answer

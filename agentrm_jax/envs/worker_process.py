@@ -1,0 +1,176 @@
+"""The near end of a worker: starting it, talking to it, noticing that it hangs or died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.envs.episodes import Answer, Request, answer_from_json, request_to_json
+
+_START_SECONDS = 60.0
+
+
+class WorkerProcess:
+    """One worker, started when it is first used and again after it was lost.
+
+    Attributes:
+      answers: To the latest requests, in their order; fewer where the worker was lost.
+      lost: Why the worker was lost during the latest requests, or None.
+      incarnation: Counts losses. Episodes live in one incarnation only.
+    """
+
+    def __init__(self, step_seconds: float, memory_bytes: int) -> None:
+        self.answers: list[Answer] = []
+        self.lost: str | None = None
+        self.incarnation = 0
+        self._step_seconds = step_seconds
+        self._memory_bytes = memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._expected = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether answers are still to come."""
+        return self.lost is None and len(self.answers) < self._expected
+
+    @property
+    def connection(self) -> socket.socket:
+        return self._connection
+
+    def start(self) -> None:
+        """Starts the process, where none runs, without waiting for it."""
+        if self._process is not None:
+            return
+        self._connection, theirs = socket.socketpair()
+        self._connection.settimeout(_START_SECONDS)
+        self._buffer = b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by stop
+        self._ready = False
+        arguments = (str(theirs.fileno()), str(self._memory_bytes))
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: the folder that the user happens to be in is no place for modules.
+                [sys.executable, "-P", "-m", "agentrm_jax.envs.worker", *arguments],
+                stdin=subprocess.PIPE,  # closes when this process dies: see worker._die_with_parent
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=_environment_variables(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for this process alone
+            )
+        self._end = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
+
+    def send(self, released: Sequence[int], requests: Sequence[Request]) -> None:
+        """Sends one message; the answers are then read.
+
+        Raises:
+          UserError: The worker cannot be started.
+        """
+        self.answers, self.lost, self._expected = [], None, len(requests)
+        self._await_start()
+        message = json.dumps([list(released), [request_to_json(r) for r in requests]])
+        self._deadline = time.monotonic() + self._step_seconds
+        try:
+            self._connection.sendall(message.encode() + b"\n")
+        except OSError:
+            self._lose(self._death())
+
+    def read(self) -> None:
+        """Takes in what has arrived; to be called when there is something or the end."""
+        with contextlib.suppress(OSError):
+            if data := self._connection.recv(1 << 16):
+                *lines, self._buffer = (self._buffer + data).split(b"\n")
+                if lines:
+                    self.answers += [answer_from_json(json.loads(line)) for line in lines]
+                    self._deadline = time.monotonic() + self._step_seconds
+                return
+        self._lose(self._death())
+
+    def seconds_left(self) -> float:
+        """Until the next answer is overdue."""
+        return self._deadline - time.monotonic()
+
+    def give_up(self) -> None:
+        """Kills a worker whose answer is overdue."""
+        self._lose(f"no answer within {self._step_seconds:g} s")
+
+    def stop(self) -> None:
+        """Ends the process. It starts again if it is used again."""
+        if self._process is not None:
+            self._end()
+            self._errors.close()
+            self._process = None
+            self.incarnation += 1
+
+    def _await_start(self) -> None:
+        self.start()
+        if self._ready:
+            return
+        with contextlib.suppress(OSError):
+            self._ready = self._connection.recv(1) == b"\n"
+        if not self._ready:
+            reason = self._death()
+            self.stop()
+            raise UserError(f"a worker for environments cannot start: {reason}")
+
+    def _lose(self, reason: str) -> None:
+        self.stop()
+        self.lost = reason
+
+    def _death(self) -> str:
+        """How the process ended, with the last line that it wrote."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "the worker closed its connection"
+        if code < 0:
+            return f"the worker died of {signal.Signals(-code).name}"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"the worker exited with status {code}" + (f": {last[:300]}" if last else "")
+
+
+def read_answers(workers: Sequence[WorkerProcess]) -> None:
+    """Reads until every worker has answered all requests or is lost."""
+    while busy := [worker for worker in workers if worker.waiting]:
+        patience = min(worker.seconds_left() for worker in busy)
+        ready = wait([worker.connection for worker in busy], timeout=max(patience, 0.0))
+        for worker in busy:
+            if worker.connection in ready:
+                worker.read()
+        for worker in busy:
+            if worker.waiting and worker.seconds_left() <= 0:
+                worker.give_up()
+
+
+def _environment_variables() -> dict[str, str]:
+    """This process's, with its module path; one thread and the same hashes in every worker."""
+    defaults = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return defaults | dict(os.environ) | {"PYTHONPATH": path}
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> None:
+    """Kills the process and whatever it started. Also runs when the interpreter exits."""
+    connection.close()
+    if os.getpid() != owner:  # a fork of the owner exits: the worker is not its to kill
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5.0)
+    if process.stdin is not None:
+        process.stdin.close()
