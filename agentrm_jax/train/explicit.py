@@ -6,6 +6,7 @@ exactly the state, so this equals one sequence per state and costs a fraction of
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -15,13 +16,13 @@ from jax.sharding import Mesh
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import readout
-from agentrm_jax.train.step import Batch, LossFn
+from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
 def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False) -> LossFn:
     """Sum of w * (value - target)^2 in float32 over all labelled tokens."""
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         hidden = llama.forward(
             params["trunk"],
             config,
@@ -37,7 +38,26 @@ def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = Fa
             "weight": jnp.sum(weights),
             "value": jnp.sum(weights * values),
             "target": jnp.sum(weights * targets),
+            "value_squared": jnp.sum(weights * values**2),
             "target_squared": jnp.sum(weights * targets**2),
+            "value_target": jnp.sum(weights * values * targets),
         }
 
     return loss_fn
+
+
+def describe(means: dict[str, float]) -> dict[str, float]:
+    """Weighted means over states as metrics: `loss` is the mean squared error.
+
+    `correlation` is that of values and targets, 0 where one of them hardly varies.
+    """
+    value, target = means["value"], means["target"]
+    spread = (means["value_squared"] - value**2) * (means["target_squared"] - target**2)
+    covariance = means["value_target"] - value * target
+    return {
+        "loss": means["loss"],
+        "correlation": covariance / math.sqrt(spread) if spread > 1e-10 else 0.0,
+        "value": value,
+        "target": target,
+        "grad_norm": means["grad_norm"],
+    }

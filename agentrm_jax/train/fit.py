@@ -8,11 +8,10 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.core.checkpoints import TrainingCheckpoints
@@ -22,7 +21,7 @@ from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from agentrm_jax.train.step import LossFn, TrainState, make_state, make_train_step
+from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +57,19 @@ class FitConfig:
         if self.num_updates < 1 and self.epochs <= 0:
             raise UserError("fit.epochs: must be positive where fit.num_updates is not set")
 
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Refuses micro-batches that do not divide among the devices.
+
+        Raises:
+          UserError: They do not.
+        """
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        if self.batch_size // self.accumulation % ways:
+            raise UserError(
+                f"fit.batch_size: {self.batch_size} rows in {self.accumulation} micro-batches do "
+                f"not divide among {ways} devices (mesh.data * mesh.fsdp)"
+            )
+
     def total(self, num_rows: int) -> int:
         """Updates for so many rows."""
         return self.num_updates or max(1, math.ceil(self.epochs * num_rows / self.batch_size))
@@ -74,44 +86,58 @@ def fit(
     mesh: Mesh,
     seed: int,
     metrics: MetricWriter,
+    describe: Callable[[dict[str, float]], dict[str, float]] = dict,
     on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None,
 ) -> tuple[Any, dict[str, float]]:
-    """Trains; goes on from the newest checkpoint in `directory`, with the same result.
+    """Trains; goes on from the newest checkpoint in `directory`, with the same result to the bit.
+
+    SIGTERM ends the running update, saves a checkpoint and exits with status 143.
 
     Args:
-      params: Initial parameters, placed. They are consumed.
+      params: Initial parameters. They are consumed.
+      describe: From the means of the loss's sums over the last updates to a row of metrics.
       on_update: Called with (updates done, of how many, metrics) where metrics were written.
 
     Returns:
-      The trained parameters, and numbers for the summary.
+      The trained parameters; and the last row of metrics with `updates`, `tokens_per_second` and
+      `compile_seconds` (of this call; absent where it had nothing left to do).
+
+    Raises:
+      UserError: The loss is not finite, the batch does not fit the mesh, or the checkpoint is of
+        another model.
     """
+    config.check_mesh(mesh)
     total = config.total(len(rows))
     optimizer = make_optimizer(optimizer_config, total)
     checkpoints = TrainingCheckpoints(directory)
     try:
         state = make_state(params, optimizer, mesh)
+        placed = jax.tree.map(lambda x: x.sharding, state)
         if checkpoints.latest is not None:
             state = checkpoints.restore(_abstract(state))
-        step = make_train_step(loss_fn, optimizer, mesh, config.accumulation)
+        step = make_train_step(loss_fn, optimizer, placed, mesh, config.accumulation)
+        first = int(state.update)
+        source = _placed(rows, config.batch_size, seed, first, mesh)
+        clock, row = _Clock(rows, config.batch_size), {}
+        waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
         with _Stopping() as stopping:
-            summary: dict[str, float] = {}
-            first = int(state.update)
-            source = _placed(batches(rows, config.batch_size, seed, start_update=first), mesh)
-            clock = _Clock(rows)
             for update in range(first + 1, total + 1):
                 state, sums = step(state, next(source))
                 clock.updated(sums)
-                saving = update % config.checkpoint_every == 0
-                if update % config.metrics_every == 0 or saving or update == total:
-                    summary = _means(sums, update)
-                    metrics.write(update, summary)
-                    on_update(update, total, summary)
-                if stopping.asked or (saving and update < total):
+                waiting.append(sums)
+                stop = stopping.asked
+                save = stop or update % config.checkpoint_every == 0
+                if save or update % config.metrics_every == 0 or update == total:
+                    row = describe(_means(waiting, update))
+                    waiting.clear()
+                    metrics.write(update, row)
+                    on_update(update, total, row)
+                if save:
                     checkpoints.save(update, state)
-                if stopping.asked:
-                    raise SystemExit(143)
-            jax.block_until_ready(state.params)
-        return state.params, {"updates": total, **summary, **clock.summary(config.batch_size)}
+                if stop:
+                    raise SystemExit(128 + signal.SIGTERM)
+        jax.block_until_ready(state.params)
+        return state.params, {"updates": total, **row, **clock.summary()}
     finally:
         checkpoints.close()
 
@@ -122,8 +148,18 @@ def _abstract(state: TrainState) -> TrainState:
     )
 
 
-def _placed(source: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, Any]]:
+def _placed(
+    rows: PackedRows, batch_size: int, seed: int, start: int, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
     sharding = named_sharding(mesh, ("batch", "length"))
+    source = batches(
+        rows,
+        batch_size,
+        seed,
+        start_update=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     for batch in source:
         yield {
             name: jax.make_array_from_process_local_data(sharding, value)
@@ -131,44 +167,45 @@ def _placed(source: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dic
         }
 
 
-def _means(sums: dict[str, jax.Array], update: int) -> dict[str, float]:
-    """Sums over a batch as means.
+def _means(waiting: Sequence[Sums], update: int) -> dict[str, float]:
+    """Sums over the last updates, the newest of them `update`, as weighted means.
 
     Raises:
-      UserError: The loss is not finite.
+      UserError: A loss or gradient is not finite.
     """
-    host = {name: float(value) for name, value in jax.device_get(sums).items()}
-    weight = max(host.pop("weight"), 1e-6)
-    norm = host.pop("grad_norm")
-    row = {name: value / weight for name, value in host.items()}
-    if not math.isfinite(row["loss"]):
-        raise UserError(
-            f"optimizer.learning_rate: the loss is not finite at update {update}; take a smaller "
-            "rate (checkpoints up to the last good one are kept)"
-        )
-    return {**row, "grad_norm": norm}
+    host = [{name: float(v) for name, v in sums.items()} for sums in jax.device_get(waiting)]
+    for number, sums in enumerate(host, start=update - len(host) + 1):
+        if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
+            raise UserError(
+                f"the loss is not finite at update {number}: take a smaller "
+                "optimizer.learning_rate; the checkpoints before it are sound"
+            )
+    totals = {name: math.fsum(sums[name] for sums in host) for name in host[0]}
+    weight = max(totals.pop("weight"), 1e-6)
+    norm = totals.pop("grad_norm") / len(host)
+    return {**{name: value / weight for name, value in totals.items()}, "grad_norm": norm}
 
 
 class _Clock:
-    """Seconds of compilation (the first update) apart from those of training."""
+    """Seconds of the first update, which compiles, apart from those of training."""
 
-    def __init__(self, rows: PackedRows) -> None:
-        self._row_tokens = float((rows.segments > 0).sum()) / len(rows)
+    def __init__(self, rows: PackedRows, batch_size: int) -> None:
+        self._batch_tokens = batch_size * float((rows.segments > 0).sum()) / len(rows)
         self._began, self._first, self._updates = time.monotonic(), 0.0, 0
 
-    def updated(self, sums: dict[str, jax.Array]) -> None:
+    def updated(self, sums: Sums) -> None:
         self._updates += 1
         if self._updates == 1:
             jax.block_until_ready(sums)
             self._first = time.monotonic()
 
-    def summary(self, batch_size: int) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
+        """Nothing where there were less than two updates."""
         if self._updates < 2:
             return {}
         seconds = time.monotonic() - self._first
-        tokens = (self._updates - 1) * batch_size * self._row_tokens
         return {
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": (self._updates - 1) * self._batch_tokens / seconds,
             "compile_seconds": self._first - self._began,
         }
 

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.train.step import Batch, LossFn
+from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
 def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False) -> LossFn:
     """Sum of w[t] * -log p(token[t] | tokens before it in its sequence)."""
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         tokens, segments = batch["tokens"], batch["segments"]
         hidden = llama.forward(
             params, config, tokens, batch["positions"], segments, mesh=mesh, remat=remat

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from agentrm_jax.core.sharding import named_sharding
 
 Batch = Mapping[str, jax.Array]
-LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+Sums = dict[str, jax.Array]
+LossFn = Callable[[Any, Batch], tuple[jax.Array, Sums]]
 """(params, batch) to (sum of weighted losses, sums by name). `weight` must be among the sums."""
 
 
@@ -31,73 +32,88 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     """Where the state lives: moments beside their parameters, scalars everywhere.
 
     Args:
-      params: Parameters that already lie where they belong.
+      params: Parameters; those that lie on the mesh stay as they lie, others are put everywhere.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.eval_shape(optimizer.init, params)
+
+    def place(param: jax.Array) -> NamedSharding:
+        own = param.sharding
+        return own if isinstance(own, NamedSharding) and own.mesh == mesh else everywhere
+
+    placed = jax.tree.map(place, params)
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda _, param: param.sharding,
-        abstract,
-        params,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        placed,
         transform_non_params=lambda _: everywhere,
     )
-    placed = jax.tree.map(lambda param: param.sharding, params)
     return TrainState(params=placed, opt_state=opt_state, update=everywhere)
 
 
 def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A state before the first update."""
+    """The state before the first update. It owns the parameters: the first step frees them."""
     placed = state_shardings(params, optimizer, mesh)
     # Without out_shardings the moments would all be made on one device.
     opt_state = jax.jit(optimizer.init, out_shardings=placed.opt_state)(params)
     return TrainState(
-        params=params, opt_state=opt_state, update=jax.device_put(jnp.int32(0), placed.update)
+        params=jax.device_put(params, placed.params),
+        opt_state=opt_state,
+        update=jax.device_put(jnp.int32(0), placed.update),
     )
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, accumulation: int = 1
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    placed: TrainState,
+    mesh: Mesh,
+    accumulation: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """The compiled update.
 
     Losses and weights are summed over micro-batches and devices and divided once, so that the
     result does not depend on how a batch was cut.
 
     Args:
+      placed: Where the state lives, from `state_shardings`. It stays there.
       accumulation: Micro-batches of a batch; divides its rows.
 
     Returns:
-      A function (state, batch) to (next state, sums by name with `loss` among them). It consumes
-      the state.
+      A function (state, batch) to (next state, sums by name with `loss` and `grad_norm` among
+      them). It consumes the state.
     """
+    rows = named_sharding(mesh, ("batch", "length"))
 
-    def summed(params: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+    def summed(params: Any, batch: Batch) -> tuple[Any, Sums]:
         (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
         return grads, {"loss": loss, **sums}
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        if accumulation == 1:
-            grads, sums = summed(state.params, batch)
-        else:
-            parts = jax.tree.map(
-                lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]), batch
-            )
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(summed, state.params, jax.tree.map(lambda x: x[0], parts)),
-            )
+    def accumulated(params: Any, batch: Batch) -> tuple[Any, Sums]:
+        # Every accumulation-th row goes together, so that no row moves to another device.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        one = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(summed, params, one)
+        )
 
-            def add(total: Any, part: Batch) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, summed(state.params, part)), None
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            part = jax.lax.with_sharding_constraint(part, rows)
+            return jax.tree.map(jnp.add, total, summed(params, part)), None
 
-            (grads, sums), _ = jax.lax.scan(add, zeros, parts)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        grads, sums = (summed if accumulation == 1 else accumulated)(state.params, batch)
         weight = jnp.maximum(sums["weight"], 1e-6)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        sums = {**sums, "grad_norm": optax.global_norm(grads)}
         params = optax.apply_updates(state.params, updates)
-        return state.replace(params=params, opt_state=opt_state, update=state.update + 1), sums
+        sums = {**sums, "grad_norm": optax.global_norm(grads)}
+        return TrainState(params=params, opt_state=opt_state, update=state.update + 1), sums
 
-    rows = named_sharding(mesh, ("batch", "length"))
-    return jax.jit(step, in_shardings=(None, rows), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=(placed, rows), out_shardings=(placed, None), donate_argnums=0
+    )
