@@ -66,7 +66,8 @@ def _builder(
         },
     }
 
-    class Builder(tfds.core.GeneratorBasedBuilder):
+    # TFDS registers a class once in a process; this one is made for each dataset.
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         name = "examples"
 
@@ -130,12 +131,14 @@ def open_dataset(directory: pathlib.Path, made_by: str, decode: Callable[[Any], 
     try:
         builder: Any = tfds.builder_from_directory(str(found[-1].parent))
         source = builder.as_data_source(split=SPLIT)
-        source[len(source) - 1]  # a truncated file says so here, not in the middle of a stage
+        len(source)
     except Exception as error:  # TFDS and array_record raise many kinds
         raise UserError(
             f"{directory}: damaged ({_first_line(error)}); delete the folder to make it again"
         ) from None
-    return Dataset(directory, source, decode)
+    dataset = Dataset(directory, source, decode)
+    dataset[-1]  # a truncated file says so here, not in the middle of a stage
+    return dataset
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,122 @@
+"""Rendering: append-only, turns that cannot be forged, truncation by whole steps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conversation_cases import PROMPT, step, task, trajectories, trajectory, word_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.chat import excess, render
+from agentrm_jax.data.render import Renderer
+from agentrm_jax.data.tokenizer import ASSISTANT, BEGIN, END, USER
+
+quick = settings(deadline=None, max_examples=60)
+prompts = st.sampled_from([None, PROMPT])
+
+
+def prefix(whole: Trajectory, num_steps: int) -> Trajectory:
+    return dataclasses.replace(whole, steps=whole.steps[:num_steps])
+
+
+def test_the_text_of_a_conversation():
+    tokenizer = word_tokenizer()
+    whole = Trajectory(task=task(), first_observation="Goal.", steps=(step("Action: a", "Ok."),))
+    rendered, dropped = render(tokenizer, PROMPT, whole)
+    assert dropped == 0
+    assert tokenizer.decode(rendered.tokens.tolist()) == (
+        f"{BEGIN}{USER}Move about.{ASSISTANT}OK.{END}"
+        f"{USER}You see a key.{ASSISTANT}Action: take key{END}{USER}Done."
+        f"{USER}Goal.{ASSISTANT}Action: a{END}{USER}Ok.{ASSISTANT}"
+    )
+
+
+@quick
+@given(trajectories(), prompts)
+def test_every_state_is_a_prefix_and_its_end_is_known(whole, prompt):
+    tokenizer = word_tokenizer()
+    rendered, _ = render(tokenizer, prompt, whole)
+    assert len(rendered.state_ends) == len(whole.steps) + 1
+    for i, end in enumerate(rendered.state_ends):
+        state, _ = render(tokenizer, prompt, prefix(whole, i))
+        np.testing.assert_array_equal(state.tokens, rendered.tokens[: end + 1])
+
+
+@quick
+@given(trajectories(), prompts)
+def test_spans_hold_the_replies_and_their_stop_tokens(whole, prompt):
+    tokenizer = word_tokenizer()
+    rendered, _ = render(tokenizer, prompt, whole)
+    for one, (begin, end), action_end in zip(
+        whole.steps, rendered.reply_spans, rendered.action_ends, strict=True
+    ):
+        tokens = tuple(rendered.tokens[begin:end].tolist())
+        assert tokens[:-1] == one.token_ids if one.token_ids else True
+        if not one.token_ids:
+            assert tokenizer.decode(tokens[:-1]) == one.reply
+        assert tokens[-1] == tokenizer.chat.stop
+        assert action_end == end - 1
+
+
+@quick
+@given(trajectories(), prompts)
+def test_no_text_forges_a_turn(whole, prompt):
+    """Counting the tokens around turns: they come from the rendering alone."""
+    tokenizer = word_tokenizer()
+    tokens = render(tokenizer, prompt, whole)[0].tokens.tolist()
+    told = 0 if prompt is None else 2  # replies in the prompt
+    assert tokens.count(tokenizer.chat.stop) == told + len(whole.steps)
+    assert tokens.count(tokenizer.chat.begin[0]) == 1
+    users = 1 + len(whole.steps) + (0 if prompt is None else 3)
+    assert tokens.count(tokenizer.chat.user_open[0]) == users
+
+
+@given(st.integers(0, 30), st.lists(st.integers(1, 9), max_size=8), st.integers(0, 60))
+def test_excess_is_the_smallest_that_fits(opening, lengths, limit):
+    fits = [n for n in range(len(lengths) + 1) if opening + sum(lengths[n:]) <= limit]
+    assert excess(opening, lengths, limit) == min(fits, default=len(lengths))
+
+
+def test_a_long_conversation_loses_whole_steps_from_the_front():
+    tokenizer, whole = word_tokenizer(), trajectory(8)
+    rendered, _ = render(tokenizer, PROMPT, whole)
+    opening = rendered.state_ends[0] + 1
+    limit = opening + len(rendered.tokens) - 1 - rendered.state_ends[3]  # room for the last five
+    cut, dropped = render(tokenizer, PROMPT, whole, limit)
+    assert dropped == 3
+    assert len(cut.tokens) == limit
+    np.testing.assert_array_equal(cut.tokens[:opening], rendered.tokens[:opening])
+    np.testing.assert_array_equal(
+        cut.tokens[opening:], rendered.tokens[rendered.state_ends[3] + 1 :]
+    )
+    assert [tokenizer.decode(cut.tokens[a : b - 1].tolist()) for a, b in cut.reply_spans] == [
+        one.reply for one in whole.steps[3:]
+    ]
+    assert render(tokenizer, PROMPT, whole, limit - 1)[1] == 4
+
+
+@quick
+@given(trajectories(), prompts, st.integers(60, 200))
+def test_pieces_equal_the_rendering(whole, prompt, limit):
+    tokenizer = word_tokenizer()
+    renderer = Renderer(tokenizer, lambda task: prompt, limit)
+    try:
+        pieces, dropped = renderer.pieces(whole)
+    except UserError:
+        assert len(render(tokenizer, prompt, prefix(whole, 0))[0].tokens) > limit
+        return
+    rendered, also_dropped = render(tokenizer, prompt, whole, limit)
+    assert dropped == also_dropped
+    assert len(pieces) == len(whole.steps) - dropped + 1
+    np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
+
+
+def test_an_opening_that_does_not_fit_names_the_task():
+    renderer = Renderer(word_tokenizer(), lambda task: PROMPT, 10)
+    with pytest.raises(UserError, match=r"toy/0 takes \d+ tokens and 10 are left"):
+        renderer.opening(trajectory(0))

@@ -1,0 +1,139 @@
+"""Datasets of trajectories and of labelled states."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conversation_cases import step, trajectory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
+from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
+
+
+def labelled(num_steps: int, number: int = 0) -> LabelledPath:
+    states = range(num_steps + 1)
+    return LabelledPath(
+        trajectory=trajectory(num_steps, number),
+        node_ids=tuple(3 * i for i in states),
+        values=tuple((i + 1) / 7 for i in states),
+        visit_counts=tuple(40 - i for i in states),
+        weights=tuple(float(i % 2) for i in states),
+    )
+
+
+def test_trajectories_come_back_in_order(tmp_path):
+    written = [trajectory(i % 5, i) for i in range(300)]
+    assert write_trajectories(tmp_path / "experts", written) == 300
+    stored = open_trajectories(tmp_path / "experts")
+    assert list(stored) == written
+    assert stored[-1] == written[-1]
+    assert stored[7:11] == written[7:11]
+    with pytest.raises(IndexError):
+        stored[300]
+
+
+@settings(
+    deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.floats(-50, 0), min_size=1, max_size=4),
+)
+def test_text_and_numbers_come_back_exactly(tmp_path, text, log_probs):
+    one = step(text, text[::-1], token_ids=tuple(range(len(log_probs))), log_probs=tuple(log_probs))
+    whole = Trajectory(task=trajectory(0).task, first_observation=text, steps=(one,))
+    write_trajectories(tmp_path / "experts", [whole])
+    assert open_trajectories(tmp_path / "experts")[0] == whole
+
+
+def test_labelled_paths_come_back(tmp_path):
+    written = [labelled(i, i) for i in range(6)]
+    write_paths(tmp_path / "states", iter(written))
+    assert list(open_paths(tmp_path / "states")) == written
+    assert written[5].num_labels == 3
+
+
+def test_a_dataset_is_replaced_whole_or_not_at_all(tmp_path):
+    directory = tmp_path / "experts"
+    write_trajectories(directory, [trajectory(1)])
+
+    def failing():
+        yield trajectory(2)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_trajectories(directory, failing())
+    assert list(open_trajectories(directory)) == [trajectory(1)]
+    with pytest.raises(UserError, match="nothing to write"):
+        write_trajectories(directory, [])
+    (tmp_path / "experts.partial" / "examples").mkdir(parents=True)  # a killed process left this
+    write_trajectories(directory, [trajectory(3)])
+    assert list(open_trajectories(directory)) == [trajectory(3)]
+    assert [path.name for path in tmp_path.iterdir()] == ["experts"]
+
+
+@pytest.mark.parametrize(
+    ("opened", "command"), [(open_trajectories, "experts"), (open_paths, "label")]
+)
+def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path, opened, command):
+    with pytest.raises(UserError, match=f"nowhere: not found; `agentrm {command}`"):
+        opened(tmp_path / "nowhere")
+
+
+def _record_file(directory):
+    (path,) = directory.rglob("*.array_record*")
+    return path
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.7, 0.999])
+def test_a_truncated_dataset_is_an_error_when_it_is_opened(tmp_path, part):
+    write_trajectories(tmp_path / "experts", [trajectory(3, i) for i in range(50)])
+    path = _record_file(tmp_path / "experts")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(UserError, match=r"experts: (damaged|record 49 is corrupt)") as error:
+        open_trajectories(tmp_path / "experts")
+    assert "\n" not in str(error.value)
+
+
+def test_a_changed_byte_is_never_read_as_data(tmp_path):
+    written = [trajectory(3, i) for i in range(50)]
+    write_trajectories(tmp_path / "experts", written)
+    path = _record_file(tmp_path / "experts")
+    content = path.read_bytes()
+    used = np.flatnonzero(np.frombuffer(content, np.uint8))  # files are mostly filling
+    found = 0
+    for place in used[:: len(used) // 40]:
+        changed = bytearray(content)
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            assert list(open_trajectories(tmp_path / "experts")) == written
+        except UserError:
+            found += 1
+    assert found > 20
+
+
+def test_another_format_is_an_error(tmp_path):
+    write_paths(tmp_path / "states", [labelled(2)])
+    with pytest.raises(UserError, match="states: record 0 is corrupt"):
+        open_trajectories(tmp_path / "states")
+
+
+def test_tensorflow_and_jax_are_not_loaded(tmp_path):
+    write_trajectories(tmp_path / "experts", [trajectory(1)])
+    code = (
+        "import sys, pathlib\n"
+        "from agentrm_jax.data.trajectories import open_trajectories\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+        "assert len(open_trajectories(pathlib.Path(sys.argv[1]))[0].steps) == 1\n"
+        "assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "experts")], check=True)

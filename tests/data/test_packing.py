@@ -1,0 +1,151 @@
+"""Packing: nothing is lost, and every loss stands where it belongs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conversation_cases import PROMPT, trajectories, trajectory, word_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.chat import render, reply_tokens
+from agentrm_jax.data.packing import TokenSequence, pack, sft_sequences, value_sequences
+from agentrm_jax.data.states import LabelledPath
+
+quick = settings(deadline=None, max_examples=50)
+
+
+def sequence(number: int, length: int) -> TokenSequence:
+    generator = np.random.default_rng(number)
+    return TokenSequence(
+        tokens=generator.integers(1, 999, length).astype(np.int32),
+        weights=generator.random(length).astype(np.float32),
+        targets=generator.random(length).astype(np.float32),
+    )
+
+
+def as_tuples(item) -> tuple:
+    return tuple(map(tuple, (item.tokens, item.weights, item.targets)))
+
+
+@quick
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+def test_every_sequence_is_in_the_rows_once(lengths):
+    sequences = [sequence(i, length) for i, length in enumerate(lengths)]
+    rows = pack(sequences, 20)
+    found = []
+    for r in range(len(rows)):
+        for segment in range(1, rows.segments[r].max() + 1):
+            at = np.flatnonzero(rows.segments[r] == segment)
+            assert (np.diff(at) == 1).all()
+            np.testing.assert_array_equal(rows.positions[r, at], np.arange(len(at)))
+            found.append(
+                TokenSequence(
+                    tokens=rows.tokens[r, at],
+                    weights=rows.weights[r, at],
+                    targets=rows.targets[r, at],
+                )
+            )
+        padding = rows.segments[r] == 0
+        assert not rows.weights[r, padding].any()
+        assert not rows.tokens[r, padding].any()
+    assert sorted(map(as_tuples, found)) == sorted(map(as_tuples, sequences))
+    # No two rows could be one, so at least half of all places are used where rows are many.
+    used = np.sort((rows.segments > 0).sum(axis=1))
+    assert len(used) == 1 or used[0] + used[1] > 20
+
+
+def test_packing_is_tight_and_repeats():
+    generator = np.random.default_rng(0)
+    sequences = [sequence(i, int(generator.integers(20, 200))) for i in range(500)]
+    rows, again = pack(sequences, 512), pack(sequences, 512)
+    for name, value in rows.take(np.arange(len(rows))).items():
+        np.testing.assert_array_equal(value, getattr(again, name))
+    assert (rows.segments > 0).mean() > 0.97
+
+
+def test_what_cannot_be_packed_is_said():
+    with pytest.raises(UserError, match=r"fit\.length: a sequence has 21 tokens, rows have 20"):
+        pack([sequence(0, 3), sequence(1, 21)], 20)
+    with pytest.raises(UserError, match="nothing to train on"):
+        pack([], 20)
+
+
+@quick
+@given(st.lists(trajectories(), max_size=4))
+def test_sft_learns_exactly_the_replies(wholes):
+    tokenizer = word_tokenizer()
+    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, wholes, 4096)
+    assert left_out == 0
+    wholes = [whole for whole in wholes if whole.steps]
+    assert len(sequences) == len(wholes)
+    for whole, one in zip(wholes, sequences, strict=True):
+        learned = [token for step in whole.steps for token in reply_tokens(tokenizer, step)]
+        assert one.tokens[one.weights == 1].tolist() == learned
+        assert ((one.weights == 0) | (one.weights == 1)).all()
+
+
+def labelled(num_steps: int, number: int = 0) -> LabelledPath:
+    states = range(num_steps + 1)
+    return LabelledPath(
+        trajectory=trajectory(num_steps, number),
+        node_ids=tuple(states),
+        values=tuple((i + 1) / 64 for i in states),
+        visit_counts=tuple(states),
+        weights=tuple((0.0, 0.5, 0.75)[(i + number) % 3] for i in states),
+    )
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_values_stand_at_both_ends_of_each_labelled_step(number):
+    """The oracle renders each state by itself, as the reward model reads it at test time."""
+    tokenizer, path = word_tokenizer(), labelled(5, number)
+    (one,), left_out = value_sequences(tokenizer, lambda task: PROMPT, [path], 4096)
+    expected = {}
+    for i, (value, weight) in enumerate(zip(path.values, path.weights, strict=True)):
+        if not weight:
+            continue
+        state = dataclasses.replace(path.trajectory, steps=path.trajectory.steps[:i])
+        ends = [render(tokenizer, PROMPT, state)[0].tokens]
+        if i:
+            before = dataclasses.replace(state, steps=state.steps[:-1])
+            reply = reply_tokens(tokenizer, state.steps[-1])
+            ends.append(np.concatenate([render(tokenizer, PROMPT, before)[0].tokens, reply]))
+        for tokens in ends:
+            np.testing.assert_array_equal(one.tokens[: len(tokens)], tokens)
+            expected[len(tokens) - 1] = (value, weight)
+    assert left_out == 0
+    assert {
+        int(t): (one.targets[t], one.weights[t]) for t in np.flatnonzero(one.weights)
+    } == expected
+
+
+def test_long_paths_lose_steps_and_their_labels_are_counted():
+    tokenizer, path = word_tokenizer(), labelled(8, 1)
+    rendered, _ = render(tokenizer, PROMPT, path.trajectory)
+    limit = len(rendered.tokens) - (rendered.state_ends[3] - rendered.state_ends[0])
+    (one,), left_out = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    assert len(one.tokens) == limit
+    assert left_out == sum(weight > 0 for weight in path.weights[1:4]) == 2
+    kept = {path.values[i] for i in (0, 4, 5, 6, 7, 8) if path.weights[i]}
+    assert set(one.targets[one.weights > 0].tolist()) == kept
+    assert one.targets[rendered.state_ends[0]] == path.values[0]
+
+    (cut,), dropped = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
+    assert dropped == 3
+    np.testing.assert_array_equal(cut.tokens, one.tokens)
+
+
+def test_sequences_with_nothing_to_learn_are_left_out():
+    tokenizer, path = word_tokenizer(), labelled(2)
+    silent = dataclasses.replace(path, weights=(0.0, 0.0, 0.0))
+    assert value_sequences(tokenizer, lambda task: None, [silent], 4096) == ([], 0)
+    assert sft_sequences(tokenizer, lambda task: None, [trajectory(0)], 4096) == ([], 0)
+
+
+def test_an_opening_longer_than_a_row_names_task_and_key():
+    with pytest.raises(UserError, match=r"fit\.length: the opening of task toy/0 takes"):
+        sft_sequences(word_tokenizer(), lambda task: PROMPT, [trajectory(2)], 12)
