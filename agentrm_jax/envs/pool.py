@@ -259,8 +259,8 @@ def _extend_plan(plan: _Plan, job: _Job, episode: _Episode) -> None:
 def _exchange(plans: dict[_Place, _Plan]) -> None:
     """Sends each place its requests and awaits the answers; workers and this process in parallel.
 
-    An interruption (Ctrl-C) leaves neither an answer that a later request could take for its own nor
-    an environment in the middle of an action: all are played again where they are still needed.
+    An interruption (Ctrl-C) leaves neither an answer that a later request could take for its own
+    nor an environment in the middle of an action: episodes are played again where still needed.
     """
     workers = [p.process for p in plans if isinstance(p.process, WorkerProcess)]
     for worker in workers:
