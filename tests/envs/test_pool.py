@@ -227,8 +227,10 @@ def test_workers_work_in_parallel(pools):
 def test_the_deadline_is_for_each_request(pools):
     pool = pools(1, step_seconds=1.0)
     handles = begin(pool, 1, 2, 3, 4)
+    (before,) = pool.step([(handles[0], "pid")])
     answers = pool.step([(handle, "wait 0.4") for handle in handles])
     assert [answer.observation for answer in answers] == ["waited"] * 4
+    assert pool.step([(handles[0], "pid")]) == [before]  # no worker was killed and replaced
 
 
 @pytest.mark.parametrize("workers", [0, 2])
