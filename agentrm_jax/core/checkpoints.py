@@ -180,6 +180,8 @@ def _check(path: pathlib.Path, target: Any, partial: bool = False) -> None:
         raise UserError(f"{path}: there is no checkpoint here")
     with _quiet(), _readable(path):
         stored = _shapes(_orbax().metadata(path).metadata)
+        if not stored:
+            raise ValueError("it holds no arrays; its files may be lost")
     wanted = _shapes(target)
     for name in sorted(wanted if partial else stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):

@@ -1,0 +1,174 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from agentrm_jax.core.checkpoints import (
+    TrainingCheckpoints,
+    load_model,
+    read_model_config,
+    save_model,
+)
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
+
+
+def _tree(scale: float = 1.0) -> dict:
+    return {
+        "embed": scale * jnp.arange(32.0).reshape(8, 4),
+        "layers": {"q": scale * jnp.arange(16.0).reshape(2, 8).astype(jnp.bfloat16)},
+        "count": jnp.int32(7),
+    }
+
+
+def _target(tree, sharding=None):
+    sharding = sharding or NamedSharding(make_mesh(MeshConfig()), PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _equal(a, b) -> bool:
+    same = jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b)
+    return all(jax.tree.leaves(same))
+
+
+def test_a_model_comes_back_as_it_was(tmp_path):
+    save_model(tmp_path / "policy", "policy", {"d_model": 4}, _tree(2.0))
+    save_model(tmp_path / "policy", "policy", {"d_model": 4}, _tree())  # replaces the first
+    assert read_model_config(tmp_path / "policy", "policy") == {"d_model": 4}
+    assert _equal(load_model(tmp_path / "policy", _target(_tree())), _tree())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy"]
+
+
+def test_a_relative_directory_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(pathlib.Path("policy"), "policy", {}, _tree())
+    assert _equal(load_model(pathlib.Path("policy"), _target(_tree())), _tree())
+
+
+def test_arrays_are_read_to_where_the_target_says(tmp_path):
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 simulated devices")
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    source = jax.device_put(_tree()["embed"], NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+    save_model(tmp_path / "m", "policy", {}, {"embed": source})
+    wanted = NamedSharding(mesh, PartitionSpec("tensor"))
+    loaded = load_model(tmp_path / "m", _target({"embed": source}, wanted))["embed"]
+    assert loaded.sharding.is_equivalent_to(wanted, 2)
+    assert np.array_equal(loaded, source)
+
+
+def test_a_trunk_is_read_from_a_larger_model(tmp_path):
+    save_model(tmp_path / "policy", "policy", {}, _tree())
+    trunk = {"layers": _tree()["layers"]}
+    assert _equal(load_model(tmp_path / "policy", _target(trunk), partial=True), trunk)
+    with pytest.raises(UserError, match=r"parameter count has shape \(\), the config wants none"):
+        load_model(tmp_path / "policy", _target(trunk))
+
+
+def _with_shape(tree, shape):
+    return {**tree, "layers": {"q": jax.ShapeDtypeStruct(shape, jnp.bfloat16)}}
+
+
+def test_another_shape_is_one_line_with_both(tmp_path):
+    save_model(tmp_path / "policy", "policy", {}, _tree())
+    message = r"policy/params: parameter layers\.q has shape \(2, 8\), the config wants \(2, 9\)$"
+    with pytest.raises(UserError, match=message) as error:
+        load_model(tmp_path / "policy", _target(_with_shape(_tree(), (2, 9))))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"parameter head has shape none \(it is missing\)"):
+        load_model(tmp_path / "policy", _target({**_tree(), "head": jnp.ones(3)}), partial=True)
+
+
+def test_what_is_not_there_or_of_another_kind_is_named(tmp_path):
+    save_model(tmp_path / "policy", "policy", {}, _tree())
+    with pytest.raises(UserError, match="holds a policy model, a reward model is wanted"):
+        read_model_config(tmp_path / "policy", "reward")
+    with pytest.raises(UserError, match="no model here"):
+        read_model_config(tmp_path / "absent", "reward")
+    with pytest.raises(UserError, match="there is no checkpoint here"):
+        load_model(tmp_path / "absent", _target(_tree()))
+    (tmp_path / "policy" / "model.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.json: damaged"):
+        read_model_config(tmp_path / "policy", "policy")
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_damaged_files_are_one_line(tmp_path, damage):
+    save_model(
+        tmp_path / "policy", "policy", {}, {"x": jax.random.normal(jax.random.key(0), (5000,))}
+    )
+    for path in (tmp_path / "policy" / "params").rglob("d/*"):
+        if damage == "lost":
+            path.unlink()
+        else:
+            os.truncate(path, path.stat().st_size // 2)
+    message = "policy/params: not a checkpoint that can be read"
+    with pytest.raises(UserError, match=message) as error:
+        load_model(tmp_path / "policy", _target({"x": jnp.zeros(5000)}))
+    assert "\n" not in str(error.value)
+
+
+def test_the_newest_training_checkpoints_stay(tmp_path):
+    checkpoints = TrainingCheckpoints(tmp_path / "training", keep=2)
+    assert checkpoints.latest is None
+    with pytest.raises(UserError, match="there is no checkpoint here"):
+        checkpoints.restore(_target(_tree()))
+    for update in (10, 20, 30):
+        checkpoints.save(update, _tree(update))
+    checkpoints.save(30, _tree(31))  # a resumed run may come to the same update again
+    checkpoints.close()
+    again = TrainingCheckpoints(tmp_path / "training")
+    assert again.latest == 30
+    assert _equal(again.restore(_target(_tree())), _tree(31))
+    with pytest.raises(UserError, match=r"training/30: parameter layers\.q has shape"):
+        again.restore(_target(_with_shape(_tree(), (3, 8))))
+    again.close()
+    assert sorted(p.name for p in (tmp_path / "training").iterdir()) == ["20", "30"]
+
+
+_ENDLESS = """
+import pathlib, sys
+import jax.numpy as jnp
+from agentrm_jax.core.checkpoints import TrainingCheckpoints
+checkpoints = TrainingCheckpoints(pathlib.Path(sys.argv[1]))
+update = checkpoints.latest or 0
+while True:
+    update += 1
+    checkpoints.save(update, {"x": jnp.full((64, 1024), update, jnp.float32)})
+    print(update, flush=True)
+"""
+
+
+def test_after_a_kill_the_newest_whole_checkpoint_counts(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    committed = 0
+    for extra in (0.0, 0.013):  # two moments within a save
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ENDLESS, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert process.stdout is not None
+        for _ in range(3):
+            committed = int(process.stdout.readline())
+        time.sleep(extra)
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split("\n")[:-1]
+        process.wait()
+        committed = int(rest[-1]) if rest else committed
+        checkpoints = TrainingCheckpoints(tmp_path)
+        latest = checkpoints.latest
+        assert latest in (committed, committed + 1)  # killed before it could say so
+        x = checkpoints.restore(_target({"x": jnp.zeros((64, 1024))}))["x"]
+        checkpoints.close()
+        assert (np.asarray(x) == latest).all()
+        assert all(path.name.isdigit() for path in tmp_path.iterdir())  # no leftovers

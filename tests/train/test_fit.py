@@ -1,0 +1,173 @@
+import dataclasses
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_cases import CONFIG, mesh_of, policy_params, reward_params, rows_of
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.metrics import MetricWriter, read_metrics
+from agentrm_jax.data.pipeline import batches
+from agentrm_jax.train import explicit, sft
+from agentrm_jax.train.fit import FitConfig, fit
+from agentrm_jax.train.optimizer import OptimizerConfig
+
+ROWS = rows_of(60)
+LOOP = FitConfig(num_updates=12, batch_size=4, length=32, metrics_every=2, checkpoint_every=4)
+
+
+def _fit(directory, *, on_update=lambda *_: None, loss=None, rows=ROWS):
+    mesh = mesh_of()
+    return fit(
+        policy_params(mesh),
+        loss or sft.make_loss(CONFIG, mesh),
+        rows,
+        LOOP,
+        OptimizerConfig(learning_rate=1e-2),
+        directory=directory / "training",
+        mesh=mesh,
+        seed=1,
+        metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
+        on_update=on_update,
+    )
+
+
+def _rows(directory):
+    rows = read_metrics(directory / "metrics.jsonl")
+    return [{name: v for name, v in row.items() if name != "seconds"} for row in rows]
+
+
+def _same(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+class _Killed(Exception):
+    pass
+
+
+def _killer(at):
+    def on_update(update, total, row):
+        if update == at:
+            raise _Killed
+
+    return on_update
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    params, summary = _fit(directory)
+    return params, summary, _rows(directory)
+
+
+def test_the_loop_learns_and_reports(whole):
+    _, summary, rows = whole
+    assert [row["update"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert set(rows[0]) == {"stage", "update", "loss", "accuracy", "grad_norm"}
+    assert summary["updates"] == 12
+    assert summary["loss"] == rows[-1]["loss"]
+    assert summary["tokens_per_second"] > 0
+    assert summary["compile_seconds"] > 0
+
+
+@pytest.mark.parametrize("at", [2, 6, 10])
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, whole, at):
+    """Killed before the first checkpoint, and between checkpoints: the same bits in the end."""
+    with pytest.raises(_Killed):
+        _fit(tmp_path, on_update=_killer(at))
+    params, _ = _fit(tmp_path)
+    assert _same(params, whole[0])
+    assert _rows(tmp_path) == whole[2]
+
+
+def test_sigterm_saves_and_ends(tmp_path, whole):
+    seen = []
+
+    def on_update(update, total, row):
+        seen.append((update, total))
+        if update == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        _fit(tmp_path, on_update=on_update)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert seen == [(2, 12), (4, 12), (6, 12), (7, 12)]  # no work is lost
+    again = []
+    params, _ = _fit(tmp_path, on_update=lambda update, *_: again.append(update))
+    assert again == [8, 10, 12]
+    assert _same(params, whole[0])
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, whole):
+    _fit(tmp_path)
+    params, summary = _fit(tmp_path, on_update=_killer(12))
+    assert _same(params, whole[0])
+    assert summary == {"updates": 12}
+
+
+def test_a_loss_that_is_not_finite_names_its_update(tmp_path):
+    """The rows hold one mark, so that the update that comes upon it is known beforehand."""
+    marked = dataclasses.replace(ROWS, targets=np.zeros_like(ROWS.targets))
+    marked.targets[3] = 1.0
+    source = batches(marked, 4, 1)
+    found = next(u for u in range(1, 13) if next(source)["targets"].any())
+
+    def loss(params, batch):
+        value, sums = sft.make_loss(CONFIG)(params, batch)
+        return jnp.where(batch["targets"].any(), jnp.inf, value), sums
+
+    message = rf"not finite at update {found}: .*optimizer\.learning_rate"
+    with pytest.raises(UserError, match=message):
+        _fit(tmp_path, loss=loss, rows=marked)
+    kept = [int(path.name) for path in (tmp_path / "training").iterdir()]
+    assert all(update < found for update in kept)
+    assert all(row["update"] < found for row in _rows(tmp_path))
+
+
+def test_the_reward_model_learns_its_targets(tmp_path):
+    mesh = mesh_of()
+    _, summary = fit(
+        reward_params(mesh),
+        explicit.make_loss(CONFIG, mesh),
+        rows_of(4),
+        FitConfig(num_updates=60, batch_size=2, length=32, metrics_every=10),
+        OptimizerConfig(learning_rate=1e-2),
+        directory=tmp_path / "training",
+        mesh=mesh,
+        seed=0,
+        metrics=MetricWriter(tmp_path / "metrics.jsonl", "reward"),
+        describe=explicit.describe,
+    )
+    assert summary["loss"] < 0.01
+    assert summary["correlation"] > 0.9
+
+
+def test_epochs_become_updates():
+    assert FitConfig(epochs=2, batch_size=4).total(10) == 5
+    assert FitConfig(epochs=0.1, batch_size=4).total(2) == 1
+    assert FitConfig(epochs=2, num_updates=7, batch_size=4).total(10) == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"batch_size": 0}, r"fit\.batch_size"),
+        ({"batch_size": 4, "accumulation": 3}, r"fit\.accumulation"),
+        ({"epochs": 0.0}, r"fit\.epochs"),
+    ],
+)
+def test_bad_values_name_the_key(values, key):
+    with pytest.raises(UserError, match=key):
+        FitConfig(**values)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"fit\.batch_size: 8 rows in 4 micro-batches"):
+        FitConfig(batch_size=8, accumulation=4).check_mesh(mesh_of(2, 2, 2))

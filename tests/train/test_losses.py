@@ -1,0 +1,136 @@
+"""The packed losses against one sequence for each state, computed without packing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params, sequences
+
+from agentrm_jax.data.packing import pack
+from agentrm_jax.model import llama
+from agentrm_jax.train import explicit, sft
+
+CASES = sequences(12, seed=3)
+
+
+def _states(shift):
+    """One padded row for each labelled token t: the tokens before t + 1 - shift, and nothing else.
+
+    Returns tokens [S, T], the index of each row's last token, and of each label (case, t).
+    """
+    labels = [(case, t) for case in CASES for t in np.flatnonzero(case.weights) if t >= shift]
+    tokens = np.zeros((len(labels), 24), np.int32)
+    for row, (case, t) in zip(tokens, labels, strict=True):
+        row[: t + 1 - shift] = case.tokens[: t + 1 - shift]
+    return tokens, np.array([t - shift for _, t in labels]), labels
+
+
+def _last_hidden(trunk, tokens, last):
+    ones = np.ones_like(tokens)
+    positions = np.arange(tokens.shape[1], dtype=np.int32) * ones
+    hidden = llama.forward(trunk, CONFIG, tokens, positions, ones)
+    return hidden[np.arange(len(tokens)), last]
+
+
+def _slow_values(params):
+    tokens, last, labels = _states(shift=0)
+    head = params["value_head"]
+    values = _last_hidden(params["trunk"], tokens, last) @ head["kernel"] + head["bias"]
+    targets = np.array([case.targets[t] for case, t in labels])
+    weights = np.array([case.weights[t] for case, t in labels])
+    return jnp.sum(weights * (values - targets) ** 2)
+
+
+def _slow_cross_entropy(params):
+    tokens, last, labels = _states(shift=1)  # nothing comes before a first token
+    probabilities = jax.nn.softmax(_last_hidden(params, tokens, last) @ params["embed"].T)
+    said = np.array([case.tokens[t] for case, t in labels])
+    weights = np.array([case.weights[t] for case, t in labels])
+    return -jnp.sum(weights * jnp.log(probabilities[np.arange(len(said)), said]))
+
+
+def _assert_close(a, b, tolerance):
+    """Each parameter's gradient within so much of its own size."""
+    for path, x in jax.tree_util.tree_leaves_with_path(a):
+        y = functools.reduce(lambda tree, key: tree[key.key], path, b)
+        error = np.linalg.norm(np.asarray(x) - np.asarray(y)) / np.linalg.norm(y)
+        assert error < tolerance, (path, error)
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "params_of", "slow"),
+    [
+        (sft.make_loss, policy_params, _slow_cross_entropy),
+        (explicit.make_loss, reward_params, _slow_values),
+    ],
+    ids=["sft", "explicit"],
+)
+def test_packed_equals_one_sequence_per_state(make_loss, params_of, slow):
+    batch = batch_of(pack(CASES, 48))
+    packed = jax.jit(jax.value_and_grad(make_loss(CONFIG), has_aux=True))
+    (loss, _), grads = packed(params_of(), batch)
+    slow_loss, slow_grads = jax.jit(jax.value_and_grad(slow))(params_of())
+    assert loss == pytest.approx(float(slow_loss), rel=1e-5)
+    _assert_close(grads, slow_grads, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "params_of"),
+    [(sft.make_loss, policy_params), (explicit.make_loss, reward_params)],
+    ids=["sft", "explicit"],
+)
+def test_eight_devices_give_the_same_gradients(make_loss, params_of):
+    mesh = mesh_of(2, 2, 2)
+    batch = batch_of(pack(sequences(24), 32))
+    batch = {name: value[:8] for name, value in batch.items()}
+    assert len(batch["tokens"]) == 8
+    rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+
+    def gradients(mesh, batch):
+        loss = make_loss(CONFIG, mesh, remat=mesh is not None)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(mesh), batch)
+
+    (loss, sums), grads = gradients(mesh, jax.device_put(batch, rows))
+    (one_loss, one_sums), one_grads = gradients(None, batch)
+    assert float(loss) == pytest.approx(float(one_loss), rel=1e-5)
+    for name, value in one_sums.items():
+        assert float(sums[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-4)
+    _assert_close(grads, one_grads, 2e-5)
+
+
+def test_accuracy_counts_weighted_right_tokens():
+    params = policy_params()
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, CONFIG.vocab_size, (1, 9)).astype(np.int32)
+    ones = np.ones((1, 9), np.int32)
+    positions = np.arange(9, dtype=np.int32)[None]
+    hidden = llama.forward(params, CONFIG, tokens, positions, ones)
+    best = np.asarray(llama.logits(params, CONFIG, hidden)).argmax(-1)[0]
+    weights = np.array([[5, 1, 2, 0, 4, 0, 0, 3, 1]], np.float32)
+    right = best[:-1] == tokens[0, 1:]
+    batch = {"tokens": tokens, "positions": positions, "segments": ones, "weights": weights}
+    _, sums = sft.make_loss(CONFIG)(params, batch)
+    assert sums["weight"] == 11.0  # the first token has nothing before it
+    assert sums["accuracy"] == (weights[0, 1:] * right).sum()
+
+
+def test_correlation_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    values, weights = rng.random(50), rng.integers(1, 4, 50)
+    targets = 0.5 * values + 0.2 * rng.random(50)
+    products = {
+        "value": values,
+        "target": targets,
+        "value_squared": values**2,
+        "target_squared": targets**2,
+        "value_target": values * targets,
+        "loss": (values - targets) ** 2,
+    }
+    means = {name: float(np.average(x, weights=weights)) for name, x in products.items()}
+    row = explicit.describe({**means, "grad_norm": 1.0})
+    repeated = np.corrcoef(np.repeat(values, weights), np.repeat(targets, weights))[0, 1]
+    assert row["correlation"] == pytest.approx(repeated)
+    constant = {**means, "value_squared": means["value"] ** 2}
+    assert explicit.describe({**constant, "grad_norm": 1.0})["correlation"] == 0.0
