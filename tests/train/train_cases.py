@@ -1,6 +1,9 @@
 """A tiny model, packed rows and meshes for the tests of training."""
 
 import contextlib
+import functools
+import pathlib
+import tempfile
 
 import jax
 import numpy as np
@@ -14,6 +17,11 @@ from agentrm_jax.model.value import init_reward
 
 with contextlib.suppress(RuntimeError):  # too late where another test has started the devices
     jax.config.update("jax_num_cpu_devices", 8)
+
+if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
+    cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -33,8 +41,14 @@ def mesh_of(data=1, fsdp=1, tensor=1):
     return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
 
 
-def policy_params(mesh=None, seed=0):
-    return parameters.init(jax.random.key(seed), CONFIG, mesh=mesh)
+@functools.cache
+def _initial():
+    return jax.device_get(parameters.init(jax.random.key(0), CONFIG))
+
+
+def policy_params(mesh=None):
+    copies = jax.tree.map(np.array, _initial())  # training may reuse the memory that it is handed
+    return jax.device_put(copies, None if mesh is None else parameters.shardings(CONFIG, mesh))
 
 
 def reward_params(mesh=None):
