@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -29,7 +30,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 and `fsdp`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1: all that are left."""
 
@@ -57,8 +58,8 @@ class MeshConfig:
         return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the first devices (all by default), as many as the config asks for."""
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over the first `jax.Device`s (of all by default), as many as the config asks for."""
     devices = list(jax.devices() if devices is None else devices)
     shape = config.shape(len(devices))
     return jax.make_mesh(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,41 +78,31 @@ class LlamaConfig:
         """From the contents of a Hugging Face `config.json`, old spelling or new.
 
         Raises:
-          UserError: Another architecture, a missing key or an unknown kind of rotary scaling.
+          UserError: Another architecture, a missing or wrong key or an unknown kind of rotary
+            scaling; the message begins with the key.
         """
-        if config.get("model_type") != "llama":
-            raise UserError(f"model_type: only llama is read, not {config.get('model_type')!r}")
+        for key, wanted in _FIXED.items():
+            if config.get(key, wanted) != wanted:
+                raise UserError(f"{key}: only {wanted!r} is supported, not {config[key]!r}")
         # transformers 5 writes `rope_parameters`; before, theta stood beside `rope_scaling`.
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind not in ("default", "llama3"):
-            raise UserError(f"rope_scaling: type {kind!r} is not supported, llama3 is")
-        try:
-            scaling = None
-            if kind == "llama3":
-                scaling = RopeScaling(
-                    factor=float(rope["factor"]),
-                    low_freq_factor=float(rope["low_freq_factor"]),
-                    high_freq_factor=float(rope["high_freq_factor"]),
-                    original_max_positions=int(rope["original_max_position_embeddings"]),
-                )
-            num_heads = config["num_attention_heads"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                d_model=config["hidden_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=num_heads,
-                num_kv_heads=config.get("num_key_value_heads") or num_heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-                d_ff=config["intermediate_size"],
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-                rope_scaling=scaling,
-                norm_eps=config.get("rms_norm_eps", 1e-6),
-                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-                max_positions=config.get("max_position_embeddings", 2048),
-            )
-        except KeyError as error:
-            raise UserError(f"config.json: the key {error} is missing") from None
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise UserError(f"rope_scaling: must be a mapping, not {rope!r}")
+        num_heads, d_model = _int(config, "num_attention_heads"), _int(config, "hidden_size")
+        return cls(
+            vocab_size=_int(config, "vocab_size"),
+            d_model=d_model,
+            num_layers=_int(config, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=_int(config, "num_key_value_heads", num_heads),
+            head_dim=_int(config, "head_dim", d_model // max(num_heads, 1)),
+            d_ff=_int(config, "intermediate_size"),
+            rope_theta=_float({**config, **rope}, "rope_theta", 10_000.0),
+            rope_scaling=_scaling(rope),
+            norm_eps=_float(config, "rms_norm_eps", 1e-6),
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            max_positions=_int(config, "max_position_embeddings", 2048),
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """A Hugging Face `config.json` in the spelling that old and new versions read."""
@@ -143,3 +134,39 @@ class LlamaConfig:
             "attention_bias": False,
             "mlp_bias": False,
         }
+
+
+_FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""Keys of `config.json` for which the forward pass knows one value only."""
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise UserError(f"rope_scaling: type {kind!r} is not supported, llama3 is")
+    return RopeScaling(
+        factor=_float(rope, "factor"),
+        low_freq_factor=_float(rope, "low_freq_factor"),
+        high_freq_factor=_float(rope, "high_freq_factor"),
+        original_max_positions=_int(rope, "original_max_position_embeddings"),
+    )
+
+
+def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = _float(config, key, default)
+    if value != int(value):
+        raise UserError(f"{key}: must be a whole number, not {value}")
+    return int(value)
+
+
+def _float(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A number; null counts as absent, as it does in transformers."""
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"{key}: missing")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{key}: must be a number, not {value!r}")
+    return float(value)
