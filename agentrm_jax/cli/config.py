@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import MeshConfig
@@ -89,7 +90,10 @@ class RunConfig:
     Attributes:
       environments: Where the agent acts.
       seed: Every random number follows from it.
-      workers: Environment processes; 0 steps environments in this process.
+      workers: Environment processes; 0 steps environments in this process, where nothing can stop
+        one that hangs.
+      step_seconds: How long an environment process may take for one action.
+      dtype: Of the models' parameters and activations; losses and heads are float32.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
@@ -97,9 +101,11 @@ class RunConfig:
         exploration, labels and reward training are then left out.
     """
 
-    environments: Sequence[EnvironmentConfig]
+    environments: Sequence[EnvironmentConfig] = ()
     seed: int = 0
     workers: int = 0
+    step_seconds: float = 30.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
     policy: str | None = None
     train_policy: bool = True
     reward_model: str | None = None

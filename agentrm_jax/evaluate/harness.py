@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,12 +26,13 @@ from agentrm_jax.search.rollouts import Rollout
 METHODS = ("greedy", "best_of_n", "beam")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Which methods run on which test tasks.
 
     Attributes:
-      num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all there are.
+      split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
+      num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
       methods: Of greedy, best_of_n (with its baselines) and beam.
       n: Trajectories that best-of-n chooses from.
       sampling: How they, and a beam's candidates, are sampled. Greedy takes temperature 0.
@@ -42,6 +43,7 @@ class EvaluateConfig:
         without a reward model.
     """
 
+    split: Literal["test", "paper"] = "test"
     num_tasks: int = 180
     methods: tuple[str, ...] = METHODS
     n: int = 5
@@ -57,6 +59,10 @@ class EvaluateConfig:
             raise UserError(
                 f"evaluate.methods: unknown method {unknown[0]!r}; known are {', '.join(METHODS)}"
             )
+        if self.split not in ("test", "paper"):
+            raise UserError(f"evaluate.split: must be test or paper, not {self.split!r}")
+        if self.num_tasks == 0 and self.split == "test":
+            raise UserError("evaluate.num_tasks: generated problems have no end; say how many")
         if self.n < 1 or self.slots < 1 or self.num_tasks < 0 or self.beam_tasks < 0:
             raise UserError(
                 "evaluate: n and slots must be at least 1, num_tasks and beam_tasks at least 0"

@@ -24,7 +24,7 @@ from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """The loop.
 

@@ -10,7 +10,7 @@ import optax
 from agentrm_jax.core.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW.
 

@@ -1,0 +1,227 @@
+"""The stage that runs test-time methods, and the report on what they did."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.agent.in_step import InStepAgent
+from agentrm_jax.cli.models import Model
+from agentrm_jax.cli.run import Run
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.progress import progress
+from agentrm_jax.core.protocols import Scorer
+from agentrm_jax.core.records import Task
+from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.data.render import Renderer
+from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.evaluate.harness import (
+    chosen_episodes,
+    single_episodes,
+    stored_rollouts,
+)
+from agentrm_jax.evaluate.report import write_report
+from agentrm_jax.evaluate.results import (
+    Episode,
+    comparisons,
+    read_episodes,
+    result_rows,
+    write_episodes,
+)
+from agentrm_jax.evaluate.tree_view import most_telling
+from agentrm_jax.model.value import readout
+from agentrm_jax.reward.explicit import ExplicitScorer
+from agentrm_jax.reward.random import RandomScorer
+from agentrm_jax.search.beam import beam_search
+from agentrm_jax.search.rollouts import Rollout, rollouts
+
+_REWARD_MODEL = "explicit"
+
+
+def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
+    """Runs the test-time methods on the test tasks (paper section 3.4)."""
+    overlap = run.overlap()
+    if overlap:
+        raise UserError(f"evaluate: {overlap} test tasks pose problems that were trained on")
+    bench = _Bench(run, stage, directory)
+    episodes: list[Episode] = []
+    for method in run.config.evaluate.methods:
+        episodes += {"greedy": bench.greedy, "best_of_n": bench.best_of_n, "beam": bench.beam}[
+            method
+        ]()
+    return {
+        "tasks": len(run.test_tasks),
+        "test_problems_trained_on": overlap,
+        "episodes": len(episodes),
+        "errors": sum(episode.error is not None for episode in episodes),
+        "invalid_actions": sum(episode.invalid_actions for episode in episodes),
+        "truncated_steps": sum(episode.truncated_steps for episode in episodes),
+    }
+
+
+class _Bench:
+    """The models at work on the test tasks. They are loaded when the first method needs them."""
+
+    def __init__(self, run: Run, stage: Stage, directory: pathlib.Path) -> None:
+        self._run, self._stage, self._directory = run, stage, directory
+        self._config, self._seed = run.config.evaluate, run.config.seed
+        self._policy = run.policy()
+        self._engine = Engine(
+            self._policy.params, self._policy.config, run.config.engine, mesh=run.mesh
+        )
+        self._scorer: ExplicitScorer | None = None
+
+    def _agent(self, temperature: float | None = None) -> Agent:
+        sampling = self._config.sampling
+        if temperature is not None:
+            sampling = dataclasses.replace(sampling, temperature=temperature)
+        return Agent(
+            self._engine, self._policy.tokenizer, self._run.prompt_of, sampling, self._seed
+        )
+
+    def _explicit(self) -> ExplicitScorer:
+        if self._scorer is None:
+            self._scorer = _explicit_scorer(self._run, self._policy)
+        return self._scorer
+
+    def greedy(self) -> list[Episode]:
+        agent = self._agent(temperature=0.0)
+        found = self._stored("greedy", [(task, 0) for task in self._run.test_tasks], agent)
+        return self._kept("greedy", single_episodes(found, "greedy", seed=self._seed))
+
+    def best_of_n(self) -> list[Episode]:
+        """Best-of-n and its baselines, over the same n trajectories of each task."""
+        samples = [(task, s) for task in self._run.test_tasks for s in range(self._config.n)]
+        found = self._stored("best_of_n", samples, self._agent())
+        scorers: dict[str, Scorer] = {_REWARD_MODEL: self._explicit()}
+        episodes, scores = chosen_episodes(found, scorers, seed=self._seed)
+        outcomes = {
+            (r.trajectory.task.task_id, r.sample): 0.0 if r.error else r.trajectory.outcome
+            for r in found
+        }
+        rows = [
+            {
+                "reward_model": name,
+                "task_id": task_id,
+                "score": score,
+                "outcome": outcomes[task_id, sample],
+            }
+            for name, by_task in scores.items()
+            for task_id, own in by_task.items()
+            for sample, score in enumerate(own)
+        ]
+        write_json_atomic(self._directory / "best_of_n" / "scores.json", rows)
+        return self._kept("best_of_n", episodes)
+
+    def beam(self) -> list[Episode]:
+        """Beam search, and the same search with random scores where that is asked for."""
+        explicit = self._explicit()
+        in_step = None
+        if self._config.beam.score_at == "action":
+            in_step = InStepAgent(self._agent(), explicit.engine)
+        episodes = self._beam("beam", explicit, _REWARD_MODEL, in_step)
+        if self._config.random_beam:
+            episodes += self._beam("beam_random", RandomScorer(self._seed), "random", None)
+        return episodes
+
+    def _beam(
+        self, name: str, scorer: Scorer, reward_model: str, in_step: InStepAgent | None
+    ) -> list[Episode]:
+        config = self._config.beam
+        if in_step is None:  # random scores are drawn when the environment has answered
+            config = dataclasses.replace(config, score_at="observation")
+        tasks = self._run.beam_tasks
+
+        def search(episodes: Sequence[tuple[Task, int]]) -> Iterator[Rollout]:
+            own = [task for task, _ in episodes]
+            return beam_search(self._agent(), scorer, self._run.pool, own, config, in_step)
+
+        found = self._run_stored(name, [(task, 0) for task in tasks], search)
+        labels = {
+            "reward_model": reward_model,
+            "beam_width": config.beam_width,
+            "expansion_width": config.expansion_width,
+        }
+        return self._kept(name, single_episodes(found, "beam", seed=self._seed, **labels))
+
+    def _stored(
+        self, name: str, episodes: Sequence[tuple[Task, int]], agent: Agent
+    ) -> list[Rollout]:
+        slots = self._config.slots
+        return self._run_stored(
+            name, episodes, lambda missing: rollouts(agent, self._run.pool, missing, slots=slots)
+        )
+
+    def _run_stored(
+        self,
+        name: str,
+        episodes: Sequence[tuple[Task, int]],
+        search: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
+    ) -> list[Rollout]:
+        path = self._directory / name / "rollouts.jsonl"
+        with progress(name.replace("_", " "), len(episodes)) as bar:
+
+            def on_rollout() -> None:
+                bar.advance()
+                self._stage.tick()
+
+            return stored_rollouts(path, episodes, search, on_rollout)
+
+    def _kept(self, name: str, episodes: list[Episode]) -> list[Episode]:
+        write_episodes(self._directory / name / "episodes.jsonl", episodes)
+        write_json_atomic(self._directory / name / "results.json", result_rows(episodes))
+        return episodes
+
+
+def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
+    model = run.reward_model()
+    if model.tokenizer.fingerprint() != policy.tokenizer.fingerprint():
+        raise UserError(
+            f"{run.reward_directory}: the reward model reads other tokens than the policy in "
+            f"{run.policy_directory}; they must share a tokenizer"
+        )
+    engine = Engine(
+        model.params["trunk"],
+        model.config,
+        run.config.engine,
+        readout=readout,
+        head=model.params["value_head"],
+        mesh=run.mesh,
+    )
+    renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context)
+    return ExplicitScorer(engine, renderer)
+
+
+def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[Any]]:
+    """Writes report.html, report.json and results.json from what the stages left.
+
+    Returns:
+      The result rows and the comparisons.
+    """
+    root = folders["evaluate"]
+    names = [
+        name
+        for name in ("greedy", "best_of_n", "beam", "beam_random")
+        if (root / name / "episodes.jsonl").exists()
+    ]
+    if not names:
+        raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
+    episodes = [e for name in names for e in read_episodes(root / name / "episodes.jsonl")]
+    rows, compared = result_rows(episodes), comparisons(episodes)
+    scores = root / "best_of_n" / "scores.json"
+    trees = list(TreeStore.read(run.directory / "trees").values())
+    write_report(
+        run.directory,
+        rows,
+        compared,
+        stages=list(stages(folders)),
+        metrics=read_metrics(run.directory / "metrics.jsonl"),
+        scores=read_json(scores) if scores.exists() else (),
+        tree=most_telling([tree for tree in trees if tree.iterations]),
+    )
+    return rows, compared

@@ -1,0 +1,48 @@
+"""`agentrm experts NAME`: expert trajectories of one environment, without a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.progress import progress
+from agentrm_jax.data.trajectories import write_trajectories
+from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.registry import environment_names, load_family
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the trajectories that succeed; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="agentrm experts",
+        description="Asks an environment's expert to solve tasks and writes what succeeds (TFDS).",
+        epilog="With a configuration file in place of NAME: the stage `experts` of a run.",
+    )
+    parser.add_argument("name", metavar="NAME", help=", ".join(environment_names()))
+    parser.add_argument("--split", default="train", choices=("train", "test", "paper"))
+    parser.add_argument("--n", type=int, default=100, help="tasks to solve (default 100)")
+    parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
+    parser.add_argument("--seed", type=int, default=0, help="which tasks are drawn")
+    parser.add_argument("--workers", type=int, default=0, help="environment processes")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
+    given = parser.parse_args(arguments)
+    family = load_family(given.name)
+    kinds = given.kinds.split(",") if given.kinds else family.kinds()
+    tasks = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
+    if not tasks:
+        raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
+    pool = make_pool(given.workers)
+    try:
+        with progress("experts", len(tasks)) as bar:
+            found = list(expert_trajectories(pool, tasks, bar.advance))
+    finally:
+        pool.close()
+    write_trajectories(given.output, found)
+    steps = sum(len(t.steps) for t in found) / len(found)
+    print(
+        f"{given.output}: {len(found)} trajectories of {len(tasks)} tasks, {steps:.1f} steps each"
+    )
+    return 0

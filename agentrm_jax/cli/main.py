@@ -1,0 +1,135 @@
+"""The command line: `agentrm COMMAND ...`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from agentrm_jax.core.errors import UserError
+
+# Heavy modules are imported by the command that needs them, so that --help and mistakes are quick.
+
+_STAGE_COMMANDS = {
+    "experts": "write expert trajectories (also by environment: agentrm experts NAME)",
+    "sft": "train the tokenizer and the policy on them",
+    "explore": "grow search trees with the policy",
+    "label": "take (state, value) labels from the trees",
+    "train-rm": "train the reward model on the labels",
+    "evaluate": "run greedy, best-of-n, beam search and the baselines on test tasks",
+}
+_COMMANDS = {
+    "run": "all stages in turn; those whose output is there are skipped",
+    **_STAGE_COMMANDS,
+    "report": "write report.html, report.json and results.json anew",
+}
+_USAGE = """\
+usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
+       agentrm experts NAME --split train --n N --output DIR
+
+AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
+
+commands:
+{commands}
+
+CONFIG is a YAML file such as configs/quickstart.yaml; every key of it can be set on the command
+line, for example --evaluate.n=10. `agentrm run --help` lists the keys. An interrupted command goes
+on where it was when it is given again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except UserError as error:
+        print(f"agentrm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("agentrm: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import importlib.metadata
+
+        print(f"agentrm_jax {importlib.metadata.version('agentrm-jax')}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in _COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`agentrm --help` lists them"
+        raise UserError(f"no command {command!r}; {hint}")
+    if command == "experts" and not _names_a_file(rest):
+        from agentrm_jax.cli.experts import main as write_experts
+
+        return write_experts(rest)
+    return _configured(command, rest)
+
+
+def _usage() -> str:
+    width = max(len(name) for name in _COMMANDS)
+    lines = [f"  {name:<{width}}  {text}" for name, text in _COMMANDS.items()]
+    return _USAGE.format(commands="\n".join(lines))
+
+
+def _names_a_file(arguments: Sequence[str]) -> bool:
+    """Whether the first word is a configuration file rather than an environment's name."""
+    words = [word for word in arguments if not word.startswith("-")]
+    return bool(words) and words[0].endswith((".yaml", ".yml"))
+
+
+def _configured(command: str, arguments: list[str]) -> int:
+    """A command over a configuration file."""
+    from agentrm_jax.cli.load_config import load_config, make_parser
+
+    prog = f"agentrm {command}"
+    parser = make_parser(prog, _COMMANDS[command])
+    if not arguments or {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        return 0 if arguments else 2
+    own = argparse.ArgumentParser(prog=prog, add_help=False, exit_on_error=False)
+    own.add_argument("config", type=pathlib.Path)
+    own.add_argument("--output", type=pathlib.Path, required=True)
+    try:
+        known, overrides = own.parse_known_args(arguments)
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"{error}; usage: {prog} CONFIG --output DIR [--KEY=VALUE ...]") from None
+    config = load_config(parser, known.config, overrides)
+
+    from agentrm_jax.cli import pipeline
+
+    start_jax()
+    if command == "run":
+        pipeline.run_all(config, known.output)
+    elif command == "report":
+        pipeline.report(config, known.output)
+    else:
+        pipeline.run_stage(config, known.output, command)
+    return 0
+
+
+def start_jax() -> None:
+    """Keeps compiled programs on the disk, so that a second run need not compile them again."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "agentrm_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Models with their tokenizers, in and out: made anew, from a run, from Hugging Face."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from agentrm_jax.cli.config import ModelConfig
+from agentrm_jax.core.checkpoints import load_model, read_model_config, save_model
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from agentrm_jax.model import hugging_face, parameters
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.parameters import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Parameters, their shape and the tokenizer whose tokens they read."""
+
+    params: Params
+    config: LlamaConfig
+    tokenizer: Tokenizer
+
+
+def fresh_policy(
+    config: ModelConfig, tokenizer: Tokenizer, context: int, dtype: str, mesh: Mesh, seed: int
+) -> Model:
+    """A policy that has learned nothing yet.
+
+    Args:
+      context: Longest sequence that it will read, in tokens.
+    """
+    shape = LlamaConfig(
+        **{**dataclasses.asdict(config), "vocab_size": tokenizer.vocab_size},
+        tie_embeddings=True,
+        max_positions=context,
+    )
+    params = parameters.init(jax.random.key(seed), shape, jnp.dtype(dtype), mesh)
+    return Model(params=params, config=shape, tokenizer=tokenizer)
+
+
+def load_policy(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
+    """A policy of a run (`runs/NAME/sft/model`) or a Hugging Face directory.
+
+    Raises:
+      UserError: There is none, or it cannot be read.
+    """
+    if (directory / "model.json").exists():
+        config = _stored_config(directory, "policy")
+        params = load_model(directory, parameters.abstract(config, jnp.dtype(dtype), mesh))
+    elif (directory / "config.json").exists():
+        config = hugging_face.load_config(directory)
+        params = hugging_face.load_params(directory, config, jnp.dtype(dtype), mesh)
+    else:
+        raise UserError(
+            f"{directory}: no model here; a policy is a Hugging Face directory (config.json, "
+            "*.safetensors, tokenizer.json) or the sft/model folder of a run"
+        )
+    return Model(params=params, config=config, tokenizer=_tokenizer_for(directory, config))
+
+
+def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
+    """A reward model of a run (`runs/NAME/reward/explicit/model`).
+
+    Raises:
+      UserError: There is none, or it cannot be read.
+    """
+    config = _stored_config(directory, "reward")
+    target = parameters.abstract_of(parameters.describe_reward(config), jnp.dtype(dtype), mesh)
+    params = load_model(directory, target)
+    return Model(params=params, config=config, tokenizer=_tokenizer_for(directory, config))
+
+
+def save(directory: pathlib.Path, kind: str, model: Model) -> None:
+    """Writes a model and its tokenizer to a folder; `kind` is `policy` or `reward`."""
+    save_model(directory, kind, model.config.to_hf(), model.params)
+    model.tokenizer.save(directory)
+
+
+def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:
+    stored: dict[str, Any] = read_model_config(directory, kind)
+    try:
+        return LlamaConfig.from_hf(stored)
+    except UserError as error:
+        raise UserError(f"{directory / 'model.json'}: {error}") from None
+
+
+def _tokenizer_for(directory: pathlib.Path, config: LlamaConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{config.vocab_size}"
+        )
+    return tokenizer

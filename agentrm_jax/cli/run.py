@@ -1,0 +1,148 @@
+"""A run: its configuration, its folder, and what the stages share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from agentrm_jax.cli import models
+from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
+from agentrm_jax.cli.models import Model
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.metrics import MetricWriter
+from agentrm_jax.core.protocols import EnvPool, Prompt
+from agentrm_jax.core.records import Task
+from agentrm_jax.core.sharding import make_mesh
+from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.registry import load_family
+
+_ALL = 1_000_000  # more tasks than the paper's lists have
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A configuration at work in a folder."""
+
+    config: RunConfig
+    directory: pathlib.Path
+
+    @property
+    def policy_directory(self) -> pathlib.Path:
+        """Where the policy is that acts: the trained one, or the given one as it is."""
+        if self.config.train_policy:
+            return self.directory / "sft" / "model"
+        assert self.config.policy is not None  # RunConfig demands it
+        return pathlib.Path(self.config.policy)
+
+    @property
+    def reward_directory(self) -> pathlib.Path:
+        if self.config.reward_model is not None:
+            return pathlib.Path(self.config.reward_model)
+        return self.directory / "reward" / "explicit" / "model"
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def pool(self) -> EnvPool:
+        return make_pool(self.config.workers, self.config.step_seconds)
+
+    def close(self) -> None:
+        if "pool" in self.__dict__:
+            self.pool.close()
+
+    def policy(self) -> Model:
+        return models.load_policy(self.policy_directory, self.config.dtype, self.mesh)
+
+    def reward_model(self) -> Model:
+        return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)
+
+    def metrics(self, stage: str) -> MetricWriter:
+        return MetricWriter(self.directory / "metrics.jsonl", stage)
+
+    def prompt_of(self, task: Task) -> Prompt | None:
+        return self._prompts[task.environment]
+
+    @functools.cached_property
+    def _prompts(self) -> dict[str, Prompt | None]:
+        return {e.name: load_family(e.name).prompt() if e.prompt else None for e in self._named}
+
+    @property
+    def _named(self) -> Sequence[EnvironmentConfig]:
+        return self.config.environments
+
+    @functools.cached_property
+    def train_tasks(self) -> tuple[list[Task], list[Task]]:
+        """Train tasks that the expert is asked to solve, and others, which get a tree."""
+        num_experts = self.config.experts.num_tasks if self.config.train_policy else 0
+        num_trees = 0 if self.config.reward_model is not None else self.config.explore.num_tasks
+        experts: list[Task] = []
+        explored: list[Task] = []
+        for environment, n, m in zip(
+            self._named, self._shares(num_experts), self._shares(num_trees), strict=True
+        ):
+            tasks = load_family(environment.name).tasks(
+                "train", kinds=_train_kinds(environment), n=n + m, seed=self.config.seed
+            )
+            experts += tasks[:n]
+            explored += tasks[n:]
+        return experts, explored
+
+    @functools.cached_property
+    def test_tasks(self) -> list[Task]:
+        """Test tasks, those of held-out kinds marked."""
+        return self._test_tasks(self.config.evaluate.num_tasks)
+
+    @property
+    def beam_tasks(self) -> list[Task]:
+        """The test tasks that beam search runs on."""
+        most, n = self.config.evaluate.num_tasks, self.config.evaluate.beam_tasks
+        wanted = {t.task_id for t in self._test_tasks(min(n, most) if n and most else n or most)}
+        return [task for task in self.test_tasks if task.task_id in wanted]
+
+    def _test_tasks(self, n: int) -> list[Task]:
+        total = n or _ALL * len(self._named)
+        return [
+            dataclasses.replace(task, held_out=task.kind in environment.held_out)
+            for environment, share in zip(self._named, self._shares(total), strict=True)
+            for task in load_family(environment.name).tasks(
+                self.config.evaluate.split,
+                kinds=[*_train_kinds(environment), *environment.held_out],
+                n=share,
+                seed=self.config.seed,
+            )
+        ]
+
+    def overlap(self) -> int:
+        """How many test tasks pose a problem that was trained on or explored. It must be 0."""
+        trained = {task.problem for tasks in self.train_tasks for task in tasks}
+        return sum(task.problem in trained for task in self.test_tasks)
+
+    def _shares(self, n: int) -> list[int]:
+        """n spread evenly over the environments."""
+        share, rest = divmod(n, len(self._named))
+        return [share + (i < rest) for i in range(len(self._named))]
+
+
+def _train_kinds(environment: EnvironmentConfig) -> list[str]:
+    """The kinds that are trained on: those named, else all that are not held out.
+
+    Raises:
+      UserError: A kind is both trained on and held out, or does not exist.
+    """
+    known = load_family(environment.name).kinds()
+    for kind in (*environment.kinds, *environment.held_out):
+        if kind not in known:
+            raise UserError(
+                f"environments: {environment.name} has no kind {kind!r}; known are "
+                f"{', '.join(known)}"
+            )
+    both = set(environment.kinds) & set(environment.held_out)
+    if both:
+        raise UserError(f"environments: {environment.name} trains on {both.pop()} and holds it out")
+    return [k for k in environment.kinds or known if k not in environment.held_out]

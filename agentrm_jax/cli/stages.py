@@ -1,0 +1,310 @@
+"""The stages of a run: each reads what the ones before it wrote, and writes a folder of its own.
+
+Every stage goes on where it was when it was interrupted, and ends with the same output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.cli import models
+from agentrm_jax.cli.config import RunConfig, TrainConfig
+from agentrm_jax.cli.evaluation import evaluate
+from agentrm_jax.cli.run import Run
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.progress import progress
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.run_directory import Stage
+from agentrm_jax.data.packing import PackedRows, pack, sft_sequences, value_sequences
+from agentrm_jax.data.states import open_paths, write_paths
+from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
+from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.model.value import init_reward
+from agentrm_jax.search.explore import Explorer
+from agentrm_jax.search.labels import labelled_paths
+from agentrm_jax.train import explicit, sft
+from agentrm_jax.train.fit import fit
+from agentrm_jax.train.step import LossFn
+
+Summary = dict[str, Any]
+
+DATASET = "dataset"  # beside the stage's own record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """A stage.
+
+    Attributes:
+      name: Also the name of its command.
+      folder: Its folder in the run's.
+      sections: Keys of the configuration that its output depends on, besides those of the stages
+        before it.
+      wanted: Whether a run with this configuration needs it.
+      work: Does it; returns a summary for people.
+    """
+
+    name: str
+    folder: str
+    sections: tuple[str, ...]
+    wanted: Callable[[RunConfig], bool]
+    work: Callable[[Run, Stage, pathlib.Path], Summary]
+
+
+def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Asks the experts for trajectories and writes those that succeed."""
+    tasks, _ = run.train_tasks
+    with progress("experts", len(tasks)) as bar:
+        found = list(expert_trajectories(run.pool, tasks, bar.advance))
+    write_trajectories(directory / DATASET, found)
+    return {
+        "trajectories": len(found),
+        "tasks": len(tasks),
+        "success_rate": len(found) / len(tasks),
+        "steps_mean": float(np.mean([len(t.steps) for t in found])),
+    }
+
+
+def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Fine-tunes the policy on the experts' replies (paper section 3.1)."""
+    trajectories = list(open_trajectories(run.directory / "experts" / DATASET))
+    config = run.config
+    if config.policy is not None:
+        start = models.load_policy(pathlib.Path(config.policy), config.dtype, run.mesh)
+    else:
+        tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
+        context = max(config.engine.context, config.sft.fit.length)
+        start = models.fresh_policy(
+            config.model, tokenizer, context, config.dtype, run.mesh, config.seed
+        )
+    sequences, left_out = sft_sequences(
+        start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
+    )
+    rows = pack(sequences, config.sft.fit.length)
+    loss = sft.make_loss(start.config, run.mesh, remat=config.sft.fit.remat)
+    params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
+    trained = dataclasses.replace(start, params=params)
+    models.save(directory / "model", "policy", trained)
+    return {
+        "parameters": _size(params),
+        "trajectories": len(trajectories),
+        "rows": len(rows),
+        "steps_left_out": left_out,
+        **last,
+    }
+
+
+def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Grows a search tree for each task (paper section 3.2)."""
+    config = run.config.explore
+    _, tasks = run.train_tasks
+    model = run.policy()
+    engine = Engine(model.params, model.config, run.config.engine, mesh=run.mesh)
+    agent = Agent(engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed)
+    stored = TreeStore.read(directory)
+    store = TreeStore(directory)
+    total = len(tasks) * config.search.num_iterations
+    done = sum(len(tree.iterations) for tree in stored.values())
+    with progress("explore", total, done=done) as bar:
+
+        def on_iteration() -> None:
+            bar.advance()
+            stage.tick()
+
+        Explorer(agent, run.pool, store, config.search, on_iteration).run(tasks, stored)
+    store.close()
+    return _tree_summary(directory)
+
+
+def _tree_summary(directory: pathlib.Path) -> Summary:
+    trees = list(TreeStore.read(directory).values())
+    iterations = [iteration for tree in trees for iteration in tree.iterations]
+    visits: list[int] = []
+    for tree in trees:
+        counts = np.zeros(tree.num_nodes, int)
+        for iteration in tree.iterations:
+            counts[list(iteration.path)] += 1
+        visits.extend(counts.tolist())
+    return {
+        "trees": len(trees),
+        "errors": sum(tree.error is not None for tree in trees),
+        "iterations": len(iterations),
+        "nodes": sum(tree.num_nodes for tree in trees),
+        "states_visited": int(np.sum(np.array(visits) > 0)),
+        "states_with_3_visits": int(np.sum(np.array(visits) >= 3)),
+        "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
+    }
+
+
+def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Takes the values of states from the stored trees (paper section 3.2)."""
+    trees = TreeStore.read(run.directory / "trees").values()
+    paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
+    write_paths(directory / DATASET, paths)
+    values = np.array([v for path in paths for v in path.values])
+    weights = np.array([w for path in paths for w in path.weights])
+    return {
+        "paths": len(paths),
+        "states": int(np.sum(weights > 0)),
+        "states_per_tree": float(np.sum(weights > 0) / len(trees)),
+        "value_mean": float(np.average(values, weights=weights)),
+    }
+
+
+def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Regresses values of states from the policy's trunk (paper section 3.3)."""
+    config = run.config
+    model = run.policy()
+    paths = open_paths(run.directory / "states" / DATASET)
+    sequences, left_out = value_sequences(
+        model.tokenizer, run.prompt_of, paths, config.train_rm.fit.length
+    )
+    rows = pack(sequences, config.train_rm.fit.length)
+    mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
+    start = init_reward(model.params, mean)
+    loss = explicit.make_loss(model.config, run.mesh, remat=config.train_rm.fit.remat)
+    params, last = _fit(run, stage, "train-rm", start, loss, rows, config.train_rm, directory)
+    models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
+    return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
+
+
+def _fit(
+    run: Run,
+    stage: Stage,
+    name: str,
+    params: Any,
+    loss: LossFn,
+    rows: PackedRows,
+    config: TrainConfig,
+    directory: pathlib.Path,
+) -> tuple[Any, Summary]:
+    """Trains with a progress bar; checkpoints in the stage's folder."""
+    total = config.fit.total(len(rows))
+    with progress(name, total) as bar:
+        seen = 0
+
+        def on_update(update: int, total: int, row: dict[str, float]) -> None:
+            nonlocal seen
+            shown = {key: row[key] for key in ("loss", "accuracy", "correlation") if key in row}
+            bar.advance(update - seen, **shown)
+            seen = update
+            stage.tick()
+
+        return fit(
+            params,
+            loss,
+            rows,
+            config.fit,
+            config.optimizer,
+            directory=directory / "checkpoints",
+            mesh=run.mesh,
+            seed=run.config.seed,
+            metrics=run.metrics(name),
+            describe=explicit.describe if name == "train-rm" else dict,
+            on_update=on_update,
+        )
+
+
+def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
+    """All that a policy reads and says."""
+    return [
+        text
+        for trajectory in trajectories
+        for text in (
+            trajectory.first_observation,
+            *(t for s in trajectory.steps for t in (s.reply, s.transition.observation)),
+        )
+    ]
+
+
+def _size(params: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _trains_policy(config: RunConfig) -> bool:
+    return config.train_policy
+
+
+def _trains_reward(config: RunConfig) -> bool:
+    return config.reward_model is None
+
+
+_POLICY = ("policy", "train_policy", "model", "sft", "engine.context", "dtype")
+
+STAGES = (
+    StageSpec(
+        name="experts",
+        folder="experts",
+        sections=("environments", "seed", "experts"),
+        wanted=_trains_policy,
+        work=experts,
+    ),
+    StageSpec(name="sft", folder="sft", sections=_POLICY, wanted=_trains_policy, work=train_policy),
+    StageSpec(
+        name="explore",
+        folder="trees",
+        sections=(*_POLICY, "explore"),
+        wanted=_trains_reward,
+        work=explore,
+    ),
+    StageSpec(
+        name="label", folder="states", sections=("label",), wanted=_trains_reward, work=label
+    ),
+    StageSpec(
+        name="train-rm",
+        folder="reward/explicit",
+        sections=("train_rm",),
+        wanted=_trains_reward,
+        work=train_reward,
+    ),
+    StageSpec(
+        name="evaluate",
+        folder="eval",
+        sections=(*_POLICY, "reward_model", "evaluate"),
+        wanted=lambda config: True,
+        work=evaluate,
+    ),
+)
+
+_SPEED = ("explore.search.num_slots", "evaluate.slots", "evaluate.beam.num_slots")
+"""Keys that decide speed and no results."""
+
+
+def stages_of(config: RunConfig) -> list[StageSpec]:
+    """The stages that a run goes through, in order."""
+    return [stage for stage in STAGES if stage.wanted(config)]
+
+
+def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
+    """The part of the configuration that decides a stage's output, by dotted key."""
+    values = dataclasses.asdict(config)
+    needed: dict[str, Any] = {}
+    for each in stages_of(config):
+        for key in each.sections:
+            value: Any = values
+            for part in key.split("."):
+                value = value[part]
+            needed[key] = _without(value, key)
+        if each is stage:
+            return needed
+    raise UserError(f"{stage.name}: not a stage of this configuration (see policy, reward_model)")
+
+
+def _without(value: Any, prefix: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _without(inner, f"{prefix}.{key}")
+        for key, inner in value.items()
+        if f"{prefix}.{key}" not in _SPEED
+    }

@@ -1,0 +1,62 @@
+"""Expert trajectories: an environment's expert is asked, and its actions are played."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
+from agentrm_jax.core.records import Step, Task, Trajectory
+from agentrm_jax.envs.registry import load_family
+
+_TOGETHER = 256  # episodes that are open at the same time
+
+
+def expert_trajectories(
+    pool: EnvPool, tasks: Sequence[Task], on_task: Callable[[], None] = lambda: None
+) -> Iterator[Trajectory]:
+    """The successful expert trajectories of the tasks, in their order.
+
+    A task is left out where the expert finds no way, or its actions do not succeed when they are
+    played.
+    """
+    for first in range(0, len(tasks), _TOGETHER):
+        yield from _played(pool, _demonstrations(tasks[first : first + _TOGETHER], on_task))
+
+
+def _demonstrations(
+    tasks: Iterable[Task], on_task: Callable[[], None]
+) -> list[tuple[Task, list[Demonstration]]]:
+    found = []
+    for task in tasks:
+        if demonstrations := load_family(task.environment).demonstrate(task):
+            found.append((task, demonstrations))
+        on_task()
+    return found
+
+
+def _played(
+    pool: EnvPool, planned: Sequence[tuple[Task, list[Demonstration]]]
+) -> Iterator[Trajectory]:
+    """Plays all plans side by side, one step of each at a time."""
+    handles: dict[int, int] = {}
+    trajectories: dict[int, Trajectory] = {}
+    for i, answer in enumerate(pool.reset([task for task, _ in planned])):
+        if not isinstance(answer, EnvironmentFailure):
+            handles[i] = answer[0]
+            trajectories[i] = Trajectory(task=planned[i][0], first_observation=answer[1])
+    playing = list(handles)
+    depth = 0
+    while playing:
+        turns = {i: planned[i][1][depth] for i in playing if depth < len(planned[i][1])}
+        answers = pool.step([(handles[i], turn.action) for i, turn in turns.items()])
+        playing = []
+        for (i, turn), answer in zip(turns.items(), answers, strict=True):
+            if isinstance(answer, EnvironmentFailure):
+                continue
+            step = Step(reply=turn.reply, action=turn.action, transition=answer)
+            trajectories[i] = trajectories[i].extended(step)
+            if not answer.done:
+                playing.append(i)
+        depth += 1
+    pool.release(list(handles.values()))
+    yield from (t for t in trajectories.values() if t.success)
