@@ -19,7 +19,7 @@ from agentrm_jax.search.growing import as_step, merge_key
 from agentrm_jax.search.rollouts import Rollout
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamConfig:
     """Beam search.
 
@@ -64,13 +64,18 @@ class InStepPolicy(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Beam:
     """A kept state; `handle` is its environment, None when it is finished."""
 
     trajectory: Trajectory
-    score: float
     handle: int | None
+    score: float = -math.inf
+
+    @property
+    def environment(self) -> int:
+        assert self.handle is not None
+        return self.handle
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,11 +97,14 @@ class _Search:
     def finished(self) -> list[_Beam]:
         return [beam for beam in self.beams if beam.handle is None]
 
+    def parents(self, beam_width: int) -> list[_Beam]:
+        """Whose continuations to sample: the live beams; at first the root, `beam_width` times."""
+        return self.live() * (beam_width if self.depth == 0 else 1)
+
     def requests(self, beam_width: int) -> list[tuple[Trajectory, str]]:
-        """What to ask the policy: the live states; at first the root, `beam_width` times."""
-        states = [beam.trajectory for beam in self.live()]
-        states = states * beam_width if self.depth == 0 else states
-        return [(state, f"beam/{self.depth}/{p}") for p, state in enumerate(states)]
+        """What to ask the policy, for each parent."""
+        parents = self.parents(beam_width)
+        return [(beam.trajectory, f"beam/{self.depth}/{p}") for p, beam in enumerate(parents)]
 
     def result(self) -> Rollout:
         best = max(self.beams, key=lambda beam: beam.score)
@@ -153,7 +161,7 @@ def _begin(pool: EnvPool, tasks: Sequence[Task]) -> Iterator[_Search]:
     for task, answer in zip(tasks, pool.reset(tasks) if tasks else [], strict=True):
         failed = isinstance(answer, EnvironmentFailure)
         trajectory = Trajectory(task=task, first_observation="" if failed else answer[1])
-        root = _Beam(trajectory, -math.inf, None if failed else answer[0])
+        root = _Beam(trajectory, None if failed else answer[0])
         yield _Search(task, [root], time.monotonic(), error=answer.reason if failed else None)
 
 
@@ -161,30 +169,24 @@ def _step_scored_after(
     policy: Policy, scorer: Scorer, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
 ) -> None:
     """Every candidate acts, then the successor states are scored."""
-    asked = [search.requests(config.beam_width) for search in searches]
-    proposals = iter(policy.propose([r for rs in asked for r in rs], config.expansion_width))
+    requests = [r for search in searches for r in search.requests(config.beam_width)]
+    proposals = iter(policy.propose(requests, config.expansion_width))
     candidates: list[list[_Candidate]] = []
-    for search, requests in zip(searches, asked, strict=True):
+    for search in searches:
         found: dict[tuple[int, str], _Candidate] = {}
-        parents = search.live() * (config.beam_width if search.depth == 0 else 1)
-        for parent, _ in zip(parents, requests, strict=True):
+        for parent in search.parents(config.beam_width):
             for proposal in next(proposals):
                 search.policy_tokens += len(proposal.log_probs)
                 search.truncated_steps += proposal.dropped_steps
                 key = (id(parent), merge_key(proposal.action))
                 found.setdefault(key, _Candidate(parent, proposal))
         candidates.append(list(found.values()))
-    _act(pool, searches, candidates)
-    unscored = [
-        [beam.trajectory for beam in search.beams if beam.score == -math.inf] for search in searches
-    ]
-    for search, scores in zip(searches, scorer.score(unscored), strict=True):
-        fresh = iter(scores)
-        beams = [
-            dataclasses.replace(beam, score=next(fresh)) if beam.score == -math.inf else beam
-            for beam in search.beams
-        ]
-        ranked = sorted(beams, key=lambda beam: -beam.score)  # stable: the first of equals
+    successors = _act(pool, searches, candidates)
+    scores = scorer.score([[beam.trajectory for beam in beams] for beams in successors])
+    for search, beams, own in zip(searches, successors, scores, strict=True):
+        scored = [dataclasses.replace(b, score=s) for b, s in zip(beams, own, strict=True)]
+        # Finished beams compete for places too. Stable: the first of equals is kept.
+        ranked = sorted([*search.beams, *scored], key=lambda beam: -beam.score)
         search.beams = ranked[: config.beam_width]
         pool.release([b.handle for b in ranked[config.beam_width :] if b.handle is not None])
 
@@ -193,53 +195,50 @@ def _step_scored_first(
     in_step: InStepPolicy, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
 ) -> None:
     """The candidates are decoded, scored and selected in one program; those kept act."""
-    asked = [search.requests(config.beam_width) for search in searches]
     chosen = in_step.propose_scored(
-        asked,
+        [search.requests(config.beam_width) for search in searches],
         [[beam.score for beam in search.finished()] for search in searches],
         config.expansion_width,
         config.beam_width,
     )
     candidates: list[list[_Candidate]] = []
-    for search, requests, (kept, decoded) in zip(searches, asked, chosen, strict=True):
+    for search, (kept, decoded) in zip(searches, chosen, strict=True):
         search.policy_tokens += decoded
-        live, finished = search.live(), search.finished()
-        parents = live * (config.beam_width if search.depth == 0 else 1)
-        del requests
-        candidates.append(
-            [_Candidate(parents[b], proposal, score) for b, proposal, score in kept if proposal]
-        )
-        stay = {b for b, proposal, _ in kept if proposal is None}
-        dropped = [beam for i, beam in enumerate(finished) if i not in stay]
-        search.beams = [beam for beam in search.beams if beam not in dropped]
-    _act(pool, searches, candidates)
+        parents, finished = search.parents(config.beam_width), search.finished()
+        fresh = [(parents[b], proposal, score) for b, proposal, score in kept if proposal]
+        search.truncated_steps += sum(proposal.dropped_steps for _, proposal, _ in fresh)
+        candidates.append([_Candidate(*candidate) for candidate in fresh])
+        stay = [finished[b] for b, proposal, _ in kept if proposal is None]
+        search.beams = search.live() + stay
+    for search, beams in zip(searches, _act(pool, searches, candidates), strict=True):
+        search.beams += beams
 
 
 def _act(
     pool: EnvPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
-) -> None:
-    """Replaces the live beams by what the candidates lead to."""
-    flat = [(s, c) for s, found in zip(searches, candidates, strict=True) for c in found]
-    answers = pool.branch([(c.parent.handle or 0, c.proposal.action) for _, c in flat])
-    spent = [beam.handle for search in searches for beam in search.live()]
-    pool.release([handle for handle in spent if handle is not None])
-    roots = {id(search): search.beams[0] for search in searches}
-    for search in searches:
-        search.beams = search.finished()
-        search.depth += 1
-    for (search, candidate), answer in zip(flat, answers, strict=True):
+) -> list[list[_Beam]]:
+    """Takes the live beams away and gives what the candidates lead to, for each search."""
+    flat = [(s, c) for s, found in enumerate(candidates) for c in found]
+    answers = pool.branch([(c.parent.environment, c.proposal.action) for _, c in flat])
+    pool.release([beam.environment for search in searches for beam in search.live()])
+    successors: list[list[_Beam]] = [[] for _ in searches]
+    failures: dict[int, str] = {}
+    for (s, candidate), answer in zip(flat, answers, strict=True):
         if isinstance(answer, EnvironmentFailure):
-            search.error = answer.reason
+            failures[s] = answer.reason
             continue
         handle, transition = answer
-        search.env_steps += 1
+        searches[s].env_steps += 1
         if transition.done:
             pool.release([handle])
         trajectory = candidate.parent.trajectory.extended(as_step(candidate.proposal, transition))
-        beam = _Beam(trajectory, candidate.score, None if transition.done else handle)
-        search.beams.append(beam)
-    for search in searches:
-        if search.beams:
-            search.error = None  # an environment that failed cost a candidate, not the task
-        else:
-            search.beams = [dataclasses.replace(roots[id(search)], handle=None)]
+        beam = _Beam(trajectory, None if transition.done else handle, candidate.score)
+        successors[s].append(beam)
+    for s, search in enumerate(searches):
+        search.depth += 1
+        if search.finished() or successors[s]:
+            search.beams = search.finished()
+        else:  # a failure costs a candidate; only when nothing is left, it costs the task
+            search.beams = [dataclasses.replace(search.beams[0], handle=None)]
+            search.error = failures.get(s, "no candidate could be scored")
+    return successors

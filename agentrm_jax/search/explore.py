@@ -18,11 +18,12 @@ from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Prop
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
+from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
 from agentrm_jax.search.tree import NONE
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """The search (paper section 3.2).
 
@@ -95,6 +96,11 @@ class Explorer:
     def _live(self) -> dict[int, GrowingTree]:
         return {e: growing for e, growing in enumerate(self._slots) if growing is not None}
 
+    def _tree(self, e: int) -> GrowingTree:
+        growing = self._slots[e]
+        assert growing is not None
+        return growing
+
     def _fill(self, waiting: list[Task], stored: Mapping[str, TreeRecord]) -> None:
         """Gives free slots the next tasks."""
         free = [e for e, growing in enumerate(self._slots) if growing is None]
@@ -125,10 +131,8 @@ class Explorer:
 
     def _restore(self, e: int, record: TreeRecord) -> None:
         """Brings a new slot to where the stored iterations left the tree."""
-        growing = self._slots[e]
-        assert growing is not None
         for iteration in record.iterations:
-            growing.restore(iteration)
+            self._tree(e).restore(iteration)
         _, M, W = self._trees.children.shape
         arrays = tree.from_iterations(record.iterations, M, W)
         self._trees = tree.put(self._trees, e, arrays)
@@ -140,10 +144,7 @@ class Explorer:
         A walk that ends in a known terminal node is an iteration of its own; a walk that ends in
         a visited node expands it, and goes on from there after the expansion.
         """
-        while True:
-            idle = {e: g for e, g in self._live().items() if g.active is None}
-            if not idle:
-                return
+        while idle := {e: g for e, g in self._live().items() if g.active is None}:
             chosen = np.asarray(tree.select(self._trees, jnp.float32(self.config.exploration)))
             ended: dict[int, int] = {}
             for e, growing in idle.items():
@@ -155,116 +156,111 @@ class Explorer:
                     growing.expanding = leaf
                 else:
                     growing.rolling = leaf
-            if not ended:
-                return
             self._back_up(ended)
 
     def _tick(self) -> None:
         """Asks the policy, steps the environments, attaches the new nodes, backs up."""
+        needed = {
+            e: (growing, growing.active)
+            for e, growing in self._live().items()
+            if growing.active is not None and growing.rollout_handle is None
+        }
+        for e, reason in bring_environments(self.pool, needed).items():
+            self._retire(e, reason)
         live = self._live()
-        self._bring_environments({e: g.active for e, g in live.items() if g.active is not None})
-        live = self._live()  # an environment that failed has ended its tree
-        expanding = {e: g for e, g in live.items() if g.expanding is not None}
-        rolling = {e: g for e, g in live.items() if g.expanding is None}
+        expanding = {e: g.expanding for e, g in live.items() if g.expanding is not None}
+        rolling = {e: g.rolling for e, g in live.items() if g.rolling is not None}
         expansions = self._propose(expanding, "expand", self.config.expansion_width)
         rollouts = self._propose(rolling, "rollout", 1)
         self._expand(expanding, expansions)
         self._roll(rolling, rollouts)
 
-    def _propose(
-        self, growing: Mapping[int, GrowingTree], purpose: str, n: int
-    ) -> dict[int, list[Proposal]]:
-        requests = [
-            (g.nodes[g.active].trajectory, f"{purpose}/{g.active}")
-            for g in growing.values()
-            if g.active is not None
-        ]
-        return dict(zip(growing, self.policy.propose(requests, n), strict=True)) if requests else {}
+    def _propose(self, nodes: Mapping[int, int], purpose: str, n: int) -> list[list[Proposal]]:
+        """n turns for one node of each of some trees, in their order."""
+        if not nodes:
+            return []
+        proposals = self.policy.propose(
+            [
+                (self._tree(e).nodes[number].trajectory, f"{purpose}/{number}")
+                for e, number in nodes.items()
+            ],
+            n,
+        )
+        if any(len(group) != n for group in proposals):  # a node without children would hang us
+            raise ValueError(f"the policy was asked for {n} turns for each state and gave others")
+        return proposals
 
-    def _expand(
-        self, trees: Mapping[int, GrowingTree], proposals: Mapping[int, list[Proposal]]
-    ) -> None:
-        asked: list[tuple[int, Proposal, int]] = []
+    def _expand(self, nodes: Mapping[int, int], proposals: Sequence[list[Proposal]]) -> None:
+        if not nodes:
+            return
+        candidates: list[tuple[int, Proposal, int]] = []
         requests: list[tuple[int, str]] = []
-        for e, growing in trees.items():
-            handle = growing.nodes[growing.expanding or 0].handle
-            assert handle is not None
-            for proposal, multiplicity in growing.merged(growing.expanding or 0, proposals[e]):
-                asked.append((e, proposal, multiplicity))
-                requests.append((handle, proposal.action))
-        new: dict[int, list[int]] = {e: [] for e in trees}
-        parents = {e: growing.expanding or 0 for e, growing in trees.items()}
-        for (e, proposal, multiplicity), answer in zip(
-            asked, self.pool.branch(requests), strict=True
-        ):
-            growing = self._slots[e]
-            if growing is None:
-                continue
+        for (e, number), group in zip(nodes.items(), proposals, strict=True):
+            growing = self._tree(e)
+            for proposal, multiplicity in growing.merged(number, group):
+                candidates.append((e, proposal, multiplicity))
+                requests.append((growing.handle(number), proposal.action))
+        new: dict[int, list[int]] = {e: [] for e in nodes}
+        failures: dict[int, str] = {}
+        answers = self.pool.branch(requests)
+        for (e, proposal, multiplicity), answer in zip(candidates, answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
-                self._retire(e, answer.reason)
+                failures[e] = answer.reason
                 continue
             handle, transition = answer
             if transition.done:
                 self.pool.release([handle])
                 handle = None
             step = as_step(proposal, transition)
-            new[e].append(growing.add(parents[e], step, multiplicity, handle))
-        for growing in trees.values():
-            growing.expanding = None
-        self._attach(parents, new, expands=True)
+            new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
+        self._attach(nodes, new, expands=True)
+        for e in nodes:
+            self._tree(e).expanding = None
+        for e, reason in failures.items():
+            self._retire(e, reason)
 
-    def _roll(
-        self, trees: Mapping[int, GrowingTree], proposals: Mapping[int, list[Proposal]]
-    ) -> None:
+    def _roll(self, nodes: Mapping[int, int], proposals: Sequence[list[Proposal]]) -> None:
         """One step of every rollout. The first one leaves the node's own environment as it is."""
-        first = [e for e, g in trees.items() if g.rollout_handle is None]
-        later = [e for e in trees if e not in first]
-        branched = self.pool.branch(
-            [(_handle(trees[e]), proposals[e][0].action) for e in first]
-        ) if first else []  # fmt: skip
-        stepped = self.pool.step(
-            [(trees[e].rollout_handle or 0, proposals[e][0].action) for e in later]
-        ) if later else []  # fmt: skip
-        answers = dict(zip(first, branched, strict=True)) | {
-            e: a if isinstance(a, EnvironmentFailure) else (trees[e].rollout_handle, a)
-            for e, a in zip(later, stepped, strict=True)
-        }
+        if not nodes:
+            return
+        requests: list[tuple[int, str, bool]] = []
+        for (e, number), [proposal] in zip(nodes.items(), proposals, strict=True):
+            growing = self._tree(e)
+            if growing.rollout_handle is None:
+                requests.append((growing.handle(number), proposal.action, True))
+            else:
+                requests.append((growing.rollout_handle, proposal.action, False))
         new: dict[int, list[int]] = {}
-        parents = {e: growing.rolling or 0 for e, growing in trees.items()}
         ended: dict[int, int] = {}
-        for e, growing in trees.items():
-            answer = answers[e]
+        for e, [proposal], answer in zip(nodes, proposals, act(self.pool, requests), strict=True):
             if isinstance(answer, EnvironmentFailure):
                 self._retire(e, answer.reason)
                 continue
+            growing = self._tree(e)
             growing.rollout_handle, transition = answer
-            step = as_step(proposals[e][0], transition)
-            growing.rolling = growing.add(parents[e], step, 1, None)
-            new[e] = [growing.rolling]
+            number = growing.add(nodes[e], as_step(proposal, transition), 1, None)
+            growing.rolling, new[e] = number, [number]
             if transition.done:
-                ended[e] = growing.rolling
-        self._attach({e: parents[e] for e in new}, new, expands=False)
+                ended[e] = number
+        self._attach({e: nodes[e] for e in new}, new, expands=False)
         self._back_up(ended)
 
     def _attach(
         self, parents: Mapping[int, int], new: Mapping[int, list[int]], *, expands: bool
     ) -> None:
-        if not parents:
-            return
+        """Attaches the new nodes of some trees to one node of each, on the device."""
         E, _, W = self._trees.children.shape
         parent = np.full(E, NONE, np.int32)
-        nodes, terminal = np.full((E, W), NONE, np.int32), np.zeros((E, W), bool)
+        numbers, terminal = np.full((E, W), NONE, np.int32), np.zeros((E, W), bool)
         for e, number in parents.items():
-            growing = self._slots[e]
-            if growing is None:
-                continue
+            nodes = self._tree(e).nodes
             parent[e] = number
-            nodes[e, : len(new[e])] = new[e]
-            terminal[e, : len(new[e])] = [growing.nodes[n].trajectory.done for n in new[e]]
+            numbers[e, : len(new[e])] = new[e]
+            terminal[e, : len(new[e])] = [nodes[n].trajectory.done for n in new[e]]
         self._trees = tree.attach(
             self._trees,
             jnp.asarray(parent),
-            jnp.asarray(nodes),
+            jnp.asarray(numbers),
             jnp.asarray(terminal),
             jnp.asarray((parent != NONE) & expands),
         )
@@ -276,8 +272,7 @@ class Explorer:
         leaf = np.full(len(self._slots), NONE, np.int32)
         outcome = np.zeros(len(self._slots), np.float32)
         for e, number in leaves.items():
-            growing = self._slots[e]
-            assert growing is not None
+            growing = self._tree(e)
             leaf[e], outcome[e] = number, growing.nodes[number].trajectory.outcome
             if growing.rollout_handle is not None:
                 self.pool.release([growing.rollout_handle])
@@ -288,62 +283,13 @@ class Explorer:
             self._finish_if_complete(e)
 
     def _finish_if_complete(self, e: int) -> None:
-        growing = self._slots[e]
-        if growing is not None and growing.iteration >= self.config.num_iterations:
+        if self._tree(e).iteration >= self.config.num_iterations:
             self._retire(e, None)
 
     def _retire(self, e: int, error: str | None) -> None:
         """Ends a tree; its finished iterations are kept, also after an error."""
-        growing = self._slots[e]
-        assert growing is not None
+        growing = self._tree(e)
         self.store.finish(growing.task.task_id, error=error)
         handles = [node.handle for node in growing.nodes] + [growing.rollout_handle]
         self.pool.release([handle for handle in handles if handle is not None])
         self._slots[e] = None
-
-    def _bring_environments(self, needed: Mapping[int, int]) -> None:
-        """Replays environments for nodes that have none: cached rollout steps, restored trees."""
-        routes: dict[int, list[int]] = {}
-        for e, number in needed.items():
-            growing = self._slots[e]
-            assert growing is not None
-            if growing.rollout_handle is not None:
-                continue
-            path = list(growing.path(number))
-            held = max(i for i, n in enumerate(path) if growing.nodes[n].handle is not None)
-            if path[held:] != [number]:
-                routes[e] = path[held:]
-        current = {e: self._slots[e].nodes[route[0]].handle for e, route in routes.items()}  # type: ignore[union-attr]
-        depth = 1
-        while routes:
-            slots = list(routes)
-            requests = [
-                (current[e], self._slots[e].nodes[routes[e][depth]].action)  # type: ignore[union-attr]
-                for e in slots
-            ]
-            answers = self.pool.branch(requests) if depth == 1 else [
-                a if isinstance(a, EnvironmentFailure) else (current[e], a)
-                for e, a in zip(slots, self.pool.step(requests), strict=True)
-            ]  # fmt: skip
-            for e, answer in zip(slots, answers, strict=True):
-                growing = self._slots[e]
-                node = growing.nodes[routes[e][depth]]  # type: ignore[union-attr]
-                if isinstance(answer, EnvironmentFailure):
-                    self._retire(e, answer.reason)
-                    del routes[e]
-                    continue
-                current[e], transition = answer
-                if transition != node.trajectory.steps[-1].transition:
-                    self.pool.release([current[e]])
-                    self._retire(e, "a replayed step was answered otherwise than before")
-                    del routes[e]
-                elif depth == len(routes[e]) - 1:
-                    node.handle = current[e]
-                    del routes[e]
-            depth += 1
-
-
-def _handle(growing: GrowingTree) -> int:
-    handle = growing.nodes[growing.rolling or 0].handle
-    assert handle is not None
-    return handle

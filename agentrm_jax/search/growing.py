@@ -64,6 +64,12 @@ class GrowingTree:
         """The node whose state the policy is asked about next."""
         return self.expanding if self.expanding is not None else self.rolling
 
+    def handle(self, number: int) -> int:
+        """The environment of a node that has one."""
+        handle = self.nodes[number].handle
+        assert handle is not None
+        return handle
+
     def add(self, parent: int, step: Step, multiplicity: int, handle: int | None) -> int:
         """Attaches a node and gives its number."""
         number = len(self.nodes)

@@ -14,7 +14,7 @@ from agentrm_jax.data.states import LabelledPath
 from agentrm_jax.data.trees import NodeRecord, TreeRecord
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelConfig:
     """Which states become labels, and how much each counts.
 

@@ -84,6 +84,7 @@ def rollouts(
             r.policy_tokens += len(proposal.log_probs)
             r.truncated_steps += proposal.dropped_steps
             if isinstance(answer, EnvironmentFailure):
+                pool.release([r.handle])
                 yield r.finished(answer.reason)
                 continue
             r.trajectory = r.trajectory.extended(as_step(proposal, answer))

@@ -8,6 +8,7 @@ E trees, M node slots, W children of a node at most.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -131,7 +132,8 @@ def attach(
     place = jnp.where(new == NONE, W, present[:, None] + jnp.arange(W))
     node = jnp.where((new == NONE) | (parent == NONE)[:, None], M, new)
     row = slots[:, None]
-    return trees.replace(
+    return dataclasses.replace(
+        trees,
         parent=trees.parent.at[row, node].set(parent[:, None], mode="drop"),
         children=trees.children.at[row, at[:, None], place].set(new, mode="drop"),
         terminal=trees.terminal.at[row, node].set(terminal, mode="drop"),
@@ -153,7 +155,8 @@ def backup(trees: Trees, leaf: jax.Array, outcome: jax.Array) -> Trees:
     def up(state: tuple[jax.Array, Trees]) -> tuple[jax.Array, Trees]:
         node, trees = state
         at = jnp.where(node == NONE, M, node)
-        trees = trees.replace(
+        trees = dataclasses.replace(
+            trees,
             visit_count=trees.visit_count.at[slots, at].add(1, mode="drop"),
             value_sum=trees.value_sum.at[slots, at].add(outcome, mode="drop"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agentrm_jax.core.protocols import EnvironmentFailure, Proposal
 from agentrm_jax.core.records import Task, Trajectory, Transition
@@ -31,12 +31,21 @@ def answer(task: Task, actions: Sequence[str]) -> Transition:
     )
 
 
-class GamePool:
-    """An `EnvPool` whose episodes are lists of actions. `fail` names tasks that break."""
+FAILURE = EnvironmentFailure(reason="the game broke")
 
-    def __init__(self, fail: frozenset[str] = frozenset()) -> None:
-        self.fail = fail
+
+class GamePool:
+    """An `EnvPool` whose episodes are lists of actions; `breaks` says which of them fail.
+
+    A failure kills an episode only where it acted in place, and its handle remains to be released:
+    what is left in `episodes` at the end of a search has leaked.
+    """
+
+    def __init__(self, breaks: Callable[[Task, Sequence[str]], bool] = lambda *_: False) -> None:
+        self.breaks = breaks
         self.episodes: dict[int, tuple[Task, tuple[str, ...]]] = {}
+        self.dead: set[int] = set()
+        self.num_steps = 0
         self._next = 0
 
     def _enter(self, task: Task, actions: tuple[str, ...]) -> int:
@@ -44,26 +53,34 @@ class GamePool:
         self.episodes[self._next] = (task, actions)
         return self._next
 
+    def _act(self, handle: int, action: str) -> tuple[Task, tuple[str, ...]] | None:
+        task, actions = self.episodes[handle]
+        assert not answer(task, actions).done or not actions  # nobody acts after the end
+        if handle in self.dead or self.breaks(task, (*actions, action)):
+            return None
+        self.num_steps += 1
+        return task, (*actions, action)
+
     def reset(self, tasks):
-        return [(self._enter(task, ()), f"game {task.task_id}") for task in tasks]
+        return [
+            FAILURE if self.breaks(task, ()) else (self._enter(task, ()), f"game {task.task_id}")
+            for task in tasks
+        ]
 
     def branch(self, requests):
-        out = []
-        for handle, action in requests:
-            task, actions = self.episodes[handle]
-            if task.task_id in self.fail and len(actions) >= 2:
-                out.append(EnvironmentFailure(reason="the game broke"))
-                continue
-            actions = (*actions, action)
-            out.append((self._enter(task, actions), answer(task, actions)))
-        return out
+        acted = [self._act(*request) for request in requests]
+        return [FAILURE if a is None else (self._enter(*a), answer(*a)) for a in acted]
 
     def step(self, requests):
         out = []
         for handle, action in requests:
-            task, actions = self.episodes[handle]
-            self.episodes[handle] = (task, (*actions, action))
-            out.append(answer(task, (*actions, action)))
+            acted = self._act(handle, action)
+            if acted is None:
+                self.dead.add(handle)
+                out.append(FAILURE)
+            else:
+                self.episodes[handle] = acted
+                out.append(answer(*acted))
         return out
 
     def release(self, handles):
@@ -75,13 +92,17 @@ class GamePool:
 
 
 class GamePolicy:
-    """Draws one of four moves for each branch, in varying spelling; counts its calls."""
+    """Draws one of a few moves for each branch, in varying spelling; some replies have no action.
 
-    def __init__(self) -> None:
-        self.calls = 0
+    Of a state with more steps than `remembers` it says that the oldest were left out.
+    """
+
+    def __init__(self, moves: str = "NESW", remembers: int = 99) -> None:
+        self.moves, self.remembers = moves, remembers
+        self.asked: list[tuple[str, str]] = []
 
     def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
-        self.calls += 1
+        self.asked.extend((trajectory.task.task_id, purpose) for trajectory, purpose in requests)
         return [
             [self._one(trajectory, purpose, branch) for branch in range(n)]
             for trajectory, purpose in requests
@@ -89,11 +110,16 @@ class GamePolicy:
 
     def _one(self, trajectory: Trajectory, purpose: str, branch: int) -> Proposal:
         names = (trajectory.task.task_id, len(trajectory.steps), purpose, branch)
-        move = int(4 * draw("move", *names))
-        action = f"go  {'NESW'[move]}" if draw("case", *names) < 0.5 else f"go {'nesw'[move]}"
+        move = self.moves[int(len(self.moves) * draw("move", *names))]
+        if move == "-":
+            reply, action = "I do not know.", ""
+        else:
+            action = f"go  {move}" if draw("case", *names) < 0.5 else f"go {move.lower()}"
+            reply = f"Thought: {branch}.\nAction: {action}"
         return Proposal(
-            reply=f"Thought: {branch}.\nAction: {action}",
+            reply=reply,
             action=action,
-            token_ids=(move + 1, branch + 1),
+            token_ids=(ord(move), branch + 1),
             log_probs=(-draw("log", *names), -0.5),
+            dropped_steps=max(0, len(trajectory.steps) - self.remembers),
         )

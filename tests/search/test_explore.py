@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
-from random_game import GamePolicy, GamePool, answer, game
+from random_game import GamePolicy, GamePool, answer, draw, game
 
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.trees import IterationRecord, TreeStore
+from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
 from agentrm_jax.search.growing import as_step, merge_key
@@ -23,13 +24,13 @@ class PlainNode:
     trajectory: Trajectory
     children: list = dataclasses.field(default_factory=list)
     visits: int = 0
-    total: np.float32 = np.float32(0)
+    total: np.float32 | int = 0
     expanded: bool = False
 
 
-def plain_search(task, config: SearchConfig):
+def plain_search(task, config: SearchConfig, policy):
     """One tree, one node at a time, as the paper describes it."""
-    policy, nodes = GamePolicy(), []
+    nodes = []
 
     def add(parent, proposal):
         actions = [s.action for s in parent.trajectory.steps] + [proposal.action]
@@ -79,11 +80,11 @@ def plain_search(task, config: SearchConfig):
 CONFIG = SearchConfig(num_iterations=15, expansion_width=3, exploration=0.5, num_slots=4)
 
 
-def explore(directory, tasks, config=CONFIG, pool=None, store_type=TreeStore):
+def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_type=TreeStore):
     stored = TreeStore.read(directory) if directory.exists() else {}
     store = store_type(directory)
     pool = pool or GamePool()
-    explorer = Explorer(GamePolicy(), pool, store, config)
+    explorer = Explorer(policy or GamePolicy(), pool, store, config)
     try:
         explorer.run(tasks, stored)
     finally:
@@ -91,13 +92,15 @@ def explore(directory, tasks, config=CONFIG, pool=None, store_type=TreeStore):
     return TreeStore.read(directory), explorer, pool
 
 
-def test_batched_trees_equal_the_plain_tree(tmp_path):
-    tasks = [game(i) for i in range(11)]  # more than slots
-    records, _, pool = explore(tmp_path / "trees", tasks)
-    assert set(records) == {task.task_id for task in tasks}
+@pytest.mark.parametrize("moves", ["NESW", "N", "N-", "-"])
+def test_batched_trees_equal_the_plain_tree(tmp_path, moves):
+    """More tasks than slots; also where all turns merge (`N`) and where some have no action."""
+    tasks = [game(i) for i in range(11)]
+    records, _, pool = explore(tmp_path / "trees", tasks, policy=GamePolicy(moves))
+    assert list(records) == [task.task_id for task in tasks]
     assert pool.episodes == {}  # every environment was given back
     for task in tasks:
-        nodes, paths = plain_search(task, CONFIG)
+        nodes, paths = plain_search(task, CONFIG, GamePolicy(moves))
         record = records[task.task_id]
         assert record.finished
         assert record.error is None
@@ -107,6 +110,15 @@ def test_batched_trees_equal_the_plain_tree(tmp_path):
         for node in nodes[1:]:
             assert found[node.number].parent == node.parent.number
             assert found[node.number].step == node.trajectory.steps[-1]
+
+
+def test_merged_turns_are_counted(tmp_path):
+    """Multiplicities of an expansion sum to the turns that were no known child."""
+    records, _, _ = explore(tmp_path / "trees", [game(0)], policy=GamePolicy("NE"))
+    first = records["game/0"].iterations[0].nodes
+    children = [node for node in first if node.parent == 0]
+    assert sum(node.multiplicity for node in children) == CONFIG.expansion_width
+    assert len({merge_key(node.step.action) for node in children}) == len(children) < 3
 
 
 def test_stored_iterations_rebuild_the_arrays(tmp_path):
@@ -120,28 +132,77 @@ def test_stored_iterations_rebuild_the_arrays(tmp_path):
             np.testing.assert_array_equal(getattr(explorer._trees, name)[slot], value, name)
 
 
-class Interrupted(Exception):
-    pass
+def test_killed_anywhere_and_resumed_ends_with_the_same_trees(tmp_path):
+    """At every record boundary, and in the middle of every record."""
+    config = dataclasses.replace(CONFIG, num_iterations=6, num_slots=2)
+    tasks = [game(i) for i in range(3)]
+    whole, _, _ = explore(tmp_path / "whole", tasks, config)
+    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3 * (6 + 2)
+    for kept in range(len(lines) + 1):
+        torn = lines[kept][: len(lines[kept]) // 2] if kept % 2 and kept < len(lines) else b""
+        directory = tmp_path / str(kept)
+        directory.mkdir()
+        (directory / FILE).write_bytes(b"".join(lines[:kept]) + torn)
+        policy = GamePolicy()
+        resumed, _, pool = explore(directory, tasks, config, policy=policy)
+        assert list(resumed.items()) == list(whole.items())
+        assert pool.episodes == {}
+        assert len((directory / FILE).read_bytes().splitlines()) == len(lines)  # nothing twice
+    assert policy.asked == []  # all was there
 
 
-@pytest.mark.parametrize("after", [1, 7, 20, 43])
-def test_interrupted_and_resumed_ends_with_the_same_trees(tmp_path, after):
-    tasks = [game(i) for i in range(7)]
-    whole, _, _ = explore(tmp_path / "whole", tasks)
+def keep_iterations(directory, n):
+    """Cuts every stored tree back to its first n iterations."""
+    lines = (directory / FILE).read_text().splitlines(keepends=True)
+    kept = [json.loads(line)["record"] for line in lines]
+    (directory / FILE).write_text(
+        "".join(
+            line
+            for line, record in zip(lines, kept, strict=True)
+            if record["kind"] == "begin" or record.get("iteration", n) < n
+        )
+    )
 
-    class Stopping(TreeStore):
-        left = after
 
-        def append(self, iteration: IterationRecord) -> None:
-            if self.left == 0:
-                raise Interrupted
-            self.left -= 1
-            super().append(iteration)
+def test_replay_that_differs_ends_its_tree(tmp_path):
+    tasks = [game(i) for i in range(3)]
+    whole, _, _ = explore(tmp_path / "trees", tasks)
+    keep_iterations(tmp_path / "trees", 3)
 
-    with pytest.raises(Interrupted):
-        explore(tmp_path / "parts", tasks, store_type=Stopping)
-    resumed, _, _ = explore(tmp_path / "parts", tasks)
-    assert resumed == whole
+    class Other(GamePool):
+        def branch(self, requests):
+            out = super().branch(requests)
+            tasks = [self.episodes[handle][0].task_id for handle, _ in requests]
+            return [
+                (handle, dataclasses.replace(transition, observation="something else"))
+                if task_id == "game/1"
+                else (handle, transition)
+                for task_id, (handle, transition) in zip(tasks, out, strict=True)
+            ]
+
+    records, _, pool = explore(tmp_path / "trees", tasks, pool=Other())
+    assert records["game/1"].error == "a replayed step was answered otherwise than before"
+    kept = records["game/1"].iterations
+    assert len(kept) >= 3
+    assert kept == whole["game/1"].iterations[: len(kept)]
+    assert pool.episodes == {}
+    for other in ("game/0", "game/2"):
+        assert records[other] == whole[other]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_replay_that_breaks_ends_its_tree(tmp_path, depth):
+    """Whether the first replayed step breaks or, in our own copy, the second."""
+    tasks = [game(i) for i in range(3)]
+    whole, _, _ = explore(tmp_path / "trees", tasks)
+    keep_iterations(tmp_path / "trees", 3)
+    pool = GamePool(lambda task, actions: task.task_id == "game/1" and len(actions) == depth)
+    records, _, _ = explore(tmp_path / "trees", tasks, pool=pool)
+    assert records["game/1"].error == "the game broke"
+    assert pool.episodes == {}
+    for other in ("game/0", "game/2"):
+        assert records[other] == whole[other]
 
 
 def test_slots_do_not_change_trees(tmp_path):
@@ -151,21 +212,39 @@ def test_slots_do_not_change_trees(tmp_path):
     assert one == all_
 
 
-def test_a_broken_environment_ends_its_tree_only(tmp_path):
+BREAKS = {
+    "reset": lambda actions: actions == (),
+    "expand": lambda actions: len(actions) == 1 and actions[0].endswith(("N", "n")),
+    "later": lambda actions: len(actions) >= 2,
+    "rollout": lambda actions: len(actions) >= 3 and draw("breaks", *actions) < 0.3,
+}
+
+
+@pytest.mark.parametrize("when", BREAKS)
+def test_a_broken_environment_ends_its_tree_only(tmp_path, when):
     tasks = [game(i) for i in range(5)]
     broken = tasks[2].task_id
-    records, _, pool = explore(tmp_path / "trees", tasks, pool=GamePool(frozenset({broken})))
+    pool = GamePool(lambda task, actions: task.task_id == broken and BREAKS[when](actions))
+    records, _, _ = explore(tmp_path / "trees", tasks, pool=pool)
     whole, _, _ = explore(tmp_path / "whole", tasks)
+    assert records[broken].finished
     assert records[broken].error == "the game broke"
     assert pool.episodes == {}
     for task in tasks:
         if task.task_id != broken:
             assert records[task.task_id] == whole[task.task_id]
+    begun = len(records[broken].iterations)
+    assert records[broken].iterations == whole[broken].iterations[:begun]
 
 
-def test_upper_confidence_bound_check_value():
-    """V = 0.6, N = 10, N_parent = 100, c = 0.5 gives 0.9393."""
-    bound = tree.upper_confidence_bound(0.6, 10, 100, 0.5)
-    assert float(bound) == pytest.approx(0.6 + 0.5 * math.sqrt(math.log(100) / 10), abs=1e-6)
-    assert float(bound) == pytest.approx(0.9393, abs=1e-4)
-    assert float(tree.upper_confidence_bound(0.0, 0, 100, 0.5)) == math.inf
+def test_a_policy_that_gives_too_few_turns_is_an_error_and_no_endless_loop(tmp_path):
+    class Silent(GamePolicy):
+        def propose(self, requests, n):
+            return [[] for _ in requests]
+
+    with pytest.raises(ValueError, match="asked for 3 turns"):
+        explore(tmp_path / "trees", [game(0)], policy=Silent())
+
+
+def test_nothing_to_do(tmp_path):
+    assert explore(tmp_path / "trees", [])[0] == {}

@@ -1,0 +1,76 @@
+"""Environments for the nodes of growing trees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool
+from agentrm_jax.core.records import Transition
+from agentrm_jax.search.growing import GrowingTree, Node
+
+
+def act(
+    pool: EnvPool, requests: Sequence[tuple[int, str, bool]]
+) -> list[tuple[int, Transition] | EnvironmentFailure]:
+    """Acts for each (handle, action, fork): in a copy of the episode where `fork`, else in place.
+
+    Returns:
+      The handle of the episode that acted, and its answer.
+    """
+    forked = iter(pool.branch([(handle, action) for handle, action, fork in requests if fork]))
+    stepped = iter(pool.step([(handle, action) for handle, action, fork in requests if not fork]))
+    answers: list[tuple[int, Transition] | EnvironmentFailure] = []
+    for handle, _, fork in requests:
+        if fork:
+            answers.append(next(forked))
+        else:
+            answer = next(stepped)
+            failed = isinstance(answer, EnvironmentFailure)
+            answers.append(answer if failed else (handle, answer))
+    return answers
+
+
+def bring_environments(
+    pool: EnvPool, needed: Mapping[int, tuple[GrowingTree, int]]
+) -> dict[int, str]:
+    """Sees to it that nodes have an environment; cached rollout steps and restored trees have none.
+
+    The way from the nearest ancestor with an environment is played again in a copy of it, for all
+    trees side by side.
+
+    Args:
+      needed: A tree and the number of its node, by slot.
+
+    Returns:
+      Why it failed, by slot, where it did.
+    """
+    routes: dict[int, list[Node]] = {}  # the nodes that are still to be reached, the last first
+    handles: dict[int, int] = {}
+    for e, (growing, number) in needed.items():
+        node, route = growing.nodes[number], []
+        while node.handle is None:
+            route.append(node)
+            node = growing.nodes[node.parent]
+        if route:
+            routes[e], handles[e] = route, node.handle
+    failures: dict[int, str] = {}
+    ours: set[int] = set()  # slots whose handle is our own copy by now
+    while routes:
+        requests = [(handles[e], route[-1].action, e not in ours) for e, route in routes.items()]
+        for e, answer in zip(list(routes), act(pool, requests), strict=True):
+            if isinstance(answer, EnvironmentFailure):
+                failures[e] = answer.reason
+            else:
+                handles[e], transition = answer
+                ours.add(e)
+                node = routes[e].pop()
+                if transition != node.trajectory.steps[-1].transition:
+                    failures[e] = "a replayed step was answered otherwise than before"
+                elif not routes[e]:
+                    node.handle = handles[e]
+                    del routes[e]
+            if e in failures:
+                del routes[e]
+                if e in ours:
+                    pool.release([handles[e]])
+    return failures
