@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mctx._src.search import backward, simulate
+from random_tree import RandomTree
 
-from agentrm_jax.core.records import Step, Transition
-from agentrm_jax.data.trees import IterationRecord, NodeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.tree import NONE, Trees
 
@@ -23,82 +22,24 @@ E, M, W = 4, 96, 3
 NAMES = ("parent", "children", "visit_count", "value_sum", "expanded", "terminal")
 
 
-class PlainTree:
-    """A tree that grows at random, with the calls that make the arrays grow alike.
-
-    `cached_rollouts` as the explorer grows them; without, a new leaf is only evaluated, as in mctx.
-    """
-
-    def __init__(self, rng: np.random.Generator, cached_rollouts: bool) -> None:
-        self.rng, self.cached_rollouts = rng, cached_rollouts
-        self.parent, self.children, self.terminal = [NONE], [[]], [False]
-        self.visits, self.total = [0], [np.float32(0)]
-        self.expanded, self.outcome = [False], [0.0]
-        self.records: list[IterationRecord] = []
-
-    def _add(self, parent: int, terminal: bool) -> NodeRecord:
-        number = len(self.parent)
-        self.parent.append(parent)
-        self.children.append([])
-        self.children[parent].append(number)
-        self.terminal.append(terminal)
-        self.visits.append(0)
-        self.total.append(np.float32(0))
-        self.expanded.append(False)
-        self.outcome.append(round(float(self.rng.random()), 3))
-        answer = Transition(observation="", reward=0.0, done=terminal, success=False)
-        step = Step(reply="", action="", transition=answer)
-        return NodeRecord(node=number, parent=parent, step=step, multiplicity=1)
-
-    def grow(self):
-        """One iteration on a random path: yields (parent, new nodes, expands) and, last, leaf."""
-        node, new = 0, []
-        while not self.terminal[node] and (node == 0 or self.visits[node] > 0):
-            if not self.expanded[node]:
-                room = W - len(self.children[node])
-                count = int(self.rng.integers(0 if self.children[node] else 1, room + 1))
-                added = [self._add(node, self.rng.random() < 0.3) for _ in range(count)]
-                self.expanded[node] = True
-                new += added
-                yield node, added, True
-            node = int(self.rng.choice(self.children[node]))
-        while self.cached_rollouts and not self.terminal[node]:
-            added = [self._add(node, self.rng.random() < 0.5)]
-            new += added
-            yield node, added, False
-            node = added[0].node
-        leaf, path = node, []
-        while node != NONE:
-            self.visits[node] += 1
-            self.total[node] += np.float32(self.outcome[leaf])
-            path.append(node)
-            node = self.parent[node]
-        self.records.append(
-            IterationRecord(
-                task_id="", iteration=len(self.records), nodes=tuple(new),
-                path=tuple(reversed(path)), outcome=self.outcome[leaf],
-            )
-        )  # fmt: skip
-        yield leaf
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        n = len(self.parent)
-        out = {name: np.array(value[0]) for name, value in host(tree.make_trees(1, M, W)).items()}
-        out["parent"][:n] = self.parent
-        for node, children in enumerate(self.children):
-            out["children"][node, : len(children)] = children
-        out["visit_count"][:n], out["value_sum"][:n] = self.visits, self.total
-        out["expanded"][:n], out["terminal"][:n] = self.expanded, self.terminal
-        return out
+def arrays(plain: RandomTree) -> dict[str, np.ndarray]:
+    n = len(plain.parent)
+    out = {name: np.array(value[0]) for name, value in host(tree.make_trees(1, M, W)).items()}
+    out["parent"][:n] = plain.parent
+    for node, children in enumerate(plain.children):
+        out["children"][node, : len(children)] = children
+    out["visit_count"][:n], out["value_sum"][:n] = plain.visits, plain.total
+    out["expanded"][:n], out["terminal"][:n] = plain.expanded, plain.terminal
+    return out
 
 
 def host(trees: Trees) -> dict[str, np.ndarray]:
     return {name: np.array(getattr(trees, name)) for name in NAMES}
 
 
-def stacked(plain: list[PlainTree]) -> Trees:
-    arrays = [p.arrays() for p in plain]
-    return Trees(**{name: jnp.asarray(np.stack([a[name] for a in arrays])) for name in NAMES})
+def stacked(plain: list[RandomTree]) -> Trees:
+    each = [arrays(p) for p in plain]
+    return Trees(**{name: jnp.asarray(np.stack([a[name] for a in each])) for name in NAMES})
 
 
 def apply(trees: Trees, events: list) -> Trees:
@@ -120,7 +61,7 @@ def apply(trees: Trees, events: list) -> Trees:
 def grow_together(seed: int, iterations: int, cached_rollouts: bool) -> tuple[Trees, list]:
     """Trees that grow side by side, on the device and in Python; some wait at every moment."""
     rng = np.random.default_rng(seed)
-    plain = [PlainTree(np.random.default_rng([seed, e]), cached_rollouts) for e in range(E)]
+    plain = [RandomTree([seed, e], W, cached_rollouts) for e in range(E)]
     trees = tree.make_trees(E, M, W)
     running = [p.grow() for p in plain]
     left = [iterations] * E
@@ -144,7 +85,7 @@ def grow_together(seed: int, iterations: int, cached_rollouts: bool) -> tuple[Tr
 def test_arrays_equal_a_plain_tree(cached_rollouts):
     trees, plain = grow_together(3, 12, cached_rollouts)
     for e, p in enumerate(plain):
-        for name, value in p.arrays().items():
+        for name, value in arrays(p).items():
             np.testing.assert_array_equal(host(trees)[name][e], value, name)
 
 
@@ -237,11 +178,7 @@ def mctx_select(trees: mctx.Tree, exploration: jax.Array):
     exploration=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
 )
 def test_select_equals_mctx(seed, iterations, exploration):
-    plain = [PlainTree(np.random.default_rng([seed, e]), False) for e in range(E)]
-    for p in plain:
-        for _ in range(iterations):
-            for _ in p.grow():
-                pass
+    plain = [RandomTree([seed, e], W, False).grown(iterations) for e in range(E)]
     trees = stacked(plain)
     chosen = np.asarray(tree.select(trees, jnp.float32(exploration)))
     node, action = map(np.asarray, mctx_select(as_mctx(trees), jnp.float32(exploration)))
@@ -254,11 +191,7 @@ def test_select_equals_mctx(seed, iterations, exploration):
 @given(seed=st.integers(0, 10**6))
 def test_backup_equals_mctx(seed):
     """mctx keeps running means, discounts and rewards; with discount 1 and no rewards, ours."""
-    plain = [PlainTree(np.random.default_rng([seed, e]), True) for e in range(E)]
-    for p in plain:
-        for _ in range(6):
-            for _ in p.grow():
-                pass
+    plain = [RandomTree([seed, e], W).grown(6) for e in range(E)]
     leaves = np.array([p.terminal.index(True) for p in plain])
     outcomes = np.array([p.outcome[leaf] for p, leaf in zip(plain, leaves, strict=True)])
     trees = stacked(plain)

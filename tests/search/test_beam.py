@@ -1,0 +1,227 @@
+"""Beam search against a plain Python beam, one task at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from random_game import GamePolicy, GamePool, answer, draw, game
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.search.beam import BeamConfig, beam_search
+from agentrm_jax.search.growing import as_step, merge_key
+
+TASKS = [game(i) for i in range(7)]
+CONFIG = BeamConfig(beam_width=3, expansion_width=2, num_slots=4)
+AT_ACTION = dataclasses.replace(CONFIG, score_at="action")
+
+
+def value(task, replies) -> float:
+    """A score that cannot be told from the outcome; coarse, so that there are ties."""
+    return round(draw("score", task.task_id, *replies), 1)
+
+
+class GameScorer:
+    def __init__(self) -> None:
+        self.scored = 0
+
+    def score(self, groups):
+        self.scored += sum(len(group) for group in groups)
+        return [[value(t.task, [s.reply for s in t.steps]) for t in group] for group in groups]
+
+
+class InStep:
+    """Proposes, drops candidates with equal tokens, scores and selects; one task at a time."""
+
+    def __init__(self, policy: GamePolicy) -> None:
+        self.policy = policy
+
+    def propose_scored(self, requests, finished_scores, n, beam_width):
+        return [
+            self._one(states, finished, n, beam_width)
+            for states, finished in zip(requests, finished_scores, strict=True)
+        ]
+
+    def _one(self, states, finished, n, beam_width):
+        candidates, seen, decoded = [], set(), 0
+        for number, ((state, _), group) in enumerate(
+            zip(states, self.policy.propose(states, n), strict=True)
+        ):
+            for proposal in group:
+                decoded += len(proposal.log_probs)
+                if (id(state), proposal.token_ids) not in seen:
+                    seen.add((id(state), proposal.token_ids))
+                    replies = [step.reply for step in state.steps] + [proposal.reply]
+                    candidates.append((number, proposal, value(state.task, replies)))
+        candidates += [(number, None, score) for number, score in enumerate(finished)]
+        return sorted(candidates, key=lambda c: -c[2])[:beam_width], decoded
+
+
+def plain_beam(task, config, breaks=lambda task, actions: False):
+    """(trajectory, policy tokens, environment steps) as the paper describes the search."""
+    policy = GamePolicy()
+    kept = [(0.0, Trajectory(task=task, first_observation=f"game {task.task_id}"))]
+    depth = tokens = env_steps = 0
+    while not all(state.done for _, state in kept):
+        live = [state for _, state in kept if not state.done]
+        beams = [entry for entry in kept if entry[1].done]
+        if depth == 0:
+            live = live * config.beam_width
+        seen, candidates = set(), []
+        for p, state in enumerate(live):
+            [group] = policy.propose([(state, f"beam/{depth}/{p}")], config.expansion_width)
+            for proposal in group:
+                tokens += len(proposal.log_probs)
+                key = (
+                    merge_key(proposal.action)
+                    if config.score_at == "observation"
+                    else proposal.token_ids
+                )
+                if (id(state), key) not in seen:
+                    seen.add((id(state), key))
+                    candidates.append((state, proposal))
+        new = []
+        for state, proposal in candidates:
+            score = value(task, [step.reply for step in state.steps] + [proposal.reply])
+            new.append((score, state, proposal))
+        if config.score_at == "action":  # select, then act
+            ranked = sorted(
+                [*new, *((score, state, None) for score, state in beams)], key=lambda c: -c[0]
+            )[: config.beam_width]
+            beams = [(score, state) for score, state, proposal in ranked if proposal is None]
+            new = [c for c in ranked if c[2] is not None]
+        for score, state, proposal in new:
+            actions = [step.action for step in state.steps] + [proposal.action]
+            if not breaks(task, actions):
+                step = as_step(proposal, answer(task, actions))
+                beams.append((score, state.extended(step)))
+                env_steps += 1
+        kept = sorted(beams, key=lambda b: -b[0])[: config.beam_width]
+        depth += 1
+    return max(kept, key=lambda b: b[0])[1], tokens, env_steps
+
+
+def search(tasks, config, pool=None, scorer=None, policy=None):
+    pool, policy = pool or GamePool(), policy or GamePolicy()
+    in_step = InStep(policy) if config.score_at == "action" else None
+    found = list(beam_search(policy, scorer or GameScorer(), pool, tasks, config, in_step))
+    assert pool.episodes == {}  # every environment was given back
+    return {r.trajectory.task.task_id: dataclasses.replace(r, wall_seconds=0.0) for r in found}
+
+
+@pytest.mark.parametrize("score_at", ["observation", "action"])
+@pytest.mark.parametrize("widths", [(3, 2), (1, 4), (4, 1), (1, 1)])
+def test_beams_equal_a_plain_beam(score_at, widths):
+    config = BeamConfig(
+        beam_width=widths[0], expansion_width=widths[1], score_at=score_at, num_slots=4
+    )
+    found = search(TASKS, config)
+    assert len(found) == len(TASKS)
+    for task in TASKS:
+        rollout = found[task.task_id]
+        expected = plain_beam(task, config)
+        assert (rollout.trajectory, rollout.policy_tokens, rollout.env_steps) == expected
+        assert rollout.error is None
+        assert rollout.trajectory.done
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+def test_slots_and_order_do_not_change_answers(config):
+    expected = search(TASKS, dataclasses.replace(config, num_slots=1))
+    assert search(TASKS[::-1], dataclasses.replace(config, num_slots=100)) == expected
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+def test_the_root_is_asked_for_w1_times_w2_turns(config):
+    policy = GamePolicy()
+    search([TASKS[0]], config, policy=policy)
+    first = [purpose for _, purpose in policy.asked if purpose.startswith("beam/0/")]
+    assert first == ["beam/0/0", "beam/0/1", "beam/0/2"]
+    assert all(int(purpose.split("/")[2]) < 3 for _, purpose in policy.asked)
+
+
+def test_each_successor_is_scored_once():
+    scorer = GameScorer()
+    found = search(TASKS, CONFIG, scorer=scorer)
+    assert scorer.scored == sum(rollout.env_steps for rollout in found.values())
+
+
+def test_equal_actions_of_a_state_act_once():
+    """With one possible move every beam but one is a duplicate."""
+    found = search(TASKS, CONFIG, policy=GamePolicy("N"))
+    for rollout in found.values():
+        assert rollout.env_steps == len(rollout.trajectory.steps)
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+def test_left_out_steps_are_counted(config):
+    assert all(rollout.truncated_steps == 0 for rollout in search(TASKS, config).values())
+    found = search(TASKS, config, policy=GamePolicy(remembers=0))
+    for rollout in found.values():
+        longer = len(rollout.trajectory.steps) > 1
+        assert (rollout.truncated_steps > 0) >= longer
+
+
+def breaks_going_north(task, actions):
+    return task.task_id != "game/0" and actions != () and actions[-1][-1:] in ("N", "n")
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+def test_a_broken_environment_costs_its_candidate(config):
+    found = search(TASKS, config, GamePool(breaks_going_north))
+    whole = 0
+    for task in TASKS:
+        rollout = found[task.task_id]
+        if rollout.error is None:
+            whole += 1
+            expected = plain_beam(task, config, breaks_going_north)
+            assert (rollout.trajectory, rollout.policy_tokens, rollout.env_steps) == expected
+    assert whole >= 4
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_task_without_any_beam_left_is_an_error(config, depth):
+    whole = search(TASKS, config)
+    broken = max(whole, key=lambda task_id: len(whole[task_id].trajectory.steps))
+    pool = GamePool(lambda task, actions: task.task_id == broken and len(actions) == depth)
+    found = search(TASKS, config, pool)
+    for task in TASKS:
+        if task.task_id != broken:
+            assert found[task.task_id] == whole[task.task_id]
+    rollout = found[broken]
+    if depth < 2:
+        assert rollout.error == "the game broke"
+        assert rollout.trajectory.steps == ()
+    elif rollout.error is None:  # something had ended before: it is the answer
+        assert len(rollout.trajectory.steps) == 1
+        assert rollout.trajectory.done
+
+
+def test_finished_beams_compete_until_the_end():
+    """An early end with the best score is the answer; with the worst it is given up."""
+
+    class LengthScorer:
+        def __init__(self, sign):
+            self.sign = sign
+
+        def score(self, groups):
+            return [[self.sign * len(t.steps) for t in group] for group in groups]
+
+    short = search(TASKS, CONFIG, scorer=LengthScorer(-1))
+    long = search(TASKS, CONFIG, scorer=LengthScorer(1))
+    lengths = [
+        (len(short[t.task_id].trajectory.steps), len(long[t.task_id].trajectory.steps))
+        for t in TASKS
+    ]
+    assert all(a <= b for a, b in lengths)
+    assert any(a < b for a, b in lengths)
+    assert all(rollout.trajectory.done for rollout in [*short.values(), *long.values()])
+
+
+def test_scoring_at_the_action_needs_a_policy_that_can():
+    with pytest.raises(UserError, match=r"beam\.score_at"):
+        next(beam_search(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION))
+    with pytest.raises(UserError, match=r"beam\.beam_width"):
+        BeamConfig(beam_width=0)

@@ -1,0 +1,69 @@
+"""Every rule on cases made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from random_game import game
+
+from agentrm_jax.core.records import Step, Trajectory, Transition
+from agentrm_jax.search.choose import BASELINES, argmax_weights
+
+
+def trajectory(*actions: str, outcome: float = 0.0, log_probs: tuple[float, ...] = (-1.0,)):
+    steps = [
+        Step(
+            reply=f"Action: {action}", action=action, token_ids=(1,), log_probs=log_probs,
+            transition=Transition(
+                observation="", reward=outcome if i == len(actions) - 1 else 0.0,
+                done=i == len(actions) - 1, success=outcome == 1.0,
+            ),
+        )
+        for i, action in enumerate(actions)
+    ]  # fmt: skip
+    return Trajectory(task=game(0), first_observation="", steps=tuple(steps))
+
+
+def test_the_first_of_equal_scores_is_taken():
+    np.testing.assert_array_equal(argmax_weights([0.1, 0.7, 0.7]), [0, 1, 0])
+    np.testing.assert_array_equal(argmax_weights([-2.0]), [1])
+
+
+CASES = {
+    "random_of_n": ([trajectory("a"), trajectory("b"), trajectory("c", "d")], [1 / 3] * 3),
+    "majority_of_n": (
+        [trajectory("go north", "open"), trajectory("go south", "look"), trajectory("Go  South")],
+        [0, 1, 0],
+    ),
+    "shortest_of_n": ([trajectory("a", "b"), trajectory("c"), trajectory("d")], [0, 1, 0]),
+    "likeliest_of_n": (
+        [
+            trajectory("a", "b", log_probs=(-0.4,)),  # -0.8 in all
+            trajectory("c", log_probs=(-0.3, -0.2)),  # -0.5
+            trajectory("d", log_probs=(-0.7,)),
+        ],
+        [0, 1, 0],
+    ),
+    "oracle_of_n": (
+        [trajectory("a", outcome=0.5), trajectory("b", outcome=0.9), trajectory("c", outcome=0.9)],
+        [0, 1, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_rules(name):
+    trajectories, weights = CASES[name]
+    np.testing.assert_allclose(BASELINES[name](trajectories), weights)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_among_equals_the_first(name):
+    weights = BASELINES[name]([trajectory("a", "b", outcome=0.5)] * 4)
+    expected = [0.25] * 4 if name == "random_of_n" else [1, 0, 0, 0]
+    np.testing.assert_allclose(weights, expected)
+
+
+def test_majority_is_a_vote_where_sequences_repeat():
+    votes = [trajectory("a", "b"), trajectory("x", "y"), trajectory("x", "y"), trajectory("c")]
+    np.testing.assert_array_equal(BASELINES["majority_of_n"](votes), [0, 1, 0, 0])

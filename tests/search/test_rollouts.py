@@ -1,0 +1,79 @@
+"""Rollouts against playing one trajectory after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+from random_game import GamePolicy, GamePool, answer, game
+
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.search.growing import as_step
+from agentrm_jax.search.rollouts import Rollout, rollouts
+
+EPISODES = [(game(i), sample) for i in range(4) for sample in range(3)]
+REMEMBERS = 2
+
+
+def plain(task, sample) -> Rollout:
+    policy = GamePolicy("NESW-", REMEMBERS)
+    trajectory = Trajectory(task=task, first_observation=f"game {task.task_id}")
+    tokens = truncated = 0
+    while not trajectory.done:
+        purpose = f"sample/{sample}/{len(trajectory.steps)}"
+        [[proposal]] = policy.propose([(trajectory, purpose)], 1)
+        actions = [step.action for step in trajectory.steps] + [proposal.action]
+        truncated += max(0, len(trajectory.steps) - REMEMBERS)
+        tokens += len(proposal.log_probs)
+        trajectory = trajectory.extended(as_step(proposal, answer(task, actions)))
+    return Rollout(
+        trajectory=trajectory, sample=sample, policy_tokens=tokens, truncated_steps=truncated,
+        env_steps=len(trajectory.steps), wall_seconds=0.0,
+    )  # fmt: skip
+
+
+def played(episodes, slots: int, pool: GamePool) -> dict[tuple[str, int], Rollout]:
+    found = {}
+    for rollout in rollouts(GamePolicy("NESW-", REMEMBERS), pool, episodes, slots=slots):
+        key = (rollout.trajectory.task.task_id, rollout.sample)
+        assert key not in found
+        assert rollout.wall_seconds >= 0
+        found[key] = dataclasses.replace(rollout, wall_seconds=0.0)
+    assert pool.episodes == {}  # every environment was given back
+    return found
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_rollouts_equal_playing_one_by_one(slots):
+    """Whatever runs beside them, and in any order."""
+    expected = {(task.task_id, sample): plain(task, sample) for task, sample in EPISODES}
+    assert any(rollout.truncated_steps for rollout in expected.values())
+    shuffled = random.Random(slots).sample(EPISODES, len(EPISODES))
+    assert played(EPISODES, slots, GamePool()) == expected
+    assert played(shuffled, slots, GamePool()) == expected
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_broken_environment_ends_its_trajectory_only(depth):
+    """At the reset or later: an error, with the steps that were made before."""
+    whole = played(EPISODES, 5, GamePool())
+    pool = GamePool(lambda task, actions: task.task_id == "game/1" and len(actions) == depth)
+    found = played(EPISODES, 5, pool)
+    assert found.keys() == whole.keys()
+    broken = 0
+    for key, rollout in found.items():
+        if key[0] == "game/1" and len(whole[key].trajectory.steps) >= depth:
+            broken += 1
+            assert rollout.error == "the game broke"
+            made = max(0, depth - 1)
+            assert rollout.env_steps == made
+            assert rollout.trajectory.steps == whole[key].trajectory.steps[:made]
+            assert not rollout.trajectory.done
+        else:
+            assert rollout == whole[key]
+    assert broken
+
+
+def test_no_episodes():
+    assert list(rollouts(GamePolicy(), GamePool(), [])) == []
