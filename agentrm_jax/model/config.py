@@ -81,6 +81,8 @@ class LlamaConfig:
           UserError: Another architecture, a missing or wrong key or an unknown kind of rotary
             scaling; the message begins with the key.
         """
+        if config.get("model_type") != "llama":
+            raise UserError(f"model_type: only llama is read, not {config.get('model_type')!r}")
         for key, wanted in _FIXED.items():
             if config.get(key, wanted) != wanted:
                 raise UserError(f"{key}: only {wanted!r} is supported, not {config[key]!r}")
@@ -136,7 +138,12 @@ class LlamaConfig:
         }
 
 
-_FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "quantization_config": None,
+}
 """Keys of `config.json` for which the forward pass knows one value only."""
 
 

@@ -169,7 +169,6 @@ def save(
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_weights(partial, config, params, most_bytes)
     contents = {
         **config.to_hf(),
         "torch_dtype": str(params["embed"].dtype),  # newer versions read it as `dtype`
@@ -178,6 +177,7 @@ def save(
         **(settings or {}),
     }
     (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+    _write_weights(partial, config, params, most_bytes)
     if beside is not None:
         beside(partial)
     write_manifest(partial)
@@ -214,8 +214,9 @@ def _place(target: jax.ShapeDtypeStruct, make: Callable[[Bounds], np.ndarray]) -
     shards = []
     for bounds, devices in devices_of.items():
         values = make(bounds)
-        # Replicas that shared this memory would all change when one of them is donated.
-        shards += [jax.device_put(values, device, may_alias=False) for device in devices]
+        # On a CPU an array may live in the memory it is made of, and is overwritten there once it
+        # is donated: replicas must not share it.
+        shards += [jax.device_put(values.copy(), device) for device in devices]
         jax.block_until_ready(shards)
     return jax.make_array_from_single_device_arrays(target.shape, sharding, shards)
 
@@ -256,7 +257,8 @@ def _open(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, _St
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 found[key] = _Stored(file=path, values=file.get_slice(key))
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file that can be read ({error})") from None
+            line = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{path}: not a safetensors file that can be read ({line})") from None
     for key, name in (listed or {}).items():
         if key not in found or found[key].file.name != name:
             raise UserError(f"{directory / _INDEX}: {key} is not in the file {name}")
@@ -308,8 +310,9 @@ def _equal(a: Any, b: Any, rows: int = 4096) -> bool:
     """Whether two stored matrices are the same, a few rows at a time."""
     if a.get_shape() != b.get_shape():
         return False
-    starts = range(0, a.get_shape()[0], rows)
-    return all(np.array_equal(a[start : start + rows], b[start : start + rows]) for start in starts)
+    total = a.get_shape()[0]
+    cuts = (slice(start, min(start + rows, total)) for start in range(0, total, rows))
+    return all(np.array_equal(a[cut], b[cut]) for cut in cuts)
 
 
 def _write_weights(
@@ -337,6 +340,7 @@ def _write_weights(
             for tensor, leaf in contents
         }
         safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
+        shutil.copymode(directory / _CONFIG, directory / name)  # it comes readable by us alone
         listed.update(dict.fromkeys(values, name))
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": listed}

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.model.config import LlamaConfig
 
@@ -81,16 +82,29 @@ def _is_spec(value: Any) -> bool:
     return isinstance(value, ParamSpec)
 
 
+def _sharding_of(spec: ParamSpec, mesh: Mesh) -> NamedSharding:
+    sharding = named_sharding(mesh, spec.axes)
+    for name, size, split in zip(spec.axes, spec.shape, sharding.spec, strict=True):
+        if split is not None and size % mesh.shape[split]:
+            raise UserError(
+                f"mesh.{split}: {mesh.shape[split]} does not divide the model's {name} ({size})"
+            )
+    return sharding
+
+
 def shardings_of(description: Params, mesh: Mesh) -> Params:
-    return jax.tree.map(lambda s: named_sharding(mesh, s.axes), description, is_leaf=_is_spec)
+    """Where each parameter lives.
+
+    Raises:
+      UserError: An axis of the mesh does not divide one of the model.
+    """
+    return jax.tree.map(lambda s: _sharding_of(s, mesh), description, is_leaf=_is_spec)
 
 
 def abstract_of(description: Params, dtype: Any, mesh: Mesh) -> Params:
     """Checkpoint targets: shape, dtype and sharding of every parameter."""
     return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(
-            s.shape, s.dtype or dtype, sharding=named_sharding(mesh, s.axes)
-        ),
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=_sharding_of(s, mesh)),
         description,
         is_leaf=_is_spec,
     )

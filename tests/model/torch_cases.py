@@ -1,0 +1,54 @@
+"""The tiny Llamas in transformers; needs torch."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+
+import numpy as np
+import torch
+from model_cases import TOKENS, write_directory
+from transformers import LlamaForCausalLM
+
+from agentrm_jax.model.config import LlamaConfig
+
+
+def read_by_transformers(directory: pathlib.Path) -> LlamaForCausalLM:
+    model, found = LlamaForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def logits_of(model: LlamaForCausalLM, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.numpy()
+
+
+def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
+    """What each part of the model makes of `TOKENS`, by name."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name):
+        def hook(module, given, out):
+            out = out[0] if isinstance(out, tuple) else out
+            found[name] = out.detach().numpy()
+
+        return hook
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = read_by_transformers(write_directory(pathlib.Path(folder) / "model", config))
+    first = model.model.layers[0]
+    model.model.embed_tokens.register_forward_hook(keep("embed"))
+    first.input_layernorm.register_forward_hook(keep("norm"))
+    first.self_attn.register_forward_hook(keep("attention"))
+    first.mlp.register_forward_hook(keep("mlp"))
+    for l, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(keep(f"block_{l}"))
+    model.model.norm.register_forward_hook(keep("final_norm"))
+    found["logits"] = logits_of(model)
+    half = config.head_dim // 2
+    cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(512)[None, ::7])
+    found["cos"], found["sin"] = cos[0, :, :half].numpy(), sin[0, :, :half].numpy()
+    return found
