@@ -2,8 +2,8 @@
 
 The texts are those of AgentGym's version, which the paper uses. A blocked or unknown action moves
 nothing and is answered by the same observation, without a comment. Differences: the newline after
-"Success" is dropped; of an action's text, case and runs of spaces do not matter; the reward is never
-negative; at the last step the observation is the usual one, not "Failure".
+"Success" is dropped; of an action's text, case and runs of spaces do not matter; an episode ends
+with its last step and the usual observation, not after one more with "Failure" and -1.
 """
 
 from __future__ import annotations

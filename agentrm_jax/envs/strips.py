@@ -194,8 +194,13 @@ def parse_domain(text: str, file: str) -> Domain:
         predicates=predicates,
         schemas={},
     )
-    schemas = [_schema(reader, domain, section) for section in sections.get(":action", ())]
-    return dataclasses.replace(domain, schemas={schema.name: schema for schema in schemas})
+    schemas: dict[str, Schema] = {}
+    for section in sections.get(":action", ()):
+        schema = _schema(reader, domain, section)
+        if schema.name in schemas:
+            reader.fail(section.line, f"a second action {schema.name}")
+        schemas[schema.name] = schema
+    return dataclasses.replace(domain, schemas=schemas)
 
 
 def parse_problem(text: str, file: str, domain: Domain) -> Problem:
@@ -213,6 +218,8 @@ def parse_problem(text: str, file: str, domain: Domain) -> Problem:
     objects = {**declared, **domain.constants}
     init = (reader.group(item) for item in _items(sections, ":init"))
     goals = _items(sections, ":goal")
+    if len(goals) > 1:
+        reader.fail(goals[1].line, "a goal of several parts needs (and ...)")
     parts = reader.conjunction(goals[0]) if goals else []
     if not parts:
         reader.fail(1, "no (:goal ...) with at least one atom")
