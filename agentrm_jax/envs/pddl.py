@@ -23,7 +23,8 @@ from agentrm_jax.envs.pddl_problems import (
     problem_form,
     to_spec,
 )
-from agentrm_jax.envs.strips import Action, Atom, Problem, ground, parse_problem
+from agentrm_jax.envs.strips import Action, Atom, Problem, ground
+from agentrm_jax.envs.strips_parser import parse_problem
 from agentrm_jax.envs.strips_search import find_plan
 
 _PAPER_COUNTS = {"gripper": 20, "blockworld": 10, "barman": 20, "tyreworld": 10}
@@ -200,7 +201,7 @@ def _paper_tasks(kind: str) -> Iterator[Task]:
 
 def _generated_tasks(kind: str, split: Split, seed: int) -> Iterator[Task]:
     """Tasks of new problems that belong to the split."""
-    seen = set(PAPER_FORMS)
+    seen: set[str] = set(PAPER_FORMS)
     without_news = 0
     for number in itertools.count():
         problem = draw(kind, f"pddl/{kind}/{seed}/{number}")

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.records import canonical_form
-from agentrm_jax.envs.strips import Atom, Domain, Problem, parse_domain
+from agentrm_jax.envs.strips import Atom, Domain, Problem
+from agentrm_jax.envs.strips_parser import parse_domain
 
 KINDS = ("gripper", "blockworld", "barman", "tyreworld")  # AgentBoard's order
 
