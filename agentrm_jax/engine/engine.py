@@ -24,7 +24,7 @@ from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model.config import LlamaConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Sizes of the engine. They decide memory and speed, never results.
 

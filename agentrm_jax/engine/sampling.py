@@ -19,7 +19,7 @@ class Filter:
     min_p: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How replies are sampled.
 

@@ -1,0 +1,145 @@
+"""The prefix cache's bookkeeping, and what the engine makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from engine_cases import CONFIG, SMALL, request, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.prefix_cache import Entry, PrefixCache
+
+PAGE, PORTION = 4, 8
+
+
+def make_cache(num_pages: int) -> PrefixCache:
+    return PrefixCache(num_pages=num_pages, page_size=PAGE, portion=PORTION)
+
+
+def piece(name: int) -> np.ndarray:
+    """A piece that its number decides: 1 to 11 tokens."""
+    return np.full(1 + 5 * name % 11, name, np.int32)
+
+
+def read_all(cache: PrefixCache, leaves: list[Entry]) -> None:
+    """What the engine does, without a model."""
+    cache.reserve(leaves)
+    for entry in cache.missing(leaves):
+        assert entry.parent is None or entry.parent.portions_read > 0  # parents come first
+        entry.portions_read = cache.portions(entry)
+
+
+def test_conversations_that_begin_alike_share_entries():
+    cache = make_cache(32)
+    a = cache.find([piece(1), piece(2), piece(3)])
+    b = cache.find([piece(1), piece(2), piece(4)])
+    assert a.parent is b.parent
+    assert cache.find([piece(1), piece(2)]) is a.parent
+    assert cache.find([piece(1), piece(2), piece(3)]) is a
+    assert cache.find([piece(2)]) is not a.parent  # the same text behind another beginning
+    assert (a.start, a.end) == (6 + 11, 6 + 11 + 5)
+    read_all(cache, [a, b])
+    assert a.path()[0].pages == b.path()[0].pages != []
+    assert not set(a.pages) & set(b.pages)
+    with pytest.raises(ValueError, match="at least one piece"):
+        cache.find([])
+
+
+def test_the_least_recently_used_is_given_up():
+    cache = make_cache(8)
+    old, kept, new = (cache.find([np.full(12, i, np.int32)]) for i in range(3))
+    for leaf in (old, kept, old, kept):
+        read_all(cache, [leaf])
+    read_all(cache, [new])
+    assert old.pages == []
+    assert old.portions_read == 0
+    assert kept.pages
+    assert new.pages
+    assert cache.find([np.full(12, 1, np.int32)]) is kept
+    assert cache.find([np.full(12, 0, np.int32)]) is not old  # nothing was left to remember
+
+
+def test_a_pool_that_is_too_small_names_what_it_needs():
+    cache = make_cache(6)
+    read_all(cache, [cache.find([piece(8)])])
+    path = [piece(1), piece(2), piece(3)]  # 6, 11 and 5 tokens: 2 + 3 + 2 pages
+    with pytest.raises(UserError, match=r"engine\.cache_tokens: .* 7 pages of 4 .* at least 28"):
+        cache.reserve([cache.find(path)])
+    read_all(cache, [cache.find(path[:2])])  # it is as it was
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_pages=st.integers(12, 40),
+    calls=st.lists(
+        st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=3),
+        max_size=25,
+    ),
+)
+def test_pages_belong_to_one_entry_each(num_pages, calls):
+    """Whatever is asked: no page is lost or held twice, and every path reads back in order."""
+    cache = make_cache(num_pages)
+    for call in calls:
+        leaves = [cache.find([piece(name) for name in names]) for names in call]
+        try:
+            read_all(cache, leaves)
+        except UserError:
+            entries = {entry for leaf in leaves for entry in leaf.path()}
+            assert sum(-(-len(e.tokens) // PAGE) for e in entries) > num_pages
+            continue
+        held = [page for entry in cache._resident for page in entry.pages]
+        assert sorted(held + cache._free) == list(range(num_pages))
+        for names, leaf in zip(call, leaves, strict=True):
+            tokens = np.concatenate([piece(name) for name in names])
+            owner = {
+                page: (entry, i) for entry in leaf.path() for i, page in enumerate(entry.pages)
+            }
+            for end in range(len(tokens) + 1):
+                read = []
+                for page, fill in zip(*cache.prefix(leaf, end), strict=True):
+                    assert 0 < fill <= PAGE
+                    entry, i = owner[page]
+                    read.extend(entry.tokens[i * PAGE : i * PAGE + fill])
+                np.testing.assert_array_equal(read, tokens[:end])
+
+
+def test_read_again_to_the_bit():
+    """Keys, values and scores are the same after their pages were given up."""
+
+    def readout(head, hidden):
+        return hidden @ head
+
+    head = np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32)
+    engine = Engine(weights(0), CONFIG, SMALL, readout=readout, head=head)
+    pieces = request(1, 20, 7, 1).pieces
+
+    def snapshot():
+        [score] = engine.score([pieces])
+        pages, fills = engine.cache.prefix(engine.cache.find(pieces), 28)
+        layers = [np.asarray(x)[:, pages] for x in (*engine.pool.k, *engine.pool.v)]
+        used = np.arange(SMALL.page_size) < np.asarray(fills)[:, None]
+        return score, [layer[:, used] for layer in layers]
+
+    before = snapshot()
+    read = engine.usage.read
+    for seed in range(2, 12):  # others push it out
+        engine.score([request(seed, 30, 9).pieces])
+    assert engine.cache.find(pieces).pages == []
+    others = engine.usage.read
+    after = snapshot()
+    assert engine.usage.read - others == read == 28
+    assert after[0] == before[0]
+    for old, new in zip(before[1], after[1], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_more_pieces_than_fit_the_tables_is_one_clear_error():
+    sizes = dataclasses.replace(SMALL, context=120, max_pieces=1)
+    engine = Engine(weights(0), CONFIG, sizes)
+    with pytest.raises(UserError, match=r"engine\.max_pieces"):
+        engine.read([engine.cache.find(request(0, *[1] * 40).pieces)])
