@@ -61,6 +61,7 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
         "errors": sum(episode.error is not None for episode in episodes),
         "invalid_actions": sum(episode.invalid_actions for episode in episodes),
         "truncated_steps": sum(episode.truncated_steps for episode in episodes),
+        **bench.usage(),
     }
 
 
@@ -88,6 +89,14 @@ class _Bench:
         if self._scorer is None:
             self._scorer = _explicit_scorer(self._run, self._policy)
         return self._scorer
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of both models in this process."""
+        engines = [self._engine, *([self._scorer.engine] if self._scorer else [])]
+        return {
+            "tokens_decoded": self._engine.usage.decoded,
+            "tokens_read": sum(engine.usage.read for engine in engines),
+        }
 
     def greedy(self) -> list[Episode]:
         agent = self._agent(temperature=0.0)

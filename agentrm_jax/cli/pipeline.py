@@ -15,6 +15,7 @@ from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.run import Run
 from agentrm_jax.cli.stages import STAGES, StageSpec, Summary, depends_on, stages_of
+from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.run_directory import (
     Stage,
@@ -89,7 +90,9 @@ def _do(run: Run, spec: StageSpec, mark: str) -> None:
         return
     print(f"{mark}{spec.name}", flush=True)
     with Stage(spec.name, folder, needed) as stage:
-        summary = spec.work(run, stage, folder)
+        with compilations() as compiled:
+            summary = spec.work(run, stage, folder)
+        summary |= {"compilations": compiled.count, "compile_seconds": round(compiled.seconds, 2)}
         stage.finish(summary)
         seconds = stage.seconds
     print(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})", flush=True)

@@ -123,7 +123,11 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 
         Explorer(agent, run.pool, store, config.search, on_iteration).run(tasks, stored)
     store.close()
-    return _tree_summary(directory)
+    return {
+        **_tree_summary(directory),
+        "tokens_decoded": engine.usage.decoded,  # by this process, as tokens_read
+        "tokens_read": engine.usage.read,
+    }
 
 
 def _tree_summary(directory: pathlib.Path) -> Summary:
@@ -139,7 +143,7 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
         "trees": len(trees),
         "errors": sum(tree.error is not None for tree in trees),
         "iterations": len(iterations),
-        "nodes": sum(tree.num_nodes for tree in trees),
+        "env_steps": sum(tree.num_nodes - 1 for tree in trees),
         "states_visited": int(np.sum(np.array(visits) > 0)),
         "states_with_3_visits": int(np.sum(np.array(visits) >= 3)),
         "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
