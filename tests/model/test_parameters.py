@@ -25,11 +25,6 @@ def specs(description):
 
 
 @pytest.fixture(scope="module")
-def alone():
-    return parameters.init(jax.random.key(0), CONFIG)
-
-
-@pytest.fixture(scope="module")
 def spread():
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
     return parameters.init(jax.random.key(0), CONFIG, mesh=mesh), mesh
@@ -80,17 +75,16 @@ def test_parameters_are_split_as_their_axes_say(spread):
     assert params["lm_head"].addressable_shards[0].data.shape == (16, 32)
 
 
-def test_where_they_are_made_changes_nothing(alone, spread):
-    assert_equal(jax.device_get(alone), jax.device_get(spread[0]))
-
-
-def test_another_parameter_leaves_the_others_as_they_are(alone):
+def test_neither_place_nor_other_parameters_change_the_values(spread):
+    """One device and no head against eight devices and a head: what both have is equal."""
     few = parameters.init(jax.random.key(0), dataclasses.replace(CONFIG, tie_embeddings=True))
-    assert_equal(few, {name: value for name, value in alone.items() if name != "lm_head"})
+    more = jax.device_get(spread[0])
+    assert more.pop("lm_head").shape == (32, 64)
+    assert_equal(few, more)
 
 
-def test_initial_values(alone):
-    params = alone
+def test_initial_values(spread):
+    params = jax.device_get(spread[0])
     np.testing.assert_array_equal(params["final_norm"], 1.0)
     np.testing.assert_array_equal(params["layers"]["attention_norm"], 1.0)
     for spec, array in zip(
@@ -103,9 +97,9 @@ def test_initial_values(alone):
     assert (params["layers"]["gate"] != params["layers"]["up"]).any()
 
 
-def test_a_reward_model_is_a_trunk_and_a_head_in_float32(alone):
+def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread):
     target = parameters.abstract_of(parameters.describe_reward(CONFIG), jnp.bfloat16, mesh_of())
-    policy = jax.tree.map(lambda x: x.astype(jnp.bfloat16), alone)
+    policy = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), jax.device_get(spread[0]))
     reward = value.init_reward(policy, 0.25)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), reward)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), target)

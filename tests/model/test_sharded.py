@@ -41,21 +41,27 @@ def directories(tensors, tmp_path_factory):
     ]
 
 
-def loss_and_logits(params, tokens, mesh):
+def loss_and_logits(params, tokens, mesh, remat):
     """Next-token loss over packed rows of two sequences."""
     at = jnp.arange(tokens.shape[1])
     positions = jnp.broadcast_to(at % 12, tokens.shape)
     segments = jnp.broadcast_to(1 + at // 12, tokens.shape)
-    hidden = llama.forward(params, CONFIG, tokens, positions, segments, mesh=mesh)
+    hidden = llama.forward(params, CONFIG, tokens, positions, segments, mesh=mesh, remat=remat)
     logits = llama.logits(params, CONFIG, hidden)
     log_probs = jax.nn.log_softmax(logits[:, :-1])
     return -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean(), logits
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def differentiate(params, tokens, mesh=None):
-    (_, logits), gradients = jax.value_and_grad(loss_and_logits, has_aux=True)(params, tokens, mesh)
+@functools.partial(jax.jit, static_argnames=("mesh", "remat"))
+def differentiate(params, tokens, mesh=None, remat=False):
+    differentiated = jax.value_and_grad(loss_and_logits, has_aux=True)
+    (_, logits), gradients = differentiated(params, tokens, mesh, remat)
     return logits, gradients
+
+
+def assert_close(ours, wanted):
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +69,16 @@ def one_device(tensors):
     return differentiate(jax.tree.map(jnp.asarray, params_of(CONFIG, tensors)), TOKENS)
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_same_logits_and_gradients(sizes, directories, one_device):
-    mesh = mesh_of(*sizes)
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor"])
+def test_same_logits_and_gradients(name, directories, one_device):
+    mesh = mesh_of(*MESHES[name])
     params = hugging_face.load_params(directories[0], CONFIG, jnp.float32, mesh)
-    logits, gradients = differentiate(params, TOKENS, mesh)
-    np.testing.assert_allclose(logits, one_device[0], atol=1e-5, rtol=1e-5)
-    for ours, wanted in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(one_device[1]), strict=True
-    ):
-        np.testing.assert_allclose(ours, wanted, atol=1e-5, rtol=1e-5)
+    assert_close(differentiate(params, TOKENS, mesh), one_device)
+
+
+def test_remat_changes_memory_only(directories, one_device):
+    params = hugging_face.load_params(directories[0], CONFIG, jnp.float32)
+    assert_close(differentiate(params, TOKENS, remat=True), one_device)
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
