@@ -37,7 +37,7 @@ def find_plan(
     """
     search = _Search(problem, actions)
     greedy = search.run(helpful_only=True, weight=5.0, max_states=max_states)
-    careful = search.run(helpful_only=True, weight=1.0, max_states=max_states // 5)
+    careful = search.run(helpful_only=True, weight=1.0, max_states=max_states // 10)
     found = [plan for plan in (greedy, careful) if plan is not None]
     if not found:
         last = search.run(helpful_only=False, weight=5.0, max_states=max_states)
