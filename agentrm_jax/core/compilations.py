@@ -24,10 +24,10 @@ def compilations() -> Iterator[Compilations]:
 
     counted, listening = Compilations(), True
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if listening and event == _EVENT:
             counted.count += 1
-            counted.seconds += duration
+            counted.seconds += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
