@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_cases import CONFIG, SAMPLING, SIZES, STOP, request, weights
 
 from agentrm_jax.engine.beam_search import Beams, step_beams
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.model.value import readout
 
 WIDTH, N = 2, 2
 
 
-def readout(head, hidden):
-    return hidden @ head
-
-
 @pytest.fixture(scope="module")
 def engines():
-    head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
+    kernel = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
+    head = {"kernel": kernel, "bias": jnp.float32(0.5)}
     return Engine(weights(0), CONFIG, SIZES), Engine(
         weights(1), CONFIG, SIZES, readout=readout, head=head
     )

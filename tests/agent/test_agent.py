@@ -1,0 +1,128 @@
+"""The agent: what it asks the engine, and what it makes of the replies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from agent_cases import CONFIG, PROMPT, SAMPLING, SIZES, make_agent, state, tokenizer, weights
+
+from agentrm_jax.agent.agent import Agent, random_key
+from agentrm_jax.agent.reply import parse_action
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.chat import render
+from agentrm_jax.engine.engine import Engine
+
+LIMIT = SIZES.context - SAMPLING.max_tokens
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return make_agent()
+
+
+REQUESTS = [
+    (state(0, 0), "sample/0/0"),
+    (state(1, 2), "expand/3"),
+    (state(0, 1), "sample/0/1"),
+    (state(2, 4), "beam/4/0"),
+    (state(2, 4), "beam/4/1"),
+]
+
+
+def test_a_request_gets_the_same_proposals_whatever_is_asked_with_it(agent):
+    together = agent.propose(REQUESTS, 2)
+    assert agent.propose(REQUESTS[::-1], 2) == together[::-1]
+    fresh = make_agent()
+    for request, expected in zip(REQUESTS, together, strict=True):
+        assert fresh.propose([request], 2) == [expected]
+    assert together[3] != together[4]  # another purpose, other turns
+    assert agent.propose([], 2) == []
+
+
+def test_proposals_are_what_was_sampled(agent):
+    proposals = [proposal for group in agent.propose(REQUESTS, 2) for proposal in group]
+    assert {proposal.stopped for proposal in proposals} == {False, True}
+    for proposal in proposals:
+        assert proposal.reply == tokenizer().decode(proposal.token_ids)
+        assert proposal.action == parse_action(proposal.reply)
+        assert tokenizer().chat.stop not in proposal.token_ids
+        assert len(proposal.log_probs) == len(proposal.token_ids) + proposal.stopped
+        assert proposal.stopped or len(proposal.token_ids) == SAMPLING.max_tokens
+        assert proposal.dropped_steps == 0
+
+
+def test_the_greedy_agent_does_not_depend_on_the_key(agent):
+    greedy = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0))
+    other = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0), seed=9)
+    [[a, b]] = greedy.propose(REQUESTS[1:2], 2)
+    assert a == b
+    assert other.propose(REQUESTS[1:2], 2) == [[a, b]]
+
+
+def test_keys_come_from_seed_task_and_purpose(agent):
+    key = agent.request(*REQUESTS[0])[0].key
+    np.testing.assert_array_equal(key, random_key(0, "toy/0", "sample/0/0"))
+    for other in (
+        make_agent(agent.engine, seed=1).request(*REQUESTS[0]),
+        agent.request(state(1, 0), "sample/0/0"),
+        agent.request(state(0, 0), "sample/1/0"),
+    ):
+        assert (other[0].key != key).any()
+    # The state itself is no part of it: it is told apart by the purpose.
+    np.testing.assert_array_equal(agent.request(state(0, 3), "sample/0/0")[0].key, key)
+
+
+def test_keys_stay_what_they_are():
+    """Runs of other machines and versions draw the same."""
+    key = random_key(0, "toy/0", "sample/0/0")
+    np.testing.assert_array_equal(key, np.array([1789520443, 2455233466], np.uint32))
+
+
+def test_long_states_lose_whole_steps_and_say_how_many(agent):
+    long = state(3, 30)
+    request, dropped = agent.request(long, "expand/1")
+    rendered, expected = render(tokenizer(), PROMPT, long, LIMIT)
+    assert dropped == expected > 0
+    np.testing.assert_array_equal(np.concatenate(request.pieces), rendered.tokens)
+    whole, _ = render(tokenizer(), PROMPT, long)
+    one_more = len(agent.renderer.step(long.steps[dropped - 1]))
+    assert len(rendered.tokens) <= LIMIT < len(rendered.tokens) + one_more
+    assert len(whole.tokens) > LIMIT
+    # The agent answers as if the steps that are left were all there were.
+    rest = dataclasses.replace(long, steps=long.steps[dropped:])
+    [[proposal], [other]] = agent.propose([(long, "expand/1"), (rest, "expand/1")], 1)
+    assert proposal.dropped_steps == dropped
+    assert proposal == dataclasses.replace(other, dropped_steps=dropped)
+
+
+def test_a_context_without_room_is_one_clear_error():
+    engine = Engine(weights(0), CONFIG, SIZES)
+    with pytest.raises(UserError, match=r"engine\.context: 256 tokens leave no room"):
+        make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=256))
+    tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
+    with pytest.raises(UserError, match=r"engine\.context: the opening of task toy/0 .* 6 are"):
+        tight.propose([(state(0, 0), "")], 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "action"),
+    [
+        ("Thought: the key.\nAction: take key", "take key"),
+        ("Action: take key", "take key"),
+        ("  Action:take key  ", "take key"),
+        ("Action: look\nat the door", "look"),  # an action is one line
+        ("Action: look\nAction: go", "look"),  # and the first one
+        ("Thought: the Action: of the other\nAction: go", "go"),
+        ("Thought: my Action: go", ""),
+        ("Action:", ""),
+        ("Action:\nlook", ""),
+        ("take key", ""),
+        ("action: look", ""),
+        ("", ""),
+        ("Thought: \u00e9\ufffd\nAction: see \u00e9", "see \u00e9"),
+    ],
+)
+def test_parse_action(reply, action):
+    assert parse_action(reply) == action

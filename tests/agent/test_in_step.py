@@ -1,0 +1,114 @@
+"""Proposals that are scored while they are decoded, against proposing, scoring and sorting."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agent_cases import CONFIG, PROMPT, SIZES, make_agent, state, tokenizer, weights
+
+from agentrm_jax.agent.in_step import InStepAgent
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Step, Trajectory, Transition
+from agentrm_jax.data.chat import render
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.model import llama
+from agentrm_jax.model.value import readout
+
+N, WIDTH = 2, 2
+HEAD = {
+    "kernel": jnp.float32(np.random.default_rng(4).standard_normal(CONFIG.d_model)),
+    "bias": jnp.float32(0.3),
+}
+
+
+@pytest.fixture(scope="module")
+def in_step() -> InStepAgent:
+    scorer = Engine(weights(1), CONFIG, SIZES, readout=readout, head=HEAD)
+    return InStepAgent(make_agent(), scorer)
+
+
+@jax.jit
+def dense_values(params, tokens):
+    positions = jnp.arange(tokens.shape[0])[None]
+    hidden = llama.forward(params, CONFIG, tokens[None], positions, jnp.ones_like(positions))[0]
+    return readout(HEAD, hidden)
+
+
+def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float:
+    """The value at the stop token of a reply, by a forward pass over everything."""
+    step = Step(
+        reply=tokenizer().decode(token_ids), action="", token_ids=token_ids,
+        transition=Transition(observation="", reward=0.0, done=False, success=False),
+    )  # fmt: skip
+    rendered, _ = render(tokenizer(), PROMPT, trajectory.extended(step))
+    padded = np.zeros(SIZES.context, np.int32)
+    end = rendered.action_ends[-1]
+    padded[: end + 1] = rendered.tokens[: end + 1]
+    assert padded[end] == tokenizer().chat.stop
+    return float(dense_values(weights(1), padded)[end])
+
+
+ROOT = state(4, 0)
+ASKED = [
+    [(state(0, 1), "beam/1/0"), (state(0, 3), "beam/1/1")],
+    [(ROOT, "beam/0/0"), (ROOT, "beam/0/1")],  # the root, beam_width times
+    [(state(2, 2), "beam/5/0")],
+    [(state(3, 1), "beam/2/0")],
+    [(state(5, 2), "beam/1/0"), (state(5, 2), "beam/1/0")],  # twins in different places
+]
+FINISHED = [[], [], [50.0], [0.1, -50.0], []]
+
+
+def unfused(in_step: InStepAgent, requests, finished):
+    groups = in_step.agent.propose(requests, N)
+    candidates, seen = [], set()
+    for number, ((trajectory, _), group) in enumerate(zip(requests, groups, strict=True)):
+        for proposal in group:
+            if (id(trajectory), proposal.token_ids) not in seen:
+                seen.add((id(trajectory), proposal.token_ids))
+                score = score_at_action(trajectory, proposal.token_ids)
+                candidates.append((number, proposal, score))
+    candidates += [(number, None, score) for number, score in enumerate(finished)]
+    decoded = sum(len(proposal.log_probs) for group in groups for proposal in group)
+    return sorted(candidates, key=lambda c: -c[2])[:WIDTH], decoded
+
+
+def test_the_fused_step_equals_the_unfused_one(in_step):
+    found = in_step.propose_scored(ASKED, FINISHED, N, WIDTH)
+    for requests, finished, (kept, decoded) in zip(ASKED, FINISHED, found, strict=True):
+        expected, tokens = unfused(in_step, requests, finished)
+        assert decoded == tokens
+        assert [(number, proposal) for number, proposal, _ in kept] == [
+            (number, proposal) for number, proposal, _ in expected
+        ]
+        np.testing.assert_allclose(
+            [score for _, _, score in kept], [score for _, _, score in expected], atol=1e-5
+        )
+    [number, proposal, score] = found[2][0][0]
+    assert (number, proposal, score) == (0, None, 50.0)  # a finished beam stays
+
+
+def test_a_task_gets_the_same_whatever_is_asked_beside_it(in_step):
+    together = in_step.propose_scored(ASKED, FINISHED, N, WIDTH)
+    for requests, finished, expected in zip(ASKED, FINISHED, together, strict=True):
+        assert in_step.propose_scored([requests], [finished], N, WIDTH) == [expected]
+
+
+def test_left_out_steps_are_passed_on(in_step):
+    long = state(6, 30)
+    [(kept, _)] = in_step.propose_scored([[(long, "beam/30/0")]], [[]], N, WIDTH)
+    dropped = in_step.agent.request(long, "")[1]
+    assert dropped > 0
+    assert [proposal.dropped_steps for _, proposal, _ in kept] == [dropped] * len(kept)
+
+
+def test_another_vocabulary_is_one_clear_error(in_step):
+    class Other:
+        config = dataclasses.replace(CONFIG, vocab_size=999)
+
+    with pytest.raises(UserError, match=r"beam\.score_at: .* \(320, not 999\)"):
+        InStepAgent(in_step.agent, Other())
