@@ -21,6 +21,12 @@ def argmax_weights(scores: Sequence[float]) -> np.ndarray:
     return weights
 
 
+def _best(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
+    """The largest score. One whose environment broke is no answer: only where all broke."""
+    ended = [s if t.done else -np.inf for t, s in zip(trajectories, scores, strict=True)]
+    return argmax_weights(ended)
+
+
 def random_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     return np.full(len(trajectories), 1.0 / len(trajectories))
 
@@ -36,21 +42,21 @@ def majority_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
         sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for b in actions)
         for a in actions
     ]
-    return argmax_weights(likeness)
+    return _best(trajectories, likeness)
 
 
 def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    return argmax_weights([-len(t.steps) for t in trajectories])
+    return _best(trajectories, [-len(t.steps) for t in trajectories])
 
 
 def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """The largest log-probability of all replies under the policy itself."""
-    return argmax_weights([sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
+    return _best(trajectories, [sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
 
 
 def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """The best outcome: what no chooser can exceed."""
-    return argmax_weights([t.outcome for t in trajectories])
+    return _best(trajectories, [t.outcome for t in trajectories])
 
 
 BASELINES = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from random_game import game
@@ -62,6 +64,20 @@ def test_among_equals_the_first(name):
     weights = BASELINES[name]([trajectory("a", "b", outcome=0.5)] * 4)
     expected = [0.25] * 4 if name == "random_of_n" else [1, 0, 0, 0]
     np.testing.assert_allclose(weights, expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"random_of_n"}))
+def test_a_broken_trajectory_is_chosen_only_where_all_broke(name):
+    """Though it is the shortest and the likeliest, and had earned something."""
+    whole = trajectory("a", "a", outcome=0.5, log_probs=(-9.0,))
+    broken = Trajectory(task=game(0), first_observation="")
+    earned = trajectory("b", outcome=0.75)
+    transition = dataclasses.replace(earned.steps[0].transition, done=False)
+    steps = (dataclasses.replace(earned.steps[0], transition=transition),)
+    earned = dataclasses.replace(earned, steps=steps)
+    rule = BASELINES[name]
+    np.testing.assert_array_equal(rule([broken, earned, earned, whole]), [0, 0, 0, 1])
+    np.testing.assert_array_equal(rule([broken, earned]), [1, 0])
 
 
 def test_majority_is_a_vote_where_sequences_repeat():

@@ -1,0 +1,241 @@
+"""Stored rollouts against interruptions; episodes against sums by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.evaluate.harness import (
+    EvaluateConfig,
+    by_task,
+    chosen_episodes,
+    single_episodes,
+    stored_rollouts,
+)
+from agentrm_jax.search.choose import BASELINES
+from agentrm_jax.search.rollouts import Rollout
+
+
+def task(number: int) -> Task:
+    return Task(
+        environment="toy", task_id=f"toy/{number}", kind="easy", split="test",
+        problem=f"{number:016x}", max_steps=9, spec={"number": number},
+    )  # fmt: skip
+
+
+def rollout(
+    number: int, sample: int = 0, *, actions: str = "ab", outcome: float = 0.0,
+    log_prob: float = -1.0, error: str | None = None,
+) -> Rollout:  # fmt: skip
+    """One step for each letter; a capital is an action that was not understood."""
+    steps = tuple(
+        Step(
+            reply=f"Action: {a}", action=a, token_ids=(7, 8), log_probs=(log_prob, -0.25),
+            transition=Transition(
+                observation=f"{number} {sample}", reward=outcome if i == len(actions) - 1 else 0.0,
+                done=i == len(actions) - 1 and error is None, success=outcome == 1.0,
+                valid=a.islower(),
+            ),
+        )
+        for i, a in enumerate(actions)
+    )  # fmt: skip
+    return Rollout(
+        trajectory=Trajectory(task=task(number), first_observation=f"go {number}", steps=steps),
+        sample=sample, policy_tokens=2 * len(steps) + sample, truncated_steps=sample,
+        env_steps=len(steps), wall_seconds=0.5, error=error,
+    )  # fmt: skip
+
+
+EPISODES = [(task(n), sample) for n in range(3) for sample in range(2)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Runner:
+    """Runs episodes in an order of its own; may stop after some."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after, self.ran = stop_after, []
+
+    def __call__(self, episodes):
+        for i, (task, sample) in enumerate(reversed(episodes)):
+            if i == self.stop_after:
+                raise Interrupted
+            self.ran.append((task.task_id, sample))
+            yield rollout(task.spec["number"], sample, error="broke" if sample else None)
+
+
+@pytest.mark.parametrize("stop_after", range(7))
+@pytest.mark.parametrize("torn", [False, True])
+def test_stored_rollouts_go_on_where_they_were(tmp_path, stop_after, torn):
+    whole = stored_rollouts(tmp_path / "whole.jsonl", EPISODES, Runner())
+    assert [(r.trajectory.task, r.sample) for r in whole] == EPISODES  # in the order asked for
+    path, first, second = tmp_path / "parts.jsonl", Runner(stop_after), Runner()
+    if stop_after < len(EPISODES):
+        with pytest.raises(Interrupted):
+            stored_rollouts(path, EPISODES, first)
+    else:
+        stored_rollouts(path, EPISODES, first)
+    lost = []
+    if torn and stop_after:
+        path.write_bytes(path.read_bytes()[:-9])  # the last record was being written
+        lost = [first.ran.pop()]
+    seen = []
+    assert stored_rollouts(path, EPISODES, second, lambda: seen.append(1)) == whole
+    assert set(second.ran) & set(first.ran) == set()  # nothing is run twice
+    assert set(lost) <= set(second.ran)
+    assert len(second.ran) + len(first.ran) == len(seen) == len(EPISODES)
+    assert len(path.read_text().splitlines()) == len(EPISODES)
+
+
+def test_a_damaged_record_names_file_and_line(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    stored_rollouts(path, EPISODES, Runner())
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1].replace("go", "no"), *lines[2:]]))
+    with pytest.raises(UserError, match=r"rollouts\.jsonl, line 2"):
+        stored_rollouts(path, EPISODES, Runner())
+
+
+def test_single_episodes_carry_costs_and_labels():
+    found = [
+        rollout(0, actions="abC", outcome=1.0),
+        rollout(1, actions="A", outcome=0.25),
+        rollout(2, actions="ab", outcome=0.75, error="broke"),
+    ]
+    episodes = single_episodes(found, "beam", seed=5, reward_model="explicit", beam_width=3)
+    assert [(e.outcome, e.success, e.error) for e in episodes] == [
+        (1.0, 1.0, None),
+        (0.25, 0.0, None),
+        (0.0, 0.0, "broke"),  # an error is a failure, whatever was earned before
+    ]
+    assert [(e.steps, e.env_steps, e.policy_tokens) for e in episodes] == [
+        (3, 3, 6),
+        (1, 1, 2),
+        (2, 2, 4),
+    ]
+    assert [e.invalid_actions for e in episodes] == [1, 1, 0]
+    assert {(e.method, e.reward_model, e.n, e.beam_width, e.seed) for e in episodes} == {
+        ("beam", "explicit", 1, 3, 5)
+    }
+    assert [e.task for e in episodes] == [task(0), task(1), task(2)]
+
+
+class LastLetter:
+    """Scores by the last action: a judge of no use, but a definite one."""
+
+    def score(self, groups):
+        return [[ord(t.steps[-1].action) for t in group] for group in groups]
+
+
+GROUP = [
+    rollout(0, 0, actions="ab", outcome=0.0, log_prob=-2.0),
+    rollout(0, 1, actions="abc", outcome=1.0, log_prob=-3.0),
+    rollout(0, 2, actions="X", outcome=0.5, log_prob=-2.5),
+    rollout(0, 3, actions="az", outcome=1.0, log_prob=-0.1, error="broke"),
+]
+OTHER = [rollout(1, sample, actions="a" * (sample + 1), outcome=0.25) for sample in range(4)]
+
+
+def test_every_rule_chooses_among_the_same_trajectories():
+    rollouts = [r for pair in zip(OTHER, GROUP, strict=True) for r in pair]  # in any order
+    episodes, scores = chosen_episodes(rollouts, {"letters": LastLetter()}, seed=2)
+    found = {(e.method, e.task.task_id): e for e in episodes}
+    assert len(found) == len(episodes) == 2 * (len(BASELINES) + 1)
+    outcomes = {method: e.outcome for (method, task_id), e in found.items() if task_id == "toy/0"}
+    assert outcomes == {
+        "random_of_n": pytest.approx((0.0 + 1.0 + 0.5 + 0.0) / 4),
+        "majority_of_n": 0.0,  # "ab" is most like the others
+        "shortest_of_n": 0.5,
+        "likeliest_of_n": 0.5,  # of those that did not break
+        "oracle_of_n": 1.0,
+        "best_of_n": 0.0,  # the last letter is z, and it broke
+    }
+    assert scores == {
+        "letters": {"toy/1": [ord("a")] * 4, "toy/0": [ord(c) for c in "bcXz"]},
+    }
+    for (method, task_id), episode in found.items():
+        group = GROUP if task_id == "toy/0" else OTHER
+        # Whatever is chosen, all four had to be played.
+        assert episode.n == 4
+        assert episode.policy_tokens == sum(r.policy_tokens for r in group)
+        assert episode.env_steps == sum(r.env_steps for r in group)
+        assert episode.truncated_steps == sum(r.truncated_steps for r in group)
+        assert episode.wall_seconds == pytest.approx(2.0)
+        assert episode.reward_model == ("letters" if method == "best_of_n" else None)
+        assert episode.seed == 2
+
+
+def test_an_error_counts_where_it_is_chosen():
+    episodes, _ = chosen_episodes(GROUP, {"letters": LastLetter()}, seed=0)
+    errors = {e.method: e.error for e in episodes}
+    assert errors == {
+        "random_of_n": "broke",  # it may be drawn
+        "majority_of_n": None,
+        "shortest_of_n": None,
+        "likeliest_of_n": None,
+        "oracle_of_n": None,
+        "best_of_n": "broke",
+    }
+    success = {e.method: e.success for e in episodes}
+    assert success["random_of_n"] == pytest.approx(1 / 4)
+    assert success["oracle_of_n"] == 1.0
+
+
+def test_several_scorers_see_the_same_groups():
+    class Backwards:
+        def score(self, groups):
+            return [[-float(i) for i in range(len(group))] for group in groups]
+
+    episodes, scores = chosen_episodes(
+        [*GROUP, *OTHER], {"letters": LastLetter(), "first": Backwards()}, seed=0
+    )
+    best = {(e.reward_model, e.task.task_id): e.steps for e in episodes if e.method == "best_of_n"}
+    assert best == {
+        ("letters", "toy/0"): 2, ("letters", "toy/1"): 1,
+        ("first", "toy/0"): 2, ("first", "toy/1"): 1,
+    }  # fmt: skip
+    assert scores["first"]["toy/0"] == [0.0, -1.0, -2.0, -3.0]
+
+
+def test_rollouts_survive_the_file(tmp_path):
+    """Token ids, log-probabilities and all else come back as they were."""
+    path = tmp_path / "rollouts.jsonl"
+    stored_rollouts(path, [(task(0), 1)], lambda missing: iter([GROUP[1]]))
+    [back] = stored_rollouts(path, [(task(0), 1)], lambda missing: pytest.fail("ran again"))
+    assert back == GROUP[1]
+    assert json.loads(path.read_text())["record"]["policy_tokens"] == GROUP[1].policy_tokens
+
+
+def test_by_task_keeps_the_order():
+    groups = by_task([GROUP[0], OTHER[0], GROUP[1]])
+    assert list(groups) == ["toy/0", "toy/1"]
+    assert groups["toy/0"] == GROUP[:2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"methods": ("greedy", "magic")}, r"evaluate\.methods: unknown method 'magic'"),
+        ({"split": "train"}, r"evaluate\.split"),
+        ({"num_tasks": 0}, r"evaluate\.num_tasks"),
+        ({"n": 0}, r"evaluate: n"),
+    ],
+)
+def test_config_names_what_is_wrong(wrong, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(**wrong)
+
+
+def test_weights_of_the_rules_are_distributions():
+    for rule in BASELINES.values():
+        weights = rule([r.trajectory for r in GROUP])
+        assert weights.shape == (4,)
+        assert np.all(weights >= 0)
+        assert weights.sum() == pytest.approx(1.0)
