@@ -161,6 +161,7 @@ def save(
 
     Args:
       directory: One that is there already is replaced.
+      params: All of them within reach of this process.
       settings: More keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
       beside: Writes further files, such as the tokenizer's, into the folder that it is handed.
       most_bytes: Largest file of weights, and what is held in memory at once.
