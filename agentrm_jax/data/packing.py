@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.chat import ChatTokenizer, render
+from agentrm_jax.data.chat import ChatTokenizer, Rendered, render
 from agentrm_jax.data.states import LabelledPath
 
 
@@ -108,23 +108,22 @@ def sft_sequences(
 ) -> tuple[list[TokenSequence], int]:
     """Trajectories with weight 1 on the tokens of replies: what the policy learns to say.
 
+    One that is longer than `length` becomes several sequences; see `_windows`.
+
     Returns:
-      The sequences with anything to learn, and how many steps were left out, oldest first, to
-      fit `length`.
+      The sequences with anything to learn, and how many steps are longer than `length` themselves
+      and were left out.
     """
     sequences, left_out = [], 0
     for trajectory in trajectories:
-        rendered, dropped = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
-        _check_opening(rendered.state_ends[0] + 1, length, trajectory.task)
-        left_out += dropped
+        rendered, _ = render(tokenizer, prompt_of(trajectory.task), trajectory)
+        _check_opening(rendered, length, trajectory.task)
         weights = np.zeros(len(rendered.tokens), np.float32)
         for begin, end in rendered.reply_spans:
             weights[begin:end] = 1.0
-        if weights.any():
-            targets = np.zeros_like(weights)
-            sequences.append(
-                TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets)
-            )
+        cut, lost = _windows(rendered, weights, np.zeros_like(weights), length)
+        sequences += cut
+        left_out += len(lost)
     return sequences, left_out
 
 
@@ -137,35 +136,74 @@ def value_sequences(
     """Paths with their labels at both ends of each step: after the action, and after the answer.
 
     A beam may score candidates before or after the environment answers; both ends are trained, so
-    that both are familiar. The root has its state's end only.
+    that both are familiar. The root has its state's end only. A path that is longer than `length`
+    becomes several sequences; see `_windows`.
 
     Returns:
-      The sequences with a label, and how many labels were left out with steps that did not fit
-      `length`.
+      The sequences with a label, and how many labels were left out with steps that are longer than
+      `length` themselves.
     """
     sequences, left_out = [], 0
     for path in paths:
         task = path.trajectory.task
-        rendered, dropped = render(tokenizer, prompt_of(task), path.trajectory, length)
-        _check_opening(rendered.state_ends[0] + 1, length, task)
+        rendered, _ = render(tokenizer, prompt_of(task), path.trajectory)
+        _check_opening(rendered, length, task)
         weights = np.zeros(len(rendered.tokens), np.float32)
         targets = np.zeros_like(weights)
-        states = [0, *range(dropped + 1, len(path.values))]
-        left_out += sum(path.weights[s] > 0 for s in range(1, dropped + 1))
-        for i, state in enumerate(states):
-            ends = [rendered.state_ends[i]]
-            if i:
-                ends.append(rendered.action_ends[i - 1])
-            targets[ends] = path.values[state]
-            weights[ends] = path.weights[state]
-        if weights.any():
-            sequences.append(
-                TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets)
-            )
+        for state, (value, weight) in enumerate(zip(path.values, path.weights, strict=True)):
+            ends = [rendered.state_ends[state]]
+            if state:
+                ends.append(rendered.action_ends[state - 1])
+            targets[ends], weights[ends] = value, weight
+        cut, lost = _windows(rendered, weights, targets, length)
+        sequences += cut
+        left_out += sum(path.weights[step + 1] > 0 for step in lost)
     return sequences, left_out
 
 
-def _check_opening(opening: int, length: int, task: Task) -> None:
+def _windows(
+    rendered: Rendered, weights: np.ndarray, targets: np.ndarray, length: int
+) -> tuple[list[TokenSequence], list[int]]:
+    """A rendered trajectory as sequences of at most `length` tokens, each weight in one of them.
+
+    A later sequence is the opening, then earlier steps in up to half of the room, then the steps
+    that are new in it: what is read at test time when the oldest steps are dropped.
+
+    Returns:
+      The sequences that have a weight, and the numbers of steps that are too long for any.
+    """
+    ends = [end + 1 for end in rendered.state_ends]  # ends[i]: where step i begins
+    room, num_steps = length - ends[0], len(ends) - 1
+    sequences: list[TokenSequence] = []
+    lost: list[int] = []
+    begin = new = 0
+    while new < num_steps or not (sequences or new):
+        while begin < new and ends[new] - ends[begin] > room // 2:
+            begin += 1
+        while begin < new and ends[new + 1] - ends[begin] > room:
+            begin += 1
+        end = new
+        while end < num_steps and ends[end + 1] - ends[begin] <= room:
+            end += 1
+        at = np.r_[0 : ends[0], ends[begin] : ends[end]]
+        fresh = (at >= ends[new]) | (new == 0)
+        if (weights[at] * fresh).any():
+            sequences.append(
+                TokenSequence(
+                    tokens=rendered.tokens[at], weights=weights[at] * fresh, targets=targets[at]
+                )
+            )
+        if end == new:  # the step alone is too long; so it is at test time
+            if new == num_steps:
+                break
+            lost.append(new)
+            end = begin = new + 1
+        new = end
+    return sequences, lost
+
+
+def _check_opening(rendered: Rendered, length: int, task: Task) -> None:
+    opening = rendered.state_ends[0] + 1
     if opening > length:
         raise UserError(
             f"fit.length: the opening of task {task.task_id} takes {opening} tokens, rows have "

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from cli_cases import CONFIG, HERE, agentrm
 
+from agentrm_jax.cli.models import load_policy, load_reward
 from agentrm_jax.core.run_directory import read_json
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trees import TreeStore
-
-HERE = pathlib.Path(__file__).parent
-CONFIG = HERE.parents[1] / "configs" / "tiny.yaml"
 
 MOMENTS = (
     ("agentrm_jax.cli.stages:write_trajectories", 1),
     ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # sft, behind its first checkpoint
-    ("agentrm_jax.core.checkpoints:save_model", 1),  # sft, trained but not saved
+    ("agentrm_jax.cli.models:save_model", 1),  # sft, trained but not saved
     ("agentrm_jax.data.trees:TreeStore.append", 9),
     ("agentrm_jax.cli.stages:write_paths", 1),
     ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # train-rm
@@ -33,23 +31,17 @@ MOMENTS = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+def folders(
+    finished: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, pathlib.Path]:
     """A run that was left alone, and one that was killed at each of the moments."""
-    whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
-    _run("-m", "agentrm_jax.cli.main", "run", str(CONFIG), "--output", str(whole), ends=0)
+    killed = tmp_path_factory.mktemp("killed")
     arguments = ("run", str(CONFIG), "--output", str(killed))
     for where, call in MOMENTS:
         script = (str(HERE / "kill_at.py"), where, str(call))
-        _run(*script, *arguments, ends=-signal.SIGKILL)
-    _run("-m", "agentrm_jax.cli.main", *arguments, ends=0)
-    return whole, killed
-
-
-def _run(*arguments: str, ends: int) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=600
-    )
-    assert done.returncode == ends, (arguments, done.stdout, done.stderr)
+        agentrm(*arguments, ends=-signal.SIGKILL, script=script)
+    agentrm(*arguments, ends=0)
+    return finished, killed
 
 
 def test_results_are_the_same(folders) -> None:
@@ -74,22 +66,9 @@ def test_trees_and_labels_are_the_same(folders) -> None:
 
 @pytest.mark.parametrize(("kind", "folder"), [("policy", "sft"), ("reward", "reward/explicit")])
 def test_models_are_the_same_to_the_bit(folders, kind: str, folder: str) -> None:
-    from agentrm_jax.cli.models import load_policy, load_reward
-    from agentrm_jax.core.sharding import MeshConfig, make_mesh
-
     load = load_policy if kind == "policy" else load_reward
     mesh = make_mesh(MeshConfig())
     a, b = (load(run / folder / "model", "float32", mesh) for run in folders)
     assert a.config == b.config
     assert a.tokenizer.fingerprint() == b.tokenizer.fingerprint()
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-
-
-def test_everything_is_where_people_look(folders) -> None:
-    for name in ("report.html", "report.json", "results.json", "config.resolved.yaml",
-                 "versions.json", "metrics.jsonl"):  # fmt: skip
-        assert (folders[1] / name).stat().st_size > 0
-    report = read_json(folders[1] / "report.json")
-    stages = [stage["stage"] for stage in report["stages"]]
-    assert stages == ["experts", "sft", "explore", "label", "train-rm", "evaluate"]
-    assert report["trees"]["trees"] == 6

@@ -123,20 +123,70 @@ def test_values_stand_at_both_ends_of_each_labelled_step(number):
     } == expected
 
 
-def test_long_paths_lose_steps_and_their_labels_are_counted():
-    tokenizer, path = word_tokenizer(), labelled(8, 1)
-    rendered, _ = render(tokenizer, PROMPT, path.trajectory)
-    limit = len(rendered.tokens) - (rendered.state_ends[3] - rendered.state_ends[0])
-    (one,), left_out = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
-    assert len(one.tokens) == limit
-    assert left_out == sum(weight > 0 for weight in path.weights[1:4]) == 2
-    kept = {path.values[i] for i in (0, 4, 5, 6, 7, 8) if path.weights[i]}
-    assert set(one.targets[one.weights > 0].tolist()) == kept
-    assert one.targets[rendered.state_ends[0]] == path.values[0]
+@pytest.mark.parametrize("room", [60, 75, 110, 200, 4096])
+def test_long_trajectories_become_sequences_that_learn_everything_once(room):
+    tokenizer, path = word_tokenizer(), labelled(9, 1)
+    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    opening = whole.state_ends[0] + 1
+    limit = opening + room
+    values, no_labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    replies, no_steps = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
+    assert no_labels == no_steps == 0
+    steps = [
+        whole.tokens[a + 1 : b + 1].tolist()
+        for a, b in zip(whole.state_ends, whole.state_ends[1:], strict=False)
+    ]
+    for one in (*values, *replies):
+        assert len(one.tokens) <= limit
+        np.testing.assert_array_equal(one.tokens[:opening], whole.tokens[:opening])
+        rest = one.tokens[opening:].tolist()  # whole steps in a row
+        runs = ([t for step in steps[a:b] for t in step] for a in range(10) for b in range(a, 10))
+        assert rest in runs
+    learned = sum(float(one.weights.sum()) for one in replies)
+    assert learned == sum(end - begin for begin, end in whole.reply_spans)
+    found = sorted(
+        (one.targets[t], one.weights[t]) for one in values for t in np.flatnonzero(one.weights)
+    )
+    expected = sorted(
+        (np.float32(value), np.float32(weight))
+        for i, (value, weight) in enumerate(zip(path.values, path.weights, strict=True))
+        for _ in range(2 if i else 1)
+        if weight
+    )
+    assert found == expected
+    assert (len(replies) > 1) == (room < len(whole.tokens) - opening)
 
-    (cut,), dropped = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
-    assert dropped == 3
-    np.testing.assert_array_equal(cut.tokens, one.tokens)
+
+def test_later_sequences_keep_half_of_the_room_for_earlier_steps():
+    tokenizer, whole = word_tokenizer(), trajectory(9, 1)
+    rendered, _ = render(tokenizer, PROMPT, whole)
+    opening = rendered.state_ends[0] + 1
+    sequences, _ = sft_sequences(tokenizer, lambda task: PROMPT, [whole], opening + 110)
+    for one in sequences[1:]:
+        context = np.flatnonzero(one.weights)[0] - opening
+        assert 0 < context <= 55
+
+
+def test_a_step_longer_than_a_row_is_left_out_and_counted():
+    tokenizer, path = word_tokenizer(), labelled(4, 2)
+    long = dataclasses.replace(
+        path.trajectory.steps[1],
+        transition=dataclasses.replace(
+            path.trajectory.steps[1].transition, observation="You see a door. " * 60
+        ),
+    )
+    steps = (path.trajectory.steps[0], long, *path.trajectory.steps[2:])
+    path = dataclasses.replace(path, trajectory=dataclasses.replace(path.trajectory, steps=steps))
+    rendered, _ = render(tokenizer, PROMPT, path.trajectory)
+    limit = rendered.state_ends[0] + 1 + 120
+    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
+    learned = sum(int(one.weights.sum()) for one in sequences)
+    assert left_out == 1
+    assert learned == sum(
+        end - begin for i, (begin, end) in enumerate(rendered.reply_spans) if i != 1
+    )
+    _, labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    assert labels == int(path.weights[2] > 0) == 1
 
 
 def test_sequences_with_nothing_to_learn_are_left_out():

@@ -1,0 +1,156 @@
+"""The command line: what a run leaves, what it skips, and mistakes answered by one line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import pytest
+from cli_cases import CONFIG, agentrm
+
+from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
+from agentrm_jax.cli.load_config import load_config, make_parser
+from agentrm_jax.cli.main import main
+from agentrm_jax.cli.run import Run
+from agentrm_jax.core.run_directory import read_json
+from agentrm_jax.data.trajectories import open_trajectories
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a mistake is answered by."""
+    assert main([str(argument) for argument in arguments]) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("agentrm: error: ")
+    assert written.count("\n") == 1
+    return written
+
+
+@pytest.fixture
+def copy(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_everything_is_where_people_look(finished: pathlib.Path) -> None:
+    for name in ("report.html", "report.json", "results.json", "config.resolved.yaml",
+                 "versions.json", "metrics.jsonl"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0
+    report = read_json(finished / "report.json")
+    stages = [stage["stage"] for stage in report["stages"]]
+    assert stages == ["experts", "sft", "explore", "label", "train-rm", "evaluate"]
+    assert report["trees"]["trees"] == 6
+    assert report["stages"][-1]["summary"]["test_problems_trained_on"] == 0
+
+
+def test_a_second_run_does_nothing_again(copy: pathlib.Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
+    printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), ends=0)
+    after = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
+    assert before == after
+    assert printed.count("done before") == 6
+    assert "best-of-3, explicit" in printed
+
+
+def test_another_configuration_is_refused_by_key(copy, capsys) -> None:
+    message = fails(capsys, "run", CONFIG, "--output", copy, "--sft.optimizer.learning_rate=0.5")
+    assert "sft.optimizer.learning_rate = 0.01, but it is now 0.5" in message
+
+
+def test_speed_may_change(copy: pathlib.Path) -> None:
+    agentrm("run", str(CONFIG), "--output", str(copy), "--explore.search.num_slots=2", ends=0)
+
+
+def test_models_of_another_run_are_taken(finished, tmp_path) -> None:
+    models = [
+        f"--policy={finished / 'sft' / 'model'}",
+        "--train_policy=false",
+        f"--reward_model={finished / 'reward' / 'explicit' / 'model'}",
+    ]
+    agentrm("run", str(CONFIG), "--output", str(tmp_path), *models, ends=0)
+    assert not (tmp_path / "sft").exists()
+    assert not (tmp_path / "trees").exists()
+    rows = [
+        [{k: v for k, v in row.items() if k != "wall_seconds"} for row in read_json(path)]
+        for path in (finished / "results.json", tmp_path / "results.json")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_stages_one_by_one_wait_for_each_other(tmp_path, capsys) -> None:
+    message = fails(capsys, "label", CONFIG, "--output", tmp_path)
+    assert "experts has not ended yet" in message
+    message = fails(capsys, "explore", CONFIG, "--output", tmp_path, "--reward_model=elsewhere")
+    assert "explore: not a stage of this configuration" in message
+
+
+def test_a_corrupt_tree_is_named_by_line(copy, capsys) -> None:
+    trees = copy / "trees" / "trees.jsonl"
+    lines = trees.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"Action", b"Acti0n")
+    trees.write_bytes(b"".join(lines))
+    shutil.rmtree(copy / "states")
+    assert f"{trees}, line 3: corrupt record" in fails(capsys, "label", CONFIG, "--output", copy)
+
+
+def test_a_model_of_another_shape_is_named(copy, capsys) -> None:
+    stored = copy / "sft" / "model" / "model.json"
+    value = json.loads(stored.read_text())
+    value["config"]["intermediate_size"] = 80
+    stored.write_text(json.dumps(value))
+    shutil.rmtree(copy / "eval")
+    message = fails(capsys, "evaluate", CONFIG, "--output", copy)
+    assert "parameter layers.down has shape (2, 64, 32), the config wants (2, 80, 32)" in message
+
+
+def test_no_model(tmp_path, capsys) -> None:
+    given = ("--policy=/nowhere/at/all", "--train_policy=false", "--reward_model=x")
+    message = fails(capsys, "evaluate", CONFIG, "--output", tmp_path, *given)
+    assert "/nowhere/at/all: no model here" in message
+
+
+def test_wrong_words(tmp_path, capsys) -> None:
+    assert "did you mean explore?" in fails(capsys, "exlore", CONFIG)
+    assert "--output" in fails(capsys, "run", CONFIG)
+    assert "no such file" in fails(capsys, "run", "absent.yaml", "--output", tmp_path)
+    assert "did you mean maze?" in fails(capsys, "experts", "mase", "--output", tmp_path)
+
+
+def test_help_explains(capsys) -> None:
+    assert main(["--help"]) == 0
+    assert "train-rm" in capsys.readouterr().out
+    assert main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: agentrm run CONFIG --output DIR" in text
+    assert "Rounds" in text or "Iterations of each tree" in text
+
+
+def test_experts_of_an_environment(tmp_path, capsys) -> None:
+    output = tmp_path / "experts"
+    assert main(["experts", "maze", "--split", "train", "--n", "7", "--output", str(output)]) == 0
+    assert "7 trajectories of 7 tasks" in capsys.readouterr().out
+    trajectories = list(open_trajectories(output))
+    assert len(trajectories) == 7
+    assert all(t.success and t.task.split == "train" for t in trajectories)
+
+
+def test_the_quickstart_tests_no_problem_that_it_trains_on(tmp_path) -> None:
+    path = CONFIG.with_name("quickstart.yaml")
+    config = load_config(make_parser("agentrm run", ""), path, ())
+    run = Run(config=config, directory=tmp_path)
+    assert run.overlap() == 0
+    experts, explored = run.train_tasks
+    assert len(experts) == config.experts.num_tasks
+    assert len(explored) == config.explore.num_tasks
+    problems = [task.problem for task in (*experts, *explored, *run.test_tasks)]
+    assert len(set(problems)) == len(problems)
+    held_out = {task.kind for task in run.test_tasks if task.held_out}
+    assert held_out == set(config.environments[0].held_out)
+    assert not held_out & {task.kind for task in (*experts, *explored)}
+
+
+def test_overlap_is_found_where_there_is_one(tmp_path, monkeypatch) -> None:
+    config = RunConfig(environments=[EnvironmentConfig(name="maze")])
+    run = Run(config=config, directory=tmp_path)
+    assert run.overlap() == 0
+    run.__dict__["test_tasks"] = [*run.test_tasks, run.train_tasks[1][0]]
+    assert run.overlap() == 1
