@@ -152,15 +152,11 @@ class Engine:
         unread = [leaf for leaf in dict.fromkeys(leaves) if leaf.readout is None]
         for first in range(0, len(unread), self.sizes.extend_rows):
             self.read(unread[first : first + self.sizes.extend_rows])
-        return [float(leaf.readout) for leaf in leaves]  # type: ignore[arg-type]
+        return [leaf.score for leaf in leaves]
 
     def read(self, leaves: Sequence[Entry]) -> None:
         """Makes the conversations' keys and values resident, reading what is missing."""
         self.cache.reserve(leaves)
-        if self._readout is not None:
-            for leaf in leaves:  # kept pages cannot tell the readout again: read the piece anew
-                if leaf.readout is None:
-                    leaf.portions_read = 0
         missing = self.cache.missing(leaves)
         while missing:
             ready = [

@@ -45,6 +45,11 @@ class Entry:
     def end(self) -> int:
         return self.start + len(self.tokens)
 
+    @property
+    def score(self) -> float:
+        assert self.readout is not None, "read by an engine without a readout"
+        return self.readout
+
     def path(self) -> list[Entry]:
         """The entries from the conversation's beginning to this one."""
         entries: list[Entry] = []
@@ -130,11 +135,16 @@ class PrefixCache:
             self._resident.add(entry)
 
     def _evict(self, pages: int) -> None:
-        """Makes at least `pages` pages free; what is in use on this clock stays."""
+        """Makes at least `pages` pages free; what is in use on this clock stays.
+
+        Among entries that were used last at the same time the later piece goes first: whatever is
+        in the pool has its whole beginning there. Else a piece could be read while a part of its
+        beginning was still to be read again.
+        """
         if pages <= len(self._free):
             return
         goal = max(pages, self.num_pages // 8)  # some more, so that the next call need not sort
-        for entry in sorted(self._resident, key=lambda entry: entry.used):
+        for entry in sorted(self._resident, key=lambda entry: (entry.used, -entry.start)):
             if len(self._free) >= goal or entry.used == self._clock:
                 return
             self._free.extend(entry.pages)

@@ -9,7 +9,7 @@ from agentrm_jax.core.records import Trajectory
 
 
 class RandomScorer:
-    """Scores in [0, 1) drawn from the seed, the task and the actions so far."""
+    """Scores in [0, 1) drawn from the seed, the task and the replies so far."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

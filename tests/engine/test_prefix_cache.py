@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from engine_cases import CONFIG, SMALL, request, weights
+from engine_cases import CONFIG, SIZES, SMALL, request, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.prefix_cache import Entry, PrefixCache
+from agentrm_jax.model.value import readout
 
 PAGE, PORTION = 4, 8
 
@@ -29,8 +30,8 @@ def piece(name: int) -> np.ndarray:
 def read_all(cache: PrefixCache, leaves: list[Entry]) -> None:
     """What the engine does, without a model."""
     cache.reserve(leaves)
-    for entry in cache.missing(leaves):
-        assert entry.parent is None or entry.parent.portions_read > 0  # parents come first
+    for entry in cache.missing(leaves):  # parents come first
+        assert all(before.portions_read for before in entry.path()[:-1])
         entry.portions_read = cache.portions(entry)
 
 
@@ -92,6 +93,8 @@ def test_pages_belong_to_one_entry_each(num_pages, calls):
             entries = {entry for leaf in leaves for entry in leaf.path()}
             assert sum(-(-len(e.tokens) // PAGE) for e in entries) > num_pages
             continue
+        for entry in cache._resident:  # so that a piece whose parent is read can be read
+            assert all(before.pages for before in entry.path())
         held = [page for entry in cache._resident for page in entry.pages]
         assert sorted(held + cache._free) == list(range(num_pages))
         for names, leaf in zip(call, leaves, strict=True):
@@ -111,10 +114,7 @@ def test_pages_belong_to_one_entry_each(num_pages, calls):
 def test_read_again_to_the_bit():
     """Keys, values and scores are the same after their pages were given up."""
 
-    def readout(head, hidden):
-        return hidden @ head
-
-    head = np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32)
+    head = {"kernel": np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32), "bias": np.float32(0)}
     engine = Engine(weights(0), CONFIG, SMALL, readout=readout, head=head)
     pieces = request(1, 20, 7, 1).pieces
 
@@ -136,6 +136,20 @@ def test_read_again_to_the_bit():
     assert after[0] == before[0]
     for old, new in zip(before[1], after[1], strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_crowded_cache_changes_no_score():
+    """Conversations of many pieces, of which any part may have been given up."""
+    head = {"kernel": np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32), "bias": np.float32(0)}
+    large, small = (
+        Engine(weights(0), CONFIG, sizes, readout=readout, head=head) for sizes in (SIZES, SMALL)
+    )
+    rng = np.random.default_rng(0)
+    stems = [request(seed, *rng.integers(1, 9, size=14)).pieces for seed in range(4)]
+    for _ in range(40):
+        asked = [stems[i][: rng.integers(1, 15)] for i in rng.integers(0, 4, size=2)]
+        assert small.score(asked) == large.score(asked)
+    assert small.usage.read > large.usage.read
 
 
 def test_more_pieces_than_fit_the_tables_is_one_clear_error():
