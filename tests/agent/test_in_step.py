@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import CONFIG, PROMPT, SIZES, make_agent, state, tokenizer, weights
+from agent_cases import CONFIG, PROMPT, SAMPLING, SIZES, make_agent, state, tokenizer, weights
 
 from agentrm_jax.agent.in_step import InStepAgent
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Step, Trajectory, Transition
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.model import llama
@@ -40,16 +40,11 @@ def dense_values(params, tokens):
 
 def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float:
     """The value at the stop token of a reply, by a forward pass over everything."""
-    step = Step(
-        reply=tokenizer().decode(token_ids), action="", token_ids=token_ids,
-        transition=Transition(observation="", reward=0.0, done=False, success=False),
-    )  # fmt: skip
-    rendered, _ = render(tokenizer(), PROMPT, trajectory.extended(step))
-    padded = np.zeros(SIZES.context, np.int32)
-    end = rendered.action_ends[-1]
-    padded[: end + 1] = rendered.tokens[: end + 1]
-    assert padded[end] == tokenizer().chat.stop
-    return float(dense_values(weights(1), padded)[end])
+    rendered, _ = render(tokenizer(), PROMPT, trajectory, SIZES.context - SAMPLING.max_tokens)
+    tokens = [*rendered.tokens, *token_ids, tokenizer().chat.stop]
+    padded = np.zeros(SIZES.context + 1, np.int32)
+    padded[: len(tokens)] = tokens
+    return float(dense_values(weights(1), padded)[len(tokens) - 1])
 
 
 ROOT = state(4, 0)
@@ -59,8 +54,9 @@ ASKED = [
     [(state(2, 2), "beam/5/0")],
     [(state(3, 1), "beam/2/0")],
     [(state(5, 2), "beam/1/0"), (state(5, 2), "beam/1/0")],  # twins in different places
+    [(state(6, 30), "beam/30/0")],  # too long: loses its oldest steps
 ]
-FINISHED = [[], [], [50.0], [0.1, -50.0], []]
+FINISHED = [[], [], [50.0], [0.1, -50.0], [], []]
 
 
 def unfused(in_step: InStepAgent, requests, finished):
@@ -90,20 +86,13 @@ def test_the_fused_step_equals_the_unfused_one(in_step):
         )
     [number, proposal, score] = found[2][0][0]
     assert (number, proposal, score) == (0, None, 50.0)  # a finished beam stays
+    assert all(proposal.dropped_steps > 0 for _, proposal, _ in found[5][0])
 
 
 def test_a_task_gets_the_same_whatever_is_asked_beside_it(in_step):
     together = in_step.propose_scored(ASKED, FINISHED, N, WIDTH)
     for requests, finished, expected in zip(ASKED, FINISHED, together, strict=True):
         assert in_step.propose_scored([requests], [finished], N, WIDTH) == [expected]
-
-
-def test_left_out_steps_are_passed_on(in_step):
-    long = state(6, 30)
-    [(kept, _)] = in_step.propose_scored([[(long, "beam/30/0")]], [[]], N, WIDTH)
-    dropped = in_step.agent.request(long, "")[1]
-    assert dropped > 0
-    assert [proposal.dropped_steps for _, proposal, _ in kept] == [dropped] * len(kept)
 
 
 def test_another_vocabulary_is_one_clear_error(in_step):
