@@ -118,9 +118,9 @@ def render(
         )
         for step in trajectory.steps
     ]
-    dropped = (
-        0 if limit is None else excess(len(opening), [len(a) + len(b) for a, b in pieces], limit)
-    )
+    dropped = 0
+    if limit is not None:
+        dropped = first_steps([len(a) + len(b) for a, b in pieces], limit - len(opening))[-1]
     tokens = list(opening)
     spans, state_ends = [], [len(tokens) - 1]
     for reply, observation in pieces[dropped:]:
@@ -137,13 +137,25 @@ def render(
     return rendered, dropped
 
 
-def excess(opening: int, lengths: Sequence[int], limit: int) -> int:
-    """How many of the oldest steps, of these lengths, must go so that the rest fits the limit."""
-    left = limit - opening
-    kept = 0
-    for length in reversed(lengths):
-        left -= length
-        if left < 0:
-            break
-        kept += 1
-    return len(lengths) - kept
+def first_steps(lengths: Sequence[int], room: int) -> list[int]:
+    """The first step that each state keeps, the state before any step included.
+
+    Where a new step makes the kept ones longer than the room, the oldest go until half of the room
+    is free: what is left can then be continued for some steps before it has to be read anew from
+    its beginning.
+
+    Args:
+      lengths: Tokens of each step.
+      room: Most tokens that the steps of a state may take.
+    """
+    firsts, first, held = [0], 0, 0
+    for i, length in enumerate(lengths):
+        held += length
+        if held > room:
+            while first < i and held > room // 2:
+                held -= lengths[first]
+                first += 1
+            if held > room:  # the newest step alone
+                first, held = i + 1, 0
+        firsts.append(first)
+    return firsts

@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.chat import ChatTokenizer, Rendered, render
+from agentrm_jax.data.chat import ChatTokenizer, Rendered, first_steps, render
 from agentrm_jax.data.states import LabelledPath
 
 
@@ -166,40 +166,25 @@ def _windows(
 ) -> tuple[list[TokenSequence], list[int]]:
     """A rendered trajectory as sequences of at most `length` tokens, each weight in one of them.
 
-    A later sequence is the opening, then earlier steps in up to half of the room, then the steps
-    that are new in it: what is read at test time when the oldest steps are dropped.
+    States that keep the same steps at test time (`chat.first_steps`) share a sequence: the opening,
+    earlier steps for context, and the steps that are new in it.
 
     Returns:
       The sequences that have a weight, and the numbers of steps that are too long for any.
     """
     ends = [end + 1 for end in rendered.state_ends]  # ends[i]: where step i begins
-    room, num_steps = length - ends[0], len(ends) - 1
+    firsts = first_steps(np.diff(ends).tolist(), length - ends[0])
     sequences: list[TokenSequence] = []
-    lost: list[int] = []
-    begin = new = 0
-    while new < num_steps or not (sequences or new):
-        while begin < new and ends[new] - ends[begin] > room // 2:
-            begin += 1
-        while begin < new and ends[new + 1] - ends[begin] > room:
-            begin += 1
-        end = new
-        while end < num_steps and ends[end + 1] - ends[begin] <= room:
-            end += 1
-        at = np.r_[0 : ends[0], ends[begin] : ends[end]]
-        fresh = (at >= ends[new]) | (new == 0)
-        if (weights[at] * fresh).any():
+    for first in dict.fromkeys(firsts):
+        own = [state for state, kept in enumerate(firsts) if kept == first]
+        at = np.r_[0 : ends[0], ends[first] : ends[own[-1]]]
+        new = ends[own[0] - 1] if own[0] else 0  # where what no earlier sequence holds begins
+        held = weights[at] * (at >= new)
+        if held.any():
             sequences.append(
-                TokenSequence(
-                    tokens=rendered.tokens[at], weights=weights[at] * fresh, targets=targets[at]
-                )
+                TokenSequence(tokens=rendered.tokens[at], weights=held, targets=targets[at])
             )
-        if end == new:  # the step alone is too long; so it is at test time
-            if new == num_steps:
-                break
-            lost.append(new)
-            end = begin = new + 1
-        new = end
-    return sequences, lost
+    return sequences, [i for i in range(len(ends) - 1) if firsts[i + 1] == i + 1]
 
 
 def _check_opening(rendered: Rendered, length: int, task: Task) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Step, Task, Trajectory
-from agentrm_jax.data.chat import excess, observation_tokens, opening_tokens, reply_tokens
+from agentrm_jax.data.chat import first_steps, observation_tokens, opening_tokens, reply_tokens
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
@@ -61,5 +61,5 @@ class Renderer:
         """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit."""
         opening = self.opening(trajectory)
         steps = [self.step(step) for step in trajectory.steps]
-        dropped = excess(len(opening), [len(piece) for piece in steps], self.limit)
+        dropped = first_steps([len(piece) for piece in steps], self.limit - len(opening))[-1]
         return [opening, *steps[dropped:]], dropped

@@ -28,9 +28,16 @@ class Part(NamedTuple):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
-    """Attention of q [X, M, H] over k, v [X, S, H] where mask (broadcast to [X, M, S]) is true."""
+    """Attention over some keys.
+
+    Args:
+      q: [X, M, H].
+      k: [X, H, S]; with S last, the products with a few queries run along memory.
+      v: [X, S, H].
+      mask: Broadcast to [X, M, S]; keys where it is false are not seen.
+    """
     scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum("...mh,...sh->...ms", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("...mh,...hs->...ms", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(mask, scores, MASKED)
     maximum = scores.max(axis=-1)
     weights = jnp.where(mask, jnp.exp(scores - maximum[..., None]), 0.0)
@@ -73,7 +80,7 @@ def attend_chunks(
 
     Args:
       q: [X, M, H].
-      read: Gives (k [X, S, H], v [X, S, H], mask broadcast to [X, M, S]) of a chunk.
+      read: Gives (k [X, H, S], v [X, S, H], mask broadcast to [X, M, S]) of a chunk.
       num_chunks: int32 scalar, known only at run time: a longer batch costs only what it holds.
     """
     return jax.lax.fori_loop(

@@ -105,7 +105,7 @@ def score_replies(
     return scorer.readout(scorer.head, last).reshape(G, n)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n", "length", "filter"))
+@functools.partial(jax.jit, static_argnames=("config", "n", "length", "chunk", "filter"))
 def beam_step(
     params,
     config: LlamaConfig,
@@ -118,6 +118,7 @@ def beam_step(
     *,
     n: int,
     length: int,
+    chunk: int,
     filter: Filter,
 ) -> BeamChoice:
     """Decodes n candidates of each beam, scores them after their action, keeps the best P.
@@ -128,7 +129,9 @@ def beam_step(
       states: [B, P] int32; beams of a task with equal numbers stand in the same state.
       finished: [B, P] float32 scores of finished beams, -inf for none: they compete for places.
     """
-    replies = decode_replies(params, config, pool, groups, n=n, length=length, filter=filter)
+    replies = decode_replies(
+        params, config, pool, groups, n=n, length=length, chunk=chunk, filter=filter
+    )
     starts = groups.last_positions + 1
     scores = score_replies(scorer, scorer_prefix, starts, replies, groups.stop)
     B, P = finished.shape

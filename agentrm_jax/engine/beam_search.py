@@ -102,6 +102,7 @@ def _step(
         jnp.asarray(finished),
         n=n,
         length=sampling.max_tokens,
+        chunk=engine.chunk,
         filter=sampling.filter,
     )
     return _read_choice(engine, scorer, choice, batch, n, beam_width)

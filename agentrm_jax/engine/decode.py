@@ -7,21 +7,22 @@ keeps its own short suffix of keys and values.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from agentrm_jax.engine.attention import (
+    Part,
     attend,
-    attend_chunks,
     by_kv_head,
     by_position,
     merge,
+    nothing,
     result,
 )
-from agentrm_jax.engine.extend import CHUNK
-from agentrm_jax.engine.pages import PageTable, Pool, chunk_mask, gather
+from agentrm_jax.engine.pages import PageTable, Pool, chunk_mask, read_chunk
 from agentrm_jax.engine.sampling import Filter, sample
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
@@ -71,22 +72,43 @@ class Replies:
     stop_log_probs: jax.Array
 
 
-def read_prefix(pool: Pool, table: PageTable):
-    """The prefix of each layer side by side, and how attention reads chunk `c` of layer `l`."""
-    num_chunks = table.num_chunks(CHUNK)
-    width = CHUNK * pool.page_size
-    k = [gather(layer, table, num_chunks, CHUNK) for layer in pool.k]
-    v = [gather(layer, table, num_chunks, CHUNK) for layer in pool.v]
+def read_prefix(pool: Pool, table: PageTable, chunk: int) -> Callable[[int, jax.Array], Part]:
+    """Copies the prefixes out of the pool, once for all tokens to come.
 
-    def read(l: int, c: jax.Array):
-        mask = chunk_mask(table, c, CHUNK, pool.page_size)[None, :, None]
-        return (
-            jax.lax.dynamic_slice_in_dim(k[l], c * width, width, axis=2),
-            jax.lax.dynamic_slice_in_dim(v[l], c * width, width, axis=2),
-            mask,
-        )
+    Chunks are arrays of their own: slices of one array would be copied at every token.
 
-    return read, num_chunks
+    Returns:
+      A function (layer, queries [K, G, M, H]) to their attention over the prefixes. Chunks that no
+      conversation reaches cost nothing.
+    """
+    C = table.pages.shape[1]
+    used = table.num_chunks(chunk)
+    masks = [chunk_mask(table, c, chunk, pool.page_size)[None, :, None] for c in range(C // chunk)]
+
+    def copied(layer: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+        def read(c: int) -> jax.Array:
+            return read_chunk(layer, table, c, chunk).transpose(axes)
+
+        return [
+            jax.lax.cond(c < used, lambda c=c: read(c), lambda c=c: jnp.zeros_like(read(c)))
+            for c in range(C // chunk)
+        ]
+
+    k = [copied(layer, (0, 1, 3, 2)) for layer in pool.k]
+    v = [copied(layer, (0, 1, 2, 3)) for layer in pool.v]
+
+    def attention(l: int, q: jax.Array) -> Part:
+        part = nothing(q)
+        for c, mask in enumerate(masks):
+            part = jax.lax.cond(
+                c < used,
+                lambda part, c=c, mask=mask: merge(part, attend(q, k[l][c], v[l][c], mask)),
+                lambda part: part,
+                part,
+            )
+        return part
+
+    return attention
 
 
 def decode_replies(
@@ -97,12 +119,13 @@ def decode_replies(
     *,
     n: int,
     length: int,
+    chunk: int,
     filter: Filter,
 ) -> Replies:
     """Decodes n replies of at most `length` tokens for each group; see `decode`."""
     G, K, H = groups.last_tokens.shape[0], config.num_kv_heads, config.head_dim
     R = G * n
-    read, num_chunks = read_prefix(pool, groups.prefix)
+    attend_prefix = read_prefix(pool, groups.prefix, chunk)
     layers = [
         llama.layer(params, l) for l in range(config.num_layers)
     ]  # sliced once, not per token
@@ -116,14 +139,13 @@ def decode_replies(
 
     def attend_to(l: int, suffix, t: jax.Array):
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):
-            at = (0, 0, t, 0)
-            keys_ = jax.lax.dynamic_update_slice(suffix[0], k.transpose(2, 0, 1, 3), at)
-            values = jax.lax.dynamic_update_slice(suffix[1], v.transpose(2, 0, 1, 3), at)
+            own_k = jax.lax.dynamic_update_slice(suffix[0], k.transpose(2, 0, 3, 1), (0, 0, 0, t))
+            own_v = jax.lax.dynamic_update_slice(suffix[1], v.transpose(2, 0, 1, 3), (0, 0, t, 0))
             shared = by_kv_head(q.reshape(G, n, *q.shape[2:]), K)  # [K, G, n * N / K, H]
-            part = attend_chunks(shared, lambda c: read(l, c), num_chunks)
-            own = attend(by_kv_head(q, K), keys_, values, jnp.arange(length) <= t)
+            part = attend_prefix(l, shared)
+            own = attend(by_kv_head(q, K), own_k, own_v, jnp.arange(length) <= t)
             part = jax.tree.map(lambda x, y: x.reshape(y.shape), part, own)
-            return by_position(result(merge(part, own)), 1).astype(q.dtype), (keys_, values)
+            return by_position(result(merge(part, own)), 1).astype(q.dtype), (own_k, own_v)
 
         return attention
 
@@ -149,12 +171,15 @@ def decode_replies(
         )
         return t + 1, jnp.where(writing, token, last), done | stopping, new, out
 
-    cache = jnp.zeros((K, R, length, H), pool.k[0].dtype)
+    empty = (
+        jnp.zeros((K, R, H, length), pool.k[0].dtype),
+        jnp.zeros((K, R, length, H), pool.v[0].dtype),
+    )
     state = (
         jnp.int32(0),
         jnp.repeat(groups.last_tokens, n),
         jnp.repeat(~groups.active, n),
-        [(cache, cache) for _ in range(config.num_layers)],
+        [empty] * config.num_layers,
         Replies(
             tokens=jnp.zeros((R, length), jnp.int32),
             log_probs=jnp.zeros((R, length), jnp.float32),
@@ -168,7 +193,7 @@ def decode_replies(
     return jax.tree.map(lambda x: x.reshape(G, n, *x.shape[1:]), state[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n", "length", "filter"))
+@functools.partial(jax.jit, static_argnames=("config", "n", "length", "chunk", "filter"))
 def decode(
     params,
     config: LlamaConfig,
@@ -177,10 +202,17 @@ def decode(
     *,
     n: int,
     length: int,
+    chunk: int,
     filter: Filter,
 ) -> Replies:
     """Decodes n replies for each group.
 
     The token of branch b at offset t depends on the group's key, b, t and the conversation alone.
+
+    Args:
+      length: Most tokens of a reply.
+      chunk: Pages of a prefix that are read together; divides the width of the page table.
     """
-    return decode_replies(params, config, pool, groups, n=n, length=length, filter=filter)
+    return decode_replies(
+        params, config, pool, groups, n=n, length=length, chunk=chunk, filter=filter
+    )

@@ -132,7 +132,9 @@ class Engine:
         self.readout, self.head = readout, head
         self._readout = None if readout is None else jax.jit(readout)
         most_pages = -(-engine_config.context // page_size) + engine_config.max_pieces
-        self._most_pages = -(-most_pages // CHUNK) * CHUNK
+        # An eighth of the longest conversation, so that a program has at most eight chunks.
+        self.chunk = max(2 * CHUNK, -(-most_pages // (8 * CHUNK)) * CHUNK)
+        self._most_pages = -(-most_pages // self.chunk) * self.chunk
 
     def generate(
         self, requests: Sequence[Request], *, n: int, sampling: Sampling, stop: int
@@ -219,10 +221,8 @@ class Engine:
 
     def _bucket(self, pages: int) -> int:
         """A table width for so many pages. Chunks are the same in all, and so are results."""
-        width = 4 * CHUNK
-        while width < pages:
-            width *= 2
-        return width
+        width = 4 * self.chunk  # narrower ones would save little and be compiled each
+        return width if pages <= width else self._most_pages
 
     def groups(
         self,
@@ -280,6 +280,7 @@ class Engine:
             groups,
             n=n,
             length=sampling.max_tokens,
+            chunk=self.chunk,
             filter=sampling.filter,
         )
         out = as_replies(replies, len(requests))

@@ -19,7 +19,7 @@ from agentrm_jax.engine.attention import (
     merge,
     result,
 )
-from agentrm_jax.engine.pages import PageTable, Pool, chunk_mask, read_chunk, write
+from agentrm_jax.engine.pages import PageTable, Pool, chunk_mask, commit, read_chunk
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 
@@ -63,14 +63,14 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
         def read(c: jax.Array):
             mask = chunk_mask(rows.prefix, c, CHUNK, pool.page_size)[None, :, None]
             return (
-                read_chunk(pool_k, rows.prefix, c, CHUNK),
+                read_chunk(pool_k, rows.prefix, c, CHUNK).swapaxes(2, 3),
                 read_chunk(pool_v, rows.prefix, c, CHUNK),
                 mask,
             )
 
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):
             grouped = by_kv_head(q, K)
-            own = attend(grouped, k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3), causal)
+            own = attend(grouped, k.transpose(2, 0, 3, 1), v.transpose(2, 0, 1, 3), causal)
             out = result(merge(attend_chunks(grouped, read, num_chunks), own))
             return by_position(out, T).astype(q.dtype), (k, v)
 
@@ -86,20 +86,19 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
     return llama.final_norm(params, config, x), new
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="pool")
 def extend(params, config: LlamaConfig, pool: Pool, rows: ExtendRows) -> tuple[Pool, jax.Array]:
-    """Reads the rows and writes their pages.
+    """Reads the rows and writes their pages. It consumes the pool.
 
     Returns:
       The pool, and the hidden state [R, D] at each row's last token.
     """
+    hidden, new = read_to_last(params, config, pool, rows)
+    return commit(pool, new, rows.pages), hidden
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def read_to_last(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
+    """`read_rows` with the hidden state [R, D] at each row's last token only."""
     hidden, new = read_rows(params, config, pool, rows)
-    k, v = zip(
-        *(
-            (write(pool.k[l], k, rows.pages), write(pool.v[l], v, rows.pages))
-            for l, (k, v) in enumerate(new)
-        ),
-        strict=True,
-    )
     last = jnp.maximum(rows.lengths - 1, 0)
-    return Pool(k=k, v=v), jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], new

@@ -8,6 +8,8 @@ true position: a page can be read without knowing where it stands.
 
 from __future__ import annotations
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -77,25 +79,21 @@ def chunk_mask(table: PageTable, c: jax.Array, chunk: int, page_size: int) -> ja
     return valid.reshape(fills.shape[0], chunk * page_size)
 
 
-def gather(layer: jax.Array, table: PageTable, num_chunks: jax.Array, chunk: int) -> jax.Array:
-    """All pages of the conversations, side by side: [K, G, C * page_size, H].
+@functools.partial(jax.jit, donate_argnums=0)
+def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array) -> Pool:
+    """Writes each layer's new (k, v) [R, T, K, H] into pages [R, T / page_size].
 
-    Only the chunks in use are copied; the rest stays zero.
+    A page number past the end is dropped. This is a program of its own: in one that also reads the
+    pool in a loop, the compiler copies the whole pool before it writes.
     """
-    K, _, page_size, H = layer.shape
-    G, C = table.pages.shape
-    width = chunk * page_size
 
-    def copy(c: jax.Array, out: jax.Array) -> jax.Array:
-        part = read_chunk(layer, table, c, chunk)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, c * width, axis=2)
+    def write(layer: jax.Array, values: jax.Array) -> jax.Array:
+        K, _, page_size, H = layer.shape
+        R, T = values.shape[:2]
+        blocks = values.transpose(2, 0, 1, 3).reshape(K, R * T // page_size, page_size, H)
+        return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
 
-    return jax.lax.fori_loop(0, num_chunks, copy, jnp.zeros((K, G, C * page_size, H), layer.dtype))
-
-
-def write(layer: jax.Array, new: jax.Array, pages: jax.Array) -> jax.Array:
-    """Writes new [R, T, K, H] into pages [R, T / page_size]; a number past the end is dropped."""
-    K, _, page_size, H = layer.shape
-    R, T = new.shape[:2]
-    blocks = new.transpose(2, 0, 1, 3).reshape(K, R * T // page_size, page_size, H)
-    return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
+    return Pool(
+        k=tuple(write(layer, k) for layer, (k, _) in zip(pool.k, new, strict=True)),
+        v=tuple(write(layer, v) for layer, (_, v) in zip(pool.v, new, strict=True)),
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.chat import excess, render
+from agentrm_jax.data.chat import first_steps, render
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import ASSISTANT, BEGIN, END, USER
 
@@ -76,28 +76,38 @@ def test_no_text_forges_a_turn(whole, prompt):
     assert tokens.count(tokenizer.chat.user_open[0]) == users
 
 
-@given(st.integers(0, 30), st.lists(st.integers(1, 9), max_size=8), st.integers(0, 60))
-def test_excess_is_the_smallest_that_fits(opening, lengths, limit):
-    fits = [n for n in range(len(lengths) + 1) if opening + sum(lengths[n:]) <= limit]
-    assert excess(opening, lengths, limit) == min(fits, default=len(lengths))
+@quick
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_states_keep_what_fits_and_let_go_seldom(lengths, room):
+    firsts = first_steps(lengths, room)
+    assert len(firsts) == len(lengths) + 1
+    for n, first in enumerate(firsts):
+        assert sum(lengths[first:n]) <= room
+        assert firsts[: n + 1] == first_steps(lengths[:n], room)  # a state decides by itself
+    for n in range(1, len(firsts)):
+        if sum(lengths[firsts[n - 1] : n]) <= room:
+            assert firsts[n] == firsts[n - 1]  # nothing goes without need
+        else:
+            assert sum(lengths[firsts[n] : n]) <= room // 2 or firsts[n] == n - 1
+            assert firsts[n] < n or lengths[n - 1] > room  # the newest goes only if it must
 
 
 def test_a_long_conversation_loses_whole_steps_from_the_front():
     tokenizer, whole = word_tokenizer(), trajectory(8)
     rendered, _ = render(tokenizer, PROMPT, whole)
     opening = rendered.state_ends[0] + 1
-    limit = opening + len(rendered.tokens) - 1 - rendered.state_ends[3]  # room for the last five
+    limit = len(rendered.tokens) - 1  # one token too few
     cut, dropped = render(tokenizer, PROMPT, whole, limit)
-    assert dropped == 3
-    assert len(cut.tokens) == limit
+    assert 3 <= dropped <= 5  # half of the room is free again
+    assert len(cut.tokens) - opening <= (limit - opening) // 2
     np.testing.assert_array_equal(cut.tokens[:opening], rendered.tokens[:opening])
     np.testing.assert_array_equal(
-        cut.tokens[opening:], rendered.tokens[rendered.state_ends[3] + 1 :]
+        cut.tokens[opening:], rendered.tokens[rendered.state_ends[dropped] + 1 :]
     )
     assert [tokenizer.decode(cut.tokens[a : b - 1].tolist()) for a, b in cut.reply_spans] == [
-        one.reply for one in whole.steps[3:]
+        one.reply for one in whole.steps[dropped:]
     ]
-    assert render(tokenizer, PROMPT, whole, limit - 1)[1] == 4
+    assert render(tokenizer, PROMPT, whole, limit + 1)[1] == 0
 
 
 @quick

@@ -157,14 +157,25 @@ def test_long_trajectories_become_sequences_that_learn_everything_once(room):
     assert (len(replies) > 1) == (room < len(whole.tokens) - opening)
 
 
-def test_later_sequences_keep_half_of_the_room_for_earlier_steps():
-    tokenizer, whole = word_tokenizer(), trajectory(9, 1)
-    rendered, _ = render(tokenizer, PROMPT, whole)
-    opening = rendered.state_ends[0] + 1
-    sequences, _ = sft_sequences(tokenizer, lambda task: PROMPT, [whole], opening + 110)
-    for one in sequences[1:]:
-        context = np.flatnonzero(one.weights)[0] - opening
-        assert 0 < context <= 55
+def test_sequences_are_what_is_read_at_test_time():
+    """Each labelled state ends its sequence as the renderer shows the state with this limit."""
+    tokenizer, path = word_tokenizer(), labelled(9, 1)
+    limit = len(render(tokenizer, PROMPT, path.trajectory)[0].tokens) // 2
+    sequences, _ = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    states = [
+        render(tokenizer, PROMPT, dataclasses.replace(path.trajectory, steps=steps), limit)[0]
+        for i in range(10)
+        if path.weights[i]
+        for steps in [path.trajectory.steps[:i]]
+    ]
+    shown = {tuple(state.tokens.tolist()) for state in states}
+    read = {
+        tuple(one.tokens[: t + 1].tolist())
+        for one in sequences
+        for t in np.flatnonzero(one.weights)
+    }
+    assert len(sequences) > 1
+    assert shown <= read
 
 
 def test_a_step_longer_than_a_row_is_left_out_and_counted():

@@ -9,6 +9,7 @@ import pytest
 from engine_cases import CONFIG, SAMPLING, STOP, request, weights
 
 from agentrm_jax.engine import engine as engine_module
+from agentrm_jax.engine import extend as extend_module
 from agentrm_jax.engine.engine import Engine, EngineConfig
 
 
@@ -17,8 +18,8 @@ def programs(monkeypatch):
     """Traces each program once and answers with zeros: nothing is compiled or computed."""
     signatures: dict[object, object] = {}
 
-    def counted(name):
-        original = getattr(engine_module, name)
+    def counted(module, name):
+        original = getattr(module, name)
 
         def call(*arguments, **named):
             leaves, tree = jax.tree.flatten((arguments, named))
@@ -26,15 +27,15 @@ def programs(monkeypatch):
             signature = (name, tree, shapes)
             if signature not in signatures:
                 signatures[signature] = original.eval_shape(*arguments, **named)
-            if name == "extend":  # the pool stays: it is large
-                pool, hidden = arguments[2], signatures[signature][1]
-                return pool, jnp.zeros(hidden.shape, hidden.dtype)
+            if name == "commit":  # the pool stays: it is large
+                return arguments[0]
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), signatures[signature])
 
-        monkeypatch.setattr(engine_module, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    counted("extend")
-    counted("decode")
+    counted(extend_module, "read_to_last")
+    counted(extend_module, "commit")
+    counted(engine_module, "decode")
     return signatures
 
 
@@ -58,4 +59,4 @@ def test_a_mixed_workload_compiles_at_most_a_dozen_programs(programs, sizes):
         policy.generate([given] * int(rng.integers(1, 9)), n=1, sampling=SAMPLING, stop=STOP)
         scorer.score([given.pieces, given.pieces[:1]])
     assert 3 <= len(programs) <= 12
-    assert {signature[0] for signature in programs} == {"extend", "decode"}
+    assert {signature[0] for signature in programs} == {"read_to_last", "commit", "decode"}
