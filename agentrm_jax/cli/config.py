@@ -25,6 +25,7 @@ class EnvironmentConfig:
       name: Registered name.
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
+      max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
       prompt: Whether the agent is told the environment's instruction and example. A model that
         was trained from nothing on this environment alone needs neither.
     """
@@ -32,6 +33,7 @@ class EnvironmentConfig:
     name: str
     kinds: Sequence[str] = ()
     held_out: Sequence[str] = ()
+    max_steps: int = 0
     prompt: bool = True
 
 

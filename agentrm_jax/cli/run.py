@@ -15,7 +15,7 @@ from agentrm_jax.cli.models import Model
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.protocols import EnvPool, Prompt
-from agentrm_jax.core.records import Task
+from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.sharding import make_mesh
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import load_family
@@ -86,9 +86,7 @@ class Run:
         for environment, n, m in zip(
             self._named, self._shares(num_experts), self._shares(num_trees), strict=True
         ):
-            tasks = load_family(environment.name).tasks(
-                "train", kinds=_train_kinds(environment), n=n + m, seed=self.config.seed
-            )
+            tasks = self._tasks(environment, "train", _train_kinds(environment), n + m)
             experts += tasks[:n]
             explored += tasks[n:]
         return experts, explored
@@ -106,17 +104,21 @@ class Run:
         return [task for task in self.test_tasks if task.task_id in wanted]
 
     def _test_tasks(self, n: int) -> list[Task]:
-        total = n or _ALL * len(self._named)
+        total, split = n or _ALL * len(self._named), self.config.evaluate.split
         return [
             dataclasses.replace(task, held_out=task.kind in environment.held_out)
             for environment, share in zip(self._named, self._shares(total), strict=True)
-            for task in load_family(environment.name).tasks(
-                self.config.evaluate.split,
-                kinds=[*_train_kinds(environment), *environment.held_out],
-                n=share,
-                seed=self.config.seed,
+            for task in self._tasks(
+                environment, split, [*_train_kinds(environment), *environment.held_out], share
             )
         ]
+
+    def _tasks(
+        self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
+    ) -> list[Task]:
+        family, most = load_family(environment.name), environment.max_steps
+        tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
+        return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:
         """How many test tasks pose a problem that was trained on or explored. It must be 0."""
