@@ -167,3 +167,7 @@ class Scorer(Protocol):
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         """A score for each trajectory of each group. A judge ranks within the group."""
         ...
+
+    def cost(self, group: Sequence[Trajectory]) -> int:
+        """Tokens that scoring the group takes, where common beginnings are read once."""
+        ...

@@ -8,7 +8,7 @@ serves everything and a request's answer does not depend on what else is in its 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -141,20 +141,36 @@ class Engine:
     ) -> list[list[Reply]]:
         """n replies to each request, in order; any number of requests."""
         slots = max(1, self.sizes.decode_rows // n)
-        replies: list[list[Reply]] = []
-        for first in range(0, len(requests), slots):
-            batch = requests[first : first + slots]
+        # A batch costs what its longest conversation does.
+        order = sorted(range(len(requests)), key=lambda i: sum(map(len, requests[i].pieces)))
+        replies: dict[int, list[Reply]] = {}
+        for first in range(0, len(order), slots):
+            numbers = order[first : first + slots]
+            batch = [requests[i] for i in numbers]
             decoded = self._decode(batch, slots, n, sampling, stop)
-            replies.extend(decoded)
-        return replies
+            replies.update(zip(numbers, decoded, strict=True))
+        return [replies[i] for i in range(len(requests))]
 
     def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
         """The model's readout at the last token of each conversation."""
         leaves = [self.cache.find(pieces) for pieces in conversations]
-        unread = [leaf for leaf in dict.fromkeys(leaves) if leaf.readout is None]
-        for first in range(0, len(unread), self.sizes.extend_rows):
-            self.read(unread[first : first + self.sizes.extend_rows])
+        for batch in self._batches([e for e in dict.fromkeys(leaves) if e.readout is None]):
+            self.read(batch)
         return [leaf.score for leaf in leaves]
+
+    def _batches(self, leaves: Sequence[Entry]) -> Iterator[list[Entry]]:
+        """Conversations to read together: many, so that rows are full, but half of the pool."""
+        batch: list[Entry] = []
+        held = 0
+        for leaf in leaves:
+            tokens = leaf.end + len(leaf.path()) * self.sizes.page_size
+            if batch and held + tokens > self.sizes.cache_tokens // 2:
+                yield batch
+                batch, held = [], 0
+            batch.append(leaf)
+            held += tokens
+        if batch:
+            yield batch
 
     def read(self, leaves: Sequence[Entry]) -> None:
         """Makes the conversations' keys and values resident, reading what is missing."""
@@ -167,6 +183,7 @@ class Engine:
                 if entry.parent is None
                 or entry.parent.portions_read == self.cache.portions(entry.parent)
             ]
+            ready.sort(key=lambda entry: entry.start)
             for first in range(0, len(ready), self.sizes.extend_rows):
                 self._extend(ready[first : first + self.sizes.extend_rows])
             missing = [e for e in missing if e.portions_read < self.cache.portions(e)]

@@ -107,7 +107,14 @@ def single_episodes(
 ) -> list[Episode]:
     """The episodes of a method that gives one trajectory for each task."""
     return [
-        _episode([rollout], np.ones(1), method, seed=seed, **{"n": 1, **labels})
+        _episode(
+            [rollout],
+            np.ones(1),
+            method,
+            seed=seed,
+            reward_tokens=rollout.reward_tokens,
+            **{"n": 1, **labels},
+        )
         for rollout in rollouts
     ]
 
@@ -138,6 +145,7 @@ def chosen_episodes(
                 seed=seed,
                 n=len(group),
                 reward_model=name,
+                reward_tokens=scorer.cost([r.trajectory for r in group]),
             )
             for group, own in zip(groups.values(), scores, strict=True)
         )

@@ -146,15 +146,29 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Arr
       v: [B, T, K, H].
       segments: [B, T] int32.
     """
-    T = q.shape[1]
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    # Heads before positions, once: every product below then runs along memory.
+    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     size = max(_QUERY_BLOCK, -(-T // _MOST_BLOCKS))
     blocks = []
     for begin in range(0, T, size):
         end = min(begin + size, T)
         causal = jnp.arange(begin, end)[:, None] >= jnp.arange(end)
         mask = causal & (segments[:, begin:end, None] == segments[:, None, :end])
-        blocks.append(dense_attention(q[:, begin:end], k[:, :end], v[:, :end], mask))
-    return jnp.concatenate(blocks, axis=1)
+        scores = jnp.einsum(
+            "bkgth,bksh->bkgts",
+            q[:, :, :, begin:end],
+            k[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        scores = jnp.where(mask[:, None, None], scores, -1e30)
+        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - largest)
+        out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v[:, :, :end])
+        blocks.append(out / weights.sum(axis=-1, keepdims=True).astype(v.dtype))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def forward(

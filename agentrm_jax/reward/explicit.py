@@ -24,3 +24,13 @@ class ExplicitScorer:
         flat = [self.renderer.pieces(trajectory)[0] for group in groups for trajectory in group]
         scores = iter(self.engine.score(flat))
         return [[next(scores) for _ in group] for group in groups]
+
+    def cost(self, group: Sequence[Trajectory]) -> int:
+        """Tokens read to score the group, common beginnings once."""
+        read: dict[tuple[bytes, ...], int] = {}
+        for trajectory in group:
+            beginning: tuple[bytes, ...] = ()
+            for piece in self.renderer.pieces(trajectory)[0]:
+                beginning = (*beginning, piece.tobytes())
+                read[beginning] = len(piece)
+        return sum(read.values())

@@ -17,6 +17,9 @@ class RandomScorer:
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         return [[self._draw(trajectory) for trajectory in group] for group in groups]
 
+    def cost(self, group: Sequence[Trajectory]) -> int:
+        return 0
+
     def _draw(self, trajectory: Trajectory) -> float:
         names = (str(self._seed), trajectory.task.task_id, *(s.reply for s in trajectory.steps))
         digest = hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest()

@@ -80,11 +80,13 @@ class _Beam:
 
 @dataclasses.dataclass(slots=True)
 class _Search:
-    """The search of one task."""
+    """The search of one task; `scored` holds what the reward model was shown."""
 
     task: Task
     beams: list[_Beam]
     began: float
+    scored: list[Trajectory] = dataclasses.field(default_factory=list)
+    scored_replies: int = 0
     depth: int = 0
     policy_tokens: int = 0
     truncated_steps: int = 0
@@ -106,7 +108,7 @@ class _Search:
         parents = self.parents(beam_width)
         return [(beam.trajectory, f"beam/{self.depth}/{p}") for p, beam in enumerate(parents)]
 
-    def result(self) -> Rollout:
+    def result(self, scorer: Scorer) -> Rollout:
         best = max(self.beams, key=lambda beam: beam.score)
         return Rollout(
             trajectory=best.trajectory,
@@ -114,6 +116,7 @@ class _Search:
             policy_tokens=self.policy_tokens,
             truncated_steps=self.truncated_steps,
             env_steps=self.env_steps,
+            reward_tokens=scorer.cost(self.scored) + self.scored_replies,
             wall_seconds=time.monotonic() - self.began,
             error=self.error,
         )
@@ -153,7 +156,7 @@ def beam_search(
             _step_scored_first(in_step, pool, going_on, config)
         else:
             _step_scored_after(policy, scorer, pool, going_on, config)
-        yield from (search.result() for search in searches if not search.live())
+        yield from (search.result(scorer) for search in searches if not search.live())
         searches = [search for search in searches if search.live()]
 
 
@@ -184,6 +187,7 @@ def _step_scored_after(
     successors = _act(pool, searches, candidates)
     scores = scorer.score([[beam.trajectory for beam in beams] for beams in successors])
     for search, beams, own in zip(searches, successors, scores, strict=True):
+        search.scored += [beam.trajectory for beam in beams]
         scored = [dataclasses.replace(b, score=s) for b, s in zip(beams, own, strict=True)]
         # Finished beams compete for places too. Stable: the first of equals is kept.
         ranked = sorted([*search.beams, *scored], key=lambda beam: -beam.score)
@@ -204,6 +208,8 @@ def _step_scored_first(
     candidates: list[list[_Candidate]] = []
     for search, (kept, decoded) in zip(searches, chosen, strict=True):
         search.policy_tokens += decoded
+        search.scored_replies += decoded
+        search.scored += [beam.trajectory for beam in search.live()]
         parents, finished = search.parents(config.beam_width), search.finished()
         fresh = [(parents[b], proposal, score) for b, proposal, score in kept if proposal]
         search.truncated_steps += sum(proposal.dropped_steps for _, proposal, _ in fresh)

@@ -1,9 +1,8 @@
 """Exploration: Monte-Carlo tree search for many tasks at once (paper section 3.2).
 
-A tick serves many trees at once: those that roll out ask for a turn each or, when enough of them
-wait, those that expand ask for k turns; they are decoded together, their environments step
-together, and one jitted call updates all trees. A tree that is finished makes room for the next
-task. What a tick serves decides speed, never results.
+A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
+roll out ask for one; all are decoded together, all environments step together, and one jitted call
+updates all trees. A tree that is finished makes room for the next task.
 """
 
 from __future__ import annotations
@@ -171,12 +170,10 @@ class Explorer:
         live = self._live()
         expanding = {e: g.expanding for e, g in live.items() if g.expanding is not None}
         rolling = {e: g.rolling for e, g in live.items() if g.rolling is not None}
-        # Few turns take as long as many: expansions wait until they fill a batch of their own.
-        width = self.config.expansion_width
-        if rolling and len(expanding) * width < len(self._slots):
-            self._roll(rolling, self._propose(rolling, "rollout", 1))
-        else:
-            self._expand(expanding, self._propose(expanding, "expand", width))
+        expansions = self._propose(expanding, "expand", self.config.expansion_width)
+        rollouts = self._propose(rolling, "rollout", 1)
+        self._expand(expanding, expansions)
+        self._roll(rolling, rollouts)
 
     def _propose(self, nodes: Mapping[int, int], purpose: str, n: int) -> list[list[Proposal]]:
         """n turns for one node of each of some trees, in their order."""

@@ -20,6 +20,7 @@ class Rollout:
       policy_tokens: Tokens decoded.
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
       env_steps: Steps of the environment.
+      reward_tokens: Tokens that a reward model read on the way, for methods that score steps.
       wall_seconds: From its reset to its end, while others ran beside it.
       error: Why the environment gave up, if it did.
     """
@@ -30,6 +31,7 @@ class Rollout:
     truncated_steps: int
     env_steps: int
     wall_seconds: float
+    reward_tokens: int = 0
     error: str | None = None
 
 

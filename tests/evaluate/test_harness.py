@@ -133,6 +133,9 @@ class LastLetter:
     def score(self, groups):
         return [[ord(t.steps[-1].action) for t in group] for group in groups]
 
+    def cost(self, group):
+        return 10 * len(group)
+
 
 GROUP = [
     rollout(0, 0, actions="ab", outcome=0.0, log_prob=-2.0),
@@ -169,6 +172,7 @@ def test_every_rule_chooses_among_the_same_trajectories():
         assert episode.truncated_steps == sum(r.truncated_steps for r in group)
         assert episode.wall_seconds == pytest.approx(2.0)
         assert episode.reward_model == ("letters" if method == "best_of_n" else None)
+        assert episode.reward_tokens == (40 if method == "best_of_n" else 0)
         assert episode.seed == 2
 
 
@@ -192,6 +196,9 @@ def test_several_scorers_see_the_same_groups():
     class Backwards:
         def score(self, groups):
             return [[-float(i) for i in range(len(group))] for group in groups]
+
+        def cost(self, group):
+            return 0
 
     episodes, scores = chosen_episodes(
         [*GROUP, *OTHER], {"letters": LastLetter(), "first": Backwards()}, seed=0

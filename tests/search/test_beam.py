@@ -30,6 +30,9 @@ class GameScorer:
         self.scored += sum(len(group) for group in groups)
         return [[value(t.task, [s.reply for s in t.steps]) for t in group] for group in groups]
 
+    def cost(self, group):
+        return len(group)
+
 
 class InStep:
     """Proposes, drops candidates with equal tokens, scores and selects; one task at a time."""
@@ -208,6 +211,9 @@ def test_finished_beams_compete_until_the_end():
 
         def score(self, groups):
             return [[self.sign * len(t.steps) for t in group] for group in groups]
+
+        def cost(self, group):
+            return 0
 
     short = search(TASKS, CONFIG, scorer=LengthScorer(-1))
     long = search(TASKS, CONFIG, scorer=LengthScorer(1))
