@@ -1,4 +1,4 @@
-"""Fails unless the quickstart's reward model helps: best-of-n above random-of-n and above greedy."""
+"""Fails unless the quickstart's reward model helps: best-of-n above random-of-n and greedy."""
 
 import json
 import pathlib

@@ -73,7 +73,7 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
     compiling = summary.get("compile_seconds", 0.0)
     row = {"stage": stage["stage"], "seconds": seconds, "compile_seconds": compiling}
     working = max(seconds - compiling, 1e-9)
-    for key in ("trajectories", "tokens_decoded", "tokens_read", "iterations", "env_steps"):
+    for key in ("tokens_decoded", "tokens_read", "iterations", "env_steps"):
         if key in summary:
             row[key] = summary[key]
             row[f"{key}_per_second"] = summary[key] / working

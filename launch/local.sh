@@ -4,10 +4,11 @@
 #
 #   launch/local.sh [CONFIG] [OUTPUT]
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-config=${1:-configs/quickstart.yaml}
-output=${2:-runs/quickstart}
+here=$(cd "$(dirname "$0")/.." && pwd)
+config=${1:-$here/configs/quickstart.yaml}
+output=${2:-$here/runs/quickstart}
+if [ -x "$here/.venv/bin/agentrm" ]; then PATH="$here/.venv/bin:$PATH"; fi
 
 agentrm experts  "$config" --output "$output"   # expert trajectories
 agentrm sft      "$config" --output "$output"   # tokenizer and policy

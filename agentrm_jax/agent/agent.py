@@ -45,6 +45,7 @@ class Agent:
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.renderer = Renderer(tokenizer, prompt_of, limit)
         self._seed = seed
+        self.truncated_steps = 0  # that did not fit into the context, added up over the turns
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
         """The engine's request for a state, and how many of its steps did not fit."""
@@ -65,6 +66,7 @@ class Agent:
 
     def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
         rendered = [self.request(trajectory, purpose) for trajectory, purpose in requests]
+        self.truncated_steps += sum(dropped for _, dropped in rendered)
         replies = self.engine.generate(
             [request for request, _ in rendered],
             n=n,

@@ -36,6 +36,10 @@ class EnvironmentConfig:
     max_steps: int = 0
     prompt: bool = True
 
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise UserError(f"environments: max_steps must not be negative, not {self.max_steps}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -61,6 +65,10 @@ class ExpertsConfig:
 
     num_tasks: int = 2000
 
+    def __post_init__(self) -> None:
+        if self.num_tasks < 1:
+            raise UserError(f"experts.num_tasks: must be at least 1, not {self.num_tasks}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -84,6 +92,10 @@ class ExploreConfig:
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        if self.num_tasks < 1:
+            raise UserError(f"explore.num_tasks: must be at least 1, not {self.num_tasks}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -101,6 +113,8 @@ class RunConfig:
       train_policy: Whether `sft` trains it; with false it is taken as it is.
       reward_model: An existing reward model to evaluate with (`runs/NAME/reward/explicit/model`);
         exploration, labels and reward training are then left out.
+      reward_init: An existing reward model from which reward training starts, in place of the
+        policy's trunk.
     """
 
     environments: Sequence[EnvironmentConfig] = ()
@@ -111,6 +125,7 @@ class RunConfig:
     policy: str | None = None
     train_policy: bool = True
     reward_model: str | None = None
+    reward_init: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
@@ -129,3 +144,7 @@ class RunConfig:
             raise UserError("environments: each may be named once")
         if not self.train_policy and self.policy is None:
             raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")
+        if self.dtype == "bfloat16" and (self.train_policy or self.reward_model is None):
+            raise UserError(
+                "dtype: bfloat16 is for models that are taken as they are; training needs float32"
+            )

@@ -45,22 +45,20 @@ _REWARD_MODEL = "explicit"
 
 def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
     """Runs the test-time methods on the test tasks (paper section 3.4)."""
-    overlap = run.overlap()
-    if overlap:
-        raise UserError(f"evaluate: {overlap} test tasks pose problems that were trained on")
+    run.check_overlap()
     bench = _Bench(run, stage, directory)
-    episodes: list[Episode] = []
     for method in run.config.evaluate.methods:
-        episodes += {"greedy": bench.greedy, "best_of_n": bench.best_of_n, "beam": bench.beam}[
-            method
-        ]()
+        {"greedy": bench.greedy, "best_of_n": bench.best_of_n, "beam": bench.beam}[method]()
+    ran = bench.ran
     return {
         "tasks": len(run.test_tasks),
-        "test_problems_trained_on": overlap,
-        "episodes": len(episodes),
-        "errors": sum(episode.error is not None for episode in episodes),
-        "invalid_actions": sum(episode.invalid_actions for episode in episodes),
-        "truncated_steps": sum(episode.truncated_steps for episode in episodes),
+        "test_problems_trained_on": run.overlap(),
+        "trajectories": len(ran),
+        "errors": sum(rollout.error is not None for rollout in ran),
+        "invalid_actions": sum(
+            not step.transition.valid for rollout in ran for step in rollout.trajectory.steps
+        ),
+        "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
         **bench.usage(),
     }
 
@@ -76,6 +74,7 @@ class _Bench:
             self._policy.params, self._policy.config, run.config.engine, mesh=run.mesh
         )
         self._scorer: ExplicitScorer | None = None
+        self.ran: list[Rollout] = []
 
     def _agent(self, temperature: float | None = None) -> Agent:
         sampling = self._config.sampling
@@ -98,12 +97,12 @@ class _Bench:
             "tokens_read": sum(engine.usage.read for engine in engines),
         }
 
-    def greedy(self) -> list[Episode]:
+    def greedy(self) -> None:
         agent = self._agent(temperature=0.0)
         found = self._stored("greedy", [(task, 0) for task in self._run.test_tasks], agent)
-        return self._kept("greedy", single_episodes(found, "greedy", seed=self._seed))
+        self._keep("greedy", single_episodes(found, "greedy", seed=self._seed))
 
-    def best_of_n(self) -> list[Episode]:
+    def best_of_n(self) -> None:
         """Best-of-n and its baselines, over the same n trajectories of each task."""
         samples = [(task, s) for task in self._run.test_tasks for s in range(self._config.n)]
         found = self._stored("best_of_n", samples, self._agent())
@@ -125,22 +124,21 @@ class _Bench:
             for sample, score in enumerate(own)
         ]
         write_json_atomic(self._directory / "best_of_n" / "scores.json", rows)
-        return self._kept("best_of_n", episodes)
+        self._keep("best_of_n", episodes)
 
-    def beam(self) -> list[Episode]:
+    def beam(self) -> None:
         """Beam search, and the same search with random scores where that is asked for."""
         explicit = self._explicit()
         in_step = None
         if self._config.beam.score_at == "action":
             in_step = InStepAgent(self._agent(), explicit.engine)
-        episodes = self._beam("beam", explicit, _REWARD_MODEL, in_step)
+        self._beam("beam", explicit, _REWARD_MODEL, in_step)
         if self._config.random_beam:
-            episodes += self._beam("beam_random", RandomScorer(self._seed), "random", None)
-        return episodes
+            self._beam("beam_random", RandomScorer(self._seed), "random", None)
 
     def _beam(
         self, name: str, scorer: Scorer, reward_model: str, in_step: InStepAgent | None
-    ) -> list[Episode]:
+    ) -> None:
         config = self._config.beam
         if in_step is None:  # random scores are drawn when the environment has answered
             config = dataclasses.replace(config, score_at="observation")
@@ -156,7 +154,7 @@ class _Bench:
             "beam_width": config.beam_width,
             "expansion_width": config.expansion_width,
         }
-        return self._kept(name, single_episodes(found, "beam", seed=self._seed, **labels))
+        self._keep(name, single_episodes(found, "beam", seed=self._seed, **labels))
 
     def _stored(
         self, name: str, episodes: Sequence[tuple[Task, int]], agent: Agent
@@ -179,12 +177,13 @@ class _Bench:
                 bar.advance()
                 self._stage.tick()
 
-            return stored_rollouts(path, episodes, search, on_rollout)
+            found = stored_rollouts(path, episodes, search, on_rollout)
+        self.ran += found
+        return found
 
-    def _kept(self, name: str, episodes: list[Episode]) -> list[Episode]:
+    def _keep(self, name: str, episodes: list[Episode]) -> None:
         write_episodes(self._directory / name / "episodes.jsonl", episodes)
         write_json_atomic(self._directory / name / "results.json", result_rows(episodes))
-        return episodes
 
 
 def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:

@@ -45,12 +45,12 @@ def load_config(parser: Any, path: pathlib.Path, overrides: Sequence[str]) -> Ru
     try:
         parsed = parser.parse_args(["--config", str(path), *overrides])
     except (jsonargparse.ArgumentError, SystemExit) as error:
-        raise UserError(_located(_one_line(str(error)), path, lines)) from None
+        raise UserError(_located(_one_line(str(error)), path, lines, overrides)) from None
     try:
         values = parser.instantiate(parsed)
         return RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
     except UserError as error:
-        raise UserError(_located(str(error), path, lines)) from None
+        raise UserError(_located(str(error), path, lines, overrides)) from None
 
 
 def _one_line(message: str) -> str:
@@ -58,10 +58,13 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _located(message: str, path: pathlib.Path, lines: dict[str, int]) -> str:
+def _located(
+    message: str, path: pathlib.Path, lines: dict[str, int], overrides: Sequence[str]
+) -> str:
     """The message behind the file and line that set the key with which it begins."""
     key = message.partition(":")[0]
-    if not re.fullmatch(r"[\w.]+", key):
+    options = [override.partition("=")[0].lstrip("-") for override in overrides]
+    if not re.fullmatch(r"[\w.]+", key) or any(f".{o}".endswith(f".{key}") for o in options):
         return message
     found = [name for name in lines if name == key or name.endswith(f".{key}")]
     if len(found) != 1:
@@ -88,14 +91,20 @@ def _checked_lines(path: pathlib.Path) -> dict[str, int]:
 
 
 def _keys(path: pathlib.Path, node: Any, kind: Any, prefix: str) -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and not dataclasses.is_dataclass(kind):
         for item in node.value:
             yield from _keys(path, item, (typing.get_args(kind) or (None,))[0], prefix)
-    if not isinstance(node, yaml.MappingNode) or not dataclasses.is_dataclass(kind):
+    if not dataclasses.is_dataclass(kind):
         return
-    types = typing.get_type_hints(kind)
+    if not isinstance(node, yaml.MappingNode):
+        where = f"{path}, line {node.start_mark.line + 1}: {prefix.rstrip('.') or 'the file'}"
+        raise UserError(f"{where}: expected keys and values")
+    types, seen = typing.get_type_hints(kind), set[str]()
     for key, value in node.value:
         line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
+        if name in seen:
+            raise UserError(f"{path}, line {line}: {name} is set a second time")
+        seen.add(name)
         if key.value not in types:
             near = difflib.get_close_matches(str(key.value), types, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(types)}"

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # no permission, no space, a file where a folder should be
+        print(f"agentrm: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _main(arguments: list[str]) -> int:
@@ -87,8 +90,7 @@ def _usage() -> str:
 
 def _names_a_file(arguments: Sequence[str]) -> bool:
     """Whether the first word is a configuration file rather than an environment's name."""
-    words = [word for word in arguments if not word.startswith("-")]
-    return bool(words) and words[0].endswith((".yaml", ".yml"))
+    return any(word.endswith((".yaml", ".yml")) for word in arguments)
 
 
 def _configured(command: str, arguments: list[str]) -> int:
@@ -100,13 +102,13 @@ def _configured(command: str, arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         parser.print_help()
         return 0 if arguments else 2
-    own = argparse.ArgumentParser(prog=prog, add_help=False, exit_on_error=False)
-    own.add_argument("config", type=pathlib.Path)
-    own.add_argument("--output", type=pathlib.Path, required=True)
-    try:
-        known, overrides = own.parse_known_args(arguments)
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise UserError(f"{error}; usage: {prog} CONFIG --output DIR [--KEY=VALUE ...]") from None
+    own = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    own.add_argument("config", type=pathlib.Path, nargs="?")
+    own.add_argument("--output", type=pathlib.Path)
+    known, overrides = own.parse_known_args(arguments)
+    if known.config is None or known.output is None:
+        missing = "CONFIG" if known.config is None else "--output"
+        raise UserError(f"{missing} is missing: {prog} CONFIG --output DIR [--KEY=VALUE ...]")
     config = load_config(parser, known.config, overrides)
 
     from agentrm_jax.cli import pipeline

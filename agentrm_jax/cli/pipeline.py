@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import pathlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +33,7 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     """Every stage in turn, then the report."""
     with _opened(config, directory) as run:
         specs = stages_of(config)
+        run.check_overlap()
         for number, spec in enumerate(specs, start=1):
             _do(run, spec, f"[{number}/{len(specs)}] ")
         _report(run)
@@ -65,6 +68,14 @@ def report(config: RunConfig, directory: pathlib.Path) -> None:
 @contextmanager
 def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
     run = Run(config=config, directory=directory)
+    for spec in stages_of(config):  # a folder of another configuration is left as it is
+        completed(directory / spec.folder, depends_on(config, spec))
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{directory}: another process works in this folder") from None
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     write_text_atomic(directory / "config.resolved.yaml", resolved)
     write_json_atomic(directory / "versions.json", versions())
@@ -72,6 +83,7 @@ def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
         yield run
     finally:
         run.close()
+        lock.close()
 
 
 def _plain(value: Any) -> Any:
@@ -95,6 +107,7 @@ def _do(run: Run, spec: StageSpec, mark: str) -> None:
         summary |= {"compilations": compiled.count, "compile_seconds": round(compiled.seconds, 2)}
         stage.finish(summary)
         seconds = stage.seconds
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is there
     print(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})", flush=True)
 
 

@@ -59,6 +59,12 @@ class Run:
     def policy(self) -> Model:
         return models.load_policy(self.policy_directory, self.config.dtype, self.mesh)
 
+    def reward_init(self) -> Model:
+        """What reward training starts from, where that is given."""
+        assert self.config.reward_init is not None
+        directory = pathlib.Path(self.config.reward_init)
+        return models.load_reward(directory, self.config.dtype, self.mesh)
+
     def reward_model(self) -> Model:
         return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)
 
@@ -78,13 +84,17 @@ class Run:
 
     @functools.cached_property
     def train_tasks(self) -> tuple[list[Task], list[Task]]:
-        """Train tasks that the expert is asked to solve, and others, which get a tree."""
-        num_experts = self.config.experts.num_tasks if self.config.train_policy else 0
-        num_trees = 0 if self.config.reward_model is not None else self.config.explore.num_tasks
+        """Train tasks that the expert is asked to solve, and others, which get a tree.
+
+        They are the same for runs that start from models of other runs.
+        """
         experts: list[Task] = []
         explored: list[Task] = []
         for environment, n, m in zip(
-            self._named, self._shares(num_experts), self._shares(num_trees), strict=True
+            self._named,
+            self._shares(self.config.experts.num_tasks),
+            self._shares(self.config.explore.num_tasks),
+            strict=True,
         ):
             tasks = self._tasks(environment, "train", _train_kinds(environment), n + m)
             experts += tasks[:n]
@@ -117,13 +127,28 @@ class Run:
         self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
     ) -> list[Task]:
         family, most = load_family(environment.name), environment.max_steps
-        tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
+        try:
+            tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a stranger's environment raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"environment {environment.name!r}: tasks raised {reason}") from error
         return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:
         """How many test tasks pose a problem that was trained on or explored. It must be 0."""
         trained = {task.problem for tasks in self.train_tasks for task in tasks}
         return sum(task.problem in trained for task in self.test_tasks)
+
+    def check_overlap(self) -> None:
+        """Refuses to test on problems that are trained on.
+
+        Raises:
+          UserError: There are some.
+        """
+        if overlap := self.overlap():
+            raise UserError(f"evaluate: {overlap} test tasks pose problems that are trained on")
 
     def _shares(self, n: int) -> list[int]:
         """n spread evenly over the environments."""

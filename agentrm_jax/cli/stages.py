@@ -19,6 +19,7 @@ from agentrm_jax.cli.config import RunConfig, TrainConfig
 from agentrm_jax.cli.evaluation import evaluate
 from agentrm_jax.cli.run import Run
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
@@ -125,8 +126,9 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     store.close()
     return {
         **_tree_summary(directory),
-        "tokens_decoded": engine.usage.decoded,  # by this process, as tokens_read
+        "tokens_decoded": engine.usage.decoded,  # by this process, as what follows
         "tokens_read": engine.usage.read,
+        "truncated_steps": agent.truncated_steps,
     }
 
 
@@ -144,6 +146,9 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
         "errors": sum(tree.error is not None for tree in trees),
         "iterations": len(iterations),
         "env_steps": sum(tree.num_nodes - 1 for tree in trees),
+        "invalid_actions": sum(
+            not node.step.transition.valid for i in iterations for node in i.nodes
+        ),
         "states_visited": int(np.sum(np.array(visits) > 0)),
         "states_with_3_visits": int(np.sum(np.array(visits) >= 3)),
         "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
@@ -175,7 +180,10 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     )
     rows = pack(sequences, config.train_rm.fit.length)
     mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
-    start = init_reward(model.params, mean)
+    if config.reward_init is None:
+        start = init_reward(model.params, mean)
+    else:
+        start = run.reward_init().params
     loss = explicit.make_loss(model.config, run.mesh, remat=config.train_rm.fit.remat)
     params, last = _fit(run, stage, "train-rm", start, loss, rows, config.train_rm, directory)
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
@@ -204,7 +212,7 @@ def _fit(
             seen = update
             stage.tick()
 
-        return fit(
+        params, last = fit(
             params,
             loss,
             rows,
@@ -217,6 +225,10 @@ def _fit(
             describe=explicit.describe if name == "train-rm" else dict,
             on_update=on_update,
         )
+    if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
+        rows_before = read_metrics(run.directory / "metrics.jsonl")
+        last |= {**[row for row in rows_before if row["stage"] == name][-1]}
+    return params, {key: last[key] for key in last if key not in ("stage", "update", "seconds")}
 
 
 def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
@@ -243,13 +255,15 @@ def _trains_reward(config: RunConfig) -> bool:
     return config.reward_model is None
 
 
-_POLICY = ("policy", "train_policy", "model", "sft", "engine.context", "dtype")
+_LOGGING = ("metrics_every", "checkpoint_every")
+_SHARED = ("environments", "seed")
+_POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
 
 STAGES = (
     StageSpec(
         name="experts",
         folder="experts",
-        sections=("environments", "seed", "experts"),
+        sections=(*_SHARED, "experts"),
         wanted=_trains_policy,
         work=experts,
     ),
@@ -267,7 +281,7 @@ STAGES = (
     StageSpec(
         name="train-rm",
         folder="reward/explicit",
-        sections=("train_rm",),
+        sections=("train_rm", "reward_init"),
         wanted=_trains_reward,
         work=train_reward,
     ),
@@ -280,7 +294,12 @@ STAGES = (
     ),
 )
 
-_SPEED = ("explore.search.num_slots", "evaluate.slots", "evaluate.beam.num_slots")
+_SPEED = (
+    "explore.search.num_slots",
+    "evaluate.slots",
+    "evaluate.beam.num_slots",
+    *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm") for key in _LOGGING),
+)
 """Keys that decide speed and no results."""
 
 

@@ -43,12 +43,11 @@ def _records(path: pathlib.Path) -> Iterator[tuple[Any, int]]:
     size, end = path.stat().st_size, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            last = end + len(line) == size
+            if end + len(line) == size and not line.endswith(b"\n"):
+                return
             try:
                 record = _decode(line)
             except ValueError as error:
-                if last:
-                    return
                 raise UserError(
                     f"{path}, line {number}: corrupt record ({error}); restore the file, or delete "
                     "it to make it again"
@@ -77,7 +76,9 @@ class JsonLines:
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: Any) -> None:
-        self._file.write(_encode(record))
+        left = memoryview(_encode(record))
+        while left:  # a full disk or a signal may cut a write short
+            left = left[self._file.write(left) or 0 :]
 
     def sync(self) -> None:
         """Waits until what was appended is on the disk."""

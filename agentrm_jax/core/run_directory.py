@@ -115,12 +115,20 @@ def completed(directory: pathlib.Path, depends_on: Mapping[str, Any]) -> dict[st
             _require_same(path, stored, depends_on)
             if name == STAGE_FILE:
                 return stored["summary"]
+            return None
+    if directory.is_dir() and any(not p.name.startswith(".") for p in directory.iterdir()):
+        raise UserError(
+            f"{directory}: holds files, but no record of what made them; delete the folder, or "
+            "choose another --output"
+        )
     return None
 
 
 def _require_same(path: pathlib.Path, stored: Any, depends_on: Mapping[str, Any]) -> None:
     if not isinstance(stored, dict) or not isinstance(stored.get("depends_on"), dict):
-        raise UserError(f"{path}: not a stage record; delete the file to run the stage again")
+        raise UserError(f"{path}: not a stage record; delete the folder to run the stage again")
+    if path.name == STAGE_FILE and not isinstance(stored.get("summary"), dict):
+        raise UserError(f"{path}: lacks its summary; delete the folder to run the stage again")
     before, now = _flat(stored["depends_on"]), _flat(_as_json(depends_on))
     for key in [*now, *before]:
         if before.get(key) != now.get(key):

@@ -53,7 +53,7 @@ def step_beams(
     Returns:
       For each task what is kept, best first, and the number of tokens decoded.
     """
-    together = max(1, engine.sizes.decode_rows // (beam_width * n))
+    together = engine.places(beam_width * n)
     out: list[tuple[list[Kept], int]] = []
     for first in range(0, len(tasks), together):
         batch = tasks[first : first + together]

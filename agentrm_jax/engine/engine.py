@@ -8,6 +8,7 @@ serves everything and a request's answer does not depend on what else is in its 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,11 +27,12 @@ from agentrm_jax.model.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Sizes of the engine. They decide memory and speed, never results.
+    """Sizes of the engine. Beside `context` they decide memory and speed, never results: at equal
+    sizes to the bit, across sizes but for near-ties of the logits.
 
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.
-      decode_rows: Replies decoded at once.
+      decode_rows: Replies decoded at once, about (`Engine.places`).
       extend_rows: Pieces read at once.
       extend_tokens: Most tokens of a piece read at once; a multiple of `page_size`.
       page_size: Tokens of a page.
@@ -140,7 +142,7 @@ class Engine:
         self, requests: Sequence[Request], *, n: int, sampling: Sampling, stop: int
     ) -> list[list[Reply]]:
         """n replies to each request, in order; any number of requests."""
-        slots = max(1, self.sizes.decode_rows // n)
+        slots = self.places(n)
         # A batch costs what its longest conversation does.
         order = sorted(range(len(requests)), key=lambda i: sum(map(len, requests[i].pieces)))
         replies: dict[int, list[Reply]] = {}
@@ -150,6 +152,15 @@ class Engine:
             decoded = self._decode(batch, slots, n, sampling, stop)
             replies.update(zip(numbers, decoded, strict=True))
         return [replies[i] for i in range(len(requests))]
+
+    def places(self, rows: int) -> int:
+        """How many things of so many rows each are decoded at once.
+
+        All rows together are a multiple of 8: the last rows of an odd number may be multiplied by
+        another routine, whose rounding differs, and a reply would depend on its place.
+        """
+        step = 8 // math.gcd(rows, 8)
+        return max(step, self.sizes.decode_rows // rows // step * step)
 
     def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
         """The model's readout at the last token of each conversation."""

@@ -65,14 +65,14 @@ def make_pool(
     )
 
 
-def read_chunk(layer: jax.Array, table: PageTable, c: jax.Array, chunk: int) -> jax.Array:
+def read_chunk(layer: jax.Array, table: PageTable, c: jax.Array | int, chunk: int) -> jax.Array:
     """Chunk `c` of every conversation from one layer's k or v: [K, G, chunk * page_size, H]."""
     pages = jax.lax.dynamic_slice_in_dim(table.pages, c * chunk, chunk, axis=1)
     K, _, page_size, H = layer.shape
     return layer[:, pages].reshape(K, pages.shape[0], chunk * page_size, H)
 
 
-def chunk_mask(table: PageTable, c: jax.Array, chunk: int, page_size: int) -> jax.Array:
+def chunk_mask(table: PageTable, c: jax.Array | int, chunk: int, page_size: int) -> jax.Array:
     """Which slots of chunk `c` hold tokens: [G, chunk * page_size] bool."""
     fills = jax.lax.dynamic_slice_in_dim(table.fills, c * chunk, chunk, axis=1)
     valid = jnp.arange(page_size) < fills[:, :, None]

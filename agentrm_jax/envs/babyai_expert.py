@@ -13,7 +13,7 @@ from typing import Any
 
 from agentrm_jax.core.protocols import Demonstration
 from agentrm_jax.core.records import Task
-from agentrm_jax.envs.babyai import BabyAIEpisode
+from agentrm_jax.envs.babyai_episode import BabyAIEpisode
 from agentrm_jax.envs.babyai_paths import DROP, FORWARD, LEFT, PICKUP, RIGHT, TOGGLE, Position
 from agentrm_jax.envs.babyai_text import Options, look, options
 

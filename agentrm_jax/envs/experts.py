@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.envs.registry import load_family
@@ -28,7 +29,15 @@ def _demonstrations(
 ) -> list[tuple[Task, list[Demonstration]]]:
     found = []
     for task in tasks:
-        if demonstrations := load_family(task.environment).demonstrate(task):
+        try:
+            demonstrations = load_family(task.environment).demonstrate(task)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a stranger's expert raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"environment {task.environment!r}: the expert raised {reason} in task "
+                            f"{task.task_id}") from error  # fmt: skip
+        if demonstrations:
             found.append((task, demonstrations))
         on_task()
     return found

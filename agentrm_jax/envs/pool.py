@@ -40,7 +40,7 @@ def make_pool(workers: int, step_seconds: float = 30.0, memory_gib: float = 8.0)
         ("memory_gib", memory_gib, 0.1),
     ):
         if not value >= least:
-            raise UserError(f"pool.{name}: must be at least {least:g}, not {value}")
+            raise UserError(f"{name}: must be at least {least:g}, not {value}")
     memory_bytes = int(memory_gib * 2**30)
     return _Pool([WorkerProcess(step_seconds, memory_bytes) for _ in range(workers)])
 

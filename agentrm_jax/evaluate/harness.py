@@ -20,7 +20,7 @@ from agentrm_jax.core.records import Task, to_json, trajectory_from_json
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.search.beam import BeamConfig
-from agentrm_jax.search.choose import BASELINES, argmax_weights
+from agentrm_jax.search.choose import BASELINES, best
 from agentrm_jax.search.rollouts import Rollout
 
 METHODS = ("greedy", "best_of_n", "beam")
@@ -39,8 +39,8 @@ class EvaluateConfig:
       slots: Trajectories that run at the same time. It decides speed, never results.
       beam: Beam search.
       beam_tasks: How many of the tasks beam search runs on; 0 takes all.
-      random_beam: Whether the same beam is also run with random scores: what the search gains
-        without a reward model.
+      random_beam: Whether a beam of the same widths is also run with random scores, drawn after the
+        observation: what the search gains without a reward model.
     """
 
     split: Literal["test", "paper"] = "test"
@@ -140,7 +140,7 @@ def chosen_episodes(
         episodes.extend(
             _episode(
                 group,
-                argmax_weights(own),
+                best([r.trajectory for r in group], own),
                 "best_of_n",
                 seed=seed,
                 n=len(group),

@@ -71,13 +71,15 @@ def bootstrap(
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
     """The mean of a - b over the same tasks in the same order, and its interval.
 
+    The values lie in [0, 1].
+
     Raises:
       ValueError: The lengths differ, or there are no values.
     """
     first, second = np.asarray(a, float), np.asarray(b, float)
     if first.shape != second.shape:
         raise ValueError(f"pairs need equal lengths, not {first.size} and {second.size}")
-    return bootstrap(first - second, seed=seed)
+    return bootstrap(first - second, bounds=(-1.0, 1.0), seed=seed)
 
 
 def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:

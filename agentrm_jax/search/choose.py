@@ -21,8 +21,8 @@ def argmax_weights(scores: Sequence[float]) -> np.ndarray:
     return weights
 
 
-def _best(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
-    """The largest score. One whose environment broke is no answer: only where all broke."""
+def best(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
+    """All weight on the largest score of those whose environment did not break, if any."""
     ended = [s if t.done else -np.inf for t, s in zip(trajectories, scores, strict=True)]
     return argmax_weights(ended)
 
@@ -42,21 +42,21 @@ def majority_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
         sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for b in actions)
         for a in actions
     ]
-    return _best(trajectories, likeness)
+    return best(trajectories, likeness)
 
 
 def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    return _best(trajectories, [-len(t.steps) for t in trajectories])
+    return best(trajectories, [-len(t.steps) for t in trajectories])
 
 
 def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """The largest log-probability of all replies under the policy itself."""
-    return _best(trajectories, [sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
+    return best(trajectories, [sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
 
 
 def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """The best outcome: what no chooser can exceed."""
-    return _best(trajectories, [t.outcome for t in trajectories])
+    return best(trajectories, [t.outcome for t in trajectories])
 
 
 BASELINES = {

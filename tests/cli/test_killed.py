@@ -26,6 +26,7 @@ MOMENTS = (
     ("agentrm_jax.core.json_lines:JsonLines.append", 5),  # greedy
     ("agentrm_jax.core.json_lines:JsonLines.append", 17),  # the samples of best-of-n
     ("agentrm_jax.evaluate.harness:read_json_lines", 3),  # before beam search
+    ("agentrm_jax.core.json_lines:JsonLines.append", 2),  # in beam search
     ("agentrm_jax.cli.evaluation:write_report", 1),
 )
 

@@ -56,6 +56,8 @@ def test_layers(written, tmp_path: pathlib.Path) -> None:
         ("environments:\n- name: maze\nseed: x\n", "line 3: seed: Expected"),
         ("environments:\n- name: maze\nsft:\n  fit:\n    length: -3\n", "line 5: fit.length: must"),
         ("environments: [\n", "not YAML"),
+        ("sft: 3\n", "line 1: sft: expected keys and values"),
+        ("seed: 3\nseed: 4\n", "line 2: seed is set a second time"),
         ("- 3\n", "line 1: expected keys and values"),
         ("seed: 3\n", "environments: name at least one"),
         ("environments:\n- name: maze\n- name: maze\n", "line 1: environments: each may be named"),

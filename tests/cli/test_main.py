@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
 import pathlib
 import shutil
@@ -13,8 +15,11 @@ from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
 from agentrm_jax.cli.load_config import load_config, make_parser
 from agentrm_jax.cli.main import main
 from agentrm_jax.cli.run import Run
+from agentrm_jax.cli.stages import STAGES, depends_on
+from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.data.trajectories import open_trajectories
+from agentrm_jax.evaluate.harness import EvaluateConfig
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -38,7 +43,7 @@ def test_everything_is_where_people_look(finished: pathlib.Path) -> None:
     report = read_json(finished / "report.json")
     stages = [stage["stage"] for stage in report["stages"]]
     assert stages == ["experts", "sft", "explore", "label", "train-rm", "evaluate"]
-    assert report["trees"]["trees"] == 6
+    assert report["trees"]["trees"] == 16
     assert report["stages"][-1]["summary"]["test_problems_trained_on"] == 0
 
 
@@ -76,6 +81,83 @@ def test_models_of_another_run_are_taken(finished, tmp_path) -> None:
     assert rows[0] == rows[1]
 
 
+def test_candidates_can_be_scored_in_step(copy: pathlib.Path) -> None:
+    shutil.rmtree(copy / "eval")
+    at_action = "--evaluate.beam.score_at=action"
+    agentrm("run", str(CONFIG), "--output", str(copy), at_action, ends=0)
+    [row] = [
+        row
+        for row in read_json(copy / "eval" / "beam" / "results.json")
+        if (row["task"], row["split"]) == ("all", "all")
+    ]
+    [other] = [
+        row
+        for row in read_json(copy / "eval" / "beam_random" / "results.json")
+        if (row["task"], row["split"]) == ("all", "all")
+    ]
+    assert row["errors"] == 0
+    # Only what is kept acts: at most as many steps as beams.
+    assert row["env_steps"] < other["env_steps"]
+    assert row["reward_tokens"] > row["policy_tokens"] > 0
+
+
+def test_reward_training_can_start_from_a_reward_model(finished, copy) -> None:
+    shutil.rmtree(copy / "reward")
+    shutil.rmtree(copy / "eval")
+    given = f"--reward_init={finished / 'reward' / 'explicit' / 'model'}"
+    agentrm("train-rm", str(CONFIG), "--output", str(copy), given, ends=0)
+    losses = [
+        [row["loss"] for row in read_metrics(run / "metrics.jsonl") if row["stage"] == "train-rm"]
+        for run in (finished, copy)
+    ]
+    assert losses[1][0] < losses[0][0]
+
+
+MODES = {
+    "all stages": {},
+    "a given policy": {"policy": "p", "train_policy": False},
+    "given models": {"policy": "p", "train_policy": False, "reward_model": "r"},
+}
+CHANGES = {
+    "seed": 5,
+    "environments": [EnvironmentConfig(name="maze", max_steps=3)],
+    "evaluate": EvaluateConfig(n=2),
+    "policy": "other",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("key", CHANGES)
+def test_whatever_decides_results_is_looked_at(mode: str, key: str) -> None:
+    config = RunConfig(environments=[EnvironmentConfig(name="maze")], **MODES[mode])
+    changed = dataclasses.replace(config, **{key: CHANGES[key]})
+    evaluate = STAGES[-1]
+    assert depends_on(config, evaluate) != depends_on(changed, evaluate)
+
+
+def test_two_processes_do_not_share_a_folder(copy, capsys) -> None:
+    with (copy / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process works" in fails(capsys, "run", CONFIG, "--output", copy)
+
+
+def test_files_of_unknown_origin_are_not_taken_up(copy, capsys) -> None:
+    (copy / "trees" / "stage.json").unlink()
+    assert "no record of what made them" in fails(capsys, "run", CONFIG, "--output", copy)
+
+
+def test_a_refused_run_changes_nothing(copy, capsys) -> None:
+    before = (copy / "config.resolved.yaml").read_text()
+    fails(capsys, "run", CONFIG, "--output", copy, "--seed=9")
+    assert (copy / "config.resolved.yaml").read_text() == before
+
+
+def test_an_output_that_cannot_be_written(tmp_path, capsys) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert str(file) in fails(capsys, "run", CONFIG, "--output", file)
+
+
 def test_stages_one_by_one_wait_for_each_other(tmp_path, capsys) -> None:
     message = fails(capsys, "label", CONFIG, "--output", tmp_path)
     assert "experts has not ended yet" in message
@@ -86,7 +168,7 @@ def test_stages_one_by_one_wait_for_each_other(tmp_path, capsys) -> None:
 def test_a_corrupt_tree_is_named_by_line(copy, capsys) -> None:
     trees = copy / "trees" / "trees.jsonl"
     lines = trees.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b"Action", b"Acti0n")
+    lines[2] = lines[2].replace(b'"kind"', b'"kinb"', 1)
     trees.write_bytes(b"".join(lines))
     shutil.rmtree(copy / "states")
     assert f"{trees}, line 3: corrupt record" in fails(capsys, "label", CONFIG, "--output", copy)

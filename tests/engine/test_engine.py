@@ -91,6 +91,20 @@ def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
     assert engine.generate(REQUESTS[::-1], n=2, sampling=SAMPLING, stop=STOP) == together[::-1]
 
 
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_no_number_of_branches_makes_places_differ(params, n):
+    """15 rows, three branches for each of five, gave other last bits than 16."""
+    requests = [request(seed, 9, 4 + seed) for seed in range(7)]
+    engine = Engine(params, CONFIG, dataclasses.replace(SIZES, decode_rows=15))
+    expected = engine.generate(requests, n=n, sampling=SAMPLING, stop=STOP)
+    for first in (3, 5):
+        moved = [*requests[first:], *requests[:first]]
+        replies = Engine(params, CONFIG, engine.sizes).generate(
+            moved, n=n, sampling=SAMPLING, stop=STOP
+        )
+        assert replies == [*expected[first:], *expected[:first]]
+
+
 def test_a_small_cache_evicts_and_changes_nothing(params):
     requests = [request(seed, 20, 13, 6) for seed in range(12)]
     large = Engine(params, CONFIG, SIZES)

@@ -158,7 +158,7 @@ def test_every_rule_chooses_among_the_same_trajectories():
         "shortest_of_n": 0.5,
         "likeliest_of_n": 0.5,  # of those that did not break
         "oracle_of_n": 1.0,
-        "best_of_n": 0.0,  # the last letter is z, and it broke
+        "best_of_n": 1.0,  # "z" is the highest, but it broke; "c" is next
     }
     assert scores == {
         "letters": {"toy/1": [ord("a")] * 4, "toy/0": [ord(c) for c in "bcXz"]},
@@ -185,7 +185,7 @@ def test_an_error_counts_where_it_is_chosen():
         "shortest_of_n": None,
         "likeliest_of_n": None,
         "oracle_of_n": None,
-        "best_of_n": "broke",
+        "best_of_n": None,
     }
     success = {e.method: e.success for e in episodes}
     assert success["random_of_n"] == pytest.approx(1 / 4)
@@ -205,7 +205,7 @@ def test_several_scorers_see_the_same_groups():
     )
     best = {(e.reward_model, e.task.task_id): e.steps for e in episodes if e.method == "best_of_n"}
     assert best == {
-        ("letters", "toy/0"): 2, ("letters", "toy/1"): 1,
+        ("letters", "toy/0"): 3, ("letters", "toy/1"): 1,
         ("first", "toy/0"): 2, ("first", "toy/1"): 1,
     }  # fmt: skip
     assert scores["first"]["toy/0"] == [0.0, -1.0, -2.0, -3.0]
