@@ -1,0 +1,48 @@
+"""What lies beside the package works: the script of stages and the benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from cli_cases import CONFIG, HERE
+
+ROOT = HERE.parents[1]
+
+
+def test_the_script_goes_through_all_stages(finished: pathlib.Path, tmp_path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(copy / "eval")
+    for name in ("report.html", "report.json", "results.json"):
+        (copy / name).unlink()
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(ROOT / "launch" / "local.sh"), str(CONFIG), str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before") == 5
+    assert (copy / "report.html").stat().st_size > 0
+    assert (copy / "results.json").stat().st_size > 0
+
+
+def test_the_benchmark_reads_a_run(finished: pathlib.Path) -> None:
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "benchmarks/quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found = benchmark.measured(finished, 12.0)
+    assert found["seconds"] == 12.0
+    by_name = {stage["stage"]: stage for stage in found["stages"]}
+    assert by_name["sft"]["tokens_per_second"] > 0
+    assert by_name["explore"]["iterations"] == 64
+    assert by_name["explore"]["tokens_decoded_per_second"] > 0
+    assert {"greedy", "best_of_n_explicit", "beam_explicit"} <= set(found["scores"])
