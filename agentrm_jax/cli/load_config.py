@@ -22,7 +22,7 @@ def make_parser(prog: str, description: str) -> Any:
 
     parser = jsonargparse.ArgumentParser(
         prog=prog,
-        description=description,
+        description=f"{description}. DIR is the folder of the run.",
         usage=f"{prog} CONFIG --output DIR [--KEY=VALUE ...]",
         exit_on_error=False,
         add_help=False,

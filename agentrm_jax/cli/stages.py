@@ -135,12 +135,7 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def _tree_summary(directory: pathlib.Path) -> Summary:
     trees = list(TreeStore.read(directory).values())
     iterations = [iteration for tree in trees for iteration in tree.iterations]
-    visits: list[int] = []
-    for tree in trees:
-        counts = np.zeros(tree.num_nodes, int)
-        for iteration in tree.iterations:
-            counts[list(iteration.path)] += 1
-        visits.extend(counts.tolist())
+    visits = np.concatenate([tree.backed_up()[0] for tree in trees])
     return {
         "trees": len(trees),
         "errors": sum(tree.error is not None for tree in trees),
@@ -149,8 +144,8 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
         "invalid_actions": sum(
             not node.step.transition.valid for i in iterations for node in i.nodes
         ),
-        "states_visited": int(np.sum(np.array(visits) > 0)),
-        "states_with_3_visits": int(np.sum(np.array(visits) >= 3)),
+        "states_visited": int(np.sum(visits > 0)),
+        "states_with_3_visits": int(np.sum(visits >= 3)),
         "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
     }
 

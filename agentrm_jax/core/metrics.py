@@ -16,7 +16,7 @@ class MetricWriter:
     """Appends rows `{"stage", "update", "seconds", ...}` to a file.
 
     Nothing is ever rewritten. A stage that is resumed appends the updates after its last checkpoint
-    again; `read_metrics` takes the last line of each (stage, update).
+    again; `read_metrics` takes the later ones.
 
     Args:
       path: Usually `metrics.jsonl` of the run. A last line torn by a kill is cut off.
@@ -38,26 +38,29 @@ class MetricWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows, the last of each (stage, update), by stage as they first appear and by update.
+    """The rows by stage, as they first appear, and by update.
 
-    A last line torn by a kill is left out; no file means no rows.
+    A stage that was resumed, or begun anew, wrote some updates again: where an update is followed
+    by an earlier or the same one, the later row counts. A last line torn by a kill is left out; no
+    file means no rows.
 
     Raises:
       UserError: Another line is damaged.
     """
     if not path.exists():
         return []
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    stages: dict[str, int] = {}
+    stages: dict[str, list[dict[str, Any]]] = {}
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rows[row["stage"], row["update"]] = row
-            stages.setdefault(row["stage"], len(stages))
+            own, update = stages.setdefault(row["stage"], []), row["update"]
+            while own and own[-1]["update"] >= update:
+                own.pop()
+            own.append(row)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise UserError(
                     f"{path}, line {number}: not a row of metrics; delete the line"
                 ) from None
-    return [rows[key] for key in sorted(rows, key=lambda key: (stages[key[0]], key[1]))]
+    return [row for own in stages.values() for row in own]

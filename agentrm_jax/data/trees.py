@@ -6,6 +6,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.records import Step, Task, step_from_json, task_from_json, to_json
@@ -53,6 +55,15 @@ class TreeRecord:
     @property
     def num_nodes(self) -> int:
         return 1 + sum(len(iteration.nodes) for iteration in self.iterations)
+
+    def backed_up(self) -> tuple[np.ndarray, np.ndarray]:
+        """By node number: visit counts [M] int64 and sums of returns [M] float64."""
+        visits, sums = np.zeros(self.num_nodes, np.int64), np.zeros(self.num_nodes)
+        for iteration in self.iterations:
+            path = list(iteration.path)
+            visits[path] += 1
+            sums[path] += iteration.outcome
+        return visits, sums
 
 
 class TreeStore:

@@ -42,20 +42,16 @@ def branches(tree: TreeRecord) -> Branch:
     """The tree from its root; visits and values are added up from the stored iterations."""
     nodes: dict[int, NodeRecord] = {}
     children: dict[int, list[int]] = {0: []}
-    visits: dict[int, int] = {0: 0}
-    sums: dict[int, float] = {0: 0.0}
+    visits, sums = tree.backed_up()
     for iteration in tree.iterations:
         for node in iteration.nodes:
             nodes[node.node] = node
             children.setdefault(node.parent, []).append(node.node)
-        for number in iteration.path:
-            visits[number] = visits.get(number, 0) + 1
-            sums[number] = sums.get(number, 0.0) + iteration.outcome
 
     def chain(start: int) -> list[int]:
         found = [start]
         while start != 0 and len(below := children.get(found[-1], [])) == 1:
-            if visits.get(below[0], 0) != visits.get(start, 0):
+            if visits[below[0]] != visits[start]:
                 break
             found.append(below[0])
         return found
@@ -66,12 +62,12 @@ def branches(tree: TreeRecord) -> Branch:
         order.extend(children.get(chain(start)[-1], []))
     for start in reversed(order):
         own = chain(start)
-        below = sorted(children.get(own[-1], []), key=lambda node: -visits.get(node, 0))
-        count = visits.get(start, 0)
+        below = sorted(children.get(own[-1], []), key=lambda node: -visits[node])
+        count = int(visits[start])
         made[start] = Branch(
             steps=tuple(nodes[node].step for node in own if node != 0),
             visit_count=count,
-            value=sums[start] / count if count else None,
+            value=float(sums[start] / count) if count else None,
             multiplicity=nodes[start].multiplicity if start else 1,
             children=tuple(made[node] for node in below),
         )

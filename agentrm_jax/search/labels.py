@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
-
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.states import LabelledPath
@@ -50,11 +48,7 @@ def labelled_paths(record: TreeRecord, config: LabelConfig) -> Iterator[Labelled
     of the paths sees each state's label once. Paths without a label are left out.
     """
     nodes: dict[int, NodeRecord] = {n.node: n for it in record.iterations for n in it.nodes}
-    visits, sums = np.zeros(len(nodes) + 1, np.int64), np.zeros(len(nodes) + 1)
-    for iteration in record.iterations:
-        path = list(iteration.path)
-        visits[path] += 1
-        sums[path] += iteration.outcome
+    visits, sums = record.backed_up()
     parents = {node.parent for node in nodes.values()}
     carried: set[int] = set()
     for leaf in sorted(set(nodes) - parents):

@@ -27,6 +27,17 @@ def test_a_resumed_stage_replaces_its_rows_for_the_reader(tmp_path):
     assert all(row["seconds"] >= 0 for row in rows)
 
 
+def test_a_stage_begun_anew_leaves_nothing_of_the_old_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    old = MetricWriter(path, "sft")
+    for update in (10, 20, 30):
+        old.write(update, {"loss": 1.0})
+    new = MetricWriter(path, "sft")
+    for update in (10, 20):
+        new.write(update, {"loss": 2.0})
+    assert [(row["update"], row["loss"]) for row in read_metrics(path)] == [(10, 2.0), (20, 2.0)]
+
+
 def test_every_cut_of_the_last_line_is_survived(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for update in (1, 2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import tempfile
@@ -14,9 +13,6 @@ import safetensors.numpy
 
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
-
-with contextlib.suppress(RuntimeError):  # too late where another test has started the devices
-    jax.config.update("jax_num_cpu_devices", 8)
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
     cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"

@@ -1,6 +1,5 @@
 """A tiny model, packed rows and meshes for the tests of training."""
 
-import contextlib
 import functools
 import pathlib
 import tempfile
@@ -14,9 +13,6 @@ from agentrm_jax.data.packing import PackedRows, TokenSequence, pack
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import init_reward
-
-with contextlib.suppress(RuntimeError):  # too late where another test has started the devices
-    jax.config.update("jax_num_cpu_devices", 8)
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
     cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"
