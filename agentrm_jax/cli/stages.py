@@ -180,7 +180,9 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     else:
         start = run.reward_init().params
     loss = explicit.make_loss(model.config, run.mesh, remat=config.train_rm.fit.remat)
-    params, last = _fit(run, stage, "train-rm", start, loss, rows, config.train_rm, directory)
+    params, last = _fit(
+        run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
+    )
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
     return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
 
@@ -194,6 +196,7 @@ def _fit(
     rows: PackedRows,
     config: TrainConfig,
     directory: pathlib.Path,
+    describe: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> tuple[Any, Summary]:
     """Trains with a progress bar; checkpoints in the stage's folder."""
     total = config.fit.total(len(rows))
@@ -217,13 +220,14 @@ def _fit(
             mesh=run.mesh,
             seed=run.config.seed,
             metrics=run.metrics(name),
-            describe=explicit.describe if name == "train-rm" else dict,
+            describe=describe,
             on_update=on_update,
         )
     if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
-        rows_before = read_metrics(run.directory / "metrics.jsonl")
-        last |= {**[row for row in rows_before if row["stage"] == name][-1]}
-    return params, {key: last[key] for key in last if key not in ("stage", "update", "seconds")}
+        written = read_metrics(run.directory / "metrics.jsonl")
+        row = [row for row in written if row["stage"] == name][-1]
+        last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}
+    return params, last
 
 
 def _texts(trajectories: Sequence[Trajectory]) -> list[str]:

@@ -62,7 +62,9 @@ def test_another_configuration_is_refused_by_key(copy, capsys) -> None:
 
 
 def test_speed_may_change(copy: pathlib.Path) -> None:
-    agentrm("run", str(CONFIG), "--output", str(copy), "--explore.search.num_slots=2", ends=0)
+    faster = "--explore.search.num_slots=2"
+    printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), faster, ends=0)
+    assert printed.count("done before") == 6
 
 
 def test_models_of_another_run_are_taken(finished, tmp_path) -> None:

@@ -8,46 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agent_cases import CONFIG, PROMPT, SIZES, drawn, state
 
-from agentrm_jax.core.protocols import Prompt
-from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.model import llama, parameters
-from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.random import RandomScorer
-
-# The same shapes as in the engine's tests, so that programs are compiled once for both.
-CONFIG = LlamaConfig(
-    vocab_size=320, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, d_ff=48,
-    tie_embeddings=True, max_positions=512,
-)  # fmt: skip
-SIZES = EngineConfig(
-    context=256, decode_rows=8, extend_rows=4, extend_tokens=16, page_size=4, cache_tokens=4096
-)
-PROMPT = Prompt(instruction="Move about.", example=())
-
-
-def state(number: int, num_steps: int) -> Trajectory:
-    task = Task(
-        environment="toy", task_id=f"toy/{number}", kind="easy", split="train",
-        problem=f"{number:016x}", max_steps=30, spec={},
-    )  # fmt: skip
-    steps = tuple(
-        Step(
-            reply=f"Action: turn {i}", action=f"turn {i}",
-            transition=Transition(
-                observation=f"You see {'a key, ' * (i % 3)}{number}.", reward=0.0, done=False,
-                success=False,
-            ),
-        )
-        for i in range(num_steps)
-    )  # fmt: skip
-    return Trajectory(task=task, first_observation=f"Goal: {number}.", steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +29,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-
-    def draw(shape, scale):
-        return np.ones(shape) if scale is None else 2 * scale * rng.standard_normal(shape)
-
-    trunk = jax.tree.map(
-        lambda spec: jnp.float32(draw(spec.shape, spec.scale)),
-        parameters.describe(CONFIG),
-        is_leaf=lambda value: isinstance(value, parameters.ParamSpec),
-    )
+    trunk = drawn(rng)
     kernel = rng.standard_normal(CONFIG.d_model) / CONFIG.d_model
     return {
         "trunk": trunk,

@@ -1,4 +1,4 @@
-"""A tiny agent with a tokenizer of its own, and states to ask it about."""
+"""A tiny agent with a tokenizer of its own, and states to ask it about; for several folders."""
 
 from __future__ import annotations
 
@@ -35,18 +35,22 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, CONFIG.vocab_size)
 
 
-@functools.cache
-def weights(seed: int):
-    rng = np.random.default_rng(seed)
+def drawn(rng: np.random.Generator):
+    """Parameters of the tiny model, with weights that give attention something to say."""
 
     def draw(shape, scale):
         return np.ones(shape) if scale is None else 2 * scale * rng.standard_normal(shape)
 
-    params = jax.tree.map(
+    return jax.tree.map(
         lambda spec: jnp.float32(draw(spec.shape, spec.scale)),
         parameters.describe(CONFIG),
         is_leaf=lambda value: isinstance(value, parameters.ParamSpec),
     )
+
+
+@functools.cache
+def weights(seed: int):
+    params = drawn(np.random.default_rng(seed))
     stop = tokenizer().chat.stop  # made likelier, so that some replies end and some do not
     return {**params, "embed": params["embed"].at[stop].multiply(2.5)}
 
