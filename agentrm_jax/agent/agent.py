@@ -13,8 +13,10 @@ from agentrm_jax.core.protocols import Prompt, Proposal
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.engine.engine import Engine, Reply, Request
+from agentrm_jax.engine.decoder import Decoder, Reply, Request
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.stopping import stopping_at
 
 
 class Agent:
@@ -26,6 +28,9 @@ class Agent:
       prompt_of: The prompt of a task, or None.
       sampling: How turns are sampled; temperature 0 is the greedy agent.
       seed: The run's seed.
+      branches: The numbers of turns that will be asked for at the same time; states that ask for
+        different numbers are decoded in one batch.
+      stop_strings: A reply ends before any of them, as at the stop token.
     """
 
     def __init__(
@@ -35,6 +40,8 @@ class Agent:
         prompt_of: Callable[[Task], Prompt | None],
         sampling: Sampling,
         seed: int,
+        branches: Sequence[int] = (),
+        stop_strings: Sequence[str] = (),
     ) -> None:
         limit = engine.sizes.context - sampling.max_tokens
         if limit < 1:
@@ -44,14 +51,49 @@ class Agent:
             )
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.renderer = Renderer(tokenizer, prompt_of, limit)
+        self.stopping = stopping_at(
+            stop_strings, tokenizer.chat.stop, tokenizer.vocab_size, tokenizer.decode
+        )
         self._seed = seed
+        self._decoders: dict[int, Decoder] = {}
+        if branches:
+            decoder = Decoder(engine, sampling, self.stopping, branches)
+            self._decoders = dict.fromkeys(branches, decoder)
+        self._tickets: dict[tuple[Decoder, int], tuple[int, int]] = {}
+        self._asked = 0
         self.truncated_steps = 0  # that did not fit into the context, added up over the turns
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
         """The engine's request for a state, and how many of its steps did not fit."""
-        pieces, dropped = self.renderer.pieces(trajectory)
+        instruction = self.renderer.instruction(trajectory.task)
+        if instruction is not None:
+            self.engine.share(instruction)
+        pieces, dropped = self.renderer.decoded_pieces(trajectory)
         key = random_key(self._seed, trajectory.task.task_id, purpose)
         return Request(pieces=pieces, key=key), dropped
+
+    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
+        tickets = []
+        for trajectory, purpose, n in requests:
+            request, dropped = self.request(trajectory, purpose)
+            self.truncated_steps += dropped
+            if n not in self._decoders:
+                self._decoders[n] = Decoder(self.engine, self.sampling, self.stopping, [n])
+            decoder = self._decoders[n]
+            self._asked += 1
+            self._tickets[decoder, decoder.submit(request, n)] = (self._asked, dropped)
+            tickets.append(self._asked)
+        for decoder in dict.fromkeys(self._decoders.values()):
+            decoder.start()
+        return tickets
+
+    def collect(self) -> list[tuple[int, list[Proposal]]]:
+        found = []
+        for decoder in dict.fromkeys(self._decoders.values()):
+            for number, replies in decoder.collect():
+                ticket, dropped = self._tickets.pop((decoder, number))
+                found.append((ticket, [self.proposal(reply, dropped) for reply in replies]))
+        return found
 
     def proposal(self, reply: Reply, dropped_steps: int) -> Proposal:
         text = self.tokenizer.decode(list(reply.tokens))
@@ -63,20 +105,6 @@ class Agent:
             stopped=reply.stopped,
             dropped_steps=dropped_steps,
         )
-
-    def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
-        rendered = [self.request(trajectory, purpose) for trajectory, purpose in requests]
-        self.truncated_steps += sum(dropped for _, dropped in rendered)
-        replies = self.engine.generate(
-            [request for request, _ in rendered],
-            n=n,
-            sampling=self.sampling,
-            stop=self.tokenizer.chat.stop,
-        )
-        return [
-            [self.proposal(reply, dropped) for reply in group]
-            for group, (_, dropped) in zip(replies, rendered, strict=True)
-        ]
 
 
 def random_key(seed: int, *names: str) -> np.ndarray:

@@ -149,16 +149,38 @@ class Proposal:
 
 
 class Policy(Protocol):
-    """An agent's model seen from the search."""
+    """An agent's model seen from the search.
 
-    def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
-        """n turns for each (state, purpose).
+    It works while the caller does something else, for example moves environments.
+    """
+
+    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
+        """Queues requests (state, purpose, how many turns) and sets the model to work.
 
         Randomness is drawn from the run's seed, the task's id and the purpose alone: the same
-        request gets the same proposals, whatever is asked with it. A purpose is used once for
+        request gets the same proposals, whatever is asked beside it. A purpose is used once for
         each thing that should be independent, for example `expand/12` or `sample/3/0`.
+
+        Returns:
+          A ticket for each request, at once.
         """
         ...
+
+    def collect(self) -> list[tuple[int, list[Proposal]]]:
+        """Waits for the model; tickets and proposals of requests that are done, perhaps none."""
+        ...
+
+
+def propose(
+    policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
+) -> list[list[Proposal]]:
+    """Asks for n turns for each (state, purpose) and waits for all of them."""
+    tickets = policy.submit([(state, purpose, n) for state, purpose in requests])
+    found: dict[int, list[Proposal]] = {}
+    while len(found) < len(tickets):
+        found.update(policy.collect())
+        policy.submit([])
+    return [found[ticket] for ticket in tickets]
 
 
 class Scorer(Protocol):

@@ -68,22 +68,37 @@ def opening_tokens(
     tokenizer: ChatTokenizer, prompt: Prompt | None, first_observation: str
 ) -> list[int]:
     """Everything before the first reply."""
+    return [
+        *instruction_tokens(tokenizer, prompt),
+        *first_observation_tokens(tokenizer, first_observation),
+    ]
+
+
+def instruction_tokens(tokenizer: ChatTokenizer, prompt: Prompt | None) -> list[int]:
+    """What all conversations with a prompt begin with."""
     chat = tokenizer.chat
     tokens = list(chat.begin)
+    if prompt is None:
+        return tokens
+    for i, text in enumerate((prompt.instruction, "OK.", *prompt.example)):
+        before, behind = (
+            (chat.assistant_open, chat.assistant_close)
+            if i % 2
+            else (chat.user_open, chat.user_close)
+        )
+        tokens.extend((*before, *tokenizer.encode(text), *behind))
+    return tokens
 
-    def user(text: str) -> None:
-        tokens.extend((*chat.user_open, *tokenizer.encode(text), *chat.user_close))
 
-    def assistant(text: str) -> None:
-        tokens.extend((*chat.assistant_open, *tokenizer.encode(text), *chat.assistant_close))
-
-    if prompt is not None:
-        user(prompt.instruction)
-        assistant("OK.")
-        for i, text in enumerate(prompt.example):
-            (assistant if i % 2 else user)(text)
-    user(first_observation)
-    return [*tokens, *chat.assistant_open]
+def first_observation_tokens(tokenizer: ChatTokenizer, first_observation: str) -> list[int]:
+    """What follows the instruction, up to where the first reply begins."""
+    chat = tokenizer.chat
+    return [
+        *chat.user_open,
+        *tokenizer.encode(first_observation),
+        *chat.user_close,
+        *chat.assistant_open,
+    ]
 
 
 def reply_tokens(tokenizer: ChatTokenizer, step: Step) -> list[int]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Step, Task, Trajectory
-from agentrm_jax.data.chat import first_steps, observation_tokens, opening_tokens, reply_tokens
+from agentrm_jax.data.chat import (
+    first_observation_tokens,
+    first_steps,
+    instruction_tokens,
+    observation_tokens,
+    reply_tokens,
+)
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
@@ -28,38 +35,86 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
         self._prompt_of = prompt_of
-        self._openings: dict[tuple[str, str], np.ndarray] = {}
+        self._openings: dict[tuple[str, str], list[np.ndarray]] = {}
+        self._instructions: dict[str, np.ndarray | None] = {}
         # Observations repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
 
     def _encode_observation(self, text: str) -> tuple[int, ...]:
         return tuple(observation_tokens(self.tokenizer, text))
 
-    def opening(self, trajectory: Trajectory) -> np.ndarray:
-        """Prompt and first observation, up to where the first reply begins."""
+    def instruction(self, task: Task) -> np.ndarray | None:
+        """What all tasks of the environment begin with, or None for a model without prompts."""
+        if task.environment not in self._instructions:
+            prompt = self._prompt_of(task)
+            tokens = prompt and instruction_tokens(self.tokenizer, prompt)
+            self._instructions[task.environment] = tokens and np.asarray(tokens, np.int32)
+        return self._instructions[task.environment]
+
+    def opening(self, trajectory: Trajectory) -> list[np.ndarray]:
+        """The instruction, if any, and the first observation, up to where the first reply begins."""
         task = trajectory.task
         key = (task.environment, trajectory.first_observation)
         if key not in self._openings:
-            tokens = opening_tokens(
-                self.tokenizer, self._prompt_of(task), trajectory.first_observation
-            )
-            if len(tokens) > self.limit:
+            instruction = self.instruction(task)
+            begin = [] if instruction is not None else instruction_tokens(self.tokenizer, None)
+            first = first_observation_tokens(self.tokenizer, trajectory.first_observation)
+            pieces = [np.asarray([*begin, *first], np.int32)]
+            if instruction is not None:
+                pieces.insert(0, instruction)
+            count = sum(map(len, pieces))
+            if count > self.limit:
                 raise UserError(
-                    f"engine.context: the opening of task {task.task_id} takes {len(tokens)} "
+                    f"engine.context: the opening of task {task.task_id} takes {count} "
                     f"tokens and {self.limit} are left for it"
                 )
-            self._openings[key] = np.asarray(tokens, np.int32)
+            self._openings[key] = pieces
         return self._openings[key]
 
-    def step(self, step: Step) -> np.ndarray:
-        """One exchange: the reply, its stop token and the observation."""
-        reply = reply_tokens(self.tokenizer, step)
-        observation = self._observation(step.transition.observation)
-        return np.asarray([*reply, *observation], np.int32)
+    def kept(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], int]:
+        """The opening, the steps that fit, and how many of the oldest do not."""
+        opening = self.opening(trajectory)
+        turns = [
+            Turn(reply_tokens(self.tokenizer, s), self._observation(s.transition.observation), s)
+            for s in trajectory.steps
+        ]
+        room = self.limit - sum(map(len, opening))
+        dropped = first_steps([len(t.reply) + len(t.observation) for t in turns], room)[-1]
+        return opening, turns[dropped:], dropped
 
     def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
-        """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit."""
-        opening = self.opening(trajectory)
-        steps = [self.step(step) for step in trajectory.steps]
-        dropped = first_steps([len(piece) for piece in steps], self.limit - len(opening))[-1]
-        return [opening, *steps[dropped:]], dropped
+        """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit.
+
+        One piece for each step: the reply, its stop token and the observation.
+        """
+        opening, turns, dropped = self.kept(trajectory)
+        steps = [np.asarray([*t.reply, *t.observation], np.int32) for t in turns]
+        return [*opening, *steps], dropped
+
+    def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
+        """The same tokens, cut where decoding cuts them: what was read while a reply was decoded
+        is a piece, and what lies between two replies is one."""
+        opening, turns, dropped = self.kept(trajectory)
+        pieces = list(opening)
+        for turn in turns:
+            # Decoding begins at the last token before the reply; it never reads what ended it, nor
+            # the last token of a reply that was cut off.
+            before, go = pieces[-1][:-1], pieces[-1][-1:]
+            read = len(turn.reply) - 1 - turn.cut_off
+            pieces[-1:] = [before] if len(before) else []
+            pieces.append(np.asarray([*go, *turn.reply[:read]], np.int32))
+            pieces.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
+        return pieces, dropped
+
+
+class Turn(NamedTuple):
+    """A step's tokens: the reply with its stop token, and what follows."""
+
+    reply: list[int]
+    observation: tuple[int, ...]
+    step: Step
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the reply was decoded and the policy did not end it itself."""
+        return 0 < len(self.step.token_ids) == len(self.step.log_probs)

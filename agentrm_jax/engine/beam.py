@@ -1,6 +1,9 @@
 """The beam step: decode candidates, score them and keep the best, in one compiled program.
 
-The decoder does not know reward models: it is handed a second model's pages and a readout.
+The decoder does not know reward models: it is handed a second model's pages and a readout. Where
+the environment moves before the scores are due, the program is cut in two: `decode`, and then
+`extend_select`.
+
 B tasks, P beams of each, n candidates of each beam, D model width.
 """
 
@@ -14,9 +17,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.decode import DecodeGroups, Replies, decode_replies
-from agentrm_jax.engine.extend import ExtendRows, read_rows
-from agentrm_jax.engine.pages import PageTable, Pool
+from agentrm_jax.engine.decode import Decoded, DecodeRows, decode_tokens
+from agentrm_jax.engine.extend import ExtendRows, extend, read_rows
+from agentrm_jax.engine.pages import Context, Pool
 from agentrm_jax.engine.sampling import Filter
 from agentrm_jax.model.config import LlamaConfig
 
@@ -45,64 +48,67 @@ class BeamChoice:
     """What a beam step keeps.
 
     Attributes:
-      replies: All candidates, [B * P, n, ...].
       scores: [B, P * n] float32; -inf for duplicates and for beams that are not live.
-      kept: [B, P] int32: below P * n a candidate, from there on a finished beam.
+      kept: [B, P] int32: below P a finished beam, from there on a candidate.
       kept_scores: [B, P] float32, best first; -inf where nothing is left to keep.
     """
 
-    replies: Replies
     scores: jax.Array
     kept: jax.Array
     kept_scores: jax.Array
 
 
-def repeated(replies: Replies, states: jax.Array) -> jax.Array:
+def choose(scores: jax.Array, finished: jax.Array) -> BeamChoice:
+    """The best P of the finished beams [B, P] and the candidates [B, C]; of equals the first."""
+    kept_scores, kept = jax.lax.top_k(
+        jnp.concatenate([finished, scores], axis=1), finished.shape[1]
+    )
+    return BeamChoice(scores=scores, kept=kept, kept_scores=kept_scores)
+
+
+def repeated(decoded: Decoded, states: jax.Array) -> jax.Array:
     """Which candidates equal an earlier one of their task and state: [B, P * n] bool.
 
     Args:
-      replies: Of B * P groups.
+      decoded: Of B * P * n rows.
       states: [B, P] int32: beams with equal numbers continue the same state.
     """
     B, P = states.shape
-    n, T = replies.tokens.shape[1:]
-    tokens = replies.tokens.reshape(B, P * n, T)
-    lengths = replies.lengths.reshape(B, P * n)
-    states = jnp.repeat(states, n, axis=1)
+    C = decoded.lengths.shape[0] // B
+    tokens = decoded.tokens.reshape(B, C, -1)
+    facts = jnp.stack(  # a cut-off reply differs from one that was ended there
+        [decoded.lengths.reshape(B, C), decoded.ended.reshape(B, C)], axis=-1
+    )
+    facts = jnp.concatenate([facts, jnp.repeat(states, C // P, axis=1)[..., None]], axis=-1)
     same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1)
-    same &= lengths[:, :, None] == lengths[:, None]
-    same &= states[:, :, None] == states[:, None]
-    earlier = jnp.tril(jnp.ones((P * n, P * n), bool), k=-1)
+    same &= jnp.all(facts[:, :, None] == facts[:, None], axis=-1)
+    earlier = jnp.tril(jnp.ones((C, C), bool), k=-1)
     return jnp.any(same & earlier, axis=-1)
 
 
 def score_replies(
-    scorer: InStepScorer, prefix: PageTable, starts: jax.Array, replies: Replies, stop: jax.Array
+    scorer: InStepScorer, context: Context, starts: jax.Array, decoded: Decoded, stop: jax.Array
 ) -> jax.Array:
-    """The score of every reply at its stop token, behind its group's conversation: [G, n].
+    """The score of every reply at its stop token, behind its conversation: [R].
 
     Nothing is written: what is not kept leaves no trace in the pages.
 
     Args:
-      prefix: The scorer's pages of the whole conversations.
+      context: The scorer's pages of the G whole conversations; R / G replies follow each.
       starts: [G] int32, position of a reply's first token.
+      stop: int32 scalar, stands behind replies that were cut off.
     """
-    G, n, T = replies.tokens.shape
-    page_size = scorer.pool.page_size
-    width = -(-(T + 1) // page_size) * page_size
-    tokens = jnp.zeros((G * n, width), jnp.int32).at[:, :T].set(replies.tokens.reshape(G * n, T))
-    lengths = replies.lengths.reshape(G * n)
-    tokens = tokens.at[jnp.arange(G * n), lengths].set(stop)
+    R, T = decoded.tokens.shape
+    lengths = decoded.lengths + ~decoded.ended
+    tokens = jnp.zeros((R, T + 1), jnp.int32).at[:, :T].set(decoded.tokens)
+    tokens = jnp.where(jnp.arange(T + 1) == lengths[:, None] - 1, stop, tokens)
     rows = ExtendRows(
-        tokens=tokens,
-        lengths=lengths + 1,
-        starts=jnp.repeat(starts, n),
-        prefix=jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), prefix),
-        pages=jnp.zeros((G * n, 0), jnp.int32),
-    )
+        tokens=tokens, lengths=lengths, starts=starts, context=context,
+        pages=jnp.zeros((R, 0), jnp.int32),
+    )  # fmt: skip
     hidden, _ = read_rows(scorer.params, scorer.config, scorer.pool, rows)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None], axis=1)[:, 0]
-    return scorer.readout(scorer.head, last).reshape(G, n)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return scorer.readout(scorer.head, last)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "n", "length", "chunk", "filter"))
@@ -110,32 +116,68 @@ def beam_step(
     params,
     config: LlamaConfig,
     pool: Pool,
-    groups: DecodeGroups,
+    rows: DecodeRows,
     scorer: InStepScorer,
-    scorer_prefix: PageTable,
+    scorer_context: Context,
     states: jax.Array,
     finished: jax.Array,
+    stop: jax.Array,
     *,
     n: int,
     length: int,
     chunk: int,
     filter: Filter,
-) -> BeamChoice:
+) -> tuple[BeamChoice, Decoded, list[tuple[jax.Array, jax.Array]]]:
     """Decodes n candidates of each beam, scores them after their action, keeps the best P.
 
     Args:
-      groups: B * P beams, the beams of a task side by side.
-      scorer_prefix: The scorer's pages of the same conversations, last token included.
+      rows: B * P beams in one lane, the beams of a task side by side.
+      scorer_context: The scorer's pages of the same conversations, last token included.
       states: [B, P] int32; beams of a task with equal numbers stand in the same state.
       finished: [B, P] float32 scores of finished beams, -inf for none: they compete for places.
+      stop: int32 scalar, see `score_replies`.
+      length: Most tokens of a reply.
+
+    Returns:
+      The choice, all candidates, and each layer's (k, v) [K, R, T, H] for `commit`.
     """
-    replies = decode_replies(
-        params, config, pool, groups, n=n, length=length, chunk=chunk, filter=filter
-    )
-    starts = groups.last_positions + 1
-    scores = score_replies(scorer, scorer_prefix, starts, replies, groups.stop)
-    B, P = finished.shape
-    scores = jnp.where(groups.active[:, None], scores, -jnp.inf).reshape(B, P * n)
-    scores = jnp.where(repeated(replies, states), -jnp.inf, scores)
-    kept_scores, kept = jax.lax.top_k(jnp.concatenate([scores, finished], axis=1), P)
-    return BeamChoice(replies=replies, scores=scores, kept=kept, kept_scores=kept_scores)
+    new, decoded = decode_tokens(
+        params, config, pool, rows,
+        branches=(n,), length=length, chunk=chunk, tail_chunk=1, filter=filter,
+    )  # fmt: skip
+    starts = rows.positions[::n] + 1
+    scores = score_replies(scorer, scorer_context, starts, decoded, stop)
+    scores = jnp.where(rows.active, scores, -jnp.inf).reshape(finished.shape[0], -1)
+    scores = jnp.where(repeated(decoded, states), -jnp.inf, scores)
+    return choose(scores, finished), decoded, new
+
+
+@functools.partial(jax.jit, static_argnames=("config", "readout"))
+def extend_select(
+    params,
+    config: LlamaConfig,
+    pool: Pool,
+    rows: ExtendRows,
+    head,
+    known: jax.Array,
+    read_at: jax.Array,
+    finished: jax.Array,
+    *,
+    readout,
+) -> tuple[BeamChoice, jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Reads the observations behind each candidate, scores them and keeps the best P.
+
+    Args:
+      rows: The last tokens of candidates.
+      known: [B, C] float32 scores of candidates that have been read before; NaN for those that
+        `rows` hold; -inf where there is no candidate.
+      read_at: [B, C] int32, the row of each of those.
+      finished: [B, P] float32 scores of finished beams, -inf for none.
+
+    Returns:
+      The choice, the scores of the rows, and each layer's (k, v) [K, R, T, H] for `commit`.
+    """
+    new, read = extend(params, config, pool, rows, head, readout=readout)
+    assert read is not None
+    scores = jnp.where(jnp.isnan(known), read[read_at], known)
+    return choose(scores, finished), read, new

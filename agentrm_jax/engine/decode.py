@@ -3,8 +3,8 @@
 Rows stand in lanes: each lane holds G conversations with n branches each, so that states that want
 many continuations and states that want one are decoded in one batch. The branches of a conversation
 share its pages, which are read once for all of them. A row's own tokens are kept in a block while
-they are decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from its
-pages, and nothing else remains of the call.
+they are decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from
+its pages, and nothing else remains of the call.
 """
 
 from __future__ import annotations

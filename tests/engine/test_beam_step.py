@@ -9,6 +9,7 @@ import pytest
 from engine_cases import CONFIG, SAMPLING, SIZES, STOP, request, weights
 
 from agentrm_jax.engine.beam_search import Beams, step_beams
+from agentrm_jax.engine.decoder import generate
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.model.value import readout
 
@@ -34,7 +35,7 @@ TASKS = [
 def expected(policy: Engine, scorer: Engine, beams: Beams):
     """Decode, score each candidate on its own, sort."""
     candidates = []
-    groups = policy.generate(beams.requests, n=N, sampling=SAMPLING, stop=STOP)
+    groups = generate(policy, beams.requests, n=N, sampling=SAMPLING, stop=STOP)
     seen = set()
     for number, (asked, state, group) in enumerate(
         zip(beams.requests, beams.states, groups, strict=True)
@@ -46,8 +47,8 @@ def expected(policy: Engine, scorer: Engine, beams: Beams):
             reply_piece = np.asarray([*reply.tokens, STOP], np.int32)
             [score] = scorer.score([[*asked.pieces, reply_piece]])
             candidates.append((score, number, reply.tokens))
-    candidates += [(score, number, None) for number, score in enumerate(beams.finished)]
-    return sorted(candidates, key=lambda c: -c[0])[:WIDTH]
+    finished = [(score, number, None) for number, score in enumerate(beams.finished)]
+    return sorted([*finished, *candidates], key=lambda c: -c[0])[:WIDTH]
 
 
 def test_the_step_keeps_what_scoring_one_by_one_keeps(engines):

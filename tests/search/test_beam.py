@@ -57,8 +57,8 @@ class InStep:
                     seen.add((id(state), proposal.token_ids))
                     replies = [step.reply for step in state.steps] + [proposal.reply]
                     candidates.append((number, proposal, value(state.task, replies)))
-        candidates += [(number, None, score) for number, score in enumerate(finished)]
-        return sorted(candidates, key=lambda c: -c[2])[:beam_width], decoded
+        ended = [(number, None, score) for number, score in enumerate(finished)]
+        return sorted([*ended, *candidates], key=lambda c: -c[2])[:beam_width], decoded
 
 
 def plain_beam(task, config, breaks=lambda task, actions: False):
@@ -90,7 +90,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
             new.append((score, state, proposal))
         if config.score_at == "action":  # select, then act
             ranked = sorted(
-                [*new, *((score, state, None) for score, state in beams)], key=lambda c: -c[0]
+                [*((score, state, None) for score, state in beams), *new], key=lambda c: -c[0]
             )[: config.beam_width]
             beams = [(score, state) for score, state, proposal in ranked if proposal is None]
             new = [c for c in ranked if c[2] is not None]
