@@ -1,0 +1,120 @@
+"""Engines set up for what is measured, with everything before the clock starts read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentrm_jax.engine.decoder import Decoder, Reply, Request
+from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.parameters import Params
+from agentrm_jax.model.value import readout
+from benchmarks import models
+
+PAGE = 16
+
+
+def pages(tokens: int) -> int:
+    """As many tokens as whole pages hold."""
+    return -(-tokens // PAGE) * PAGE
+
+
+def decoding_engine(
+    params: Params, config: LlamaConfig, prompts: np.ndarray, rows: int, max_tokens: int
+) -> Engine:
+    """An engine for replies to the prompts [G, T], which are read but for their last tokens.
+
+    Args:
+      rows: Most replies at once.
+    """
+    sizes = EngineConfig(
+        context=prompts.shape[1] + max_tokens,
+        decode_rows=rows,
+        decode_tokens=pages(max_tokens),
+        extend_rows=8,
+        page_size=PAGE,
+        cache_tokens=2 * len(prompts) * pages(prompts.shape[1]) + 4 * rows * pages(max_tokens),
+        max_pieces=4,
+        instruction_tokens=1,
+    )
+    engine = Engine(params, config, sizes)
+    engine.read([engine.cache.find([prompt[:-1]]) for prompt in prompts])
+    return engine
+
+
+class Branches:
+    """n replies of fixed length to each of some prompts [G, T], in one batch.
+
+    All rows together are a multiple of eight (see `engine.decoder.places`); where n replies to each
+    prompt are not, more are decoded than are asked for.
+    """
+
+    def __init__(
+        self, engine: Engine, prompts: np.ndarray, n: int, max_tokens: int, temperature: float = 1.0
+    ) -> None:
+        self.prompts, self.n = prompts, n
+        self._each = n if len(prompts) * n % 8 == 0 else -(-n // 8) * 8
+        self.rows = len(prompts) * self._each
+        engine.sizes = dataclasses.replace(engine.sizes, decode_rows=self.rows)
+        self._decoder = Decoder(
+            engine,
+            Sampling(temperature=temperature, max_tokens=max_tokens),
+            Stopping(tokens=(models.NEVER,)),
+            [self._each],
+        )
+
+    def __call__(self, number: int, prompts: np.ndarray | None = None) -> list[list[Reply]]:
+        """Replies that depend on the number."""
+        tickets = [
+            self._decoder.submit(
+                Request(pieces=[prompt], key=np.asarray([g, number], np.uint32)), self._each
+            )
+            for g, prompt in enumerate(self.prompts if prompts is None else prompts)
+        ]
+        self._decoder.start()
+        found = dict(self._decoder.collect())
+        return [found[ticket][: self.n] for ticket in tickets]
+
+
+class Candidates:
+    """Scores of n candidates of T tokens behind each of some contexts [G, S], in one batch."""
+
+    def __init__(
+        self,
+        params: Params,
+        head: Params,
+        config: LlamaConfig,
+        contexts: np.ndarray,
+        n: int,
+        tokens: int,
+    ) -> None:
+        G, S = contexts.shape
+        sizes = EngineConfig(
+            context=S + pages(tokens),
+            decode_rows=8,
+            extend_rows=G * n,
+            extend_tokens=pages(tokens),
+            siblings=n,
+            page_size=PAGE,
+            # A call may hold half of the pages.
+            cache_tokens=2 * G * n * (pages(S) + 3 * pages(tokens)),
+            max_pieces=4,
+            instruction_tokens=1,
+        )
+        self.engine = Engine(params, config, sizes, readout=readout, head=head)
+        self.contexts = contexts
+        self.engine.score([[context] for context in contexts])
+
+    def __call__(self, candidates: np.ndarray) -> np.ndarray:
+        """[G, n] of candidates [G, n, T] that were not scored before."""
+        pieces: Sequence[list[np.ndarray]] = [
+            [context, candidate]
+            for context, own in zip(self.contexts, candidates, strict=True)
+            for candidate in own
+        ]
+        return np.asarray(self.engine.score(pieces)).reshape(candidates.shape[:2])
