@@ -10,6 +10,7 @@ from agentrm_jax.core.protocols import Proposal
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.engine.beam_search import Beams, step_beams
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.prefix_cache import Piece
 
 
 class InStepAgent:
@@ -28,6 +29,14 @@ class InStepAgent:
             )
         self.agent, self.scorer = agent, scorer
 
+    def _conversation(self, state: Trajectory) -> list[Piece]:
+        """A state as the scorer reads it."""
+        renderer = self.agent.renderer
+        instruction = renderer.instruction(state.task)
+        if instruction is not None:
+            self.scorer.share(instruction)
+        return renderer.pieces(state)[0]
+
     def propose_scored(
         self,
         requests: Sequence[Sequence[tuple[Trajectory, str]]],
@@ -43,6 +52,7 @@ class InStepAgent:
             tasks.append(
                 Beams(
                     requests=[request for request, _ in rendered],
+                    conversations=[self._conversation(state) for state, _ in states],
                     states=[numbers[id(state)] for state, _ in states],
                     finished=finished,
                 )

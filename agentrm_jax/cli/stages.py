@@ -111,7 +111,10 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     _, tasks = run.train_tasks
     model = run.policy()
     engine = Engine(model.params, model.config, run.config.engine, mesh=run.mesh)
-    agent = Agent(engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed)
+    branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
+    agent = Agent(
+        engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
+    )
     stored = TreeStore.read(directory)
     store = TreeStore(directory)
     total = len(tasks) * config.search.num_iterations

@@ -184,7 +184,10 @@ def propose(
 
 
 class Scorer(Protocol):
-    """A reward model seen from the search: scores for a group of trajectories of one task."""
+    """A reward model seen from the search: scores for a group of trajectories of one task.
+
+    One that is also a `Selector` chooses a beam search's states itself.
+    """
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         """A score for each trajectory of each group. A judge ranks within the group."""
@@ -192,4 +195,23 @@ class Scorer(Protocol):
 
     def cost(self, group: Sequence[Trajectory]) -> int:
         """Tokens that scoring the group takes, where common beginnings are read once."""
+        ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """A reward model that scores states and keeps the best in one go."""
+
+    def select(
+        self,
+        tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
+        expansion_width: int,
+        beam_width: int,
+    ) -> list[list[tuple[int, float]]]:
+        """Of each task's new states and the scores of its finished beams, the best `beam_width`.
+
+        Returns:
+          For each task (number, score), best first; the finished beams are numbered first, the
+          states from `beam_width` on.
+        """
         ...

@@ -37,11 +37,13 @@ class Beams:
 
     Attributes:
       requests: The live ones, at most `beam_width`.
+      conversations: The same as the scorer reads them; their pieces may be cut elsewhere.
       states: For each, a number; equal numbers stand in the same state.
       finished: Scores of the finished ones.
     """
 
     requests: Sequence[Request]
+    conversations: Sequence[Sequence[Piece]]
     states: Sequence[int]
     finished: Sequence[float]
 
@@ -107,7 +109,9 @@ class _Step:
         requests = [request for beams in self.batch for request in beams.requests]
         entered = [enter(engine, request, sampling.max_tokens) for request in requests]
         engine.read([leaf for leaf, _, _ in entered if leaf is not None])
-        whole = [scorer.cache.find(request.pieces) for request in requests]
+        whole = [
+            scorer.cache.find(pieces) for beams in self.batch for pieces in beams.conversations
+        ]
         scorer.read(whole)
         # Every task has `beam_width` places side by side; those without a live beam are padding.
         at = [
@@ -229,7 +233,7 @@ def select_states(
       tasks: Of each, the conversations of at most beam_width * n new states, and the finished
         beams' scores.
     """
-    together = max(1, places(scorer.sizes.extend_rows, beam_width * n))
+    together = max(1, scorer.sizes.extend_rows // (beam_width * n))
     out: list[Choice] = []
     for first in range(0, len(tasks), together):
         batch = tasks[first : first + together]
@@ -301,9 +305,7 @@ def call_selection(scorer: Engine, prepared) -> BeamChoice:
     return choice
 
 
-def _by_parent(
-    scorer: Engine, leaves: Sequence[Entry], n: int, most: int
-) -> list[list[Entry]]:
+def _by_parent(scorer: Engine, leaves: Sequence[Entry], n: int, most: int) -> list[list[Entry]]:
     """States of which only the last piece is to be read, at once, in groups that follow the same
     pages. States that do not fit into `most` groups are left out."""
     groups: dict[Entry, list[list[Entry]]] = {}

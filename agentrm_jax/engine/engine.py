@@ -52,7 +52,7 @@ class EngineConfig:
     siblings: int = 1
     page_size: int = 16
     cache_tokens: int = 0
-    max_pieces: int = 128
+    max_pieces: int = 160
     instruction_tokens: int = 4096
 
     def __post_init__(self) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
+from agentrm_jax.engine.beam_search import select_states
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.prefix_cache import Piece
 
 
 class ExplicitScorer:
@@ -21,9 +23,28 @@ class ExplicitScorer:
         self.engine, self.renderer = engine, renderer
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
-        flat = [self.renderer.pieces(trajectory)[0] for group in groups for trajectory in group]
+        flat = [self._conversation(state) for group in groups for state in group]
         scores = iter(self.engine.score(flat))
         return [[next(scores) for _ in group] for group in groups]
+
+    def select(
+        self,
+        tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
+        expansion_width: int,
+        beam_width: int,
+    ) -> list[list[tuple[int, float]]]:
+        """See `core.protocols.Selector`: one compiled program reads, scores and selects."""
+        conversations = [
+            ([self._conversation(state) for state in states], finished)
+            for states, finished in tasks
+        ]
+        return select_states(self.engine, conversations, n=expansion_width, beam_width=beam_width)
+
+    def _conversation(self, state: Trajectory) -> list[Piece]:
+        instruction = self.renderer.instruction(state.task)
+        if instruction is not None:
+            self.engine.share(instruction)
+        return self.renderer.pieces(state)[0]
 
     def cost(self, group: Sequence[Trajectory]) -> int:
         """Tokens read to score the group, common beginnings once."""

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Scorer
+from agentrm_jax.core.protocols import (
+    EnvironmentFailure,
+    EnvPool,
+    Policy,
+    Proposal,
+    Scorer,
+    Selector,
+    propose,
+)
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step, merge_key
 from agentrm_jax.search.rollouts import Rollout
@@ -173,7 +181,7 @@ def _step_scored_after(
 ) -> None:
     """Every candidate acts, then the successor states are scored."""
     requests = [r for search in searches for r in search.requests(config.beam_width)]
-    proposals = iter(policy.propose(requests, config.expansion_width))
+    proposals = iter(propose(policy, requests, config.expansion_width))
     candidates: list[list[_Candidate]] = []
     for search in searches:
         found: dict[tuple[int, str], _Candidate] = {}
@@ -185,14 +193,32 @@ def _step_scored_after(
                 found.setdefault(key, _Candidate(parent, proposal))
         candidates.append(list(found.values()))
     successors = _act(pool, searches, candidates)
-    scores = scorer.score([[beam.trajectory for beam in beams] for beams in successors])
-    for search, beams, own in zip(searches, successors, scores, strict=True):
+    chosen = _choose(scorer, searches, successors, config)
+    for search, beams, kept in zip(searches, successors, chosen, strict=True):
         search.scored += [beam.trajectory for beam in beams]
-        scored = [dataclasses.replace(b, score=s) for b, s in zip(beams, own, strict=True)]
-        # Finished beams compete for places too. Stable: the first of equals is kept.
-        ranked = sorted([*search.beams, *scored], key=lambda beam: -beam.score)
-        search.beams = ranked[: config.beam_width]
-        pool.release([b.handle for b in ranked[config.beam_width :] if b.handle is not None])
+        known = dict(enumerate(search.beams)) | dict(enumerate(beams, start=config.beam_width))
+        search.beams = [dataclasses.replace(known.pop(k), score=score) for k, score in kept]
+        pool.release([beam.handle for beam in known.values() if beam.handle is not None])
+
+
+def _choose(
+    scorer: Scorer,
+    searches: Sequence[_Search],
+    successors: Sequence[Sequence[_Beam]],
+    config: BeamConfig,
+) -> list[list[tuple[int, float]]]:
+    """See `Selector.select`. Finished beams compete for places too; of equals the first is kept."""
+    states = [[beam.trajectory for beam in beams] for beams in successors]
+    finished = [[beam.score for beam in search.beams] for search in searches]
+    if isinstance(scorer, Selector):
+        return scorer.select(
+            list(zip(states, finished, strict=True)), config.expansion_width, config.beam_width
+        )
+    found = [
+        [*enumerate(done), *enumerate(scores, start=config.beam_width)]
+        for done, scores in zip(finished, scorer.score(states), strict=True)
+    ]
+    return [sorted(own, key=lambda one: -one[1])[: config.beam_width] for own in found]
 
 
 def _step_scored_first(

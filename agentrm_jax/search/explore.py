@@ -1,14 +1,15 @@
 """Exploration: Monte-Carlo tree search for many tasks at once (paper section 3.2).
 
 A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
-roll out ask for one; all are decoded together, all environments step together, and one jitted call
-updates all trees. A tree that is finished makes room for the next task.
+roll out ask for one, and all are decoded together. While the model works on what some trees asked,
+the environments act for those that it has answered; one jitted call updates all trees. A tree that
+is finished makes room for the next task.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -85,13 +86,14 @@ class Explorer:
             len(self._slots), 1 + self.config.num_iterations * (width + longest), width + 1
         )
         waiting.reverse()
-        while True:
-            self._fill(waiting, stored)
+        asked: dict[int, int] = {}  # slots by the policy's tickets
+        answered: dict[int, list[Proposal]] = {}
+        while waiting or any(self._slots):
             self._select()
-            if any(self._slots):
-                self._tick()
-            elif not waiting:
-                return
+            asked.update(self._ask({*asked.values(), *answered}))
+            self._act(answered)
+            self._fill(waiting, stored)
+            answered = {asked.pop(ticket): group for ticket, group in self.policy.collect()}
 
     def _live(self) -> dict[int, GrowingTree]:
         return {e: growing for e, growing in enumerate(self._slots) if growing is not None}
@@ -102,9 +104,11 @@ class Explorer:
         return growing
 
     def _fill(self, waiting: list[Task], stored: Mapping[str, TreeRecord]) -> None:
-        """Gives free slots the next tasks."""
+        """Gives free slots the next tasks; half of them at a time, so that trees come in cohorts:
+        while the model works for one, the environments act for another."""
         free = [e for e, growing in enumerate(self._slots) if growing is None]
-        tasks = [waiting.pop() for _ in range(min(len(free), len(waiting)))]
+        room = min(len(free), -(-len(self._slots) // 2))
+        tasks = [waiting.pop() for _ in range(min(room, len(waiting)))]
         if not tasks:
             return
         cleared = np.zeros(len(self._slots), bool)
@@ -144,7 +148,7 @@ class Explorer:
         A walk that ends in a known terminal node is an iteration of its own; a walk that ends in
         a visited node expands it, and goes on from there after the expansion.
         """
-        while idle := {e: g for e, g in self._live().items() if g.active is None}:
+        while idle := {e: g for e, g in self._live().items() if g.walks}:
             chosen = np.asarray(tree.select(self._trees, jnp.float32(self.config.exploration)))
             ended: dict[int, int] = {}
             for e, growing in idle.items():
@@ -158,48 +162,55 @@ class Explorer:
                     growing.rolling = leaf
             self._back_up(ended)
 
-    def _tick(self) -> None:
-        """Asks the policy, steps the environments, attaches the new nodes, backs up."""
-        needed = {
-            e: (growing, growing.active)
-            for e, growing in self._live().items()
-            if growing.active is not None and growing.rollout_handle is None
-        }
-        for e, reason in bring_environments(self.pool, needed).items():
-            self._retire(e, reason)
-        live = self._live()
-        expanding = {e: g.expanding for e, g in live.items() if g.expanding is not None}
-        rolling = {e: g.rolling for e, g in live.items() if g.rolling is not None}
-        expansions = self._propose(expanding, "expand", self.config.expansion_width)
-        rollouts = self._propose(rolling, "rollout", 1)
-        self._expand(expanding, expansions)
-        self._roll(rolling, rollouts)
+    def _ask(self, busy: Collection[int]) -> dict[int, int]:
+        """Asks the policy for the trees that wait for it; gives their slots by its tickets.
 
-    def _propose(self, nodes: Mapping[int, int], purpose: str, n: int) -> list[list[Proposal]]:
-        """n turns for one node of each of some trees, in their order."""
-        if not nodes:
-            return []
-        proposals = self.policy.propose(
-            [
-                (self._tree(e).nodes[number].trajectory, f"{purpose}/{number}")
-                for e, number in nodes.items()
-            ],
-            n,
+        Args:
+          busy: Slots whose question is open, or answered but not yet acted upon.
+        """
+        slots: list[int] = []
+        requests: list[tuple[Trajectory, str, int]] = []
+        for e, growing in self._live().items():
+            if e not in busy:
+                purpose, n = "rollout", 1
+                if growing.expanding is not None:
+                    purpose, n = "expand", self.config.expansion_width
+                node = growing.nodes[growing.waiting]
+                requests.append((node.trajectory, f"{purpose}/{growing.waiting}", n))
+                slots.append(e)
+        return dict(zip(self.policy.submit(requests), slots, strict=True))
+
+    def _act(self, answered: Mapping[int, list[Proposal]]) -> None:
+        """Steps the environments as the policy proposed, attaches the new nodes, backs up."""
+        waiting = {e: self._tree(e).waiting for e in sorted(answered)}
+        failures = bring_environments(
+            self.pool,
+            {
+                e: (self._tree(e), node)
+                for e, node in waiting.items()
+                if self._tree(e).rollout_handle is None
+            },
         )
-        if any(len(group) != n for group in proposals):  # a node without children would hang us
-            raise ValueError(f"the policy was asked for {n} turns for each state and gave others")
-        return proposals
+        for e, reason in failures.items():
+            self._retire(e, reason)
+        groups = {e: answered[e] for e in waiting if e not in failures}
+        expands = {e: self._tree(e).expanding is not None for e in groups}
+        self._expand({e: group for e, group in groups.items() if expands[e]})
+        self._roll({e: group for e, group in groups.items() if not expands[e]})
 
-    def _expand(self, nodes: Mapping[int, int], proposals: Sequence[list[Proposal]]) -> None:
-        if not nodes:
+    def _expand(self, answered: Mapping[int, list[Proposal]]) -> None:
+        if not answered:
             return
+        nodes = {e: self._tree(e).waiting for e in answered}
         candidates: list[tuple[int, Proposal, int]] = []
         requests: list[tuple[int, str]] = []
-        for (e, number), group in zip(nodes.items(), proposals, strict=True):
+        for e, group in answered.items():
             growing = self._tree(e)
-            for proposal, multiplicity in growing.merged(number, group):
+            if len(group) != self.config.expansion_width:  # a node without children would hang us
+                raise ValueError(f"the policy gave {len(group)} turns for {growing.task.task_id}")
+            for proposal, multiplicity in growing.merged(nodes[e], group):
                 candidates.append((e, proposal, multiplicity))
-                requests.append((growing.handle(number), proposal.action))
+                requests.append((growing.handle(nodes[e]), proposal.action))
         new: dict[int, list[int]] = {e: [] for e in nodes}
         failures: dict[int, str] = {}
         answers = self.pool.branch(requests)
@@ -219,20 +230,22 @@ class Explorer:
         for e, reason in failures.items():
             self._retire(e, reason)
 
-    def _roll(self, nodes: Mapping[int, int], proposals: Sequence[list[Proposal]]) -> None:
+    def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
         """One step of every rollout. The first one leaves the node's own environment as it is."""
-        if not nodes:
+        if not answered:
             return
+        nodes = {e: self._tree(e).waiting for e in answered}
         requests: list[tuple[int, str, bool]] = []
-        for (e, number), [proposal] in zip(nodes.items(), proposals, strict=True):
+        for e, [proposal] in answered.items():
             growing = self._tree(e)
             if growing.rollout_handle is None:
-                requests.append((growing.handle(number), proposal.action, True))
+                requests.append((growing.handle(nodes[e]), proposal.action, True))
             else:
                 requests.append((growing.rollout_handle, proposal.action, False))
         new: dict[int, list[int]] = {}
         ended: dict[int, int] = {}
-        for e, [proposal], answer in zip(nodes, proposals, act(self.pool, requests), strict=True):
+        answers = act(self.pool, requests)
+        for (e, [proposal]), answer in zip(answered.items(), answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
                 self._retire(e, answer.reason)
                 continue

@@ -60,9 +60,16 @@ class GrowingTree:
     rollout_handle: int | None = None
 
     @property
-    def active(self) -> int | None:
-        """The node whose state the policy is asked about next."""
-        return self.expanding if self.expanding is not None else self.rolling
+    def walks(self) -> bool:
+        """Whether selection goes on; else the tree waits for the policy."""
+        return self.expanding is None and self.rolling is None
+
+    @property
+    def waiting(self) -> int:
+        """The node whose state the policy is asked about."""
+        node = self.expanding if self.expanding is not None else self.rolling
+        assert node is not None
+        return node
 
     def handle(self, number: int) -> int:
         """The environment of a node that has one."""

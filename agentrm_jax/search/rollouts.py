@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
 
@@ -65,9 +65,33 @@ def rollouts(
     depends on its task and sample number, never on what ran beside it.
     """
     waiting = list(reversed(episodes))
-    running: list[_Running] = []
+    running = 0
+    ready: list[_Running] = []  # what the policy is still to be asked about
+    asked: dict[int, _Running] = {}
+    answered: list[tuple[_Running, Proposal]] = []
     while waiting or running:
-        entering = [waiting.pop() for _ in range(min(slots - len(running), len(waiting)))]
+        requests = [
+            (r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
+        ]
+        asked.update(zip(policy.submit(requests), ready, strict=True))
+        ready = []
+        # While the policy works on these, the environments act as it proposed for others.
+        answers = pool.step([(r.handle, p.action) for r, p in answered]) if answered else []
+        for (r, proposal), answer in zip(answered, answers, strict=True):
+            r.policy_tokens += len(proposal.log_probs)
+            r.truncated_steps += proposal.dropped_steps
+            failure = answer.reason if isinstance(answer, EnvironmentFailure) else None
+            if not isinstance(answer, EnvironmentFailure):
+                r.trajectory = r.trajectory.extended(as_step(proposal, answer))
+            if failure is None and not r.trajectory.done:
+                ready.append(r)
+                continue
+            pool.release([r.handle])
+            running -= 1
+            yield r.finished(failure)
+        # Half of the slots at a time: two cohorts, of which one is decoded while the other acts.
+        room = min(slots - running, -(-slots // 2), len(waiting))
+        entering = [waiting.pop() for _ in range(room)]
         answers = pool.reset([task for task, _ in entering]) if entering else []
         for (task, sample), answer in zip(entering, answers, strict=True):
             now = time.monotonic()
@@ -77,22 +101,6 @@ def rollouts(
                 continue
             handle, observation = answer
             trajectory = Trajectory(task=task, first_observation=observation)
-            running.append(_Running(trajectory, sample, handle, now))
-        requests = [(r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}") for r in running]
-        proposals = [proposed[0] for proposed in policy.propose(requests, 1)]
-        actions = [(r.handle, p.action) for r, p in zip(running, proposals, strict=True)]
-        going_on: list[_Running] = []
-        for r, proposal, answer in zip(running, proposals, pool.step(actions), strict=True):
-            r.policy_tokens += len(proposal.log_probs)
-            r.truncated_steps += proposal.dropped_steps
-            if isinstance(answer, EnvironmentFailure):
-                pool.release([r.handle])
-                yield r.finished(answer.reason)
-                continue
-            r.trajectory = r.trajectory.extended(as_step(proposal, answer))
-            if answer.done:
-                pool.release([r.handle])
-                yield r.finished()
-            else:
-                going_on.append(r)
-        running = going_on
+            ready.append(_Running(trajectory, sample, handle, now))
+            running += 1
+        answered = [(asked.pop(ticket), proposal) for ticket, [proposal] in policy.collect()]

@@ -11,6 +11,7 @@ from agent_cases import CONFIG, PROMPT, SAMPLING, SIZES, make_agent, state, toke
 from agentrm_jax.agent.agent import Agent, random_key
 from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
 
@@ -33,17 +34,17 @@ REQUESTS = [
 
 
 def test_a_request_gets_the_same_proposals_whatever_is_asked_with_it(agent):
-    together = agent.propose(REQUESTS, 2)
-    assert agent.propose(REQUESTS[::-1], 2) == together[::-1]
+    together = propose(agent, REQUESTS, 2)
+    assert propose(agent, REQUESTS[::-1], 2) == together[::-1]
     fresh = make_agent()
     for request, expected in zip(REQUESTS, together, strict=True):
-        assert fresh.propose([request], 2) == [expected]
+        assert propose(fresh, [request], 2) == [expected]
     assert together[3] != together[4]  # another purpose, other turns
-    assert agent.propose([], 2) == []
+    assert propose(agent, [], 2) == []
 
 
 def test_proposals_are_what_was_sampled(agent):
-    proposals = [proposal for group in agent.propose(REQUESTS, 2) for proposal in group]
+    proposals = [proposal for group in propose(agent, REQUESTS, 2) for proposal in group]
     assert {proposal.stopped for proposal in proposals} == {False, True}
     for proposal in proposals:
         assert proposal.reply == tokenizer().decode(proposal.token_ids)
@@ -56,9 +57,9 @@ def test_proposals_are_what_was_sampled(agent):
 def test_the_greedy_agent_does_not_depend_on_the_key(agent):
     greedy = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0))
     other = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0), seed=9)
-    [[a, b]] = greedy.propose(REQUESTS[1:2], 2)
+    [[a, b]] = propose(greedy, REQUESTS[1:2], 2)
     assert a == b
-    assert other.propose(REQUESTS[1:2], 2) == [[a, b]]
+    assert propose(other, REQUESTS[1:2], 2) == [[a, b]]
 
 
 def test_keys_come_from_seed_task_and_purpose(agent):
@@ -90,7 +91,7 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
     assert len(rendered.tokens) <= LIMIT < len(whole.tokens)
     # The agent answers as if the steps that are left were all there were.
     rest = dataclasses.replace(long, steps=long.steps[dropped:])
-    [[proposal], [other]] = agent.propose([(long, "expand/1"), (rest, "expand/1")], 1)
+    [[proposal], [other]] = propose(agent, [(long, "expand/1"), (rest, "expand/1")], 1)
     assert proposal.dropped_steps == dropped
     assert proposal == dataclasses.replace(other, dropped_steps=dropped)
 
@@ -101,7 +102,7 @@ def test_a_context_without_room_is_one_clear_error():
         make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=256))
     tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
     with pytest.raises(UserError, match=r"engine\.context: the opening of task toy/0 .* 6 are"):
-        tight.propose([(state(0, 0), "")], 1)
+        propose(tight, [(state(0, 0), "")], 1)
 
 
 @pytest.mark.parametrize(

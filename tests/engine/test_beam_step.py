@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +27,17 @@ def engines():
     )
 
 
+def make_beams(requests, states, finished) -> Beams:
+    """The scorer's pieces are cut elsewhere."""
+    whole = [np.concatenate(r.pieces) for r in requests]
+    conversations = [[tokens[:3], tokens[3:]] for tokens in whole]
+    return Beams(requests=requests, conversations=conversations, states=states, finished=finished)
+
+
 TASKS = [
-    Beams(requests=[request(0, 9, 5), request(1, 20, 30)], states=[0, 1], finished=[]),
-    Beams(requests=[request(2, 18)], states=[0], finished=[0.2, -50.0]),
-    Beams(requests=[request(3, 7, 3), request(3, 7, 3)], states=[0, 0], finished=[]),
+    make_beams([request(0, 9, 5), request(1, 20, 30)], [0, 1], []),
+    make_beams([request(2, 18)], [0], [0.2, -50.0]),
+    make_beams([request(3, 7, 3), request(3, 7, 3)], [0, 0], []),
 ]
 
 
@@ -65,13 +74,13 @@ def test_the_step_keeps_what_scoring_one_by_one_keeps(engines):
 
 def test_equal_candidates_of_a_state_are_kept_once(engines):
     policy, scorer = engines
-    twins = Beams(requests=[request(3, 7), request(3, 7)], states=[0, 0], finished=[])
+    twins = make_beams([request(3, 7), request(3, 7)], [0, 0], [])
     [(kept, _)] = step_beams(
         policy, scorer, [twins], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
     )
     replies = [k.reply.tokens for k in kept]
     assert len(set(replies)) == len(replies)
-    apart = Beams(requests=twins.requests, states=[0, 1], finished=[])
+    apart = dataclasses.replace(twins, states=[0, 1])
     [(kept, _)] = step_beams(
         policy, scorer, [apart], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
     )

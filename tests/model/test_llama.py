@@ -121,21 +121,21 @@ def test_attention(config, params, golden, rotation):
     @jax.jit
     def attention(weights, x):
         attended, _ = causal(*llama.attention_input(weights, config, x, rotation))
-        return jnp.einsum("btnh,nhd->btd", attended, weights["o"])
+        return jnp.einsum("btnh,dnh->btd", attended, weights["o"])
 
-    close(attention(llama.layer(params, 0), golden["embed"]), golden["attention"])
+    close(attention(llama.unstacked(params)["layers"][0], golden["embed"]), golden["attention"])
 
 
 def test_mlp(config, params, golden):
     x = golden["embed"] + golden["attention"]
-    close(llama.mlp(llama.layer(params, 0), config, x), golden["mlp"])
+    close(llama.mlp(llama.unstacked(params)["layers"][0], config, x), golden["mlp"])
 
 
 def test_block(config, params, golden, rotation):
     block = jax.jit(lambda weights, x: llama.block(weights, config, x, rotation, causal)[0])
     x = golden["embed"]
     for l in range(config.num_layers):
-        close(block(llama.layer(params, l), x), golden[f"block_{l}"])
+        close(block(llama.unstacked(params)["layers"][l], x), golden[f"block_{l}"])
         x = golden[f"block_{l}"]
 
 

@@ -100,13 +100,24 @@ class GamePolicy:
     def __init__(self, moves: str = "NESW", remembers: int = 99) -> None:
         self.moves, self.remembers = moves, remembers
         self.asked: list[tuple[str, str]] = []
+        self._open: dict[int, tuple[Trajectory, str, int]] = {}
+        self._tickets = self._rounds = 0
 
-    def propose(self, requests: Sequence[tuple[Trajectory, str]], n: int) -> list[list[Proposal]]:
-        self.asked.extend((trajectory.task.task_id, purpose) for trajectory, purpose in requests)
-        return [
-            [self._one(trajectory, purpose, branch) for branch in range(n)]
-            for trajectory, purpose in requests
-        ]
+    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
+        self.asked.extend((state.task.task_id, purpose) for state, purpose, _ in requests)
+        tickets = [self._tickets + i for i in range(len(requests))]
+        self._tickets += len(requests)
+        self._open.update(zip(tickets, requests, strict=True))
+        return tickets
+
+    def collect(self) -> list[tuple[int, list[Proposal]]]:
+        """Some of the questions have to wait, as where a reply is long."""
+        self._rounds += 1
+        now = [t for t in self._open if draw("late", t, self._rounds) < 0.7]
+        return [(t, self._answer(*self._open.pop(t))) for t in now]
+
+    def _answer(self, trajectory: Trajectory, purpose: str, n: int) -> list[Proposal]:
+        return [self._one(trajectory, purpose, branch) for branch in range(n)]
 
     def _one(self, trajectory: Trajectory, purpose: str, branch: int) -> Proposal:
         names = (trajectory.task.task_id, len(trajectory.steps), purpose, branch)

@@ -8,6 +8,7 @@ import pytest
 from random_game import GamePolicy, GamePool, answer, draw, game
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.beam import BeamConfig, beam_search
 from agentrm_jax.search.growing import as_step, merge_key
@@ -49,7 +50,7 @@ class InStep:
     def _one(self, states, finished, n, beam_width):
         candidates, seen, decoded = [], set(), 0
         for number, ((state, _), group) in enumerate(
-            zip(states, self.policy.propose(states, n), strict=True)
+            zip(states, propose(self.policy, states, n), strict=True)
         ):
             for proposal in group:
                 decoded += len(proposal.log_probs)
@@ -73,7 +74,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
             live = live * config.beam_width
         seen, candidates = set(), []
         for p, state in enumerate(live):
-            [group] = policy.propose([(state, f"beam/{depth}/{p}")], config.expansion_width)
+            [group] = propose(policy, [(state, f"beam/{depth}/{p}")], config.expansion_width)
             for proposal in group:
                 tokens += len(proposal.log_probs)
                 key = (

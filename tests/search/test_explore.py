@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_game import GamePolicy, GamePool, answer, draw, game
 
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.search import tree
@@ -56,8 +57,8 @@ def plain_search(task, config: SearchConfig, policy):
                 node = max(node.children, key=bound)
             if node.trajectory.done or (node.visits == 0 and node is not root):
                 break
-            [proposals] = policy.propose(
-                [(node.trajectory, f"expand/{node.number}")], config.expansion_width
+            [proposals] = propose(
+                policy, [(node.trajectory, f"expand/{node.number}")], config.expansion_width
             )
             for proposal in proposals:
                 known = {merge_key(c.trajectory.steps[-1].action) for c in node.children}
@@ -65,7 +66,7 @@ def plain_search(task, config: SearchConfig, policy):
                     add(node, proposal)
             node.expanded = True
         while not node.trajectory.done:
-            [[proposal]] = policy.propose([(node.trajectory, f"rollout/{node.number}")], 1)
+            [[proposal]] = propose(policy, [(node.trajectory, f"rollout/{node.number}")], 1)
             node = add(node, proposal)
         outcome, path = node.trajectory.outcome, []
         while node is not None:
@@ -239,10 +240,10 @@ def test_a_broken_environment_ends_its_tree_only(tmp_path, when):
 
 def test_a_policy_that_gives_too_few_turns_is_an_error_and_no_endless_loop(tmp_path):
     class Silent(GamePolicy):
-        def propose(self, requests, n):
-            return [[] for _ in requests]
+        def collect(self):
+            return [(ticket, []) for ticket, _ in super().collect()]
 
-    with pytest.raises(ValueError, match="asked for 3 turns"):
+    with pytest.raises(ValueError, match="gave 0 turns for game/0"):
         explore(tmp_path / "trees", [game(0)], policy=Silent())
 
 

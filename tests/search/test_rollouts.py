@@ -8,6 +8,7 @@ import random
 import pytest
 from random_game import GamePolicy, GamePool, answer, game
 
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.growing import as_step
 from agentrm_jax.search.rollouts import Rollout, rollouts
@@ -22,7 +23,7 @@ def plain(task, sample) -> Rollout:
     tokens = truncated = 0
     while not trajectory.done:
         purpose = f"sample/{sample}/{len(trajectory.steps)}"
-        [[proposal]] = policy.propose([(trajectory, purpose)], 1)
+        [[proposal]] = propose(policy, [(trajectory, purpose)], 1)
         actions = [step.action for step in trajectory.steps] + [proposal.action]
         truncated += max(0, len(trajectory.steps) - REMEMBERS)
         tokens += len(proposal.log_probs)
