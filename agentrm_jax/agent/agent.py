@@ -72,6 +72,11 @@ class Agent:
         key = random_key(self._seed, trajectory.task.task_id, purpose)
         return Request(pieces=pieces, key=key), dropped
 
+    def warm_up(self) -> None:
+        """Compiles all that answering needs, where `branches` were given."""
+        for decoder in dict.fromkeys(self._decoders.values()):
+            decoder.warm_up()
+
     def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
         tickets = []
         for trajectory, purpose, n in requests:

@@ -115,6 +115,7 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     agent = Agent(
         engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
     )
+    agent.warm_up()
     stored = TreeStore.read(directory)
     store = TreeStore(directory)
     total = len(tasks) * config.search.num_iterations

@@ -119,6 +119,11 @@ class Decoder:
         self._tickets = 0
         self._in_flight: Decoded | None = None
 
+    def warm_up(self) -> None:
+        """Compiles what decoding needs, on rows of padding."""
+        self.engine.warm_up()
+        self._decode()
+
     def submit(self, request: Request, n: int) -> int:
         """Queues a request for n replies and gives its ticket; n is one of `branches`."""
         self._tickets += 1

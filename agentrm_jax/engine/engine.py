@@ -124,6 +124,10 @@ class Engine:
         self._most_pages = -(-most_pages // self.chunk) * self.chunk
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
 
+    def warm_up(self) -> None:
+        """Compiles what reading needs, on rows of padding."""
+        self._extend([])
+
     def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
         """The model's readout at the last token of each conversation."""
         leaves = [self.cache.find(pieces) for pieces in conversations]

@@ -76,11 +76,12 @@ def make_pool(
     """An empty pool; KV heads are sharded over `tensor` when there is a mesh."""
     shape = (config.num_kv_heads, num_pages, page_size, config.head_dim)
     sharding = None if mesh is None else named_sharding(mesh, ("kv_heads", None, None, None))
-    layers = range(config.num_layers)
-    return Pool(
-        k=tuple(jnp.zeros(shape, dtype, device=sharding) for _ in layers),
-        v=tuple(jnp.zeros(shape, dtype, device=sharding) for _ in layers),
-    )
+
+    def make() -> Pool:
+        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
+        return Pool(k=k, v=v)
+
+    return jax.jit(make, out_shardings=sharding)()
 
 
 def read_chunk(layer: jax.Array, table: PageTable, c: jax.Array | int, chunk: int) -> jax.Array:

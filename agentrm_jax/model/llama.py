@@ -127,10 +127,13 @@ def unstacked(params: Params) -> Params:
 
     Decoding unrolls its layers; with stacked weights every call would first copy them all.
     """
-    stack = params["layers"]
+    return {**params, "layers": _layers(params["layers"])}
+
+
+@jax.jit
+def _layers(stack: Params) -> tuple[Params, ...]:
     num_layers = next(iter(stack.values())).shape[0]
-    layers = tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
-    return {**params, "layers": layers}
+    return tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

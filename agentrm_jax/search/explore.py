@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
@@ -113,7 +112,7 @@ class Explorer:
             return
         cleared = np.zeros(len(self._slots), bool)
         cleared[free[: len(tasks)]] = True
-        self._trees = tree.clear(self._trees, jnp.asarray(cleared))
+        self._trees = tree.clear(self._trees, cleared)
         for e, task, answer in zip(free, tasks, self.pool.reset(tasks), strict=False):
             record = stored.get(task.task_id)
             failed = isinstance(answer, EnvironmentFailure)
@@ -149,7 +148,7 @@ class Explorer:
         a visited node expands it, and goes on from there after the expansion.
         """
         while idle := {e: g for e, g in self._live().items() if g.walks}:
-            chosen = np.asarray(tree.select(self._trees, jnp.float32(self.config.exploration)))
+            chosen = np.asarray(tree.select(self._trees, np.float32(self.config.exploration)))
             ended: dict[int, int] = {}
             for e, growing in idle.items():
                 leaf = int(chosen[e])
@@ -272,10 +271,10 @@ class Explorer:
             terminal[e, : len(new[e])] = [nodes[n].trajectory.done for n in new[e]]
         self._trees = tree.attach(
             self._trees,
-            jnp.asarray(parent),
-            jnp.asarray(numbers),
-            jnp.asarray(terminal),
-            jnp.asarray((parent != NONE) & expands),
+            parent,
+            numbers,
+            terminal,
+            (parent != NONE) & expands,
         )
 
     def _back_up(self, leaves: Mapping[int, int]) -> None:
@@ -291,7 +290,7 @@ class Explorer:
                 self.pool.release([growing.rollout_handle])
             self.store.append(growing.finish_iteration(number))
             self._on_iteration()
-        self._trees = tree.backup(self._trees, jnp.asarray(leaf), jnp.asarray(outcome))
+        self._trees = tree.backup(self._trees, leaf, outcome)
         for e in leaves:
             self._finish_if_complete(e)
 

@@ -46,6 +46,7 @@ class Trees:
         return self.value_sum / jnp.maximum(self.visit_count, 1)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def make_trees(num_trees: int, num_nodes: int, width: int) -> Trees:
     """Empty trees: each a root that is neither visited nor expanded."""
     shape = (num_trees, num_nodes)
