@@ -27,6 +27,10 @@ class Part(NamedTuple):
     total: jax.Array  # [X, M] sum of exp(score - maximum)
 
 
+Reader = Callable[[int, jax.Array], Part]
+"""(layer, queries [K, G, M, H]) to what they gather from some pages."""
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
     """Attention over some keys.
 

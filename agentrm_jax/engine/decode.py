@@ -9,15 +9,18 @@ its pages, and nothing else remains of the call.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.attention import (
     Part,
+    Reader,
     attend,
     attend_chunks,
     by_kv_head,
@@ -89,16 +92,14 @@ class Decoded:
     ended: jax.Array
 
 
-Reader = Callable[[int, jax.Array], Part]
-"""(layer, queries [K, G, M, H]) to what they attend to."""
-
-
 def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:
     """Copies conversations out of the pool, once for all tokens to come.
 
     Chunks are arrays of their own: slices of one array would be copied at every token. Chunks that
     no conversation reaches cost nothing.
     """
+    if pool.backend.name == "pallas":
+        return paged_attention.read_own(pool, table)
     C = table.pages.shape[1]
     used = table.num_chunks(chunk)
     masks = [chunk_mask(table, c, chunk, pool.page_size)[None, :, None] for c in range(C // chunk)]
@@ -135,6 +136,8 @@ def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reade
     Args:
       rows_of: [M] int32, the conversation of each query.
     """
+    if pool.backend.name == "pallas":
+        return paged_attention.read_instructions(pool, context, rows_of)
     table = context.instructions
     num_chunks = table.pages.shape[1] // CHUNK
     used = table.num_chunks(CHUNK)
@@ -183,7 +186,7 @@ def decode_tokens(
     ]
     # All lanes' rows read the instructions together.
     begins_with = jnp.concatenate([jnp.repeat(b, n) for n, _, b in lanes])
-    everyone = rows.contexts[0].replace(begins_with=begins_with)
+    everyone = dataclasses.replace(rows.contexts[0], begins_with=begins_with)
     instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
     tails = None if rows.tails is None else read_own(pool, rows.tails, tail_chunk)
     keys = jax.vmap(lambda data, b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(

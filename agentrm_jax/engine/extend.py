@@ -6,12 +6,16 @@ The one function behind prompts, observations and the reward model's scores.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.attention import (
+    Part,
+    Reader,
     attend,
     attend_chunks,
     by_kv_head,
@@ -28,6 +32,7 @@ from agentrm_jax.engine.pages import (
     read_chunk,
 )
 from agentrm_jax.model import llama
+from agentrm_jax.model.attention import masked_attention
 from agentrm_jax.model.config import LlamaConfig
 
 CHUNK = 8
@@ -60,52 +65,116 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
     Returns:
       Hidden states [R, T, D] after the final norm, and each layer's new (k, v) [K, R, T, H].
     """
-    (R, T), K, G = rows.tokens.shape, config.num_kv_heads, rows.starts.shape[0]
-    shared_by = config.num_heads // K
-    context, page_size = rows.context, pool.page_size
+    (R, T), G = rows.tokens.shape, rows.starts.shape[0]
     positions = jnp.repeat(rows.starts, R // G)[:, None] + jnp.arange(T)
-    offset = jnp.arange(T)
-    causal = (offset[:, None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, T, T]
-    causal = jnp.repeat(causal, shared_by, axis=1)  # [R, T * N / K, T]
-    reader = jnp.repeat(jnp.arange(G), (R // G) * T * shared_by)  # conversation of each query
+    kind = whole_attention if pool.backend.name == "cudnn" else parted_attention
+    attend_to = kind(config, pool, rows)
 
-    def attend_to(pool_k: jax.Array, pool_v: jax.Array):
-        def read(table: PageTable, c: jax.Array):
-            k, v = read_chunk(pool_k, table, c, CHUNK), read_chunk(pool_v, table, c, CHUNK)
-            return k.swapaxes(2, 3), v
+    def attention(l: int) -> llama.Attend:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array):
+            out = attend_to(l, q, k, v)
+            return out, (k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3))
 
-        def read_instruction(c: jax.Array):
-            mask = instruction_mask(context, c, CHUNK, page_size)[reader]
-            return *read(context.instructions, c), mask
-
-        def read_own(c: jax.Array):
-            return *read(context.own, c), chunk_mask(context.own, c, CHUNK, page_size)[:, None]
-
-        def attention(q: jax.Array, k: jax.Array, v: jax.Array):
-            grouped = by_kv_head(q, K)  # [K, R, T * N / K, H]
-            k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
-            parts = [attend(grouped, k.swapaxes(2, 3), v, causal)]
-            for rows_together, read_part, table in (
-                (1, read_instruction, context.instructions),
-                (G, read_own, context.own),
-            ):
-                queries = grouped.reshape(K, rows_together, -1, q.shape[-1])
-                part = attend_chunks(queries, read_part, table.num_chunks(CHUNK))
-                parts.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, parts[0]))
-            own, instruction, before = parts
-            out = result(merge(merge(instruction, before), own))
-            return by_position(out, T).astype(q.dtype), (k, v)
-
-        return attention
+        return attend
 
     x = llama.embed(params, rows.tokens)
     rotation = llama.rope(positions, config)
     new = []
     for l in range(config.num_layers):
-        attention = attend_to(pool.k[l], pool.v[l])
-        x, kv = llama.block(params["layers"][l], config, x, rotation, attention)
+        x, kv = llama.block(params["layers"][l], config, x, rotation, attention(l))
         new.append(kv)
     return llama.final_norm(params, config, x), new
+
+
+AttendTo = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(layer, q [R, T, N, H], new k and v [R, T, K, H]) to what attention gives [R, T, N, H]."""
+
+
+def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> AttendTo:
+    """Attention to instructions, conversations and new tokens, each by itself, and then merged."""
+    (R, T), K, G = rows.tokens.shape, config.num_kv_heads, rows.starts.shape[0]
+    shared_by = config.num_heads // K
+    context, page_size = rows.context, pool.page_size
+    offset = jnp.arange(T)
+    causal = (offset[:, None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, T, T]
+    causal = jnp.repeat(causal, shared_by, axis=1)  # [R, T * N / K, T]
+    reader = jnp.repeat(jnp.arange(G), (R // G) * T * shared_by)  # conversation of each query
+    if pool.backend.name == "pallas":
+        instructions = paged_attention.read_instructions(pool, context, reader)
+        own = paged_attention.read_own(pool, context.own)
+    else:
+        instructions = _read_chunks(
+            pool,
+            context.instructions,
+            lambda c: instruction_mask(context, c, CHUNK, page_size)[reader],
+        )
+        own = _read_chunks(
+            pool, context.own, lambda c: chunk_mask(context.own, c, CHUNK, page_size)[:, None]
+        )
+
+    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        grouped = by_kv_head(q, K)  # [K, R, T * N / K, H]
+        k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
+        new = attend(grouped, k.swapaxes(2, 3), v, causal)
+        before = []
+        for rows_together, read in ((1, instructions), (G, own)):
+            part = read(l, grouped.reshape(K, rows_together, -1, q.shape[-1]))
+            before.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, new))
+        out = result(merge(merge(*before), new))
+        return by_position(out, T).astype(q.dtype)
+
+    return attend_to
+
+
+def _read_chunks(pool: Pool, table: PageTable, mask_of: Callable[[jax.Array], jax.Array]) -> Reader:
+    """Attention to the pages of a table, chunk by chunk."""
+
+    def attention(l: int, q: jax.Array) -> Part:
+        def read(c: jax.Array):
+            k, v = (read_chunk(layer[l], table, c, CHUNK) for layer in (pool.k, pool.v))
+            return k.swapaxes(2, 3), v, mask_of(c)
+
+        return attend_chunks(q, read, table.num_chunks(CHUNK))
+
+    return attention
+
+
+_WIDTHS = (8, 4, 2, 1)
+"""Into how many parts a page table is divided; what is read is the smallest one that holds all."""
+
+
+def whole_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> AttendTo:
+    """The same with all keys of a conversation side by side, for kernels that want them so."""
+    (R, T), G, page_size = rows.tokens.shape, rows.starts.shape[0], pool.page_size
+    together = R // G * T  # new tokens behind a conversation
+    row, offset = jnp.divmod(jnp.arange(together), T)
+    new = (row[:, None] == row) & (offset[:, None] >= offset)
+    new &= (offset < jnp.repeat(rows.lengths.reshape(G, -1), T, axis=1)[:, None]) | jnp.eye(
+        together, dtype=bool
+    )  # [G, together, together]; each sees itself, so that none sees nothing
+    table = rows.context.joined()
+    widths = [-(-table.pages.shape[1] // n) for n in _WIDTHS]
+    used = jnp.max(jnp.sum(table.fills > 0, axis=1))
+    narrowest = jnp.searchsorted(jnp.asarray(widths), used)
+
+    def behind(width: int, l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Attention to so many pages and the new tokens; q, k, v with axes [G, together]."""
+
+        def keys(layer: jax.Array, own: jax.Array) -> jax.Array:
+            before = read_chunk(layer, table, 0, width).transpose(1, 2, 0, 3)
+            return jnp.concatenate([before, own], axis=1)
+
+        before = chunk_mask(table, 0, width, page_size)[:, None]
+        before = jnp.broadcast_to(before, (*new.shape[:2], before.shape[2]))
+        mask = jnp.concatenate([before, new], axis=2)
+        return masked_attention(q, keys(pool.k[l], k), keys(pool.v[l], v), mask, pool.backend)
+
+    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        branches = [functools.partial(behind, width, l) for width in widths]
+        grouped = (x.reshape(G, together, *x.shape[2:]) for x in (q, k, v))
+        return jax.lax.switch(narrowest, branches, *grouped).reshape(q.shape)
+
+    return attend_to
 
 
 @functools.partial(jax.jit, static_argnames=("config", "readout"))

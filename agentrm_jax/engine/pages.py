@@ -8,6 +8,7 @@ true position: a page can be read without knowing where it stands.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -15,15 +16,17 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.model.attention import XLA, Backend
 from agentrm_jax.model.config import LlamaConfig
 
 
 @flax.struct.dataclass
 class Pool:
-    """Keys and values, for each layer [K, pages, page_size, H]."""
+    """Keys and values, for each layer [K, pages, page_size, H], and what reads them."""
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
+    backend: Backend = flax.struct.field(pytree_node=False, default=XLA)
 
     @property
     def page_size(self) -> int:
@@ -47,8 +50,11 @@ class PageTable:
     fills: jax.Array
 
     def num_chunks(self, chunk: int) -> jax.Array:
-        """How many chunks of `chunk` pages hold all that is in use: int32 scalar."""
-        used = jnp.max(jnp.sum(self.fills > 0, axis=1))
+        """How many chunks of `chunk` pages hold all that is in use: int32 scalar.
+
+        Between instructions there are unused pages: what counts is where the last one in use is.
+        """
+        used = jnp.max(jnp.where(self.fills > 0, jnp.arange(1, self.fills.shape[1] + 1), 0))
         return (used + chunk - 1) // chunk
 
 
@@ -69,9 +75,24 @@ class Context:
     begins_with: jax.Array
     own: PageTable
 
+    def joined(self) -> PageTable:
+        """All pages of each conversation [G, S + C], those in use first. Their order says nothing
+        about positions, which the keys bear."""
+        shared = self.instructions
+        mine = jnp.where(self.owners == self.begins_with[:, None], shared.fills, 0)
+        pages = jnp.concatenate([jnp.broadcast_to(shared.pages, mine.shape), self.own.pages], 1)
+        fills = jnp.concatenate([mine, self.own.fills], axis=1)
+        order = jnp.argsort(fills == 0, axis=1, stable=True)
+        return PageTable(*(jnp.take_along_axis(x, order, axis=1) for x in (pages, fills)))
+
 
 def make_pool(
-    config: LlamaConfig, num_pages: int, page_size: int, dtype, mesh: jax.sharding.Mesh | None
+    config: LlamaConfig,
+    num_pages: int,
+    page_size: int,
+    dtype,
+    mesh: jax.sharding.Mesh | None,
+    attention: str = "xla",
 ) -> Pool:
     """An empty pool; KV heads are sharded over `tensor` when there is a mesh."""
     shape = (config.num_kv_heads, num_pages, page_size, config.head_dim)
@@ -79,7 +100,7 @@ def make_pool(
 
     def make() -> Pool:
         k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
-        return Pool(k=k, v=v)
+        return Pool(k=k, v=v, backend=Backend(name=attention, mesh=mesh))
 
     return jax.jit(make, out_shardings=sharding)()
 
@@ -118,7 +139,8 @@ def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array)
         blocks = values.reshape(K, -1, page_size, H)
         return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
 
-    return Pool(
+    return dataclasses.replace(
+        pool,
         k=tuple(write(layer, k) for layer, (k, _) in zip(pool.k, new, strict=True)),
         v=tuple(write(layer, v) for layer, (_, v) in zip(pool.v, new, strict=True)),
     )

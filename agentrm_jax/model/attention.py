@@ -1,0 +1,244 @@
+"""Causal attention of whole sequences, by a backend that has a name.
+
+`xla` runs everywhere and is what all else is compared with; `cudnn` and `pallas` are fused kernels
+of NVIDIA GPUs and TPUs, which never write the scores to memory. All see the same: a token attends
+to the earlier tokens of its own segment.
+
+Axis letters: B batch, T query, S key, N heads, K KV heads, H head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.sharding import logical_to_spec
+
+_NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
+"""Each backend's platform, as JAX names it, and in words; None: any."""
+
+_QUERY_BLOCK = 128  # at least; and a sequence has at most so many blocks, which are compiled each:
+_MOST_BLOCKS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """What computes attention. It is static: another one is another program.
+
+    Attributes:
+      name: `xla`, `cudnn` (it knows 16 bits only: wider numbers are rounded to bfloat16) or
+        `pallas`.
+      mesh: Over which queries, keys and values are split, or None. Kernels run on each part.
+      interpret: Whether what kernels do is done without them: tests do so where no accelerator is.
+    """
+
+    name: str = "xla"
+    mesh: Mesh | None = None
+    interpret: bool = False
+
+
+XLA = Backend()
+
+
+def check_name(key: str, name: str) -> None:
+    """Refuses what is no backend.
+
+    Args:
+      key: Of the configuration, for the message.
+
+    Raises:
+      UserError: There is no such backend.
+    """
+    if name not in _NEEDS:
+        raise UserError(f"{key}: {name!r} is none of {', '.join(_NEEDS)}")
+
+
+def check_device(key: str, name: str, mesh: Mesh | None) -> None:
+    """Refuses a backend that the devices cannot run.
+
+    Args:
+      mesh: The devices; JAX's default one without it.
+
+    Raises:
+      UserError: They cannot, or there is no such backend.
+    """
+    check_name(key, name)
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    needs = _NEEDS[name]
+    if needs is not None and device.platform != needs[0]:
+        raise UserError(f"{key}: {name!r} needs {needs[1]}; this machine has {device.platform}")
+    if name == "cudnn" and "cuda" not in device.client.platform_version:
+        raise UserError(f"{key}: 'cudnn' needs an NVIDIA GPU; this machine has another one")
+
+
+def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax attention with all scores at once, softmax in float32. The oracle of all others.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H].
+      v: [B, S, K, H].
+      mask: [B, T, S] bool. A query without any key gives an average of the values.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * H**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H)
+
+
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, backend: Backend = XLA
+) -> jax.Array:
+    """Attention of packed sequences to themselves: each token to the earlier ones of its segment.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, T, K, H].
+      v: [B, T, K, H].
+      segments: [B, T] int32.
+
+    Raises:
+      UserError: The backend has no kernel for these shapes.
+    """
+    if backend.name == "xla":
+        return _by_query_blocks(q, k, v, segments)
+    attend = functools.partial(
+        {"cudnn": _cudnn, "pallas": _splash}[backend.name], interpret=backend.interpret
+    )
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, segments)
+
+
+def masked_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, backend: Backend
+) -> jax.Array:
+    """`dense_attention` for rows of an engine; by cuDNN, if that is the backend.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H].
+      v: [B, S, K, H].
+      mask: [B, T, S] bool; each query needs a key.
+    """
+    if backend.name != "cudnn":
+        return dense_attention(q, k, v, mask)
+    attend = functools.partial(_cudnn_masked, is_causal=False, interpret=backend.interpret)
+    return _on_each_device(attend, backend.mesh, "rows")(q, k, v, mask)
+
+
+def _on_each_device(
+    attend: Callable[..., jax.Array], mesh: Mesh | None, batch: str
+) -> Callable[..., jax.Array]:
+    """A kernel as one function of (q, k, v, mask or segments), each device with its own part."""
+    if mesh is None:
+        return attend
+    heads = logical_to_spec((batch, None, "heads"))
+    kv_heads = logical_to_spec((batch, None, "kv_heads"))
+    return jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(heads, kv_heads, kv_heads, logical_to_spec((batch,))),
+        out_specs=heads,
+        check_vma=False,
+    )
+
+
+def _by_query_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Queries go in blocks that read only the keys up to their end, which halves the work; a block
+    of scores also stays near the processor. Equal to `dense_attention` under the same mask.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    # Heads before positions, once: every product below then runs along memory.
+    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    size = max(_QUERY_BLOCK, -(-T // _MOST_BLOCKS))
+    blocks = []
+    for begin in range(0, T, size):
+        end = min(begin + size, T)
+        causal = jnp.arange(begin, end)[:, None] >= jnp.arange(end)
+        mask = causal & (segments[:, begin:end, None] == segments[:, None, :end])
+        scores = jnp.einsum(
+            "bkgth,bksh->bkgts",
+            q[:, :, :, begin:end],
+            k[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        scores = jnp.where(mask[:, None, None], scores, -1e30)
+        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - largest)
+        out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v[:, :, :end])
+        blocks.append(out / weights.sum(axis=-1, keepdims=True).astype(v.dtype))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, interpret: bool
+) -> jax.Array:
+    odd = q.shape[1] % 2  # its gradient knows even lengths only
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = jnp.pad(segments, ((0, 0), (0, odd)), constant_values=-1)
+    mask = segments[:, :, None] == segments[:, None]
+    out = _cudnn_masked(q, k, v, mask, is_causal=True, interpret=interpret)
+    return out[:, : out.shape[1] - odd]
+
+
+def _cudnn_masked(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, is_causal: bool, interpret: bool
+) -> jax.Array:
+    """The mask costs memory: a number for each query and key, not for each head."""
+    if q.shape[-1] % 8:
+        raise UserError(f"model.head_dim: 'cudnn' needs a multiple of 8, not {q.shape[-1]}")
+    dtype = q.dtype
+    if dtype.itemsize > 2 and not interpret:
+        q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], is_causal=is_causal,
+        implementation="xla" if interpret else "cudnn",
+    )  # fmt: skip
+    return out.astype(dtype)
+
+
+def _splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, interpret: bool
+) -> jax.Array:
+    """Splash attention of `jax.experimental.pallas`, over whole blocks of queries and keys."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    T, N, H = q.shape[1:]
+    if H % 64:
+        raise UserError(f"model.head_dim: 'pallas' needs a multiple of 64, not {H}")
+    missing = -T % 128
+    length = T + missing
+    size = next(size for size in (512, 256, 128) if length % size == 0)
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.CausalMask((length, length))] * N),
+        block_sizes=splash.BlockSizes(
+            block_q=size, block_kv=size,
+            block_q_dkv=size, block_kv_dkv=size,
+            block_q_dq=size, block_kv_dq=size,
+        ),
+        interpret=interpret,
+    )  # fmt: skip
+
+    def by_head(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    # What was filled up is a segment of its own, behind all others.
+    segments = jnp.pad(segments, ((0, 0), (0, missing)), constant_values=-1)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        out = kernel(q, k, v, splash.SegmentIds(q=ids, kv=ids))
+        assert isinstance(out, jax.Array)
+        return out
+
+    out = jax.vmap(attend)(by_head(q * H**-0.5), by_head(k), by_head(v), segments)
+    return out.swapaxes(1, 2)[:, :T]
