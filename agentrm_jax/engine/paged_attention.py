@@ -6,6 +6,10 @@ conversation, for all of its queries and KV heads, and adds them to the conversa
 softmax that goes on from step to step, in float32). Conversations take as many steps as they have
 pages; the list's end is known at run time only.
 
+Rows of a page are 128 numbers wide. Where a head is narrower, F = 128 / H slots stand side by side
+in a row, and each query is F queries: one for each place in a row, with zeros at the others. Their
+parts are merged.
+
 Shapes as in `attention`: K KV heads, G conversations, M queries of each that share the keys.
 """
 
@@ -17,14 +21,35 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import logical_to_spec
-from agentrm_jax.engine.attention import MASKED, Part, Reader
+from agentrm_jax.engine.attention import MASKED, Part, Reader, merge
 from agentrm_jax.engine.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
+from agentrm_jax.model.config import LlamaConfig
 
-_STEP_TOKENS = 128  # slots of a step, the width of a vector register
+_LANES = 128  # width of a register; rows that a step reads, about
 _MOST_QUERIES = 128  # of a conversation at once; with more, its pages are read again
-_NOBODY = -2  # label of a slot without a token; no reader has it
+_NOBODY = -2  # label of a slot without a token; no query reads it
+
+
+def check_shapes(config: LlamaConfig, page_size: int) -> None:
+    """Refuses models and pages that the kernel cannot read.
+
+    Raises:
+      UserError: It cannot.
+    """
+    H = config.head_dim
+    if H % _LANES and H != _LANES // 2:
+        raise UserError(
+            f"engine.attention: 'pallas' reads heads of 64 or multiples of 128, the model's are {H}"
+        )
+    least = 8 * _LANES // min(H, _LANES)
+    if page_size % least:
+        raise UserError(
+            f"engine.page_size: engine.attention 'pallas' needs a multiple of {least} for heads "
+            f"of {H}, not {page_size}"
+        )
 
 
 @flax.struct.dataclass
@@ -34,7 +59,7 @@ class Steps:
     Attributes:
       groups: [S] int32, the conversation of each step; those of one stand together.
       pages: [S * P] int32 page numbers.
-      labels: [S, 1, P * page_size] int32: a slot is read by the queries with its label.
+      labels: [S, F, P * page_size / F] int32: queries read the slots with their label.
       count: [1] int32, how many steps there are. Each conversation has at least one.
       split: Whether all this is made for each device's share of the conversations.
     """
@@ -46,9 +71,7 @@ class Steps:
     split: bool = flax.struct.field(pytree_node=False)
 
 
-def make_steps(
-    table: PageTable, page_size: int, backend: Backend, owners: jax.Array | None = None
-) -> Steps:
+def make_steps(pool: Pool, table: PageTable, owners: jax.Array | None = None) -> Steps:
     """The steps that read a page table.
 
     Args:
@@ -56,32 +79,40 @@ def make_steps(
     """
     G, C = table.pages.shape
     labels = jnp.zeros(C, jnp.int32) if owners is None else owners
-    mesh = backend.mesh
+    mesh, rows_of_page = pool.backend.mesh, pool.k[0].shape[2]
+    listed = functools.partial(
+        _list_steps,
+        together=min(max(1, _LANES // rows_of_page), C),
+        page_size=pool.page_size,
+        side_by_side=pool.page_size // rows_of_page,
+    )
     if mesh is None or G % mesh.shape["data"]:
-        return Steps(*_list_steps(table.pages, table.fills, labels, page_size), split=False)
+        return Steps(*listed(table.pages, table.fills, labels), split=False)
     rows, everywhere = logical_to_spec(("rows",)), logical_to_spec(())
-    listed = jax.shard_map(
-        functools.partial(_list_steps, page_size=page_size),
-        mesh=mesh,
-        in_specs=(rows, rows, everywhere),
-        out_specs=rows,
-        check_vma=False,
-    )(table.pages, table.fills, labels)
-    return Steps(*listed, split=True)
+    on_each = jax.shard_map(
+        listed, mesh=mesh, in_specs=(rows, rows, everywhere), out_specs=rows, check_vma=False
+    )
+    return Steps(*on_each(table.pages, table.fills, labels), split=True)
 
 
 def _list_steps(
-    pages: jax.Array, fills: jax.Array, owners: jax.Array, page_size: int
+    pages: jax.Array,
+    fills: jax.Array,
+    owners: jax.Array,
+    *,
+    together: int,
+    page_size: int,
+    side_by_side: int,
 ) -> tuple[jax.Array, ...]:
     """Page tables [G, C] and labels [C] to the arrays of `Steps`."""
     G, C = pages.shape
-    together = min(max(1, _STEP_TOKENS // page_size), C)
     missing = -C % together
     pages, fills = (jnp.pad(x, ((0, 0), (0, missing))) for x in (pages, fills))
     owners = jnp.pad(owners, (0, missing))
     C += missing
     filled = jnp.arange(page_size) < fills[..., None]  # [G, C, page_size]
     labels = jnp.where(filled, owners[:, None], _NOBODY)
+    labels = labels.reshape(G, C // together, -1, side_by_side).swapaxes(2, 3)
     ends = jnp.max(jnp.where(fills > 0, jnp.arange(1, C + 1), 0), axis=1)
     counts = jnp.maximum(1, -(-ends // together))  # [G]
     last = jnp.cumsum(counts)
@@ -91,14 +122,20 @@ def _list_steps(
     return (
         group,
         pages.reshape(G, -1, together)[group, chunk].reshape(-1),
-        labels.reshape(G, -1, 1, together * page_size)[group, chunk],
+        labels[group, chunk],
         last[-1:].astype(jnp.int32),
     )
 
 
 def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labelled: bool):
-    """One step. Behind `labels`: the readers' labels [M, 1], if there are any; `together` pages of
-    k and as many of v [K, page_size, H]; and the conversation's part: [K, M, H], [K, M, 1] twice.
+    """One step.
+
+    Args:
+      groups, pages: Of all steps.
+      q: [K, M, W] queries, W numbers in a row; M counts those of all places in a row.
+      labels: [F, S] of the slots, S rows.
+      refs: The queries' labels [M, 1], if there are any; `together` pages of k and as many of v
+        [K, rows of a page, W]; and the part: weighted [K, M, W], maximum and total [K, M, 1].
     """
     from jax.experimental import pallas as pl
 
@@ -114,7 +151,13 @@ def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labell
         maximum[...] = jnp.full_like(maximum, MASKED)
         total[...] = jnp.zeros_like(total)
 
-    seen = labels[...] >= 0 if readers is None else labels[...] == readers[...]  # [1 or M, S]
+    F, M = labels.shape[0], q.shape[1]
+    slots = labels[0:1]
+    if F > 1:  # queries of a place in the row see the slots there
+        place = jax.lax.broadcasted_iota(jnp.int32, (M, 1), 0) % F
+        for f in range(1, F):
+            slots = jnp.where(place == f, labels[f : f + 1], slots)
+    seen = slots >= 0 if readers is None else slots == readers[...]  # [1 or M, S]
     for head in range(q.shape[0]):
         k = jnp.concatenate([page[head] for page in k_pages])
         v = jnp.concatenate([page[head] for page in v_pages])
@@ -138,10 +181,29 @@ def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labell
 
 def _attend(steps: Steps, readers: jax.Array | None, q, k, v, interpret: bool) -> Part:
     """`attend_pages` on one device."""
+    F, H = steps.labels.shape[1], q.shape[-1]
+    # Each query once for each place in a row, with zeros at the others.
+    q = (q[..., None, None, :] * jnp.eye(F, dtype=q.dtype)[:, :, None]).reshape(
+        *q.shape[:2], -1, F * H
+    )
+    readers = None if readers is None else jnp.repeat(readers, F, axis=1)
+    part = _run(steps, readers, q, k, v, H**-0.5, interpret)
+    weighted, maximum, total = (x.reshape(*x.shape[:2], -1, F, x.shape[-1]) for x in part)
+    return functools.reduce(
+        merge,
+        [
+            Part(weighted[..., f, f * H : (f + 1) * H], maximum[..., f, 0], total[..., f, 0])
+            for f in range(F)
+        ],
+    )
+
+
+def _run(steps: Steps, readers, q, k, v, scale: float, interpret: bool) -> list[jax.Array]:
+    """The kernel: the part of queries [K, G, M, W], its last two as [K, G, M, 1]."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    (K, G, M, H), page_size = q.shape, k.shape[2]
+    (K, G, M, W), rows_of_page = q.shape, k.shape[2]
     together = steps.pages.shape[0] // steps.groups.shape[0]
     size = min(M, _MOST_QUERIES)
     missing = -M % size
@@ -152,21 +214,21 @@ def _attend(steps: Steps, readers: jax.Array | None, q, k, v, interpret: bool) -
 
     def page_block(i: int) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (K, None, page_size, H), lambda m, s, _, pages: (0, pages[s * together + i], 0, 0)
+            (K, None, rows_of_page, W), lambda m, s, _, pages: (0, pages[s * together + i], 0, 0)
         )
 
-    in_specs = [
-        query_block(H),
-        pl.BlockSpec((None, 1, together * page_size), lambda m, s, *_: (s, 0, 0)),
-    ]
     inputs = [q, steps.labels]
+    in_specs = [
+        query_block(W),
+        pl.BlockSpec((None, *steps.labels.shape[1:]), lambda m, s, *_: (s, 0, 0)),
+    ]
     if readers is not None:
-        in_specs.append(pl.BlockSpec((None, size, 1), lambda m, s, groups, _: (groups[s], m, 0)))
         inputs.append(jnp.pad(readers, ((0, 0), (0, missing)))[..., None])
+        in_specs.append(pl.BlockSpec((None, size, 1), lambda m, s, groups, _: (groups[s], m, 0)))
     pages = [page_block(i) for i in range(together)]
-    widths = (H, 1, 1)
-    weighted, maximum, total = pl.pallas_call(
-        functools.partial(_kernel, scale=H**-0.5, together=together, labelled=readers is not None),
+    widths = (W, 1, 1)
+    part = pl.pallas_call(
+        functools.partial(_kernel, scale=scale, together=together, labelled=readers is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=((M + missing) // size, steps.count[0]),
@@ -179,7 +241,7 @@ def _attend(steps: Steps, readers: jax.Array | None, q, k, v, interpret: bool) -
         interpret=interpret,
         name="paged_attention",
     )(steps.groups, steps.pages, *inputs, *[k] * together, *[v] * together)
-    return Part(weighted[:, :, :M], maximum[:, :, :M, 0], total[:, :, :M, 0])
+    return [x[:, :, :M] for x in part]
 
 
 def attend_pages(
@@ -190,7 +252,7 @@ def attend_pages(
     backend: Backend,
     readers: jax.Array | None = None,
 ) -> Part:
-    """Attention of queries [K, G, M, H] over pages of one layer's k and v [K, pages, page_size, H].
+    """Attention of queries [K, G, M, H] over pages of one layer's k and v, as in `Pool`.
 
     Args:
       steps: Which pages the G conversations have.
@@ -202,18 +264,12 @@ def attend_pages(
     data = backend.mesh.shape["data"]
     groups = "rows" if steps.split else None
     queries = "rows" if not steps.split and q.shape[2] % data == 0 else None
-    by_query = logical_to_spec(("kv_heads", groups, queries))
-    pool = logical_to_spec(("kv_heads",))
+    by_query, pool = logical_to_spec(("kv_heads", groups, queries)), logical_to_spec(("kv_heads",))
+    labels = None if readers is None else logical_to_spec((groups, queries))
     return jax.shard_map(
         attend,
         mesh=backend.mesh,
-        in_specs=(
-            logical_to_spec((groups,)),
-            None if readers is None else logical_to_spec((groups, queries)),
-            by_query,
-            pool,
-            pool,
-        ),
+        in_specs=(logical_to_spec((groups,)), labels, by_query, pool, pool),
         out_specs=by_query,
         check_vma=False,
     )(steps, readers, q, k, v)
@@ -221,7 +277,7 @@ def attend_pages(
 
 def read_own(pool: Pool, table: PageTable) -> Reader:
     """Attention of each conversation to its own pages."""
-    steps = make_steps(table, pool.page_size, pool.backend)
+    steps = make_steps(pool, table)
     return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend)
 
 
@@ -231,6 +287,6 @@ def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reade
     Args:
       rows_of: [M] int32, the conversation of each query.
     """
-    steps = make_steps(context.instructions, pool.page_size, pool.backend, context.owners)
+    steps = make_steps(pool, context.instructions, context.owners)
     readers = context.begins_with[rows_of][None]
     return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend, readers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,19 +23,24 @@ from agentrm_jax.model.config import LlamaConfig
 
 @flax.struct.dataclass
 class Pool:
-    """Keys and values, for each layer [K, pages, page_size, H], and what reads them."""
+    """Keys and values, for each layer [K, pages, page_size, H], and what reads them.
+
+    A TPU keeps rows of 128 numbers: there narrow heads are laid side by side, a page is
+    [page_size * H / 128, 128].
+    """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
+    page_size: int = flax.struct.field(pytree_node=False)
     backend: Backend = flax.struct.field(pytree_node=False, default=XLA)
-
-    @property
-    def page_size(self) -> int:
-        return self.k[0].shape[2]
 
     @property
     def num_pages(self) -> int:
         return self.k[0].shape[1]
+
+
+Array = Any
+"""A jax.Array, or a numpy array where it is still, or again, on the host."""
 
 
 @flax.struct.dataclass
@@ -46,8 +52,8 @@ class PageTable:
       fills: [G, C] int32 number of tokens in each page; 0 for unused entries.
     """
 
-    pages: jax.Array
-    fills: jax.Array
+    pages: Array
+    fills: Array
 
     def num_chunks(self, chunk: int) -> jax.Array:
         """How many chunks of `chunk` pages hold all that is in use: int32 scalar.
@@ -71,8 +77,8 @@ class Context:
     """
 
     instructions: PageTable
-    owners: jax.Array
-    begins_with: jax.Array
+    owners: Array
+    begins_with: Array
     own: PageTable
 
     def joined(self) -> PageTable:
@@ -95,12 +101,13 @@ def make_pool(
     attention: str = "xla",
 ) -> Pool:
     """An empty pool; KV heads are sharded over `tensor` when there is a mesh."""
-    shape = (config.num_kv_heads, num_pages, page_size, config.head_dim)
+    row = 128 if attention == "pallas" and config.head_dim < 128 else config.head_dim
+    shape = (config.num_kv_heads, num_pages, page_size * config.head_dim // row, row)
     sharding = None if mesh is None else named_sharding(mesh, ("kv_heads", None, None, None))
 
     def make() -> Pool:
         k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
-        return Pool(k=k, v=v, backend=Backend(name=attention, mesh=mesh))
+        return Pool(k=k, v=v, page_size=page_size, backend=Backend(name=attention, mesh=mesh))
 
     return jax.jit(make, out_shardings=sharding)()
 
@@ -135,8 +142,7 @@ def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array)
     """
 
     def write(layer: jax.Array, values: jax.Array) -> jax.Array:
-        K, _, page_size, H = layer.shape
-        blocks = values.reshape(K, -1, page_size, H)
+        blocks = values.reshape(layer.shape[0], -1, *layer.shape[2:])
         return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
 
     return dataclasses.replace(
