@@ -17,10 +17,12 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import Context, PageTable, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.model import llama
+from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.model.config import LlamaConfig
 
 
@@ -42,6 +44,9 @@ class EngineConfig:
       cache_tokens: Tokens that the page pool holds; 0 takes most of the free memory.
       max_pieces: Most pieces of a conversation.
       instruction_tokens: Most tokens of all instructions that are shared.
+      attention: What computes attention: `xla` everywhere; `pallas` on TPUs; `cudnn` on NVIDIA GPUs
+        where pieces are read (it rounds to bfloat16), decoding is as with `xla`. Results differ
+        in rounding.
     """
 
     context: int = 2048
@@ -54,10 +59,13 @@ class EngineConfig:
     cache_tokens: int = 0
     max_pieces: int = 160
     instruction_tokens: int = 4096
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
+        check_name("engine.attention", self.attention)
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < (field.name != "cache_tokens"):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < (field.name != "cache_tokens"):
                 raise UserError(f"engine.{field.name}: must be at least 1")
         for name in ("extend_tokens", "decode_tokens"):
             if getattr(self, name) % self.page_size:
@@ -107,11 +115,14 @@ class Engine:
                 f"engine.context: {sizes.context} tokens, but the model reads at most "
                 f"{config.max_positions}"
             )
+        check_device("engine.attention", sizes.attention, mesh)
+        if sizes.attention == "pallas":
+            paged_attention.check_shapes(config, sizes.page_size)
         self.params, self.config, self.sizes = llama.unstacked(params), config, sizes
         page_size = sizes.page_size
         dtype = params["embed"].dtype
         num_pages = -(-(sizes.cache_tokens or free_tokens(config, dtype, mesh)) // page_size)
-        self.pool = make_pool(config, num_pages, page_size, dtype, mesh)
+        self.pool = make_pool(config, num_pages, page_size, dtype, mesh, sizes.attention)
         self.cache = PrefixCache(
             num_pages=num_pages, page_size=page_size, portion=sizes.extend_tokens
         )

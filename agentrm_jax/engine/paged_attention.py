@@ -30,6 +30,7 @@ from agentrm_jax.model.config import LlamaConfig
 
 _LANES = 128  # width of a register; rows that a step reads, about
 _MOST_QUERIES = 128  # of a conversation at once; with more, its pages are read again
+_MOST_NUMBERS = 240_000  # of pages and steps: they lie in the scalar memory, of 1 MiB
 _NOBODY = -2  # label of a slot without a token; no query reads it
 
 
@@ -104,9 +105,18 @@ def _list_steps(
     page_size: int,
     side_by_side: int,
 ) -> tuple[jax.Array, ...]:
-    """Page tables [G, C] and labels [C] to the arrays of `Steps`."""
+    """Page tables [G, C] and labels [C] to the arrays of `Steps`.
+
+    Raises:
+      UserError: There are too many.
+    """
     G, C = pages.shape
     missing = -C % together
+    if (numbers := G * (C + missing) * (together + 1) // together) > _MOST_NUMBERS:
+        raise UserError(
+            f"engine.attention: 'pallas' holds {_MOST_NUMBERS} page numbers, not {numbers}: take "
+            "fewer engine.decode_rows, a shorter engine.context or a larger engine.page_size"
+        )
     pages, fills = (jnp.pad(x, ((0, 0), (0, missing))) for x in (pages, fills))
     owners = jnp.pad(owners, (0, missing))
     C += missing

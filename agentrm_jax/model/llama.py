@@ -1,7 +1,7 @@
 """The Llama forward pass. One definition of a layer serves training, prefill and decoding.
 
 `block` is handed its attention: given rotated queries and keys and the values of the new tokens, it
-returns what they attend to. Dense causal attention (`forward`) is the oracle for every other kind.
+returns what they attend to. A full forward pass is the oracle for every other kind.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.core.sharding import constrain
+from agentrm_jax.model.attention import Backend, causal_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.parameters import Params
-
-_QUERY_BLOCK = 128  # at least; and a sequence has at most so many blocks, which are compiled each:
-_MOST_BLOCKS = 8
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
@@ -136,61 +134,6 @@ def _layers(stack: Params) -> tuple[Params, ...]:
     return tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
 
 
-def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention with all scores at once, softmax in float32.
-
-    Args:
-      q: [B, T, N, H].
-      k: [B, S, K, H].
-      v: [B, S, K, H].
-      mask: [B, T, S] bool. A query without any key gives an average of the values.
-    """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * H**-0.5, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H)
-
-
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Attention of packed sequences to themselves: each token to the earlier ones of its segment.
-
-    Queries go in blocks that read only the keys up to their end, which halves the work; a block of
-    scores also stays near the processor. Equal to `dense_attention` under the same mask.
-
-    Args:
-      q: [B, T, N, H].
-      k: [B, T, K, H].
-      v: [B, T, K, H].
-      segments: [B, T] int32.
-    """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    # Heads before positions, once: every product below then runs along memory.
-    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    size = max(_QUERY_BLOCK, -(-T // _MOST_BLOCKS))
-    blocks = []
-    for begin in range(0, T, size):
-        end = min(begin + size, T)
-        causal = jnp.arange(begin, end)[:, None] >= jnp.arange(end)
-        mask = causal & (segments[:, begin:end, None] == segments[:, None, :end])
-        scores = jnp.einsum(
-            "bkgth,bksh->bkgts",
-            q[:, :, :, begin:end],
-            k[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(mask[:, None, None], scores, -1e30)
-        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.exp(scores - largest)
-        out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v[:, :, :end])
-        blocks.append(out / weights.sum(axis=-1, keepdims=True).astype(v.dtype))
-    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
 def forward(
     params: Params,
     config: LlamaConfig,
@@ -200,6 +143,7 @@ def forward(
     *,
     mesh: Mesh | None = None,
     remat: bool = False,
+    attention: str = "xla",
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, for packed sequences.
 
@@ -210,7 +154,9 @@ def forward(
       positions: [B, T] int32, counted within each segment.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
       remat: Whether the backward pass computes each layer anew instead of keeping its insides.
+      attention: Name of the backend (`model.attention`).
     """
+    backend = Backend(name=attention, mesh=mesh)
     rotation = rope(positions, config)
     axes = ("batch", "length", "activation_embed")
 
@@ -218,7 +164,7 @@ def forward(
         q = constrain(q, ("batch", "length", "heads", None), mesh)
         k = constrain(k, ("batch", "length", "kv_heads", None), mesh)
         v = constrain(v, ("batch", "length", "kv_heads", None), mesh)
-        return causal_attention(q, k, v, segments), None
+        return causal_attention(q, k, v, segments, backend), None
 
     def step(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         x, _ = block(weights, config, x, rotation, attend)

@@ -19,7 +19,9 @@ from agentrm_jax.model.value import readout
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
-def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False) -> LossFn:
+def make_loss(
+    config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False, attention: str = "xla"
+) -> LossFn:
     """Sum of w * (value - target)^2 in float32 over all labelled tokens."""
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
@@ -31,6 +33,7 @@ def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = Fa
             batch["segments"],
             mesh=mesh,
             remat=remat,
+            attention=attention,
         )
         values = readout(params["value_head"], hidden)
         weights, targets = batch["weights"], batch["targets"]

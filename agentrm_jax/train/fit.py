@@ -20,6 +20,7 @@ from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
+from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
 
@@ -35,6 +36,8 @@ class FitConfig:
       length: Tokens of a row.
       accumulation: Micro-batches of a batch.
       remat: Whether layers are computed anew in the backward pass, to save memory.
+      attention: What computes attention: `xla` everywhere, `cudnn` on NVIDIA GPUs (it rounds to
+        bfloat16), `pallas` on TPUs (heads of 64 or multiples of it).
       metrics_every: Updates between two rows of metrics.
       checkpoint_every: Updates between two checkpoints.
     """
@@ -45,6 +48,7 @@ class FitConfig:
     length: int = 4096
     accumulation: int = 1
     remat: bool = False
+    attention: str = "xla"
     metrics_every: int = 10
     checkpoint_every: int = 200
 
@@ -52,17 +56,20 @@ class FitConfig:
         for name in ("batch_size", "length", "accumulation", "metrics_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}: must be at least 1, not {getattr(self, name)}")
+        check_name("fit.attention", self.attention)
         if self.batch_size % self.accumulation:
             raise UserError("fit.accumulation: must divide fit.batch_size")
         if self.num_updates < 1 and self.epochs <= 0:
             raise UserError("fit.epochs: must be positive where fit.num_updates is not set")
 
     def check_mesh(self, mesh: Mesh) -> None:
-        """Refuses micro-batches that do not divide among the devices.
+        """Refuses micro-batches that do not divide among the devices, and attention that they
+        cannot compute.
 
         Raises:
-          UserError: They do not.
+          UserError: They do not, or cannot.
         """
+        check_device("fit.attention", self.attention, mesh)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         if self.batch_size // self.accumulation % ways:
             raise UserError(

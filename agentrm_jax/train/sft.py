@@ -13,14 +13,17 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
-def make_loss(config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False) -> LossFn:
+def make_loss(
+    config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False, attention: str = "xla"
+) -> LossFn:
     """Sum of w[t] * -log p(token[t] | tokens before it in its sequence)."""
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         tokens, segments = batch["tokens"], batch["segments"]
         hidden = llama.forward(
-            params, config, tokens, batch["positions"], segments, mesh=mesh, remat=remat
-        )
+            params, config, tokens, batch["positions"], segments,
+            mesh=mesh, remat=remat, attention=attention,
+        )  # fmt: skip
         logits = llama.logits(params, config, hidden[:, :-1])
         # The first token of a sequence has nothing before it to be predicted from.
         inside = segments[:, 1:] == segments[:, :-1]

@@ -11,6 +11,7 @@ import pytest
 from model_cases import FAMILIES, GOLDENS, TOKENS, params_of, tensors_of
 
 from agentrm_jax.model import llama
+from agentrm_jax.model.attention import dense_attention
 
 TOLERANCE = 1e-4  # float32, with logits of up to about 6
 
@@ -46,7 +47,7 @@ def causal(q, k, v):
     mask = jnp.broadcast_to(
         jnp.tril(jnp.ones((q.shape[1],) * 2, bool)), (len(q), *q.shape[1:2] * 2)
     )
-    return llama.dense_attention(q, k, v, mask), None
+    return dense_attention(q, k, v, mask), None
 
 
 def close(ours, theirs):
