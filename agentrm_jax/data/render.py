@@ -47,12 +47,13 @@ class Renderer:
         """What all tasks of the environment begin with, or None for a model without prompts."""
         if task.environment not in self._instructions:
             prompt = self._prompt_of(task)
-            tokens = prompt and instruction_tokens(self.tokenizer, prompt)
-            self._instructions[task.environment] = tokens and np.asarray(tokens, np.int32)
+            self._instructions[task.environment] = (
+                np.asarray(instruction_tokens(self.tokenizer, prompt), np.int32) if prompt else None
+            )
         return self._instructions[task.environment]
 
     def opening(self, trajectory: Trajectory) -> list[np.ndarray]:
-        """The instruction, if any, and the first observation, up to where the first reply begins."""
+        """The instruction, if any, and the first observation, up to the first reply."""
         task = trajectory.task
         key = (task.environment, trajectory.first_observation)
         if key not in self._openings:
@@ -93,9 +94,16 @@ class Renderer:
 
     def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
         """The same tokens, cut where decoding cuts them: what was read while a reply was decoded
-        is a piece, and what lies between two replies is one."""
+        is a piece, and what lies between two replies is one.
+
+        Where the oldest steps did not fit nothing behind them was read before in this place, and
+        all that is left is one piece.
+        """
         opening, turns, dropped = self.kept(trajectory)
         pieces = list(opening)
+        if dropped:
+            rest = [token for t in turns for token in (*t.reply, *t.observation)]
+            return [*pieces, *([np.asarray(rest, np.int32)] if rest else [])], dropped
         for turn in turns:
             # Decoding begins at the last token before the reply; it never reads what ended it, nor
             # the last token of a reply that was cut off.

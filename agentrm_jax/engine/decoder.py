@@ -76,7 +76,7 @@ class Row:
         )
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Conversation:
     """A request whose rows are being decoded; `last_token` stands at position `end`."""
 
@@ -103,11 +103,12 @@ class Decoder:
     ) -> None:
         self.engine, self.sampling, self.stopping = engine, sampling, stopping
         self.branches = tuple(sorted(set(branches), reverse=True))
-        share = engine.sizes.decode_rows // len(self.branches)
-        self._lanes: list[Lane] = [[None] * places(share, n) for n in self.branches]
+        counts = lane_places(engine.sizes.decode_rows, self.branches)
+        self._lanes: list[Lane] = [[None] * count for count in counts]
         self._waiting: list[collections.deque[tuple[int, Request]]] = [
             collections.deque() for _ in self.branches
         ]
+        self._reading: list[list[Conversation]] = [[] for _ in self.branches]
         size = engine.sizes.decode_tokens
         steps = -(-sampling.max_tokens // size)
         self._pages = size // engine.sizes.page_size  # of a row, each call
@@ -132,13 +133,53 @@ class Decoder:
 
     def start(self) -> None:
         """Lets waiting requests enter and sets the device to work; returns at once."""
-        if self._in_flight is None:
-            entered = self._enter()
-            self.engine.read_reserved([c.leaf for c in entered if c.leaf is not None])
-            if any(c is not None for lane in self._lanes for c in lane):
-                self._in_flight = self._decode()
-            elif any(self._waiting):
-                raise ValueError("another decoder of this engine holds the pages")
+        if self._in_flight is not None:
+            return
+        self._begin_waiting()
+        self._read()
+        if any(c is not None for lane in self._lanes for c in lane):
+            self._in_flight = self._decode()
+        elif any(self._waiting):
+            raise ValueError("another decoder of this engine holds the pages")
+
+    def _begin_waiting(self) -> None:
+        """Gives waiting requests pages, as long as there are some: to as many as have places, so
+        that they are read while others are decoded."""
+        for lane, n in enumerate(self.branches):
+            while self._waiting[lane] and len(self._reading[lane]) < len(self._lanes[lane]):
+                conversation = self._begin(*self._waiting[lane][0], n)
+                if conversation is None:
+                    return
+                self._waiting[lane].popleft()
+                self._reading[lane].append(conversation)
+
+    def _read(self) -> None:
+        """Reads some of the conversations that have begun; those that are read enter.
+
+        One call reads one portion of each, and so their portions are read side by side: more than
+        one call only where its rows are full, or where nothing could be decoded without it.
+        """
+        read_once = False
+        while True:
+            self._enter()
+            leaves = [c.leaf for lane in self._reading for c in lane if c.leaf is not None]
+            rows = self.engine.to_read(leaves)
+            idle = not any(c is not None for lane in self._lanes for c in lane)
+            full = rows >= self.engine.sizes.extend_rows // self.engine.sizes.siblings
+            if not rows or (read_once and not idle and not full):
+                return
+            self.engine.read_some(leaves)
+            read_once = True
+
+    def _enter(self) -> None:
+        """Gives free places to conversations that are read, in the order in which they came."""
+        cache = self.engine.cache
+        for lane, reading in zip(self._lanes, self._reading, strict=True):
+            free = [place for place, held in enumerate(lane) if held is None]
+            entering = [c for c in reading if c.leaf is None or not cache.missing([c.leaf])]
+            for place, conversation in zip(free, entering, strict=False):
+                lane[place] = conversation
+                reading.remove(conversation)
 
     def collect(self) -> list[tuple[int, list[Reply]]]:
         """Waits for the work that was started; gives the replies to requests that are done."""
@@ -165,20 +206,6 @@ class Decoder:
                     lane[place] = None
                     finished.append(self._leave(conversation))
         return finished
-
-    def _enter(self) -> list[Conversation]:
-        """Gives free places to waiting requests, as long as there are pages."""
-        entered: list[Conversation] = []
-        for lane, n in enumerate(self.branches):
-            for place, held in enumerate(self._lanes[lane]):
-                if held is None and self._waiting[lane]:
-                    conversation = self._begin(*self._waiting[lane][0], n)
-                    if conversation is None:
-                        return entered
-                    self._waiting[lane].popleft()
-                    self._lanes[lane][place] = conversation
-                    entered.append(conversation)
-        return entered
 
     def _begin(self, ticket: int, request: Request, n: int) -> Conversation | None:
         """A request with the pages for its conversation and replies; None while there are none."""
@@ -304,6 +331,23 @@ def places(rows: int, n: int) -> int:
     """
     step = 8 // math.gcd(n, 8)
     return max(step, rows // n // step * step)
+
+
+def lane_places(rows: int, branches: Sequence[int]) -> list[int]:
+    """How many conversations each lane takes; every lane gets its share of about so many rows.
+
+    Args:
+      branches: Rows of a conversation, in each lane; the largest first.
+    """
+    *wide, last = branches
+    counts = [max(1, rows // len(branches) // n) for n in wide]
+    taken = sum(n * count for n, count in zip(wide, counts, strict=True))
+    fill = max(1, (rows - taken) // last)
+    # As in `places`: the last lane makes the rows a multiple of 8, where it can.
+    for count in range(fill, fill + 8):
+        if (taken + last * count) % 8 == 0:
+            return [*counts, count]
+    return [places(rows // len(branches), n) for n in branches]
 
 
 def enter(engine: Engine, request: Request, max_tokens: int) -> tuple[Entry | None, int, int]:

@@ -130,8 +130,10 @@ class Engine:
         self.readout, self.head = readout, head
         self._mesh = mesh
         most_pages = -(-sizes.context // page_size) + sizes.max_pieces
-        # An eighth of the longest conversation, so that a program has at most eight chunks.
-        self.chunk = max(2 * CHUNK, -(-most_pages // (8 * CHUNK)) * CHUNK)
+        # An eighth of the longest conversation, so that a program has at most eight chunks, but at
+        # least 256 tokens: each costs some small operations.
+        least = max(1, 256 // (page_size * CHUNK))
+        self.chunk = max(least, -(-most_pages // (8 * CHUNK))) * CHUNK
         self._most_pages = -(-most_pages // self.chunk) * self.chunk
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
 
@@ -168,20 +170,26 @@ class Engine:
 
     def read_reserved(self, leaves: Sequence[Entry]) -> None:
         """The same for conversations that have their pages."""
-        missing = self.cache.missing(leaves)
-        while missing:
-            ready = [
-                entry
-                for entry in missing
-                if entry.parent is None
-                or entry.parent.portions_read == self.cache.portions(entry.parent)
-            ]
-            ready.sort(key=lambda entry: entry.start)
-            groups = self._sibling_groups(ready)
-            at_once = self.sizes.extend_rows // self.sizes.siblings
-            for first in range(0, len(groups), at_once):
-                self._extend(groups[first : first + at_once])
-            missing = [e for e in missing if e.portions_read < self.cache.portions(e)]
+        while self.to_read(leaves):
+            self.read_some(leaves)
+
+    def to_read(self, leaves: Sequence[Entry]) -> int:
+        """How many rows could be read at once now; 0 when all is read."""
+        return len(self._ready(leaves))
+
+    def read_some(self, leaves: Sequence[Entry]) -> None:
+        """Reads as much of these conversations as one call does."""
+        self._extend(self._ready(leaves)[: self.sizes.extend_rows // self.sizes.siblings])
+
+    def _ready(self, leaves: Sequence[Entry]) -> list[list[Entry]]:
+        """What can be read now, by siblings: pieces whose beginning is there."""
+        ready = [
+            entry
+            for entry in self.cache.missing(leaves)
+            if entry.parent is None
+            or entry.parent.portions_read == self.cache.portions(entry.parent)
+        ]
+        return self._sibling_groups(sorted(ready, key=lambda entry: entry.start))
 
     def _sibling_groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Entries that follow the same pages. Behind its own first portion each stands alone."""
@@ -296,13 +304,14 @@ class Engine:
 
     def put(self, rows):
         """Host arrays onto the device, in one transfer; rows and conversations over `data`."""
-        if self._mesh is None:
+        mesh = self._mesh
+        if mesh is None:
             return jax.device_put(rows)
-        data = self._mesh.shape["data"]
+        data = mesh.shape["data"]
 
         def sharding(x: np.ndarray) -> jax.sharding.NamedSharding:
             split = x.ndim > 0 and x.shape[0] % data == 0
-            return named_sharding(self._mesh, ("rows" if split else None,) + (None,) * (x.ndim - 1))
+            return named_sharding(mesh, ("rows" if split else None,) + (None,) * (x.ndim - 1))
 
         return jax.device_put(rows, jax.tree.map(sharding, rows))
 
