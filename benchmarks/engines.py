@@ -97,6 +97,7 @@ class Candidates:
         sizes = EngineConfig(
             context=S + pages(tokens),
             decode_rows=8,
+            decode_tokens=pages(tokens),
             extend_rows=G * n,
             extend_tokens=pages(tokens),
             siblings=n,

@@ -35,7 +35,7 @@ NEVER = -1
 
 
 def make_params(config: LlamaConfig, dtype: Any = jnp.float32, seed: int = 0) -> Params:
-    """Weights twice as large as a fresh model's, so that attention has something to say.
+    """Weights as a fresh model has them (with larger ones, rounding grows from layer to layer).
 
     float32 is drawn on the host, the same everywhere; another precision on the device, one matrix
     after another, so that a large model fits.
@@ -46,9 +46,9 @@ def make_params(config: LlamaConfig, dtype: Any = jnp.float32, seed: int = 0) ->
         if spec.scale is None:
             return jnp.ones(spec.shape, dtype)
         if dtype == jnp.float32:
-            return jnp.asarray(2 * spec.scale * rng.standard_normal(spec.shape, np.float32))
+            return jnp.asarray(spec.scale * rng.standard_normal(spec.shape, np.float32))
         key = jax.random.fold_in(jax.random.key(seed), next(count))
-        return _normal(key, 2 * spec.scale, spec.shape, dtype)
+        return _normal(key, spec.scale, spec.shape, dtype)
 
     return jax.tree.map(
         draw, parameters.describe(config), is_leaf=lambda value: isinstance(value, ParamSpec)
