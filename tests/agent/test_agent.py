@@ -93,7 +93,8 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
     rest = dataclasses.replace(long, steps=long.steps[dropped:])
     [[proposal], [other]] = propose(agent, [(long, "expand/1"), (rest, "expand/1")], 1)
     assert proposal.dropped_steps == dropped
-    assert proposal == dataclasses.replace(other, dropped_steps=dropped)
+    assert proposal.token_ids == other.token_ids  # read in other pieces: the last bits may differ
+    np.testing.assert_allclose(proposal.log_probs, other.log_probs, atol=1e-5)
 
 
 def test_a_context_without_room_is_one_clear_error():
