@@ -124,7 +124,7 @@ def kv_bytes(config: LlamaConfig, tokens: float, itemsize: int) -> float:
 
 
 def reading(
-    config: LlamaConfig, rows: int, tokens: int, before: int, shared_by: int, itemsize: int
+    config: LlamaConfig, rows: int, tokens: int, before: int, shared_by: float, itemsize: int
 ) -> Work:
     """Reading rows of so many tokens behind `before` others, which some rows share; no logits."""
     pairs = rows * tokens * (before + (tokens + 1) / 2)
@@ -135,7 +135,7 @@ def reading(
 
 
 def decoding_token(
-    config: LlamaConfig, rows: int, before: int, shared_by: int, own: float, itemsize: int
+    config: LlamaConfig, rows: int, before: int, shared_by: float, own: float, itemsize: int
 ) -> Work:
     """One token more for each row, behind a prompt that some share and `own` tokens of its own."""
     weights = layer_weights(config) + head_weights(config)

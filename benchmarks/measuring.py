@@ -75,8 +75,10 @@ def interleaved(sides: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
     return {name: Side(first[name], found[name]) for name in sides}
 
 
-def parser(name: str, description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def parser(
+    name: str, description: str | None, *, rounds: int, threads: int = 1
+) -> argparse.ArgumentParser:
+    """The options that all benchmarks have, with their defaults."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -87,9 +89,9 @@ def parser(name: str, description: str | None, *, rounds: int) -> argparse.Argum
     made.add_argument(
         "--threads",
         type=int,
-        default=1,
-        help="CPU threads of ours and of torch; 0 takes all cores. Idle threads that wait for work "
-        "cost CPU-seconds, so sides are compared with one (the default)",
+        default=threads,
+        help="CPU threads of ours and of torch; 0 takes all cores. Threads that wait for work cost "
+        f"CPU-seconds, so these are compared with one thread (default: {threads})",
     )
     return made
 

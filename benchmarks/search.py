@@ -1,0 +1,382 @@
+"""Search trees an hour: many tasks in one batch against one task at a time.
+
+    python -m benchmarks.search [--tiny] [--policy RUN]
+
+The policy has the shape of the quickstart's and is trained for a minute on demonstrations of both
+environments (`search.yaml`); `--policy` takes the folder of a run that has done this, to save the
+minute. The environments:
+  pddl      gripper and blockworld problems; a step takes well below a millisecond
+  latency   mazes each of whose calls takes 20 ms, in worker processes; calls of different
+            episodes overlap where they are in different workers
+Both sides explore the same tasks with the same seed. `one at a time` has an engine made for it: few
+rows, expansions and rollouts decoded apart. Whoever explores one task after another does it so.
+
+Exactness: one at a time on the engine of the batch gives the same trees, bit for bit; on an engine
+of other shapes some trees part ways, each where two tokens are nearly equally good (the logits with
+the noise of sampling, by a dense forward pass, differ by less than 0.001).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.cli.models import Model, load_policy
+from agentrm_jax.core.protocols import EnvPool, Policy, Proposal
+from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
+from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data.trees import TreeRecord, TreeStore
+from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.registry import load_family
+from agentrm_jax.model import llama
+from agentrm_jax.search.explore import Explorer, SearchConfig
+from benchmarks import latency, measuring, models
+
+NEAR = 1e-3
+"""Two tokens whose logits with noise differ by less may be ordered either way."""
+CONFIG = pathlib.Path(__file__).with_suffix(".yaml")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Of what is explored, and of the two engines."""
+
+    tasks: int
+    iterations: int
+    expansion_width: int = 5
+    max_steps: int
+    max_tokens: int
+    workers: int
+    batch: EngineConfig
+    one: EngineConfig
+    same_shapes: int
+
+
+def full_sizes() -> Sizes:
+    batch = EngineConfig(
+        context=1024,
+        decode_rows=64,
+        extend_rows=16,
+        extend_tokens=64,
+        cache_tokens=131_072,
+        max_pieces=48,
+        instruction_tokens=1,
+    )
+    return Sizes(
+        tasks=32,
+        iterations=6,
+        max_steps=8,
+        max_tokens=48,
+        workers=16,
+        batch=batch,
+        one=dataclasses.replace(batch, decode_rows=8, extend_rows=8),
+        same_shapes=4,
+    )
+
+
+def tiny_sizes() -> Sizes:
+    batch = EngineConfig(
+        context=640,
+        decode_rows=16,
+        extend_rows=4,
+        extend_tokens=32,
+        cache_tokens=8192,
+        max_pieces=24,
+        instruction_tokens=1,
+    )
+    return Sizes(
+        tasks=3,
+        iterations=2,
+        expansion_width=2,
+        max_steps=3,
+        max_tokens=8,
+        workers=2,
+        batch=batch,
+        one=dataclasses.replace(batch, decode_rows=8, extend_rows=2),
+        same_shapes=2,
+    )
+
+
+class Recorder:
+    """A policy that remembers what it was asked and what it proposed."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.found: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]] = {}
+        self._asked: dict[int, tuple[Trajectory, str]] = {}
+
+    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
+        tickets = self.policy.submit(requests)
+        for ticket, (state, purpose, _) in zip(tickets, requests, strict=True):
+            self._asked[ticket] = (state, purpose)
+        return tickets
+
+    def collect(self) -> list[tuple[int, list[Proposal]]]:
+        found = self.policy.collect()
+        for ticket, proposals in found:
+            state, purpose = self._asked.pop(ticket)
+            self.found[state.task.task_id, purpose] = (state, proposals)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explored:
+    """What one exploration gave, and what it took."""
+
+    trees: dict[str, TreeRecord]
+    asked: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]]
+    seconds: measuring.Seconds
+    tokens: int
+    agent: Agent
+
+    @property
+    def trees_per_hour(self) -> float:
+        return 3600 * len(self.trees) / self.seconds.wall
+
+
+class Bench:
+    """One environment, explored either way."""
+
+    def __init__(self, model: Model, pool: EnvPool, tasks: Sequence[Task], sizes: Sizes) -> None:
+        self.model, self.pool, self.tasks, self.sizes = model, pool, tasks, sizes
+
+    def together(self, seed: int) -> Explored:
+        return self._explore(self.sizes.batch, self._branches, self.tasks, len(self.tasks), seed)
+
+    def one_at_a_time(self, seed: int, tasks: int | None = None) -> Explored:
+        return self._explore(self.sizes.one, (), self.tasks[:tasks], 1, seed)
+
+    def one_at_a_time_at_equal_shapes(self, seed: int) -> Explored:
+        """The first few."""
+        tasks = self.tasks[: self.sizes.same_shapes]
+        return self._explore(self.sizes.batch, self._branches, tasks, 1, seed)
+
+    @property
+    def _branches(self) -> tuple[int, int]:
+        return (self.sizes.expansion_width, 1)
+
+    def _explore(
+        self,
+        sizes: EngineConfig,
+        branches: tuple[int, ...],
+        tasks: Sequence[Task],
+        slots: int,
+        seed: int,
+    ) -> Explored:
+        engine = Engine(self.model.params, self.model.config, sizes)
+        sampling = Sampling(max_tokens=self.sizes.max_tokens)
+        agent = Agent(engine, self.model.tokenizer, lambda task: None, sampling, seed, branches)
+        agent.warm_up()
+        policy = Recorder(agent)
+        config = SearchConfig(
+            num_iterations=self.sizes.iterations,
+            expansion_width=self.sizes.expansion_width,
+            num_slots=slots,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            directory = pathlib.Path(folder)
+            store = TreeStore(directory)
+            clock = measuring.Clock()
+            Explorer(policy, self.pool, store, config).run(tasks, {})
+            seconds = clock.read()
+            store.close()
+            trees = TreeStore.read(directory)
+        return Explored(trees, policy.found, seconds, engine.usage.decoded, agent)
+
+
+def without_log_probs(tree: TreeRecord) -> Any:
+    """All of a tree but for what differs in the last bits between shapes."""
+    return [
+        (
+            iteration.path,
+            iteration.outcome,
+            [
+                (n.node, n.parent, n.multiplicity, dataclasses.replace(n.step, log_probs=()))
+                for n in iteration.nodes
+            ],
+        )
+        for iteration in tree.iterations
+    ]
+
+
+def compare_trees(model: Model, a: Explored, b: Explored) -> dict[str, int]:
+    """How many trees differ, and whether each difference begins at a near-tie."""
+    found = {"trees": len(b.trees), "diverging": 0, "near_ties": 0, "unexplained": 0}
+    for task_id, tree in b.trees.items():
+        if without_log_probs(tree) != without_log_probs(a.trees[task_id]):
+            found["diverging"] += 1
+            explained = first_differences_are_near_ties(model, task_id, a, b)
+            found["near_ties" if explained else "unexplained"] += 1
+    return found
+
+
+def first_differences_are_near_ties(model: Model, task_id: str, a: Explored, b: Explored) -> bool:
+    """Whether all replies to equal questions differ at near-ties only."""
+    differences = 0
+    for (own, purpose), (state, proposals) in b.asked.items():
+        other = a.asked.get((own, purpose))
+        if own != task_id or other is None or _words(other[0]) != _words(state):
+            continue
+        stop = model.tokenizer.chat.stop
+        for branch, pair in enumerate(zip(other[1], proposals, strict=True)):
+            x, y = ([*p.token_ids, *[stop] * p.stopped] for p in pair)
+            if x == y:
+                continue
+            differences += 1
+            at = next(i for i, (s, t) in enumerate(zip(x, y, strict=False)) if s != t)
+            values = perturbed_logits(model, b.agent, state, purpose, branch, x[:at])
+            if abs(values[x[at]] - values[y[at]]) >= NEAR:
+                return False
+    return differences > 0
+
+
+def _words(state: Trajectory) -> list[tuple[tuple[int, ...], str]]:
+    return [(step.token_ids, step.transition.observation) for step in state.steps]
+
+
+def perturbed_logits(
+    model: Model, agent: Agent, state: Trajectory, purpose: str, branch: int, reply: list[int]
+) -> np.ndarray:
+    """Logits and sampling noise [V] behind the beginning of a reply, without any cache."""
+    request, _ = agent.request(state, purpose)
+    tokens = np.concatenate([*request.pieces, np.asarray(reply, np.int32)])
+    padded = np.zeros((1, agent.engine.sizes.context), np.int32)
+    padded[0, : len(tokens)] = tokens
+    positions = jnp.arange(padded.shape[1])[None]
+    hidden = llama.forward(
+        model.params, model.config, jnp.asarray(padded), positions, jnp.ones_like(positions)
+    )[:, len(tokens) - 1]
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(request.key)), branch)
+    noise = jax.random.gumbel(jax.random.fold_in(key, len(reply)), (model.config.vocab_size,))
+    return np.asarray(llama.logits(model.params, model.config, hidden)[0] + noise)
+
+
+def measure(bench: Bench, *, rounds: int) -> dict[str, Any]:
+    """Explores both ways, in turn, each round with another seed."""
+    bench.together(0)
+    bench.one_at_a_time(0, tasks=1)  # all is compiled now
+    pairs = []
+    for seed in range(1, rounds + 1):
+        first = bench.together(seed)
+        pairs.append((first, bench.one_at_a_time(seed)))
+    together, one = ([pair[i] for pair in pairs] for i in (0, 1))
+    equal = bench.one_at_a_time_at_equal_shapes(rounds)
+    same = [equal.trees[name] == together[-1].trees[name] for name in equal.trees]
+    divergence = [compare_trees(bench.model, *pair) for pair in pairs]
+
+    def median(sides: Sequence[Explored], field: str) -> float:
+        return float(np.median([getattr(side.seconds, field) for side in sides]))
+
+    trees = [tree for side in together for tree in side.trees.values()]
+    return {
+        "ratio": median(one, "wall") / median(together, "wall"),
+        "ratio_cpu": median(one, "cpu") / median(together, "cpu"),
+        "trees_per_hour": float(np.median([side.trees_per_hour for side in together])),
+        "trees_per_hour_one": float(np.median([side.trees_per_hour for side in one])),
+        "tokens_per_second": together[-1].tokens / together[-1].seconds.wall,
+        "nodes_per_tree": float(np.mean([tree.num_nodes for tree in trees])),
+        "errors": sum(tree.error is not None for tree in trees),
+        "exactness": {
+            "trees_at_equal_shapes": len(same),
+            "identical_at_equal_shapes": sum(same),
+            **{key: sum(d[key] for d in divergence) for key in divergence[0]},
+        },
+        "sides": {
+            name: [dataclasses.asdict(side.seconds) for side in sides]
+            for name, sides in (("together", together), ("one", one))
+        },
+    }
+
+
+def tasks_of(name: str, sizes: Sizes) -> list[Task]:
+    family = load_family(name)
+    kinds = ("gripper", "blockworld") if name == "pddl" else ("generated",)
+    tasks = family.tasks("test", kinds=kinds, n=sizes.tasks)
+    return [
+        dataclasses.replace(task, max_steps=min(task.max_steps, sizes.max_steps)) for task in tasks
+    ]
+
+
+def trained_policy(directory: pathlib.Path) -> Model:
+    """The policy of a run; trained first where there is none."""
+    model = directory / "sft" / "model"
+    if not model.exists():
+        for stage in ("experts", "sft"):
+            command = [sys.executable, "-m", "agentrm_jax.cli.main", stage, str(CONFIG)]
+            command += ["--output", str(directory)]
+            subprocess.run(command, stdout=sys.stderr, check=True)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    policy = load_policy(model, "float32", mesh)
+    host = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), policy.params)
+    return dataclasses.replace(policy, params=host)
+
+
+def tiny_policy() -> Model:
+    """A policy that knows nothing, with a tokenizer of the environments' own texts."""
+    family = load_family("pddl")
+    texts = []
+    for task in family.tasks("train", kinds=("gripper", "blockworld"), n=8):
+        texts.append(family.create().reset(task))
+        texts += [turn.reply for turn in family.demonstrate(task) or []]
+    tokenizer = train_tokenizer(texts, 512)
+    config = dataclasses.replace(models.SHAPES["tiny"], vocab_size=tokenizer.vocab_size)
+    return Model(params=models.make_params(config), config=config, tokenizer=tokenizer)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = measuring.parser("search", __doc__, rounds=1, threads=0)
+    parser.add_argument("--policy", type=pathlib.Path, help="folder of a run with a policy")
+    parser.add_argument("--tasks", type=int, help="explored together")
+    parser.add_argument("--iterations", type=int, help="of every tree")
+    parser.add_argument("--workers", type=int, help="processes of the environment that waits")
+    given = parser.parse_args(arguments)
+    threads = measuring.use_threads(given.threads)
+    sizes = tiny_sizes() if given.tiny else full_sizes()
+    changed = {
+        key: value
+        for key in ("tasks", "iterations", "workers")
+        if (value := getattr(given, key)) is not None
+    }
+    sizes = dataclasses.replace(sizes, **changed)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, latency.registered():
+        model = (
+            tiny_policy() if given.tiny else trained_policy(given.policy or pathlib.Path(folder))
+        )
+        for name in ("pddl", "latency"):
+            pool = make_pool(sizes.workers)
+            try:
+                bench = Bench(model, pool, tasks_of(name, sizes), sizes)
+                found[name] = measure(bench, rounds=given.rounds)
+            finally:
+                pool.close()
+            print(f"{name}: {sizes.tasks} trees of {sizes.iterations} iterations")
+            for key, value in found[name].items():
+                if key != "sides":
+                    print(f"  {key} {value if isinstance(value, dict) else f'{value:.4g}'}")
+    ratios = {f"ratio_{name}": values["ratio"] for name, values in found.items()}
+    ratios |= {f"ratio_{name}_cpu": values["ratio_cpu"] for name, values in found.items()}
+    described = {
+        "tasks": sizes.tasks,
+        "iterations": sizes.iterations,
+        "workers": sizes.workers,
+        "latency_seconds": latency.SECONDS,
+    }
+    return measuring.finish("search", {**ratios, **found, **described}, threads)
+
+
+if __name__ == "__main__":
+    main()
