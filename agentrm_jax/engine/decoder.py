@@ -17,7 +17,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.decode import Decoded, DecodeRows, decode
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.pages import Context, PageTable, commit
+from agentrm_jax.engine.pages import PageTable, commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
@@ -303,7 +303,7 @@ def make_rows(
             used = offset // engine.sizes.page_size
             tail[0, r, :used], tail[1, r, :used] = row.pages[:used], engine.sizes.page_size
     return DecodeRows(
-        contexts=tuple(_context(engine, lane) for lane in lanes),
+        contexts=engine.contexts([_beginnings(lane) for lane in lanes]),
         tails=PageTable(pages=tail[0], fills=tail[1]) if tail_pages else None,
         last_tokens=last_tokens,
         positions=positions,
@@ -317,10 +317,10 @@ def make_rows(
     )
 
 
-def _context(engine: Engine, lane: Lane) -> Context:
+def _beginnings(lane: Lane) -> tuple[list[tuple[Entry | None, int]], int, list[int]]:
+    """See `Engine.contexts`."""
     held = [(place, c) for place, c in enumerate(lane) if c is not None]
-    beginnings = [(c.leaf, c.end) for _, c in held]
-    return engine.context(beginnings, len(lane), [place for place, _ in held])
+    return [(c.leaf, c.end) for _, c in held], len(lane), [place for place, _ in held]
 
 
 def places(rows: int, n: int) -> int:

@@ -220,9 +220,8 @@ class Engine:
                 tokens[row, : len(portion)], lengths[row] = portion, len(portion)
                 own = entry.pages[offset // page_size :][: -(-len(portion) // page_size)]
                 pages[row, : len(own)] = own
-        context = self.context(
-            [(group[0], int(starts[g])) for g, group in enumerate(groups)], R // together
-        )
+        beginnings = [(group[0], int(starts[g])) for g, group in enumerate(groups)]
+        context = self.context(beginnings, R // together, range(len(groups)))
         rows = ExtendRows(
             tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages
         )
@@ -240,32 +239,39 @@ class Engine:
                     entry.readout = float(scores[row])
 
     def context(
-        self,
-        beginnings: Sequence[tuple[Entry | None, int]],
-        places: int,
-        at: Sequence[int] | None = None,
+        self, beginnings: Sequence[tuple[Entry | None, int]], places: int, at: Sequence[int]
     ) -> Context:
         """The pages of conversations up to the given positions, on the host.
 
         Args:
           beginnings: Each conversation and the position; at most `places`.
-          at: The place of each among them; by default the first ones.
+          at: The place of each among them.
         """
-        at = range(len(beginnings)) if at is None else at
-        begins_with = np.full(places, -1, np.int32)
+        return self.contexts([(beginnings, places, at)])[0]
+
+    def contexts(
+        self, groups: Sequence[tuple[Sequence[tuple[Entry | None, int]], int, Sequence[int]]]
+    ) -> tuple[Context, ...]:
+        """The same for several groups of conversations, with the instructions of all of them."""
         found: dict[int, Entry] = {}
-        for place, (leaf, end) in zip(at, beginnings, strict=True):
-            first = leaf.path()[0] if leaf is not None else None
-            if first is not None and first.instruction is not None and end >= first.end:
-                begins_with[place] = first.instruction
-                found[first.instruction] = first
+        begin: list[np.ndarray] = []
+        for beginnings, places, at in groups:
+            begins_with = np.full(places, -1, np.int32)
+            for place, (leaf, end) in zip(at, beginnings, strict=True):
+                first = leaf.path()[0] if leaf is not None else None
+                if first is not None and first.instruction is not None and end >= first.end:
+                    begins_with[place] = first.instruction
+                    found[first.instruction] = first
+            begin.append(begins_with)
         instructions, owners = self._instructions(found)
-        listed = [self.cache.prefix(leaf, end) for leaf, end in beginnings]
-        return Context(
-            instructions=instructions,
-            owners=owners,
-            begins_with=begins_with,
-            own=self._table(listed, at, places),
+        return tuple(
+            Context(
+                instructions=instructions,
+                owners=owners,
+                begins_with=begins_with,
+                own=self._table([self.cache.prefix(*one) for one in beginnings], at, places),
+            )
+            for (beginnings, places, at), begins_with in zip(groups, begin, strict=True)
         )
 
     def share(self, instruction: Piece) -> None:
@@ -310,8 +316,10 @@ class Engine:
         data = mesh.shape["data"]
 
         def sharding(x: np.ndarray) -> jax.sharding.NamedSharding:
-            split = x.ndim > 0 and x.shape[0] % data == 0
-            return named_sharding(mesh, ("rows" if split else None,) + (None,) * (x.ndim - 1))
+            axes: list[str | None] = [None] * x.ndim
+            if x.ndim and x.shape[0] % data == 0:
+                axes[0] = "rows"
+            return named_sharding(mesh, tuple(axes))
 
         return jax.device_put(rows, jax.tree.map(sharding, rows))
 

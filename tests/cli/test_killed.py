@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import signal
 
@@ -57,10 +58,31 @@ def test_results_are_the_same(folders) -> None:
     assert {"greedy", "random_of_n", "best_of_n", "oracle_of_n", "beam"} <= methods
 
 
+def without_log_probs(trees):
+    """The trees without their log-probabilities, and these."""
+    log_probs: list[float] = []
+
+    def bare(node):
+        log_probs.extend(node.step.log_probs)
+        return dataclasses.replace(node, step=dataclasses.replace(node.step, log_probs=()))
+
+    def iteration(record):
+        return dataclasses.replace(record, nodes=tuple(map(bare, record.nodes)))
+
+    found = {
+        task_id: dataclasses.replace(tree, iterations=tuple(map(iteration, tree.iterations)))
+        for task_id, tree in trees.items()
+    }
+    return found, log_probs
+
+
 def test_trees_and_labels_are_the_same(folders) -> None:
     trees = [TreeStore.read(folder / "trees") for folder in folders]
-    assert trees[0] == trees[1]
     assert all(tree.finished for tree in trees[0].values())
+    # What a run decoded and a later one reads was computed in another shape: last bits may differ.
+    (a, log_probs), (b, others) = (without_log_probs(found) for found in trees)
+    assert a == b
+    np.testing.assert_allclose(log_probs, others, atol=1e-4)
     labels = [list(open_paths(folder / "states" / "dataset")) for folder in folders]
     assert labels[0] == labels[1]
 

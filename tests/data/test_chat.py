@@ -122,7 +122,7 @@ def test_pieces_equal_the_rendering(whole, prompt, limit):
         return
     rendered, also_dropped = render(tokenizer, prompt, whole, limit)
     assert dropped == also_dropped
-    assert len(pieces) == len(whole.steps) - dropped + 1
+    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole))
     np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
 
 

@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import CONFIG, SAMPLING, SIZES, STOP, request, weights
+from engine_cases import CONFIG, SAMPLING, SIZES, STOP, conversation, request, weights
 
-from agentrm_jax.engine.beam_search import Beams, step_beams
+from agentrm_jax.engine.beam_search import (
+    Beams,
+    _prepare_selection,
+    _Step,
+    call_selection,
+    select_states,
+    step_beams,
+)
 from agentrm_jax.engine.decoder import generate
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model.value import readout
 
 WIDTH, N = 2, 2
@@ -85,3 +93,40 @@ def test_equal_candidates_of_a_state_are_kept_once(engines):
         policy, scorer, [apart], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
     )
     assert kept[0].reply.tokens == kept[1].reply.tokens  # equal requests in different states
+
+
+def test_the_step_makes_no_trip_to_the_host(engines):
+    policy, scorer = engines
+    step = _Step(policy, scorer, TASKS, 4, N, WIDTH)
+    _, arguments, length = step.prepare(SAMPLING, Stopping(tokens=(STOP,)))
+    with jax.transfer_guard("disallow"):
+        choice, _, _ = step.call(arguments, SAMPLING, length)
+        jax.block_until_ready(choice)
+
+
+STATES = [
+    ([conversation(seed, 9, 6, length) for length in (3, 5, 8)], finished)
+    for seed, finished in ((40, []), (41, [0.2, -50.0]), (42, [60.0]))
+]
+
+
+def test_selecting_new_states_equals_scoring_and_sorting(engines):
+    """States behind one beginning, finished beams, and states that were read before."""
+    _, scorer = engines
+    tasks = [*STATES, ([conversation(43, 7), conversation(43, 7, 4)], [])]
+    for _ in range(2):
+        chosen = select_states(scorer, tasks, n=N, beam_width=WIDTH)
+        for (states, finished), found in zip(tasks, chosen, strict=True):
+            scores = [*enumerate(finished), *enumerate(scorer.score(states), start=WIDTH)]
+            wanted = sorted(scores, key=lambda one: -one[1])[:WIDTH]
+            assert [number for number, _ in found] == [number for number, _ in wanted]
+            np.testing.assert_allclose([s for _, s in found], [s for _, s in wanted], atol=1e-5)
+
+
+def test_selection_makes_no_trip_to_the_host(engines):
+    _, scorer = engines
+    fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.head)
+    prepared = _prepare_selection(fresh, STATES, len(STATES), N, WIDTH)
+    with jax.transfer_guard("disallow"):  # what is fetched in the end is fetched explicitly
+        choice = call_selection(fresh, prepared)
+    assert choice.kept.shape == (len(STATES), WIDTH)
