@@ -31,6 +31,7 @@ from agentrm_jax.engine.attention import (
 )
 from agentrm_jax.engine.extend import CHUNK
 from agentrm_jax.engine.pages import (
+    Array,
     Context,
     PageTable,
     Pool,
@@ -63,15 +64,15 @@ class DecodeRows:
 
     contexts: tuple[Context, ...]
     tails: PageTable | None
-    last_tokens: jax.Array
-    positions: jax.Array
-    offsets: jax.Array
-    keys: jax.Array
-    branches: jax.Array
-    temperature: jax.Array
-    limits: jax.Array
-    active: jax.Array
-    ends: jax.Array
+    last_tokens: Array
+    positions: Array
+    offsets: Array
+    keys: Array
+    branches: Array
+    temperature: Array
+    limits: Array
+    active: Array
+    ends: Array
 
 
 @flax.struct.dataclass
@@ -86,10 +87,10 @@ class Decoded:
       ended: [R] bool, whether the last of them ends the reply.
     """
 
-    tokens: jax.Array
-    log_probs: jax.Array
-    lengths: jax.Array
-    ended: jax.Array
+    tokens: Array
+    log_probs: Array
+    lengths: Array
+    ended: Array
 
 
 def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:

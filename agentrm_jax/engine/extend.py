@@ -24,6 +24,7 @@ from agentrm_jax.engine.attention import (
     result,
 )
 from agentrm_jax.engine.pages import (
+    Array,
     Context,
     PageTable,
     Pool,
@@ -52,11 +53,11 @@ class ExtendRows:
       pages: [R, T / page_size] int32, where to write; a number past the pool is not written.
     """
 
-    tokens: jax.Array
-    lengths: jax.Array
-    starts: jax.Array
+    tokens: Array
+    lengths: Array
+    starts: Array
     context: Context
-    pages: jax.Array
+    pages: Array
 
 
 def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):

@@ -153,7 +153,7 @@ def test_a_crowded_cache_changes_no_score():
 
 
 def test_more_pieces_than_fit_the_tables_is_one_clear_error():
-    sizes = dataclasses.replace(SMALL, context=120, max_pieces=1)
+    sizes = dataclasses.replace(SIZES, context=120, max_pieces=1)
     engine = Engine(weights(0), CONFIG, sizes)
     with pytest.raises(UserError, match=r"engine\.max_pieces"):
         engine.read([engine.cache.find(request(0, *[1] * 65).pieces)])

@@ -1,4 +1,4 @@
-"""Trees that grow together: each as if it were alone, and the model and environments side by side."""
+"""Trees that grow together: each as if it were alone; the model and environments side by side."""
 
 from __future__ import annotations
 

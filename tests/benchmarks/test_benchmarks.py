@@ -1,0 +1,90 @@
+"""Each benchmark in its tiny form: its last line, and that its sides agree. No times are tested."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NEEDS_TORCH = ("decode", "score")
+
+
+def run(name: str, *arguments: str) -> dict:
+    """The benchmark in a process of its own; what its last line says."""
+    if name in NEEDS_TORCH and "--model" not in arguments:
+        pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["benchmark"] == name
+    assert found["hardware"]["device"]
+    ratios = [value for key, value in found.items() if key.startswith("ratio_")]
+    assert ratios
+    assert all(math.isfinite(value) and value > 0 for value in ratios)
+    return found
+
+
+def test_decode():
+    found = run("decode", "--tiny")
+    assert found["ratio_generate"]
+    assert found["ratio_copied"]
+    [case] = found["cases"]
+    exactness = case["exactness"]
+    assert exactness["greedy_replies"] == exactness["greedy_equal"] + exactness["near_ties"] > 0
+    assert exactness["unexplained"] == 0
+    assert exactness["log_prob_error"] < 1e-4
+
+
+def test_score():
+    found = run("score", "--tiny")
+    assert found["ratio_dense"]
+    assert found["ratio_torch"]
+    exactness = found["exactness"]
+    assert exactness["spread"] > 0.1
+    assert exactness["error_dense"] < 1e-4
+    assert exactness["error_torch"] < 1e-4
+
+
+def test_prefill():
+    found = run("prefill", "--tiny")
+    assert found["ratio_ceiling"]
+    assert found["exactness"]["error_dense"] < 1e-4
+
+
+def test_beam():
+    found = run("beam", "--tiny")
+    assert found["ratio_ceiling"]
+    exactness = found["exactness"]
+    assert exactness["choices"] == exactness["equal"] + exactness["near_ties"] > 0
+    assert exactness["error"] < 1e-4
+
+
+def test_search():
+    found = run("search", "--tiny")
+    assert found["ratio_pddl"]
+    assert found["ratio_latency"]
+    for name in ("pddl", "latency"):
+        assert found[name]["errors"] == 0
+        exactness = found[name]["exactness"]
+        assert exactness["identical_at_equal_shapes"] == exactness["trees_at_equal_shapes"] > 0
+        assert exactness["unexplained"] == 0
+
+
+@pytest.mark.parametrize("name", ["decode", "score"])
+def test_large_models_in_another_precision(name):
+    options = ["--context", "64", "--tokens", "16"]
+    options += {"decode": ["--rows", "1", "40"], "score": ["--groups", "1"]}[name]
+    found = run(name, "--model", "tiny", "--dtype", "bfloat16", *options)
+    assert found["dtype"] == "bfloat16"
