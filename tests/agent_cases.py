@@ -23,8 +23,7 @@ CONFIG = LlamaConfig(
     tie_embeddings=True, max_positions=512,
 )  # fmt: skip
 SIZES = EngineConfig(
-    context=256, decode_rows=8, extend_rows=4, extend_tokens=16, page_size=4, cache_tokens=4096,
-    decode_tokens=4, instruction_tokens=64
+    context=256, decode_rows=8, extend_rows=4, extend_tokens=16, page_size=4, cache_tokens=4096
 )
 SAMPLING = Sampling(temperature=1.0, max_tokens=10)
 PROMPT = Prompt(instruction="Move about.", example=())

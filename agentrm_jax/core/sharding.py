@@ -16,7 +16,6 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "rows": "data",
     "length": None,
     "layers": None,
     "embed": "fsdp",

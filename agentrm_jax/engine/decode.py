@@ -1,16 +1,13 @@
-"""Branching decoding: continuations of conversations, some tokens at a time, on the device.
+"""Branching decoding: n continuations of each of G conversations in one loop on the device.
 
-Rows stand in lanes: each lane holds G conversations with n branches each, so that states that want
-many continuations and states that want one are decoded in one batch. The branches of a conversation
-share its pages, which are read once for all of them. A row's own tokens are kept in a block while
-they are decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from its
-pages, and nothing else remains of the call.
+The branches of a conversation share its prefix, which is read once for all of them; each branch
+keeps its own short suffix of keys and values.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -19,85 +16,70 @@ import jax.numpy as jnp
 from agentrm_jax.engine.attention import (
     Part,
     attend,
-    attend_chunks,
     by_kv_head,
     by_position,
     merge,
     nothing,
     result,
 )
-from agentrm_jax.engine.extend import CHUNK
-from agentrm_jax.engine.pages import (
-    Context,
-    PageTable,
-    Pool,
-    chunk_mask,
-    instruction_mask,
-    read_chunk,
-)
+from agentrm_jax.engine.pages import PageTable, Pool, chunk_mask, read_chunk
 from agentrm_jax.engine.sampling import Filter, sample
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 
 
 @flax.struct.dataclass
-class DecodeRows:
-    """R rows to continue, lane by lane, conversation by conversation.
+class DecodeGroups:
+    """G conversations to continue.
 
     Attributes:
-      contexts: Of each lane, the conversations without what their rows have decoded.
-      tails: Pages of what each row has decoded before, or None where this cannot be.
-      last_tokens: [R] int32, the token before the next: what decoding reads first.
-      positions: [R] int32, its position.
-      offsets: [R] int32, how many tokens of the reply are there already.
-      keys: [R, 2] uint32, random key data of each row's conversation.
-      branches: [R] int32, which continuation of it the row is.
-      temperature: [R] float32; 0 is greedy.
-      limits: [R] int32, most tokens of the reply.
-      active: [R] bool; the others are padding.
-      ends: [V] bool, the tokens after which a reply is over.
+      prefix: Pages of each conversation without its last token.
+      last_tokens: [G] int32, the last token: what decoding reads first.
+      last_positions: [G] int32, its position.
+      keys: [G, 2] uint32, random key data of each group.
+      temperature: [G] float32; 0 is greedy.
+      active: [G] bool; the others are padding and cost nothing but their place.
+      stop: int32 scalar, the token that ends a reply.
+      max_tokens: int32 scalar, at most the compiled length.
     """
 
-    contexts: tuple[Context, ...]
-    tails: PageTable | None
+    prefix: PageTable
     last_tokens: jax.Array
-    positions: jax.Array
-    offsets: jax.Array
+    last_positions: jax.Array
     keys: jax.Array
-    branches: jax.Array
     temperature: jax.Array
-    limits: jax.Array
     active: jax.Array
-    ends: jax.Array
+    stop: jax.Array
+    max_tokens: jax.Array
 
 
 @flax.struct.dataclass
-class Decoded:
+class Replies:
     """What was decoded.
 
     Attributes:
-      tokens: [R, T] int32, the one that ended the reply included; zero behind the end.
-      log_probs: [R, T] float32 at temperature 1.
-      lengths: [R] int32, how many there are; as many were read, the first being the row's last
-        token and this one's last still to be read.
-      ended: [R] bool, whether the last of them ends the reply.
+      tokens: [G, n, T] int32, the stop token not included, zero behind the end.
+      log_probs: [G, n, T] float32 at temperature 1.
+      lengths: [G, n] int32.
+      stopped: [G, n] bool, whether the model itself ended the reply.
+      stop_log_probs: [G, n] float32, log-probability of the stop token where it was decoded.
     """
 
     tokens: jax.Array
     log_probs: jax.Array
     lengths: jax.Array
-    ended: jax.Array
+    stopped: jax.Array
+    stop_log_probs: jax.Array
 
 
-Reader = Callable[[int, jax.Array], Part]
-"""(layer, queries [K, G, M, H]) to what they attend to."""
+def read_prefix(pool: Pool, table: PageTable, chunk: int) -> Callable[[int, jax.Array], Part]:
+    """Copies the prefixes out of the pool, once for all tokens to come.
 
+    Chunks are arrays of their own: slices of one array would be copied at every token.
 
-def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:
-    """Copies conversations out of the pool, once for all tokens to come.
-
-    Chunks are arrays of their own: slices of one array would be copied at every token. Chunks that
-    no conversation reaches cost nothing.
+    Returns:
+      A function (layer, queries [K, G, M, H]) to their attention over the prefixes. Chunks that no
+      conversation reaches cost nothing.
     """
     C = table.pages.shape[1]
     used = table.num_chunks(chunk)
@@ -129,115 +111,65 @@ def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:
     return attention
 
 
-def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reader:
-    """The same for the instructions: all queries [K, 1, M, H] read them together.
-
-    Args:
-      rows_of: [M] int32, the conversation of each query.
-    """
-    table = context.instructions
-    num_chunks = table.pages.shape[1] // CHUNK
-    used = table.num_chunks(CHUNK)
-
-    def copied(layer: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        def copy(c, chunks):
-            return chunks.at[c].set(read_chunk(layer, table, c, CHUNK).transpose(axes))
-
-        shape = jax.eval_shape(lambda: read_chunk(layer, table, 0, CHUNK).transpose(axes)).shape
-        return jax.lax.fori_loop(0, used, copy, jnp.zeros((num_chunks, *shape), layer.dtype))
-
-    k = [copied(layer, (0, 1, 3, 2)) for layer in pool.k]
-    v = [copied(layer, (0, 1, 2, 3)) for layer in pool.v]
-
-    def attention(l: int, q: jax.Array) -> Part:
-        def read(c: jax.Array):
-            mask = instruction_mask(context, c, CHUNK, pool.page_size)[rows_of]
-            return k[l][c], v[l][c], mask
-
-        return attend_chunks(q, read, used)
-
-    return attention
-
-
-def decode_tokens(
+def decode_replies(
     params,
     config: LlamaConfig,
     pool: Pool,
-    rows: DecodeRows,
+    groups: DecodeGroups,
     *,
-    branches: Sequence[int],
+    n: int,
     length: int,
     chunk: int,
-    tail_chunk: int,
     filter: Filter,
-) -> tuple[list[tuple[jax.Array, jax.Array]], Decoded]:
-    """At most `length` tokens more for every row; see `decode`."""
-    R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
-    shared_by = config.num_heads // K
-    lane_rows = [
-        n * context.begins_with.shape[0] for n, context in zip(branches, rows.contexts, strict=True)
-    ]
-    lanes = [
-        (n, read_own(pool, context.own, chunk), context.begins_with)
-        for n, context in zip(branches, rows.contexts, strict=True)
-    ]
-    # All lanes' rows read the instructions together.
-    begins_with = jnp.concatenate([jnp.repeat(b, n) for n, _, b in lanes])
-    everyone = rows.contexts[0].replace(begins_with=begins_with)
-    instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
-    tails = None if rows.tails is None else read_own(pool, rows.tails, tail_chunk)
-    keys = jax.vmap(lambda data, b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(
-        rows.keys, rows.branches
-    )
+) -> Replies:
+    """Decodes n replies of at most `length` tokens for each group; see `decode`."""
+    G, K, H = groups.last_tokens.shape[0], config.num_kv_heads, config.head_dim
+    R = G * n
+    attend_prefix = read_prefix(pool, groups.prefix, chunk)
+    layers = [
+        llama.layer(params, l) for l in range(config.num_layers)
+    ]  # sliced once, not per token
+    keys = jax.vmap(
+        lambda data: jax.vmap(lambda b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(
+            jnp.arange(n)
+        )
+    )(groups.keys).reshape(R)
+    temperature = jnp.repeat(groups.temperature, n)
+    starts = jnp.repeat(groups.last_positions, n)
 
-    def attend_before(l: int, q: jax.Array) -> Part:
-        """q [K, R, N / K, H] to the pages."""
-        part = instructions(l, q.reshape(K, 1, -1, H))
-        part = jax.tree.map(lambda x: x.reshape(K, R, shared_by, *x.shape[3:]), part)
-        own, first = [], 0
-        for (n, attend_own, _), count in zip(lanes, lane_rows, strict=True):
-            queries = q[:, first : first + count].reshape(K, count // n, n * shared_by, H)
-            found = attend_own(l, queries)
-            own.append(
-                jax.tree.map(lambda x, c=count: x.reshape(K, c, shared_by, *x.shape[3:]), found)
-            )
-            first += count
-        part = merge(part, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *own))
-        return part if tails is None else merge(part, tails(l, q))
-
-    def attend_to(l: int, block, j: jax.Array):
+    def attend_to(l: int, suffix, t: jax.Array):
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):
-            own_k = jax.lax.dynamic_update_slice(block[0], k.transpose(2, 0, 3, 1), (0, 0, 0, j))
-            own_v = jax.lax.dynamic_update_slice(block[1], v.transpose(2, 0, 1, 3), (0, 0, j, 0))
-            q = by_kv_head(q, K)
-            own = attend(q, own_k, own_v, jnp.arange(length) <= j)
-            out = result(merge(attend_before(l, q), own))
-            return by_position(out, 1).astype(q.dtype), (own_k, own_v)
+            own_k = jax.lax.dynamic_update_slice(suffix[0], k.transpose(2, 0, 3, 1), (0, 0, 0, t))
+            own_v = jax.lax.dynamic_update_slice(suffix[1], v.transpose(2, 0, 1, 3), (0, 0, t, 0))
+            shared = by_kv_head(q.reshape(G, n, *q.shape[2:]), K)  # [K, G, n * N / K, H]
+            part = attend_prefix(l, shared)
+            own = attend(by_kv_head(q, K), own_k, own_v, jnp.arange(length) <= t)
+            part = jax.tree.map(lambda x, y: x.reshape(y.shape), part, own)
+            return by_position(result(merge(part, own)), 1).astype(q.dtype), (own_k, own_v)
 
         return attention
 
     def step(state):
-        j, last, done, blocks, out = state
+        t, last, done, suffixes, out = state
         x = llama.embed(params, last[:, None])
-        rotation = llama.rope((rows.positions + j)[:, None], config)
+        rotation = llama.rope((starts + t)[:, None], config)
         new = []
         for l in range(config.num_layers):
-            attention = attend_to(l, blocks[l], j)
-            x, kv = llama.block(params["layers"][l], config, x, rotation, attention)
+            x, kv = llama.block(layers[l], config, x, rotation, attend_to(l, suffixes[l], t))
             new.append(kv)
         logits = llama.logits(params, config, llama.final_norm(params, config, x)[:, 0])
-        t = rows.offsets + j
-        token, log_prob = sample(
-            jax.vmap(jax.random.fold_in)(keys, t), logits, rows.temperature, filter
+        token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        token, log_prob = sample(token_keys, logits, temperature, filter)
+        stopping = ~done & (token == groups.stop)
+        writing = ~done & ~stopping
+        out = Replies(
+            tokens=out.tokens.at[:, t].set(jnp.where(writing, token, 0)),
+            log_probs=out.log_probs.at[:, t].set(jnp.where(writing, log_prob, 0.0)),
+            lengths=out.lengths + writing,
+            stopped=out.stopped | stopping,
+            stop_log_probs=jnp.where(stopping, log_prob, out.stop_log_probs),
         )
-        ending = ~done & rows.ends[token]
-        out = Decoded(
-            tokens=out.tokens.at[:, j].set(jnp.where(done, 0, token)),
-            log_probs=out.log_probs.at[:, j].set(jnp.where(done, 0.0, log_prob)),
-            lengths=out.lengths + ~done,
-            ended=out.ended | ending,
-        )
-        return j + 1, jnp.where(done, last, token), done | ending | (t + 1 >= rows.limits), new, out
+        return t + 1, jnp.where(writing, token, last), done | stopping, new, out
 
     empty = (
         jnp.zeros((K, R, H, length), pool.k[0].dtype),
@@ -245,48 +177,42 @@ def decode_tokens(
     )
     state = (
         jnp.int32(0),
-        rows.last_tokens,
-        ~rows.active,
+        jnp.repeat(groups.last_tokens, n),
+        jnp.repeat(~groups.active, n),
         [empty] * config.num_layers,
-        Decoded(
+        Replies(
             tokens=jnp.zeros((R, length), jnp.int32),
             log_probs=jnp.zeros((R, length), jnp.float32),
             lengths=jnp.zeros(R, jnp.int32),
-            ended=jnp.zeros(R, bool),
+            stopped=jnp.zeros(R, bool),
+            stop_log_probs=jnp.zeros(R, jnp.float32),
         ),
     )
-    state = jax.lax.while_loop(lambda s: (s[0] < length) & ~jnp.all(s[2]), step, state)
-    return [(k.swapaxes(2, 3), v) for k, v in state[3]], state[4]
+    limit = jnp.minimum(groups.max_tokens, length)
+    state = jax.lax.while_loop(lambda s: (s[0] < limit) & ~jnp.all(s[2]), step, state)
+    return jax.tree.map(lambda x: x.reshape(G, n, *x.shape[1:]), state[-1])
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "branches", "length", "chunk", "tail_chunk", "filter")
-)
+@functools.partial(jax.jit, static_argnames=("config", "n", "length", "chunk", "filter"))
 def decode(
     params,
     config: LlamaConfig,
     pool: Pool,
-    rows: DecodeRows,
+    groups: DecodeGroups,
     *,
-    branches: tuple[int, ...],
+    n: int,
     length: int,
     chunk: int,
-    tail_chunk: int,
     filter: Filter,
-) -> tuple[list[tuple[jax.Array, jax.Array]], Decoded]:
-    """Decodes at most `length` tokens more for every row.
+) -> Replies:
+    """Decodes n replies for each group.
 
-    The token of branch b at offset t depends on the conversation, its key, b and t alone.
+    The token of branch b at offset t depends on the group's key, b, t and the conversation alone.
 
     Args:
-      branches: Of each lane, the continuations of a conversation.
-      chunk: Pages of a conversation that are read together; divides the width of the page tables.
-      tail_chunk: The same for what the rows have decoded before.
-
-    Returns:
-      Each layer's (k, v) [K, R, T, H] of the tokens read, for `commit`, and the tokens.
+      length: Most tokens of a reply.
+      chunk: Pages of a prefix that are read together; divides the width of the page table.
     """
-    return decode_tokens(
-        params, config, pool, rows,
-        branches=branches, length=length, chunk=chunk, tail_chunk=tail_chunk, filter=filter,
-    )  # fmt: skip
+    return decode_replies(
+        params, config, pool, groups, n=n, length=length, chunk=chunk, filter=filter
+    )

@@ -8,7 +8,7 @@ serves everything and a request's answer does not depend on what else is in its 
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.engine.decode import DecodeGroups, Replies, decode
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
-from agentrm_jax.engine.pages import Context, PageTable, commit, make_pool
+from agentrm_jax.engine.pages import PageTable, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.model import llama
+from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model.config import LlamaConfig
 
 
@@ -33,44 +33,58 @@ class EngineConfig:
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.
       decode_rows: Replies decoded at once, about (`Engine.places`).
-      decode_tokens: Tokens decoded before rows that are done make room for others; a multiple of
-        `page_size`.
       extend_rows: Pieces read at once.
       extend_tokens: Most tokens of a piece read at once; a multiple of `page_size`.
-      siblings: Pieces behind the same conversation that are read together: 1 for a policy, a beam's
-        candidates for a reward model. It divides `extend_rows`.
       page_size: Tokens of a page.
-      cache_tokens: Tokens that the page pool holds; 0 takes most of the free memory.
+      cache_tokens: Tokens that the page pool holds.
       max_pieces: Most pieces of a conversation.
-      instruction_tokens: Most tokens of all instructions that are shared.
     """
 
     context: int = 2048
     decode_rows: int = 64
-    decode_tokens: int = 16
     extend_rows: int = 32
     extend_tokens: int = 64
-    siblings: int = 1
     page_size: int = 16
-    cache_tokens: int = 0
-    max_pieces: int = 128
-    instruction_tokens: int = 4096
+    cache_tokens: int = 131_072
+    max_pieces: int = 64
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < (field.name != "cache_tokens"):
+            if getattr(self, field.name) < 1:
                 raise UserError(f"engine.{field.name}: must be at least 1")
-        for name in ("extend_tokens", "decode_tokens"):
-            if getattr(self, name) % self.page_size:
-                raise UserError(
-                    f"engine.{name}: {getattr(self, name)} is no multiple of engine.page_size "
-                    f"({self.page_size})"
-                )
-        if self.extend_rows % self.siblings:
+        if self.extend_tokens % self.page_size:
             raise UserError(
-                f"engine.siblings: {self.siblings} does not divide engine.extend_rows "
-                f"({self.extend_rows})"
+                f"engine.extend_tokens: {self.extend_tokens} is no multiple of engine.page_size "
+                f"({self.page_size})"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A conversation to continue.
+
+    Attributes:
+      pieces: The conversation.
+      key: [2] uint32 random key data. Equal requests with equal keys get equal replies.
+    """
+
+    pieces: Sequence[Piece]
+    key: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One decoded reply.
+
+    Attributes:
+      tokens: Without the stop token.
+      log_probs: Of each token, at temperature 1; one more, of the stop token, where it came.
+      stopped: Whether the model ended it, rather than the length limit.
+    """
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    stopped: bool
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,7 +101,7 @@ class Engine:
     Args:
       params: The model's parameters as `model.llama` reads them (a reward model's trunk as well).
       config: Its shape.
-      sizes: Sizes.
+      engine_config: Sizes.
       readout: For models that score: (head, hidden states [R, D]) to [R] float32.
       head: What the readout needs besides.
       mesh: Where the parameters are sharded, or None.
@@ -97,33 +111,56 @@ class Engine:
         self,
         params,
         config: LlamaConfig,
-        sizes: EngineConfig,
+        engine_config: EngineConfig,
         *,
         readout: Callable[[Any, jax.Array], jax.Array] | None = None,
         head: Any = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
-        if sizes.context > config.max_positions:
+        if engine_config.context > config.max_positions:
             raise UserError(
-                f"engine.context: {sizes.context} tokens, but the model reads at most "
+                f"engine.context: {engine_config.context} tokens, but the model reads at most "
                 f"{config.max_positions}"
             )
-        self.params, self.config, self.sizes = llama.unstacked(params), config, sizes
-        page_size = sizes.page_size
+        self.params, self.config, self.sizes = params, config, engine_config
+        page_size = engine_config.page_size
+        num_pages = -(-engine_config.cache_tokens // page_size)
         dtype = params["embed"].dtype
-        num_pages = -(-(sizes.cache_tokens or free_tokens(config, dtype, mesh)) // page_size)
         self.pool = make_pool(config, num_pages, page_size, dtype, mesh)
         self.cache = PrefixCache(
-            num_pages=num_pages, page_size=page_size, portion=sizes.extend_tokens
+            num_pages=num_pages, page_size=page_size, portion=engine_config.extend_tokens
         )
         self.usage = Usage()
         self.readout, self.head = readout, head
-        self._mesh = mesh
-        most_pages = -(-sizes.context // page_size) + sizes.max_pieces
+        self._readout = None if readout is None else jax.jit(readout)
+        most_pages = -(-engine_config.context // page_size) + engine_config.max_pieces
         # An eighth of the longest conversation, so that a program has at most eight chunks.
         self.chunk = max(2 * CHUNK, -(-most_pages // (8 * CHUNK)) * CHUNK)
         self._most_pages = -(-most_pages // self.chunk) * self.chunk
-        self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
+
+    def generate(
+        self, requests: Sequence[Request], *, n: int, sampling: Sampling, stop: int
+    ) -> list[list[Reply]]:
+        """n replies to each request, in order; any number of requests."""
+        slots = self.places(n)
+        # A batch costs what its longest conversation does.
+        order = sorted(range(len(requests)), key=lambda i: sum(map(len, requests[i].pieces)))
+        replies: dict[int, list[Reply]] = {}
+        for first in range(0, len(order), slots):
+            numbers = order[first : first + slots]
+            batch = [requests[i] for i in numbers]
+            decoded = self._decode(batch, slots, n, sampling, stop)
+            replies.update(zip(numbers, decoded, strict=True))
+        return [replies[i] for i in range(len(requests))]
+
+    def places(self, rows: int) -> int:
+        """How many things of so many rows each are decoded at once.
+
+        All rows together are a multiple of 8: the last rows of an odd number may be multiplied by
+        another routine, whose rounding differs, and a reply would depend on its place.
+        """
+        step = 8 // math.gcd(rows, 8)
+        return max(step, self.sizes.decode_rows // rows // step * step)
 
     def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
         """The model's readout at the last token of each conversation."""
@@ -138,7 +175,7 @@ class Engine:
         held = 0
         for leaf in leaves:
             tokens = leaf.end + len(leaf.path()) * self.sizes.page_size
-            if batch and held + tokens > self.cache.num_pages * self.sizes.page_size // 2:
+            if batch and held + tokens > self.sizes.cache_tokens // 2:
                 yield batch
                 batch, held = [], 0
             batch.append(leaf)
@@ -148,12 +185,7 @@ class Engine:
 
     def read(self, leaves: Sequence[Entry]) -> None:
         """Makes the conversations' keys and values resident, reading what is missing."""
-        if not self.cache.reserve(leaves):
-            raise ValueError("pages are pinned by a decoder that is not done")
-        self.read_reserved(leaves)
-
-    def read_reserved(self, leaves: Sequence[Entry]) -> None:
-        """The same for conversations that have their pages."""
+        self.cache.reserve(leaves)
         missing = self.cache.missing(leaves)
         while missing:
             ready = [
@@ -163,150 +195,144 @@ class Engine:
                 or entry.parent.portions_read == self.cache.portions(entry.parent)
             ]
             ready.sort(key=lambda entry: entry.start)
-            groups = self._sibling_groups(ready)
-            at_once = self.sizes.extend_rows // self.sizes.siblings
-            for first in range(0, len(groups), at_once):
-                self._extend(groups[first : first + at_once])
+            for first in range(0, len(ready), self.sizes.extend_rows):
+                self._extend(ready[first : first + self.sizes.extend_rows])
             missing = [e for e in missing if e.portions_read < self.cache.portions(e)]
 
-    def _sibling_groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
-        """Entries that follow the same pages. Behind its own first portion each stands alone."""
-        open_groups: dict[Entry | None, list[Entry]] = {}
-        groups: list[list[Entry]] = []
-        for entry in entries:
-            group = None if entry.portions_read else open_groups.get(entry.parent)
-            if group is None or len(group) == self.sizes.siblings:
-                group = []
-                groups.append(group)
-                if not entry.portions_read:
-                    open_groups[entry.parent] = group
-            group.append(entry)
-        return groups
-
-    def _extend(self, groups: Sequence[Sequence[Entry]]) -> None:
-        """Reads the next portion of each entry: one call of the compiled programs."""
+    def _extend(self, entries: Sequence[Entry]) -> None:
+        """Reads the next portion of each entry: one call of the compiled program."""
         R, T, page_size = self.sizes.extend_rows, self.sizes.extend_tokens, self.sizes.page_size
-        together = self.sizes.siblings
-        tokens, lengths = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+        tokens = np.zeros((R, T), np.int32)
+        lengths, starts = np.zeros(R, np.int32), np.zeros(R, np.int32)
         pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
-        starts = np.zeros(R // together, np.int32)
-        for g, group in enumerate(groups):
-            offset = group[0].portions_read * T
-            starts[g] = group[0].start + offset
-            for row, entry in enumerate(group, start=g * together):
-                portion = entry.tokens[offset : offset + T]
-                tokens[row, : len(portion)], lengths[row] = portion, len(portion)
-                own = entry.pages[offset // page_size :][: -(-len(portion) // page_size)]
-                pages[row, : len(own)] = own
-        context = self.context(
-            [(group[0], int(starts[g])) for g, group in enumerate(groups)], R // together
-        )
+        for row, entry in enumerate(entries):
+            offset = entry.portions_read * T
+            portion = entry.tokens[offset : offset + T]
+            tokens[row, : len(portion)] = portion
+            lengths[row], starts[row] = len(portion), entry.start + offset
+            own = entry.pages[offset // page_size : (offset + len(portion) - 1) // page_size + 1]
+            pages[row, : len(own)] = own
         rows = ExtendRows(
-            tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages
+            tokens=jnp.asarray(tokens),
+            lengths=jnp.asarray(lengths),
+            starts=jnp.asarray(starts),
+            prefix=self._table(
+                [(e, int(s)) for e, s in zip(entries, starts, strict=False)],
+                range(len(entries)),
+                R,
+            ),
+            pages=jnp.asarray(pages),
         )
-        rows = self.put(rows)
-        new, readouts = extend(
-            self.params, self.config, self.pool, rows, self.head, readout=self.readout
-        )
-        self.pool = commit(self.pool, new, rows.pages)
+        self.pool, hidden = extend(self.params, self.config, self.pool, rows)
         self.usage.read += int(lengths.sum())
-        scores = None if readouts is None else np.asarray(readouts)
-        for g, group in enumerate(groups):
-            for row, entry in enumerate(group, start=g * together):
-                entry.portions_read += 1
-                if scores is not None and entry.portions_read == self.cache.portions(entry):
-                    entry.readout = float(scores[row])
-
-    def context(
-        self,
-        beginnings: Sequence[tuple[Entry | None, int]],
-        places: int,
-        at: Sequence[int] | None = None,
-    ) -> Context:
-        """The pages of conversations up to the given positions, on the host.
-
-        Args:
-          beginnings: Each conversation and the position; at most `places`.
-          at: The place of each among them; by default the first ones.
-        """
-        at = range(len(beginnings)) if at is None else at
-        begins_with = np.full(places, -1, np.int32)
-        found: dict[int, Entry] = {}
-        for place, (leaf, end) in zip(at, beginnings, strict=True):
-            first = leaf.path()[0] if leaf is not None else None
-            if first is not None and first.instruction is not None and end >= first.end:
-                begins_with[place] = first.instruction
-                found[first.instruction] = first
-        instructions, owners = self._instructions(found)
-        listed = [self.cache.prefix(leaf, end) for leaf, end in beginnings]
-        return Context(
-            instructions=instructions,
-            owners=owners,
-            begins_with=begins_with,
-            own=self._table(listed, at, places),
-        )
-
-    def share(self, instruction: Piece) -> None:
-        """Makes a piece an instruction, as long as there is room for more: conversations that begin
-        with it read it together. It must be told before the first of them."""
-        self.cache.share(instruction, self._instruction_pages // CHUNK, CHUNK)
-
-    def _instructions(self, found: dict[int, Entry]) -> tuple[PageTable, np.ndarray]:
-        """The instructions of a batch, each from the beginning of a chunk."""
-        S = self._instruction_pages
-        pages, fills = np.zeros((1, S), np.int32), np.zeros((1, S), np.int32)
-        owners = np.full(S, -1, np.int32)
-        first = 0
-        for number, entry in sorted(found.items()):
-            count = len(entry.pages)
-            pages[0, first : first + count] = entry.pages
-            fills[0, first : first + count] = self.sizes.page_size
-            fills[0, first + count - 1] -= -len(entry.tokens) % self.sizes.page_size
-            owners[first : first + count] = number
-            first += -(-count // CHUNK) * CHUNK
-        return PageTable(pages=pages, fills=fills), owners
+        scores = None if self._readout is None else np.asarray(self._readout(self.head, hidden))
+        for row, entry in enumerate(entries):
+            entry.portions_read += 1
+            if scores is not None and entry.portions_read == self.cache.portions(entry):
+                entry.readout = float(scores[row])
 
     def _table(
-        self, listed: Sequence[tuple[list[int], list[int]]], at: Sequence[int], places: int
+        self, prefixes: Sequence[tuple[Entry, int]], places: Sequence[int], rows: int
     ) -> PageTable:
+        """The pages of conversations up to the given positions; width as the longest needs."""
+        listed = [self.cache.prefix(entry, end) for entry, end in prefixes]
         longest = max((len(pages) for pages, _ in listed), default=0)
         if longest > self._most_pages:
             raise UserError(
                 f"engine.max_pieces: a conversation has more pieces than {self.sizes.max_pieces}"
             )
-        shape = (places, self._most_pages)
-        pages, fills = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        for place, (own, fill) in zip(at, listed, strict=True):
-            pages[place, : len(own)], fills[place, : len(fill)] = own, fill
-        return PageTable(pages=pages, fills=fills)
+        width = min(self._most_pages, self._bucket(longest))
+        pages, fills = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.int32)
+        for row, (own, fill) in zip(places, listed, strict=True):
+            pages[row, : len(own)], fills[row, : len(fill)] = own, fill
+        return PageTable(pages=jnp.asarray(pages), fills=jnp.asarray(fills))
 
-    def put(self, rows):
-        """Host arrays onto the device, in one transfer; rows and conversations over `data`."""
-        if self._mesh is None:
-            return jax.device_put(rows)
-        data = self._mesh.shape["data"]
+    def _bucket(self, pages: int) -> int:
+        """A table width for so many pages. Chunks are the same in all, and so are results."""
+        width = 4 * self.chunk  # narrower ones would save little and be compiled each
+        return width if pages <= width else self._most_pages
 
-        def sharding(x: np.ndarray) -> jax.sharding.NamedSharding:
-            split = x.ndim > 0 and x.shape[0] % data == 0
-            return named_sharding(self._mesh, ("rows" if split else None,) + (None,) * (x.ndim - 1))
+    def groups(
+        self,
+        requests: Sequence[Request],
+        places: Sequence[int],
+        slots: int,
+        sampling: Sampling,
+        stop: int,
+    ) -> DecodeGroups:
+        """The requests as the compiled decoder takes them; their conversations are read first.
 
-        return jax.device_put(rows, jax.tree.map(sharding, rows))
+        Args:
+          places: Each request's group number, below `slots`; the other groups are padding.
+        """
+        leaves = [self.cache.find(request.pieces) for request in requests]
+        for leaf in leaves:
+            if leaf.end + sampling.max_tokens > self.sizes.context:
+                raise UserError(
+                    f"engine.context: a conversation of {leaf.end} tokens and a reply of "
+                    f"{sampling.max_tokens} do not fit into {self.sizes.context}"
+                )
+        self.read(leaves)
+        last_tokens, last_positions = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+        keys, active = np.zeros((slots, 2), np.uint32), np.zeros(slots, bool)
+        for g, request, leaf in zip(places, requests, leaves, strict=True):
+            last_tokens[g], last_positions[g] = leaf.tokens[-1], leaf.end - 1
+            keys[g], active[g] = request.key, True
+        return DecodeGroups(
+            prefix=self._table([(leaf, leaf.end - 1) for leaf in leaves], places, slots),
+            last_tokens=jnp.asarray(last_tokens),
+            last_positions=jnp.asarray(last_positions),
+            keys=jnp.asarray(keys),
+            temperature=jnp.full(slots, sampling.temperature, jnp.float32),
+            active=jnp.asarray(active),
+            stop=jnp.int32(stop),
+            max_tokens=jnp.int32(sampling.max_tokens),
+        )
+
+    def whole_prefixes(
+        self, requests: Sequence[Request], places: Sequence[int], slots: int
+    ) -> PageTable:
+        """The pages of the requests' conversations, read first; last token included."""
+        leaves = [self.cache.find(request.pieces) for request in requests]
+        self.read(leaves)
+        return self._table([(leaf, leaf.end) for leaf in leaves], places, slots)
+
+    def _decode(
+        self, requests: Sequence[Request], slots: int, n: int, sampling: Sampling, stop: int
+    ) -> list[list[Reply]]:
+        groups = self.groups(requests, range(len(requests)), slots, sampling, stop)
+        replies = decode(
+            self.params,
+            self.config,
+            self.pool,
+            groups,
+            n=n,
+            length=sampling.max_tokens,
+            chunk=self.chunk,
+            filter=sampling.filter,
+        )
+        out = as_replies(replies, len(requests))
+        self.usage.decoded += sum(len(r.log_probs) for group in out for r in group)
+        return out
 
 
-def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
-    """How many tokens of keys and values fit into three quarters of the device's free memory.
-
-    Where the device does not say (CPUs), a sixteenth of the machine's memory.
-    """
-    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
-    split = 1 if mesh is None else mesh.shape["tensor"]
-    width = config.num_kv_heads * config.head_dim // split
-    token = 2 * config.num_layers * width * np.dtype(dtype).itemsize
-    free = [
-        stats["bytes_limit"] - stats["bytes_in_use"] if (stats := d.memory_stats()) else None
-        for d in devices
-    ]
-    if known := [f for f in free if f is not None]:
-        return max(1, int(0.75 * min(known)) // token)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, memory // 16 // token)
+def as_replies(replies: Replies, num_groups: int) -> list[list[Reply]]:
+    """The first groups of decoded replies as records on the host."""
+    host: Replies = jax.device_get(replies)
+    out = []
+    for g in range(num_groups):
+        group = []
+        for b in range(host.tokens.shape[1]):
+            length, stopped = int(host.lengths[g, b]), bool(host.stopped[g, b])
+            log_probs = host.log_probs[g, b, :length].tolist()
+            if stopped:
+                log_probs.append(float(host.stop_log_probs[g, b]))
+            group.append(
+                Reply(
+                    tokens=tuple(host.tokens[g, b, :length].tolist()),
+                    log_probs=tuple(log_probs),
+                    stopped=stopped,
+                )
+            )
+        out.append(group)
+    return out

@@ -52,24 +52,6 @@ class PageTable:
         return (used + chunk - 1) // chunk
 
 
-@flax.struct.dataclass
-class Context:
-    """What G conversations have in the pages: an instruction that others share, and their own.
-
-    Attributes:
-      instructions: Page table of one row [1, S]: every instruction of the batch, one after the
-        other, each from the beginning of a chunk.
-      owners: [S] int32, which instruction a page belongs to; -1 for unused entries.
-      begins_with: [G] int32, the instruction of each conversation; -1 for none.
-      own: What follows it.
-    """
-
-    instructions: PageTable
-    owners: jax.Array
-    begins_with: jax.Array
-    own: PageTable
-
-
 def make_pool(
     config: LlamaConfig, num_pages: int, page_size: int, dtype, mesh: jax.sharding.Mesh | None
 ) -> Pool:
@@ -97,16 +79,9 @@ def chunk_mask(table: PageTable, c: jax.Array | int, chunk: int, page_size: int)
     return valid.reshape(fills.shape[0], chunk * page_size)
 
 
-def instruction_mask(context: Context, c: jax.Array | int, chunk: int, page_size: int) -> jax.Array:
-    """Which conversations see which slots of instruction chunk `c`: [G, chunk * page_size] bool."""
-    owners = jax.lax.dynamic_slice_in_dim(context.owners, c * chunk, chunk)
-    seen = context.begins_with[:, None] == jnp.repeat(owners, page_size)
-    return seen & chunk_mask(context.instructions, c, chunk, page_size)
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array) -> Pool:
-    """Writes each layer's new (k, v) [K, R, T, H] into pages [R, T / page_size].
+    """Writes each layer's new (k, v) [R, T, K, H] into pages [R, T / page_size].
 
     A page number past the end is dropped. This is a program of its own: in one that also reads the
     pool in a loop, the compiler copies the whole pool before it writes.
@@ -114,7 +89,8 @@ def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array)
 
     def write(layer: jax.Array, values: jax.Array) -> jax.Array:
         K, _, page_size, H = layer.shape
-        blocks = values.reshape(K, -1, page_size, H)
+        R, T = values.shape[:2]
+        blocks = values.transpose(2, 0, 1, 3).reshape(K, R * T // page_size, page_size, H)
         return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
 
     return Pool(

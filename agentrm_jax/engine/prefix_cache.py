@@ -29,8 +29,6 @@ class Entry:
       pages: Where it is in the pool; empty when it is not there.
       portions_read: How many of its portions are in the pool.
       used: When it was last needed, on the cache's clock.
-      pins: How many conversations that are being decoded need it; it stays as long.
-      instruction: Its number, for a piece that many conversations begin with.
       readout: What the model said at its last token, for models that score.
     """
 
@@ -41,8 +39,6 @@ class Entry:
     pages: list[int] = dataclasses.field(default_factory=list)
     portions_read: int = 0
     used: int = 0
-    pins: int = 0
-    instruction: int | None = None
     readout: float | None = None
 
     @property
@@ -81,17 +77,6 @@ class PrefixCache:
         self._free = list(range(num_pages - 1, -1, -1))
         self._resident: set[Entry] = set()
         self._clock = 0
-        self._num_instructions = 0
-        self._instruction_chunks = 0
-
-    def share(self, piece: Piece, most_chunks: int, chunk: int) -> None:
-        """Makes a piece an instruction unless there are as many chunks of pages of them already."""
-        entry = self.find([piece])
-        chunks = -(-len(piece) // (self.page_size * chunk))
-        if entry.instruction is None and self._instruction_chunks + chunks <= most_chunks:
-            entry.instruction = self._num_instructions
-            self._num_instructions += 1
-            self._instruction_chunks += chunks
 
     def find(self, pieces: Sequence[Piece]) -> Entry:
         """The entry of a conversation's last piece; what is new is entered, not yet read."""
@@ -120,21 +105,15 @@ class PrefixCache:
                     found.setdefault(entry)
         return list(found)
 
-    def reserve(self, leaves: Sequence[Entry], more: int = 0) -> bool:
+    def reserve(self, leaves: Sequence[Entry]) -> None:
         """Finds pages for everything on the way to the leaves, giving up what is used least.
-
-        Args:
-          more: So many free pages are needed besides.
-
-        Returns:
-          Whether it could: not where too much is pinned.
 
         Raises:
           UserError: the pool cannot hold these conversations at once.
         """
         self._clock += 1
         needed: dict[Entry, int] = {}
-        total = more
+        total = 0
         for leaf in leaves:
             for entry in leaf.path():
                 if entry.used == self._clock:
@@ -150,81 +129,43 @@ class PrefixCache:
                 f"{self.page_size} tokens and the cache has {self.num_pages}; set it to at least "
                 f"{total * self.page_size}"
             )
-        if not self._evict(sum(needed.values()) + more):
-            return False
+        self._evict(sum(needed.values()))
         for entry, count in needed.items():
-            entry.pages = self.take(count)
+            entry.pages = [self._free.pop() for _ in range(count)]
             self._resident.add(entry)
-        return True
 
-    def pin(self, leaf: Entry, by: int) -> None:
-        """Keeps a conversation in the pool; with -1, no longer."""
-        for entry in leaf.path():
-            entry.pins += by
-
-    def take(self, count: int) -> list[int]:
-        """So many of the free pages, for what is being decoded."""
-        return [self._free.pop() for _ in range(count)]
-
-    def give(self, pages: Iterable[int]) -> None:
-        """Pages that are needed no longer."""
-        self._free.extend(pages)
-
-    def adopt(self, parent: Entry | None, tokens: Piece, pages: list[int]) -> None:
-        """Enters a piece that is in the pages already; they are freed where it was known."""
-        siblings = self._roots if parent is None else parent.children
-        entry = siblings.get(tokens.tobytes())
-        if entry is None:
-            start = 0 if parent is None else parent.end
-            entry = siblings[tokens.tobytes()] = Entry(parent=parent, tokens=tokens, start=start)
-        if entry.pages:
-            self.give(pages)
-            return
-        entry.pages, entry.portions_read = pages, self.portions(entry)
-        self._resident.add(entry)
-        for own in entry.path():
-            own.used = self._clock
-
-    def _evict(self, pages: int) -> bool:
-        """Makes at least `pages` pages free, if it can; what is in use on this clock stays.
+    def _evict(self, pages: int) -> None:
+        """Makes at least `pages` pages free; what is in use on this clock stays.
 
         Among entries that were used last at the same time the later piece goes first: whatever is
         in the pool has its whole beginning there. Else a piece could be read while a part of its
         beginning was still to be read again.
         """
         if pages <= len(self._free):
-            return True
+            return
         goal = max(pages, self.num_pages // 8)  # some more, so that the next call need not sort
         for entry in sorted(self._resident, key=lambda entry: (entry.used, -entry.start)):
             if len(self._free) >= goal or entry.used == self._clock:
-                break
-            if entry.pins:
-                continue
-            self.give(entry.pages)
+                return
+            self._free.extend(entry.pages)
             entry.pages, entry.portions_read = [], 0
             self._resident.discard(entry)
             self._forget(entry)
-        return pages <= len(self._free)
 
     def _forget(self, entry: Entry | None) -> None:
         """Drops entries that hold nothing: no pages, no children."""
-        while entry is not None and not entry.children and not entry.pages and not entry.pins:
-            if entry.instruction is not None:
-                return
+        while entry is not None and not entry.children and not entry.pages:
             siblings = self._roots if entry.parent is None else entry.parent.children
             key = entry.tokens.tobytes()
             if siblings.get(key) is entry:
                 del siblings[key]
             entry = entry.parent
 
-    def prefix(self, leaf: Entry | None, end: int) -> tuple[list[int], list[int]]:
-        """Pages and fills of the conversation's tokens before position `end`, its instruction
-        left out."""
+    def prefix(self, leaf: Entry, end: int) -> tuple[list[int], list[int]]:
+        """Pages and fills of the conversation's tokens before position `end`."""
         pages: list[int] = []
         fills: list[int] = []
-        for entry in leaf.path() if leaf is not None else []:
-            if entry.instruction is not None and end >= entry.end:
-                continue
+        for entry in leaf.path():
             for number, page in enumerate(entry.pages):
                 first = entry.start + number * self.page_size
                 fill = min(self.page_size, entry.end - first, end - first)

@@ -42,19 +42,19 @@ Bounds = tuple[tuple[int, int], ...]
 _TENSORS: Mapping[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
     _EMBED: (("embed",), ((0,), (1,))),
     _LAYER + "input_layernorm.weight": (("layers", "attention_norm"), ((0,),)),
-    _LAYER + "self_attn.q_proj.weight": (("layers", "q"), ((0, 1), (2,))),
-    _LAYER + "self_attn.k_proj.weight": (("layers", "k"), ((0, 1), (2,))),
-    _LAYER + "self_attn.v_proj.weight": (("layers", "v"), ((0, 1), (2,))),
-    _LAYER + "self_attn.o_proj.weight": (("layers", "o"), ((0,), (1, 2))),
+    _LAYER + "self_attn.q_proj.weight": (("layers", "q"), ((1, 2), (0,))),
+    _LAYER + "self_attn.k_proj.weight": (("layers", "k"), ((1, 2), (0,))),
+    _LAYER + "self_attn.v_proj.weight": (("layers", "v"), ((1, 2), (0,))),
+    _LAYER + "self_attn.o_proj.weight": (("layers", "o"), ((2,), (0, 1))),
     _LAYER + "post_attention_layernorm.weight": (("layers", "mlp_norm"), ((0,),)),
-    _LAYER + "mlp.gate_proj.weight": (("layers", "gate"), ((0,), (1,))),
-    _LAYER + "mlp.up_proj.weight": (("layers", "up"), ((0,), (1,))),
-    _LAYER + "mlp.down_proj.weight": (("layers", "down"), ((0,), (1,))),
+    _LAYER + "mlp.gate_proj.weight": (("layers", "gate"), ((1,), (0,))),
+    _LAYER + "mlp.up_proj.weight": (("layers", "up"), ((1,), (0,))),
+    _LAYER + "mlp.down_proj.weight": (("layers", "down"), ((1,), (0,))),
     "model.norm.weight": (("final_norm",), ((0,),)),
-    _HEAD: (("lm_head",), ((0,), (1,))),
+    _HEAD: (("lm_head",), ((1,), (0,))),
 }
 """Stored name to our path and layout: for each axis of the stored tensor, which of our axes (of one
-layer) it runs over. `((0, 1), (2,))` is our [N, H, D] stored as [N * H, D]."""
+layer) it runs over. `((1, 2), (0,))` is our [D, N, H] stored as [N * H, D]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

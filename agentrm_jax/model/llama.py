@@ -24,21 +24,6 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
 
 
-def project(weight: jax.Array, x: jax.Array, *, shared: int = 1, dtype: Any = None) -> jax.Array:
-    """x [B, T, *in] through a matrix [*out, *in] to [B, T, *out].
-
-    The product is made with the positions last and then turned, so that both sides are read along
-    memory: with few rows, as in decoding, this takes half of the time on CPUs.
-
-    Args:
-      shared: How many axes `in` is.
-      dtype: Of the product, where it should differ from the sides'.
-    """
-    within = tuple(tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x))
-    out = jax.lax.dot_general(weight, x, (within, ((), ())), preferred_element_type=dtype)
-    return jnp.moveaxis(out, (-2, -1), (0, 1))
-
-
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """[B, T] int32 tokens to [B, T, D]."""
     return params["embed"][tokens]
@@ -57,9 +42,13 @@ def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
 
 def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] after the final norm to float32 logits [..., V]."""
-    head = params["embed" if config.tie_embeddings else "lm_head"]
-    flat = hidden.reshape(1, -1, hidden.shape[-1])
-    return project(head, flat, dtype=jnp.float32).reshape(*hidden.shape[:-1], -1)
+    if config.tie_embeddings:
+        return jnp.einsum(
+            "...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32
+        )
+    return jnp.einsum(
+        "...d,dv->...v", hidden, params["lm_head"], preferred_element_type=jnp.float32
+    )
 
 
 def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
@@ -93,17 +82,17 @@ def attention_input(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries [B, T, N, H] and keys [B, T, K, H], and values [B, T, K, H]."""
     x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-    q = project(weights["q"], x)
-    k = project(weights["k"], x)
-    v = project(weights["v"], x)
+    q = jnp.einsum("btd,dnh->btnh", x, weights["q"])
+    k = jnp.einsum("btd,dkh->btkh", x, weights["k"])
+    v = jnp.einsum("btd,dkh->btkh", x, weights["v"])
     return rotate(q, rotation), rotate(k, rotation), v
 
 
 def mlp(weights: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
     x = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-    gate = project(weights["gate"], x)
-    up = project(weights["up"], x)
-    return project(weights["down"], jax.nn.silu(gate) * up)
+    gate = jnp.einsum("btd,df->btf", x, weights["gate"])
+    up = jnp.einsum("btd,df->btf", x, weights["up"])
+    return jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, weights["down"])
 
 
 def block(
@@ -117,20 +106,14 @@ def block(
     with jax.named_scope("attention"):
         q, k, v = attention_input(weights, config, x, rotation)
         attended, aux = attend(q, k, v)
-        x = x + project(weights["o"], attended, shared=2)
+        x = x + jnp.einsum("btnh,nhd->btd", attended, weights["o"])
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux
 
 
-def unstacked(params: Params) -> Params:
-    """The parameters with `layers` as a tuple of each layer's, for code that does not scan.
-
-    Decoding unrolls its layers; with stacked weights every call would first copy them all.
-    """
-    stack = params["layers"]
-    num_layers = next(iter(stack.values())).shape[0]
-    layers = tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
-    return {**params, "layers": layers}
+def layer(params: Params, l: int) -> Params:
+    """The weights of one layer, for code that does not scan."""
+    return {name: value[l] for name, value in params["layers"].items()}
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

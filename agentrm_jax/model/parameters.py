@@ -39,10 +39,7 @@ class ParamSpec:
 
 
 def describe(config: LlamaConfig) -> Params:
-    """The tree of `ParamSpec`; layers are stacked along a leading axis.
-
-    A matrix is [out, in], as `llama.project` takes it and as Hugging Face stores it.
-    """
+    """The tree of `ParamSpec`; layers are stacked along a leading axis."""
     L, D, F, V = config.num_layers, config.d_model, config.d_ff, config.vocab_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     into, out = 1 / math.sqrt(D), 1 / math.sqrt(2 * L)  # residual branches begin small
@@ -54,19 +51,19 @@ def describe(config: LlamaConfig) -> Params:
         "embed": ParamSpec((V, D), ("vocab", "embed"), into),
         "layers": {
             "attention_norm": layered((D,), (None,), None),
-            "q": layered((N, H, D), ("heads", "head_dim", "embed"), into),
-            "k": layered((K, H, D), ("kv_heads", "head_dim", "embed"), into),
-            "v": layered((K, H, D), ("kv_heads", "head_dim", "embed"), into),
-            "o": layered((D, N, H), ("embed", "heads", "head_dim"), out / math.sqrt(N * H)),
+            "q": layered((D, N, H), ("embed", "heads", "head_dim"), into),
+            "k": layered((D, K, H), ("embed", "kv_heads", "head_dim"), into),
+            "v": layered((D, K, H), ("embed", "kv_heads", "head_dim"), into),
+            "o": layered((N, H, D), ("heads", "head_dim", "embed"), out / math.sqrt(N * H)),
             "mlp_norm": layered((D,), (None,), None),
-            "gate": layered((F, D), ("mlp", "embed"), into),
-            "up": layered((F, D), ("mlp", "embed"), into),
-            "down": layered((D, F), ("embed", "mlp"), out / math.sqrt(F)),
+            "gate": layered((D, F), ("embed", "mlp"), into),
+            "up": layered((D, F), ("embed", "mlp"), into),
+            "down": layered((F, D), ("mlp", "embed"), out / math.sqrt(F)),
         },
         "final_norm": ParamSpec((D,), (None,), None),
     }
     if not config.tie_embeddings:
-        params["lm_head"] = ParamSpec((V, D), ("vocab", "embed"), into)
+        params["lm_head"] = ParamSpec((D, V), ("embed", "vocab"), into)
     return params
 
 

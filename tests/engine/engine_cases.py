@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.decoder import Request
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.engine import EngineConfig, Request
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -20,17 +19,10 @@ CONFIG = LlamaConfig(
     tie_embeddings=True, max_positions=512,
 )  # fmt: skip
 SIZES = EngineConfig(
-    context=256,
-    decode_rows=8,
-    extend_rows=4,
-    extend_tokens=16,
-    page_size=4,
-    cache_tokens=4096,
-    decode_tokens=4,
-    instruction_tokens=64,
+    context=256, decode_rows=8, extend_rows=4, extend_tokens=16, page_size=4, cache_tokens=4096
 )
 SMALL = dataclasses.replace(SIZES, cache_tokens=240)  # one conversation or two, not all
-STOP = 285  # a token that this model likes
+STOP = 228  # a token that this model likes
 SAMPLING = Sampling(temperature=1.0, max_tokens=10)
 
 

@@ -22,8 +22,7 @@ from engine_cases import (
 )
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decoder import Request, generate
-from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.engine import Engine, Request
 from agentrm_jax.engine.sampling import Sampling, sample
 from agentrm_jax.model import llama
 
@@ -71,7 +70,7 @@ def test_replies_equal_dense_decoding(params, sampling):
     engine = Engine(params, CONFIG, SIZES)
     stopped = []
     for given, group in zip(
-        REQUESTS, generate(engine, REQUESTS, n=2, sampling=sampling, stop=STOP), strict=True
+        REQUESTS, engine.generate(REQUESTS, n=2, sampling=sampling, stop=STOP), strict=True
     ):
         for branch, reply in enumerate(group):
             tokens, log_probs = dense_reply(params, given, branch, sampling)
@@ -85,11 +84,11 @@ def test_replies_equal_dense_decoding(params, sampling):
 
 def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
     """To the bit: alone, among others, in another order, and with a full cache."""
-    together = generate(Engine(params, CONFIG, SIZES), REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    together = Engine(params, CONFIG, SIZES).generate(REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
     engine = Engine(params, CONFIG, SIZES)
     for given, expected in reversed(list(zip(REQUESTS, together, strict=True))):
-        assert generate(engine, [given], n=2, sampling=SAMPLING, stop=STOP) == [expected]
-    assert generate(engine, REQUESTS[::-1], n=2, sampling=SAMPLING, stop=STOP) == together[::-1]
+        assert engine.generate([given], n=2, sampling=SAMPLING, stop=STOP) == [expected]
+    assert engine.generate(REQUESTS[::-1], n=2, sampling=SAMPLING, stop=STOP) == together[::-1]
 
 
 @pytest.mark.parametrize("n", [1, 3, 5])
@@ -97,11 +96,11 @@ def test_no_number_of_branches_makes_places_differ(params, n):
     """15 rows, three branches for each of five, gave other last bits than 16."""
     requests = [request(seed, 9, 4 + seed) for seed in range(7)]
     engine = Engine(params, CONFIG, dataclasses.replace(SIZES, decode_rows=15))
-    expected = generate(engine, requests, n=n, sampling=SAMPLING, stop=STOP)
+    expected = engine.generate(requests, n=n, sampling=SAMPLING, stop=STOP)
     for first in (3, 5):
         moved = [*requests[first:], *requests[:first]]
-        replies = generate(
-            Engine(params, CONFIG, engine.sizes), moved, n=n, sampling=SAMPLING, stop=STOP
+        replies = Engine(params, CONFIG, engine.sizes).generate(
+            moved, n=n, sampling=SAMPLING, stop=STOP
         )
         assert replies == [*expected[first:], *expected[:first]]
 
@@ -111,17 +110,16 @@ def test_a_small_cache_evicts_and_changes_nothing(params):
     large = Engine(params, CONFIG, SIZES)
     small = Engine(params, CONFIG, SMALL)
     for _ in range(2):
-        expected = generate(large, requests, n=2, sampling=SAMPLING, stop=STOP)
-        assert generate(small, requests, n=2, sampling=SAMPLING, stop=STOP) == expected
+        expected = large.generate(requests, n=2, sampling=SAMPLING, stop=STOP)
+        assert small.generate(requests, n=2, sampling=SAMPLING, stop=STOP) == expected
     assert small.usage.read > large.usage.read  # it had to read again
-    # The last token before a reply is read by decoding it.
-    assert large.usage.read == sum(sum(map(len, r.pieces)) - 1 for r in requests)
+    assert large.usage.read == sum(len(p) for r in requests for p in r.pieces)
 
 
 def test_a_cache_that_cannot_hold_one_call_says_what_it_needs(params):
     engine = Engine(params, CONFIG, dataclasses.replace(SIZES, cache_tokens=60))
-    with pytest.raises(UserError, match=r"engine\.cache_tokens: .* need 31 pages .* at least 124"):
-        generate(engine, [REQUESTS[2]], n=2, sampling=SAMPLING, stop=STOP)
+    with pytest.raises(UserError, match=r"engine\.cache_tokens: .* need 26 pages .* at least 104"):
+        engine.generate([REQUESTS[2]], n=2, sampling=SAMPLING, stop=STOP)
 
 
 def test_common_beginnings_are_read_once(params):
@@ -130,8 +128,8 @@ def test_common_beginnings_are_read_once(params):
     requests = [
         Request(pieces=[*prompt, *conversation(i, 6)], key=np.zeros(2, np.uint32)) for i in range(4)
     ]
-    generate(engine, requests, n=2, sampling=SAMPLING, stop=STOP)
-    assert engine.usage.read == 24 + 4 * 5
+    engine.generate(requests, n=2, sampling=SAMPLING, stop=STOP)
+    assert engine.usage.read == 24 + 4 * 6
 
 
 def test_scores_equal_the_dense_readout(params):
@@ -153,6 +151,6 @@ def test_scores_equal_the_dense_readout(params):
 def test_context_that_is_too_short_is_one_clear_error(params):
     engine = Engine(params, CONFIG, SIZES)
     with pytest.raises(UserError, match=r"engine\.context: a conversation of 250 tokens"):
-        generate(engine, [request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
+        engine.generate([request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
     with pytest.raises(UserError, match=r"the model reads at most 512"):
         Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))

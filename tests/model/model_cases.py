@@ -142,19 +142,19 @@ def params_of(config: LlamaConfig, tensors: dict[str, np.ndarray]) -> dict:
         "embed": tensors["model.embed_tokens.weight"],
         "layers": {
             "attention_norm": stack("input_layernorm", lambda w: w),
-            "q": stack("self_attn.q_proj", lambda w: w.reshape(N, H, D)),
-            "k": stack("self_attn.k_proj", lambda w: w.reshape(K, H, D)),
-            "v": stack("self_attn.v_proj", lambda w: w.reshape(K, H, D)),
-            "o": stack("self_attn.o_proj", lambda w: w.reshape(D, N, H)),
+            "q": stack("self_attn.q_proj", lambda w: w.T.reshape(D, N, H)),
+            "k": stack("self_attn.k_proj", lambda w: w.T.reshape(D, K, H)),
+            "v": stack("self_attn.v_proj", lambda w: w.T.reshape(D, K, H)),
+            "o": stack("self_attn.o_proj", lambda w: w.T.reshape(N, H, D)),
             "mlp_norm": stack("post_attention_layernorm", lambda w: w),
-            "gate": stack("mlp.gate_proj", lambda w: w),
-            "up": stack("mlp.up_proj", lambda w: w),
-            "down": stack("mlp.down_proj", lambda w: w),
+            "gate": stack("mlp.gate_proj", lambda w: w.T),
+            "up": stack("mlp.up_proj", lambda w: w.T),
+            "down": stack("mlp.down_proj", lambda w: w.T),
         },
         "final_norm": tensors["model.norm.weight"],
     }
     if not config.tie_embeddings:
-        params["lm_head"] = tensors["lm_head.weight"]
+        params["lm_head"] = tensors["lm_head.weight"].T
     return params
 
 

@@ -65,21 +65,21 @@ def test_parameters_are_split_as_their_axes_say(spread):
     params, mesh = spread
     assert jax.tree.map(lambda x: x.sharding, params) == parameters.shardings(CONFIG, mesh)
     parts = {name: x.addressable_shards[0].data.shape for name, x in params["layers"].items()}
-    assert parts["q"] == (3, 2, 6, 16)
-    assert parts["k"] == (3, 1, 6, 16)
-    assert parts["o"] == (3, 16, 2, 6)
-    assert parts["gate"] == (3, 24, 16)
-    assert parts["down"] == (3, 16, 24)
+    assert parts["q"] == (3, 16, 2, 6)
+    assert parts["k"] == (3, 16, 1, 6)
+    assert parts["o"] == (3, 2, 6, 16)
+    assert parts["gate"] == (3, 16, 24)
+    assert parts["down"] == (3, 24, 16)
     assert parts["mlp_norm"] == (3, 32)
     assert params["embed"].addressable_shards[0].data.shape == (32, 16)
-    assert params["lm_head"].addressable_shards[0].data.shape == (32, 16)
+    assert params["lm_head"].addressable_shards[0].data.shape == (16, 32)
 
 
 def test_neither_place_nor_other_parameters_change_the_values(spread):
     """One device and no head against eight devices and a head: what both have is equal."""
     few = parameters.init(jax.random.key(0), dataclasses.replace(CONFIG, tie_embeddings=True))
     more = jax.device_get(spread[0])
-    assert more.pop("lm_head").shape == (64, 32)
+    assert more.pop("lm_head").shape == (32, 64)
     assert_equal(few, more)
 
 
