@@ -31,6 +31,7 @@ def _devices(kind: str) -> list:
     name, accelerator = TOPOLOGIES[kind]
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody takes a chip
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": accelerator,
     }
