@@ -9,7 +9,7 @@ but for `generate`, which does it itself. The sides of transformers:
   growing copy  the prompt's DynamicCache, encoded once, copied and repeated for the branches
   fixed copy    the same in a StaticCache, which needs no copy at every token
 `ratio_copied` is against the better of the two copies. Ours decodes a multiple of eight rows: 5
-branches cost what 8 do.
+branches cost about what 8 do.
 
 Exactness: greedy replies are equal but for counted near-ties of the logits, and transformers agrees
 on the log-probabilities of what we sampled.

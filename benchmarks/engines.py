@@ -50,35 +50,36 @@ def decoding_engine(
 class Branches:
     """n replies of fixed length to each of some prompts [G, T], in one batch.
 
-    All rows together are a multiple of eight (see `engine.decoder.places`); where n replies to each
-    prompt are not, more are decoded than are asked for.
+    All rows together are a multiple of eight (see `engine.decoder.places`): where these are not, a
+    lane of single replies, which nobody asks for, fills them up.
     """
 
     def __init__(
         self, engine: Engine, prompts: np.ndarray, n: int, max_tokens: int, temperature: float = 1.0
     ) -> None:
         self.prompts, self.n = prompts, n
-        self._each = n if len(prompts) * n % 8 == 0 else -(-n // 8) * 8
-        self.rows = len(prompts) * self._each
+        self.rows = -(-len(prompts) * n // 8) * 8
         engine.sizes = dataclasses.replace(engine.sizes, decode_rows=self.rows)
         self._decoder = Decoder(
             engine,
             Sampling(temperature=temperature, max_tokens=max_tokens),
             Stopping(tokens=(models.NEVER,)),
-            [self._each],
+            [n] if len(prompts) * n == self.rows else [n, 1],
         )
 
     def __call__(self, number: int, prompts: np.ndarray | None = None) -> list[list[Reply]]:
         """Replies that depend on the number."""
         tickets = [
             self._decoder.submit(
-                Request(pieces=[prompt], key=np.asarray([g, number], np.uint32)), self._each
+                Request(pieces=[prompt], key=np.asarray([g, number], np.uint32)), self.n
             )
             for g, prompt in enumerate(self.prompts if prompts is None else prompts)
         ]
-        self._decoder.start()
-        found = dict(self._decoder.collect())
-        return [found[ticket][: self.n] for ticket in tickets]
+        found: dict[int, list[Reply]] = {}
+        while len(found) < len(tickets):
+            self._decoder.start()
+            found.update(self._decoder.collect())
+        return [found[ticket] for ticket in tickets]
 
 
 class Candidates:

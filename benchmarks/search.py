@@ -47,6 +47,7 @@ from benchmarks import latency, measuring, models
 
 NEAR = 1e-3
 """Two tokens whose logits with noise differ by less may be ordered either way."""
+ENVIRONMENTS = ("pddl", "latency")
 CONFIG = pathlib.Path(__file__).with_suffix(".yaml")
 
 
@@ -71,7 +72,7 @@ def full_sizes() -> Sizes:
         decode_rows=64,
         extend_rows=16,
         extend_tokens=64,
-        cache_tokens=131_072,
+        cache_tokens=524_288,  # nothing is given up: what is read again may differ in the last bits
         max_pieces=48,
         instruction_tokens=1,
     )
@@ -275,6 +276,7 @@ def measure(bench: Bench, *, rounds: int) -> dict[str, Any]:
     together, one = ([pair[i] for pair in pairs] for i in (0, 1))
     equal = bench.one_at_a_time_at_equal_shapes(rounds)
     same = [equal.trees[name] == together[-1].trees[name] for name in equal.trees]
+    same_tokens = compare_trees(bench.model, together[-1], equal)
     divergence = [compare_trees(bench.model, *pair) for pair in pairs]
 
     def median(sides: Sequence[Explored], field: str) -> float:
@@ -292,6 +294,7 @@ def measure(bench: Bench, *, rounds: int) -> dict[str, Any]:
         "exactness": {
             "trees_at_equal_shapes": len(same),
             "identical_at_equal_shapes": sum(same),
+            "diverging_at_equal_shapes": same_tokens["diverging"],
             **{key: sum(d[key] for d in divergence) for key in divergence[0]},
         },
         "sides": {
@@ -339,6 +342,7 @@ def tiny_policy() -> Model:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = measuring.parser("search", __doc__, rounds=1, threads=0)
     parser.add_argument("--policy", type=pathlib.Path, help="folder of a run with a policy")
+    parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=ENVIRONMENTS)
     parser.add_argument("--tasks", type=int, help="explored together")
     parser.add_argument("--iterations", type=int, help="of every tree")
     parser.add_argument("--workers", type=int, help="processes of the environment that waits")
@@ -356,7 +360,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         model = (
             tiny_policy() if given.tiny else trained_policy(given.policy or pathlib.Path(folder))
         )
-        for name in ("pddl", "latency"):
+        for name in given.environments:
             pool = make_pool(sizes.workers)
             try:
                 bench = Bench(model, pool, tasks_of(name, sizes), sizes)
