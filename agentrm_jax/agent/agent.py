@@ -65,9 +65,7 @@ class Agent:
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
         """The engine's request for a state, and how many of its steps did not fit."""
-        instruction = self.renderer.instruction(trajectory.task)
-        if instruction is not None:
-            self.engine.share(instruction)
+        self.engine.share(self.renderer.instruction(trajectory.task))
         pieces, dropped = self.renderer.decoded_pieces(trajectory)
         key = random_key(self._seed, trajectory.task.task_id, purpose)
         return Request(pieces=pieces, key=key), dropped

@@ -32,9 +32,7 @@ class InStepAgent:
     def _conversation(self, state: Trajectory) -> list[Piece]:
         """A state as the scorer reads it."""
         renderer = self.agent.renderer
-        instruction = renderer.instruction(state.task)
-        if instruction is not None:
-            self.scorer.share(instruction)
+        self.scorer.share(renderer.instruction(state.task))
         return renderer.pieces(state)[0]
 
     def propose_scored(

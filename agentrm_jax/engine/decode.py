@@ -49,7 +49,8 @@ class DecodeRows:
     """R rows to continue, lane by lane, conversation by conversation.
 
     Attributes:
-      contexts: Of each lane, the conversations without what their rows have decoded.
+      contexts: Of each lane, the conversations without what their rows have decoded; all with the
+        same instructions, those of all lanes.
       tails: Pages of what each row has decoded before, or None where this cannot be.
       last_tokens: [R] int32, the token before the next: what decoding reads first.
       positions: [R] int32, its position.
@@ -163,6 +164,43 @@ def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reade
     return attention
 
 
+def read_before(
+    config: LlamaConfig,
+    pool: Pool,
+    rows: DecodeRows,
+    branches: Sequence[int],
+    chunk: int,
+    tail_chunk: int,
+) -> Reader:
+    """Attention of all rows' queries [K, R, N / K, H] to what they have in the pages: instructions,
+    conversations, and what was decoded before; see `decode`."""
+    R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
+    shared_by = config.num_heads // K
+    lanes = list(zip(branches, rows.contexts, strict=True))
+    owns = [read_own(pool, context.own, chunk) for _, context in lanes]
+    # All lanes' rows read the instructions together.
+    begins_with = jnp.concatenate([jnp.repeat(c.begins_with, n) for n, c in lanes])
+    everyone = dataclasses.replace(rows.contexts[0], begins_with=begins_with)
+    instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
+    tails = None if rows.tails is None else read_own(pool, rows.tails, tail_chunk)
+
+    def by_row(part: Part) -> Part:
+        return jax.tree.map(lambda x: x.reshape(K, -1, shared_by, *x.shape[3:]), part)
+
+    def attention(l: int, q: jax.Array) -> Part:
+        own, first = [], 0
+        for (n, context), read in zip(lanes, owns, strict=True):
+            G = context.begins_with.shape[0]
+            queries = q[:, first : first + G * n].reshape(K, G, n * shared_by, H)
+            own.append(by_row(read(l, queries)))
+            first += G * n
+        part = by_row(instructions(l, q.reshape(K, 1, -1, H)))
+        part = merge(part, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *own))
+        return part if tails is None else merge(part, tails(l, q))
+
+    return attention
+
+
 def decode_tokens(
     params,
     config: LlamaConfig,
@@ -177,37 +215,10 @@ def decode_tokens(
 ) -> tuple[list[tuple[jax.Array, jax.Array]], Decoded]:
     """At most `length` tokens more for every row; see `decode`."""
     R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
-    shared_by = config.num_heads // K
-    lane_rows = [
-        n * context.begins_with.shape[0] for n, context in zip(branches, rows.contexts, strict=True)
-    ]
-    lanes = [
-        (n, read_own(pool, context.own, chunk), context.begins_with)
-        for n, context in zip(branches, rows.contexts, strict=True)
-    ]
-    # All lanes' rows read the instructions together.
-    begins_with = jnp.concatenate([jnp.repeat(b, n) for n, _, b in lanes])
-    everyone = dataclasses.replace(rows.contexts[0], begins_with=begins_with)
-    instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
-    tails = None if rows.tails is None else read_own(pool, rows.tails, tail_chunk)
+    attend_before = read_before(config, pool, rows, branches, chunk, tail_chunk)
     keys = jax.vmap(lambda data, b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(
         rows.keys, rows.branches
     )
-
-    def attend_before(l: int, q: jax.Array) -> Part:
-        """q [K, R, N / K, H] to the pages."""
-        part = instructions(l, q.reshape(K, 1, -1, H))
-        part = jax.tree.map(lambda x: x.reshape(K, R, shared_by, *x.shape[3:]), part)
-        own, first = [], 0
-        for (n, attend_own, _), count in zip(lanes, lane_rows, strict=True):
-            queries = q[:, first : first + count].reshape(K, count // n, n * shared_by, H)
-            found = attend_own(l, queries)
-            own.append(
-                jax.tree.map(lambda x, c=count: x.reshape(K, c, shared_by, *x.shape[3:]), found)
-            )
-            first += count
-        part = merge(part, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *own))
-        return part if tails is None else merge(part, tails(l, q))
 
     def attend_to(l: int, block, j: jax.Array):
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):

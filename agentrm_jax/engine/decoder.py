@@ -163,12 +163,12 @@ class Decoder:
         while True:
             self._enter()
             leaves = [c.leaf for lane in self._reading for c in lane if c.leaf is not None]
-            rows = self.engine.to_read(leaves)
+            ready = self.engine.ready(leaves)
             idle = not any(c is not None for lane in self._lanes for c in lane)
-            full = rows >= self.engine.sizes.extend_rows // self.engine.sizes.siblings
-            if not rows or (read_once and not idle and not full):
+            full = len(ready) >= self.engine.sizes.extend_rows // self.engine.sizes.siblings
+            if not ready or (read_once and not idle and not full):
                 return
-            self.engine.read_some(leaves)
+            self.engine.read_ready(ready)
             read_once = True
 
     def _enter(self) -> None:

@@ -170,19 +170,16 @@ class Engine:
 
     def read_reserved(self, leaves: Sequence[Entry]) -> None:
         """The same for conversations that have their pages."""
-        while self.to_read(leaves):
-            self.read_some(leaves)
+        while ready := self.ready(leaves):
+            self.read_ready(ready)
 
-    def to_read(self, leaves: Sequence[Entry]) -> int:
-        """How many rows could be read at once now; 0 when all is read."""
-        return len(self._ready(leaves))
+    def read_ready(self, ready: Sequence[Sequence[Entry]]) -> None:
+        """Reads a portion of each entry, of as many as one call takes."""
+        self._extend(ready[: self.sizes.extend_rows // self.sizes.siblings])
 
-    def read_some(self, leaves: Sequence[Entry]) -> None:
-        """Reads as much of these conversations as one call does."""
-        self._extend(self._ready(leaves)[: self.sizes.extend_rows // self.sizes.siblings])
-
-    def _ready(self, leaves: Sequence[Entry]) -> list[list[Entry]]:
-        """What can be read now, by siblings: pieces whose beginning is there."""
+    def ready(self, leaves: Sequence[Entry]) -> list[list[Entry]]:
+        """Which pieces of conversations could be read now, by siblings: what they follow is there.
+        Empty when all is read."""
         ready = [
             entry
             for entry in self.cache.missing(leaves)
@@ -258,7 +255,13 @@ class Engine:
         for beginnings, places, at in groups:
             begins_with = np.full(places, -1, np.int32)
             for place, (leaf, end) in zip(at, beginnings, strict=True):
-                first = leaf.path()[0] if leaf is not None else None
+                path = leaf.path() if leaf is not None else [None]
+                if len(path) > self.sizes.max_pieces:
+                    raise UserError(
+                        f"engine.max_pieces: a conversation has {len(path)} pieces, more than "
+                        f"{self.sizes.max_pieces}"
+                    )
+                first = path[0]
                 if first is not None and first.instruction is not None and end >= first.end:
                     begins_with[place] = first.instruction
                     found[first.instruction] = first
@@ -274,10 +277,11 @@ class Engine:
             for (beginnings, places, at), begins_with in zip(groups, begin, strict=True)
         )
 
-    def share(self, instruction: Piece) -> None:
+    def share(self, instruction: Piece | None) -> None:
         """Makes a piece an instruction, as long as there is room for more: conversations that begin
         with it read it together. It must be told before the first of them."""
-        self.cache.share(instruction, self._instruction_pages // CHUNK, CHUNK)
+        if instruction is not None:
+            self.cache.share(instruction, self._instruction_pages // CHUNK, CHUNK)
 
     def _instructions(self, found: dict[int, Entry]) -> tuple[PageTable, np.ndarray]:
         """The instructions of a batch, each from the beginning of a chunk."""
@@ -297,11 +301,6 @@ class Engine:
     def _table(
         self, listed: Sequence[tuple[list[int], list[int]]], at: Sequence[int], places: int
     ) -> PageTable:
-        longest = max((len(pages) for pages, _ in listed), default=0)
-        if longest > self._most_pages:
-            raise UserError(
-                f"engine.max_pieces: a conversation has more pieces than {self.sizes.max_pieces}"
-            )
         shape = (places, self._most_pages)
         pages, fills = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for place, (own, fill) in zip(at, listed, strict=True):

@@ -41,9 +41,7 @@ class ExplicitScorer:
         return select_states(self.engine, conversations, n=expansion_width, beam_width=beam_width)
 
     def _conversation(self, state: Trajectory) -> list[Piece]:
-        instruction = self.renderer.instruction(state.task)
-        if instruction is not None:
-            self.engine.share(instruction)
+        self.engine.share(self.renderer.instruction(state.task))
         return self.renderer.pieces(state)[0]
 
     def cost(self, group: Sequence[Trajectory]) -> int:

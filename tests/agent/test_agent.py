@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from agent_cases import CONFIG, PROMPT, SAMPLING, SIZES, make_agent, state, tokenizer, weights
+from agent_cases import PROMPT, make_agent, state, tokenizer, weights
+from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent, random_key
 from agentrm_jax.agent.reply import parse_action

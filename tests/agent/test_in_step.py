@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import CONFIG, PROMPT, SAMPLING, SIZES, make_agent, state, tokenizer, weights
+from agent_cases import PROMPT, make_agent, state, tokenizer, weights
+from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.in_step import InStepAgent
 from agentrm_jax.core.errors import UserError

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import CONFIG, SAMPLING, SIZES, STOP, conversation, request, weights
+from engine_cases import STOP, conversation, request, weights
+from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.beam_search import (
     Beams,
@@ -102,6 +103,8 @@ def test_the_step_makes_no_trip_to_the_host(engines):
     with jax.transfer_guard("disallow"):
         choice, _, _ = step.call(arguments, SAMPLING, length)
         jax.block_until_ready(choice)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            step.call(jax.device_get(arguments), SAMPLING, length)  # the guard would tell
 
 
 STATES = [

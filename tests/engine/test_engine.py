@@ -8,18 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import (
-    CONFIG,
-    REQUESTS,
-    SAMPLING,
-    SIZES,
-    SMALL,
-    STOP,
-    conversation,
-    dense_last,
-    request,
-    weights,
-)
+from engine_cases import REQUESTS, SMALL, STOP, conversation, dense_last, request, weights
+from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.decoder import Request, generate

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import CONFIG, REQUESTS, SAMPLING, SIZES, STOP, request
+from engine_cases import REQUESTS, STOP, request
+from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError

@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from engine_cases import CONFIG, SIZES, SMALL, request, weights
+from engine_cases import SMALL, request, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import CONFIG, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import CONFIG, PROMPT, SIZES, drawn, state
+from agent_cases import PROMPT, state
+from tiny_model import CONFIG, SIZES, drawn
 
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from agent_cases import CONFIG, SAMPLING, SIZES, tokenizer, weights
+from agent_cases import tokenizer, weights
 from random_game import GamePolicy, GamePool, game
+from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.protocols import Prompt
