@@ -124,6 +124,32 @@ def test_common_beginnings_are_read_once(params):
     assert engine.usage.read == 24 + 4 * 5
 
 
+@pytest.mark.parametrize("instruction_tokens", [64, 16], ids=["room", "room for one"])
+def test_instructions_are_stored_and_read_once(params, instruction_tokens):
+    """Two environments' tasks in one batch; where there is no room, they are as other pieces."""
+    sizes = dataclasses.replace(SIZES, instruction_tokens=instruction_tokens)
+    engine = Engine(params, CONFIG, sizes)
+    first, second = conversation(9, 11, 21)
+    requests = [
+        dataclasses.replace(given, pieces=[piece, *given.pieces])
+        for i, given in enumerate(REQUESTS)
+        for piece in [(first, second)[i % 2]]
+    ]
+    for piece in (first, second):
+        engine.share(piece)
+    for i, given in enumerate(generate(engine, requests, n=2, sampling=SAMPLING, stop=STOP)):
+        for branch, reply in enumerate(given):
+            tokens, log_probs = dense_reply(params, requests[i], branch, SAMPLING)
+            assert reply.tokens == tokens
+            np.testing.assert_allclose(reply.log_probs, log_probs, atol=1e-4)
+    assert engine.usage.read == 11 + 21 + sum(sum(map(len, r.pieces)) - 1 for r in REQUESTS)
+    leaves = [engine.cache.find(r.pieces[:-1]) for r in requests]
+    context = engine.context([(leaf, leaf.end) for leaf in leaves], 4, range(4))
+    shared = 11 if instruction_tokens == 16 else 11 + 21
+    assert context.instructions.fills.sum() == shared  # once, for two conversations each
+    assert context.own.fills.sum() == sum(leaf.end for leaf in leaves) - 2 * shared
+
+
 def test_scores_equal_the_dense_readout(params):
     head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
 

@@ -1,0 +1,56 @@
+"""Eight simulated devices: KV heads over `tensor`, rows and conversations over `data`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from engine_cases import REQUESTS, STOP, weights
+from tiny_model import CONFIG, SAMPLING, SIZES
+
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
+from agentrm_jax.engine.decoder import generate
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.model import parameters
+
+HEAD = np.random.default_rng(5).standard_normal(CONFIG.d_model).astype(np.float32)
+
+
+def readout(head, hidden):
+    return hidden @ head
+
+
+def answers(mesh):
+    params = weights(0)
+    if mesh is not None:
+        params = jax.device_put(params, parameters.shardings(CONFIG, mesh))
+    engine = Engine(params, CONFIG, SIZES, readout=readout, head=HEAD, mesh=mesh)
+    placed = engine.pool.k[0].sharding, engine.pool.k[0].shape
+    replies = generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    scores = engine.score([r.pieces for r in REQUESTS])
+    assert (engine.pool.k[0].sharding, engine.pool.k[0].shape) == placed  # writing moves nothing
+    return engine, replies, scores
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return answers(None)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 2), (4, 1, 1), (2, 2, 2)], ids=["tensor", "data", "all"])
+def test_replies_and_scores_are_those_of_one_device(alone, sizes):
+    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
+    engine, replies, scores = answers(mesh)
+    _, expected, expected_scores = alone
+    for group, wanted in zip(replies, expected, strict=True):
+        for reply, other in zip(group, wanted, strict=True):
+            assert dataclasses.replace(reply, log_probs=()) == dataclasses.replace(
+                other, log_probs=()
+            )
+            np.testing.assert_allclose(reply.log_probs, other.log_probs, atol=1e-4)
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-4)
+    shard = engine.pool.k[0].addressable_shards[0].data.shape
+    assert shard[0] == CONFIG.num_kv_heads // sizes[2]
+    assert len(engine.pool.k[0].sharding.device_set) == np.prod(sizes)
