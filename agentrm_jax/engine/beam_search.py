@@ -21,7 +21,6 @@ from agentrm_jax.engine.decoder import (
     read_piece,
 )
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.extend import ExtendRows
 from agentrm_jax.engine.pages import commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
@@ -226,97 +225,63 @@ def select_states(
 ) -> list[Choice]:
     """Scores new states and keeps the best `beam_width` of them and of finished beams.
 
-    Reading what is new of them, scoring and selecting are one compiled program. (What is missing
-    before that is read first: states that lost their oldest steps, long observations.)
+    Reading what is new of them, scoring and selecting are one compiled program. (What its rows
+    cannot hold is read first.)
 
     Args:
       tasks: Of each, the conversations of at most beam_width * n new states, and the finished
         beams' scores.
     """
-    together = max(1, scorer.sizes.extend_rows // (beam_width * n))
+    leaves = [[scorer.cache.find(pieces) for pieces in states] for states, _ in tasks]
+    finished = [scores for _, scores in tasks]
     out: list[Choice] = []
-    for first in range(0, len(tasks), together):
-        batch = tasks[first : first + together]
-        arguments = _prepare_selection(scorer, batch, together, n, beam_width)
-        choice = call_selection(scorer, arguments)
+    for first, end in scorer.batches(leaves, scorer.sizes.extend_rows):
+        prepared = prepare_selection(scorer, leaves[first:end], finished[first:end], n, beam_width)
+        choice = call_selection(scorer, *prepared)
         out += [
             [(k, score) for k, score in zip(kept, scores, strict=True) if score != -np.inf]
             for kept, scores, _ in zip(
-                choice.kept.tolist(), choice.kept_scores.tolist(), batch, strict=False
+                choice.kept.tolist(), choice.kept_scores.tolist(), range(first, end), strict=False
             )
         ]
     return out
 
 
-def _prepare_selection(
+def prepare_selection(
     scorer: Engine,
-    batch: Sequence[tuple[Sequence[Sequence[Piece]], Sequence[float]]],
-    together: int,
+    leaves: Sequence[Sequence[Entry]],
+    finished: Sequence[Sequence[float]],
     n: int,
     beam_width: int,
 ):
-    """Reads all but the last pieces, and puts on the device what `extend_select` takes."""
-    leaves = [[scorer.cache.find(pieces) for pieces in states] for states, _ in batch]
-    flat = [leaf for own in leaves for leaf in own]
+    """Reads all but the last portions, and puts on the device what `extend_select` takes."""
+    flat = [leaf for own in leaves for leaf in own if leaf.readout is None]
     if not scorer.cache.reserve(flat):
         raise ValueError("pages are pinned by a decoder that is not done")
-    groups = [_by_parent(scorer, own, n, beam_width) for own in leaves]
-    last = {leaf for own in groups for group in own for leaf in group}
-    scorer.read_reserved([leaf for leaf in flat if leaf not in last])
-    scorer.read_reserved([leaf.parent for leaf in last if leaf.parent is not None])
-    G, C, T = together * beam_width, beam_width * n, scorer.sizes.extend_tokens
-    tokens, lengths = np.zeros((G * n, T), np.int32), np.zeros(G * n, np.int32)
-    pages = np.full((G * n, T // scorer.sizes.page_size), scorer.cache.num_pages, np.int32)
-    starts, row_of = np.zeros(G, np.int32), {}
-    for b, own in enumerate(groups):
-        for g, group in enumerate(own, start=b * beam_width):
-            starts[g] = group[0].start
-            for r, leaf in enumerate(group, start=g * n):
-                row_of[leaf] = r
-                tokens[r, : len(leaf.tokens)], lengths[r] = leaf.tokens, len(leaf.tokens)
-                pages[r, : len(leaf.pages)] = leaf.pages
-    known = np.full((together, C), -np.inf, np.float32)
-    read_at = np.zeros((together, C), np.int32)
-    finished = np.full((together, beam_width), -np.inf, np.float32)
-    for b, (own, (_, scores)) in enumerate(zip(leaves, batch, strict=True)):
-        finished[b, : len(scores)] = scores
+    while not scorer.completes(groups := scorer.ready(flat), flat):
+        scorer.read_ready(groups)
+    B, C = scorer.sizes.extend_rows, beam_width * n
+    row_of = {leaf: row for row, leaf in scorer.rows_of(groups)}
+    known = np.full((B, C), -np.inf, np.float32)
+    read_at = np.zeros((B, C), np.int32)
+    finished_scores = np.full((B, beam_width), -np.inf, np.float32)
+    for b, (own, scores) in enumerate(zip(leaves, finished, strict=True)):
+        finished_scores[b, : len(scores)] = scores
         for c, leaf in enumerate(own):
             known[b, c] = np.nan if leaf in row_of else leaf.score
             read_at[b, c] = row_of.get(leaf, 0)
-    at = [b * beam_width + g for b, own in enumerate(groups) for g in range(len(own))]
-    heads = [group[0] for own in groups for group in own]
-    context = scorer.context([(leaf.parent, leaf.start) for leaf in heads], G, at)
-    rows = ExtendRows(tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages)
-    return scorer.put((rows, known, read_at, finished)), row_of
+    rows = scorer.next_portions(groups)
+    return scorer.put((rows, known, read_at, finished_scores)), groups
 
 
-def call_selection(scorer: Engine, prepared) -> BeamChoice:
+def call_selection(scorer: Engine, arguments, groups: Sequence[Sequence[Entry]]) -> BeamChoice:
     """The compiled program, and what it leaves behind: pages, readouts."""
-    (rows, known, read_at, finished), row_of = prepared
+    rows, known, read_at, finished = arguments
     choice, read, new = extend_select(
         scorer.params, scorer.config, scorer.pool, rows, scorer.head, known, read_at, finished,
         readout=scorer.readout,
     )  # fmt: skip
     scorer.pool = commit(scorer.pool, new, rows.pages)
     choice, read = jax.device_get((choice, read))
-    for leaf, r in row_of.items():
-        leaf.portions_read, leaf.readout = 1, float(read[r])
-        scorer.usage.read += len(leaf.tokens)
+    scorer.have_read(groups, read)
     return choice
-
-
-def _by_parent(scorer: Engine, leaves: Sequence[Entry], n: int, most: int) -> list[list[Entry]]:
-    """States of which only the last piece is to be read, at once, in groups that follow the same
-    pages. States that do not fit into `most` groups are left out."""
-    groups: dict[Entry, list[list[Entry]]] = {}
-    count = 0
-    for leaf in dict.fromkeys(leaves):
-        if leaf.parent is None or leaf.portions_read or scorer.cache.portions(leaf) > 1:
-            continue
-        own = groups.setdefault(leaf.parent, [])
-        if own and len(own[-1]) < n:
-            own[-1].append(leaf)
-        elif count < most:
-            own.append([leaf])
-            count += 1
-    return [group for own in groups.values() for group in own]

@@ -144,23 +144,28 @@ class Engine:
     def score(self, conversations: Sequence[Sequence[Piece]]) -> list[float]:
         """The model's readout at the last token of each conversation."""
         leaves = [self.cache.find(pieces) for pieces in conversations]
-        for batch in self._batches([e for e in dict.fromkeys(leaves) if e.readout is None]):
-            self.read(batch)
+        unread = [[leaf] for leaf in dict.fromkeys(leaves) if leaf.readout is None]
+        for first, end in self.batches(unread, len(unread)):
+            self.read([leaf for [leaf] in unread[first:end]])
         return [leaf.score for leaf in leaves]
 
-    def _batches(self, leaves: Sequence[Entry]) -> Iterator[list[Entry]]:
-        """Conversations to read together: many, so that rows are full, but half of the pool."""
-        batch: list[Entry] = []
-        held = 0
-        for leaf in leaves:
-            tokens = leaf.end + len(leaf.path()) * self.sizes.page_size
-            if batch and held + tokens > self.cache.num_pages * self.sizes.page_size // 2:
-                yield batch
-                batch, held = [], 0
-            batch.append(leaf)
-            held += tokens
-        if batch:
-            yield batch
+    def batches(self, groups: Sequence[Sequence[Entry]], most: int) -> Iterator[tuple[int, int]]:
+        """Ranges of at most so many groups of conversations to read together: many, so that rows
+        are full, but half of the pool."""
+        first, pages = 0, 0
+        held: set[Entry] = set()
+        for g, group in enumerate(groups):
+            own = {entry for leaf in group for entry in leaf.path()}
+            needed = sum(self.cache.num_pages_of(entry) for entry in own - held)
+            full = g - first == most or pages + needed > self.cache.num_pages // 2
+            if g > first and full:
+                yield first, g
+                first, held, pages = g, set(), 0
+                needed = sum(map(self.cache.num_pages_of, own))
+            held |= own
+            pages += needed
+        if first < len(groups):
+            yield first, len(groups)
 
     def read(self, leaves: Sequence[Entry]) -> None:
         """Makes the conversations' keys and values resident, reading what is missing."""
@@ -188,6 +193,15 @@ class Engine:
         ]
         return self._sibling_groups(sorted(ready, key=lambda entry: entry.start))
 
+    def completes(self, ready: Sequence[Sequence[Entry]], leaves: Sequence[Entry]) -> bool:
+        """Whether one call that reads what is ready leaves nothing to read."""
+        entries = {entry for group in ready for entry in group}
+        return (
+            len(ready) <= self.sizes.extend_rows // self.sizes.siblings
+            and entries == set(self.cache.missing(leaves))
+            and all(e.portions_read + 1 == self.cache.portions(e) for e in entries)
+        )
+
     def _sibling_groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
         """Entries that follow the same pages. Behind its own first portion each stands alone."""
         open_groups: dict[Entry | None, list[Entry]] = {}
@@ -204,36 +218,46 @@ class Engine:
 
     def _extend(self, groups: Sequence[Sequence[Entry]]) -> None:
         """Reads the next portion of each entry: one call of the compiled programs."""
-        R, T, page_size = self.sizes.extend_rows, self.sizes.extend_tokens, self.sizes.page_size
-        together = self.sizes.siblings
-        tokens, lengths = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
-        pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
-        starts = np.zeros(R // together, np.int32)
-        for g, group in enumerate(groups):
-            offset = group[0].portions_read * T
-            starts[g] = group[0].start + offset
-            for row, entry in enumerate(group, start=g * together):
-                portion = entry.tokens[offset : offset + T]
-                tokens[row, : len(portion)], lengths[row] = portion, len(portion)
-                own = entry.pages[offset // page_size :][: -(-len(portion) // page_size)]
-                pages[row, : len(own)] = own
-        beginnings = [(group[0], int(starts[g])) for g, group in enumerate(groups)]
-        context = self.context(beginnings, R // together, range(len(groups)))
-        rows = ExtendRows(
-            tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages
-        )
-        rows = self.put(rows)
+        rows = self.put(self.next_portions(groups))
         new, readouts = extend(
             self.params, self.config, self.pool, rows, self.head, readout=self.readout
         )
         self.pool = commit(self.pool, new, rows.pages)
-        self.usage.read += int(lengths.sum())
-        scores = None if readouts is None else np.asarray(readouts)
+        self.have_read(groups, readouts)
+
+    def rows_of(self, groups: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, Entry]]:
+        """Where `next_portions` puts each entry."""
         for g, group in enumerate(groups):
-            for row, entry in enumerate(group, start=g * together):
-                entry.portions_read += 1
-                if scores is not None and entry.portions_read == self.cache.portions(entry):
-                    entry.readout = float(scores[row])
+            yield from enumerate(group, start=g * self.sizes.siblings)
+
+    def next_portions(self, groups: Sequence[Sequence[Entry]]) -> ExtendRows:
+        """What `extend` takes to read the next portion of each entry, on the host."""
+        R, T, page_size = self.sizes.extend_rows, self.sizes.extend_tokens, self.sizes.page_size
+        tokens, lengths = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+        pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
+        starts = np.zeros(R // self.sizes.siblings, np.int32)
+        starts[: len(groups)] = [g[0].start + g[0].portions_read * T for g in groups]
+        for row, entry in self.rows_of(groups):
+            offset = entry.portions_read * T
+            portion = entry.tokens[offset : offset + T]
+            tokens[row, : len(portion)], lengths[row] = portion, len(portion)
+            own = entry.pages[offset // page_size :][: -(-len(portion) // page_size)]
+            pages[row, : len(own)] = own
+        beginnings = [(group[0], int(start)) for group, start in zip(groups, starts, strict=False)]
+        context = self.context(beginnings, len(starts), range(len(groups)))
+        return ExtendRows(
+            tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages
+        )
+
+    def have_read(self, groups: Sequence[Sequence[Entry]], readouts: jax.Array | None) -> None:
+        """Notes that the next portion of each entry has been read, and what was read out."""
+        scores = None if readouts is None else np.asarray(readouts)
+        for row, entry in self.rows_of(groups):
+            T = self.sizes.extend_tokens
+            self.usage.read += len(entry.tokens[entry.portions_read * T :][:T])
+            entry.portions_read += 1
+            if scores is not None and entry.portions_read == self.cache.portions(entry):
+                entry.readout = float(scores[row])
 
     def context(
         self, beginnings: Sequence[tuple[Entry | None, int]], places: int, at: Sequence[int]

@@ -111,6 +111,9 @@ class PrefixCache:
     def portions(self, entry: Entry) -> int:
         return -(-len(entry.tokens) // self.portion)
 
+    def num_pages_of(self, entry: Entry) -> int:
+        return -(-len(entry.tokens) // self.page_size)
+
     def missing(self, leaves: Iterable[Entry]) -> list[Entry]:
         """Entries on the way to the leaves that are not wholly read, each once, parents first."""
         found: dict[Entry, None] = {}
@@ -140,7 +143,7 @@ class PrefixCache:
                 if entry.used == self._clock:
                     continue
                 entry.used = self._clock
-                count = -(-len(entry.tokens) // self.page_size)
+                count = self.num_pages_of(entry)
                 total += count
                 if not entry.pages:
                     needed[entry] = count

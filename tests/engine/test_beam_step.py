@@ -13,9 +13,9 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.beam_search import (
     Beams,
-    _prepare_selection,
     _Step,
     call_selection,
+    prepare_selection,
     select_states,
     step_beams,
 )
@@ -129,7 +129,10 @@ def test_selecting_new_states_equals_scoring_and_sorting(engines):
 def test_selection_makes_no_trip_to_the_host(engines):
     _, scorer = engines
     fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.head)
-    prepared = _prepare_selection(fresh, STATES, len(STATES), N, WIDTH)
+    leaves = [[fresh.cache.find(pieces) for pieces in states] for states, _ in STATES]
+    finished = [scores for _, scores in STATES]
+    arguments, groups = prepare_selection(fresh, leaves, finished, N, WIDTH)
+    assert groups  # there is something to read
     with jax.transfer_guard("disallow"):  # what is fetched in the end is fetched explicitly
-        choice = call_selection(fresh, prepared)
-    assert choice.kept.shape == (len(STATES), WIDTH)
+        choice = call_selection(fresh, arguments, groups)
+    assert choice.kept.shape == (SIZES.extend_rows, WIDTH)
