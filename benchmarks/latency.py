@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.protocols import Demonstration, Environment, Prompt
 from agentrm_jax.core.records import Split, Task, Transition
@@ -28,9 +28,16 @@ class Latency:
 
     name = "latency"
     pooled = True
+    metric = "success rate"
 
     def __init__(self) -> None:
         self._maze = Maze()
+
+    def missing(self) -> None:
+        return self._maze.missing()
+
+    def counts(self) -> Mapping[Split, int | None]:
+        return self._maze.counts()
 
     def kinds(self) -> Sequence[str]:
         return self._maze.kinds()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from agentrm_jax.core.records import Split, Task, Trajectory, Transition
@@ -64,10 +64,25 @@ class EnvironmentFamily(Protocol):
     Attributes:
       name: The registered name.
       pooled: Whether a step is dear enough (well above 0.1 ms) to be run in a process pool.
+      metric: What the mean return is called: `success rate`, `progress rate`, `reward`, ...
     """
 
     name: str
     pooled: bool
+    metric: str
+
+    def missing(self) -> str | None:
+        """One line on what is to be installed, or put where, before this can be played; None
+        where nothing is missing."""
+        ...
+
+    def counts(self) -> Mapping[Split, int | None]:
+        """How many tasks each split has that can be listed; None: practically endless.
+
+        Raises:
+          UserError: Something is missing.
+        """
+        ...
 
     def kinds(self) -> Sequence[str]:
         """The levels or domains, in a fixed order."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, is_test_problem
 from agentrm_jax.envs.babyai_episode import BabyAIEpisode
 from agentrm_jax.envs.babyai_world import build, problem_form
+from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
 # The 28 levels of AgentBoard's test list, in its order; each is played with four seeds.
 _PAPER_KINDS = """
@@ -77,6 +78,16 @@ class BabyAI:
 
     name = "babyai"
     pooled = True
+    metric = "success rate"
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("minigrid") is None:
+            return "minigrid is not installed: pip install 'agentrm-jax[babyai]'"
+        return None
+
+    def counts(self) -> Mapping[Split, int | None]:
+        paper = len(_PAPER_KINDS.split()) * len(_PAPER_SEEDS)
+        return {"train": None, "test": None, "paper": paper}
 
     def kinds(self) -> Sequence[str]:
         """The level names without prefix and version, AgentBoard's 28 first."""
@@ -88,17 +99,13 @@ class BabyAI:
         Raises:
           UserError: For an unknown kind, or where minigrid is missing.
         """
-        for kind in kinds:
-            if kind not in self.kinds():
-                raise UserError(
-                    f"babyai has no kind {kind!r}: choose from {', '.join(self.kinds())}"
-                )
+        check_kinds(self.name, self.kinds(), kinds)
         if split == "paper":
             streams = [_paper_tasks(kind) for kind in kinds if kind in _PAPER_KINDS.split()]
         else:
             seen = set(_paper_problems())
             streams = [_generated_tasks(kind, split, seed, seen) for kind in kinds]
-        return list(itertools.islice(_in_turn(streams), n))
+        return list(itertools.islice(in_turn(streams), n))
 
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
@@ -110,12 +117,6 @@ class BabyAI:
         from agentrm_jax.envs.babyai_expert import demonstrate  # loads minigrid's bot
 
         return demonstrate(task)
-
-
-def _in_turn(streams: Sequence[Iterator[Task]]) -> Iterator[Task]:
-    """One task of each stream, then the next of each, until all streams end."""
-    rounds = itertools.zip_longest(*streams)
-    return (task for tasks in rounds for task in tasks if task is not None)
 
 
 def _paper_tasks(kind: str) -> Iterator[Task]:

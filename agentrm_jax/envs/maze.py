@@ -12,11 +12,11 @@ import dataclasses
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, Transition, canonical_form, is_test_problem
+from agentrm_jax.envs.task_lists import check_kinds
 
 Position = tuple[int, int]  # row and column, counted from the top left corner
 
@@ -89,6 +89,13 @@ class Maze:
 
     name = "maze"
     pooled = False
+    metric = "success rate"
+
+    def missing(self) -> None:
+        """Nothing: it is all here."""
+
+    def counts(self) -> Mapping[Split, int | None]:
+        return {"train": None, "test": None, "paper": len(_PAPER_STARTS)}
 
     def kinds(self) -> Sequence[str]:
         return (_PAPER_KIND, _GENERATED_KIND)
@@ -99,9 +106,7 @@ class Maze:
         Raises:
           UserError: For an unknown kind.
         """
-        for kind in kinds:
-            if kind not in self.kinds():
-                raise UserError(f"maze has no kind {kind!r}: choose from {', '.join(self.kinds())}")
+        check_kinds(self.name, self.kinds(), kinds)
         kind = _PAPER_KIND if split == "paper" else _GENERATED_KIND
         stream = _paper_tasks() if split == "paper" else _generated_tasks(split, seed)
         return list(itertools.islice(stream, n if kind in kinds else 0))

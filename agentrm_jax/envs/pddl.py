@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
@@ -26,6 +27,7 @@ from agentrm_jax.envs.pddl_problems import (
 from agentrm_jax.envs.strips import Action, Atom, Problem, ground
 from agentrm_jax.envs.strips_parser import parse_problem
 from agentrm_jax.envs.strips_search import find_plan
+from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
 _PAPER_COUNTS = {"gripper": 20, "blockworld": 10, "barman": 20, "tyreworld": 10}
 _PAPER_SOURCE = (
@@ -40,6 +42,16 @@ class Pddl:
 
     name = "pddl"
     pooled = False
+    metric = "progress rate"
+
+    def missing(self) -> None:
+        """Nothing, but for the split `paper`: see `counts`."""
+
+    def counts(self) -> Mapping[Split, int | None]:
+        counts: dict[Split, int | None] = {"train": None, "test": None}
+        with contextlib.suppress(UserError):
+            counts["paper"] = len(self.tasks("paper", kinds=KINDS, n=sum(_PAPER_COUNTS.values())))
+        return counts
 
     def kinds(self) -> Sequence[str]:
         return KINDS
@@ -53,15 +65,12 @@ class Pddl:
         Raises:
           UserError: For an unknown kind; in `paper`, where a file is missing or broken.
         """
-        for kind in kinds:
-            if kind not in KINDS:
-                raise UserError(f"pddl has no kind {kind!r}: choose from {', '.join(KINDS)}")
+        check_kinds(self.name, KINDS, kinds)
         if split == "paper":
             streams = [_paper_tasks(kind) for kind in kinds]
         else:
             streams = [_generated_tasks(kind, split, seed) for kind in kinds]
-        rounds = itertools.zip_longest(*streams)
-        return list(itertools.islice((t for tasks in rounds for t in tasks if t is not None), n))
+        return list(itertools.islice(in_turn(streams), n))
 
     def prompt(self) -> Prompt:
         return pddl_text.PROMPT

@@ -30,6 +30,9 @@ class Sums:
 
     name = "sums"
     pooled = True
+    metric = "sum"
+    def missing(self): return None
+    def counts(self): return {}
     def kinds(self): return ("only",)
     def tasks(self, split, *, kinds, n, seed=0): return []
     def prompt(self): ...

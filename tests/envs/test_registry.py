@@ -18,6 +18,9 @@ FAMILY = """
 class Family:
     name = "NAME"
     pooled = False
+    metric = "success rate"
+    def missing(self): return None
+    def counts(self): return {}
     def kinds(self): return ("only",)
     def tasks(self, split, *, kinds, n, seed=0): return []
     def prompt(self): ...
