@@ -24,10 +24,12 @@ _COMMANDS = {
     "run": "all stages in turn; those whose output is there are skipped",
     **_STAGE_COMMANDS,
     "report": "write report.html, report.json and results.json anew",
+    "envs": "environments: list, check, play",
 }
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
+       agentrm envs list | check [NAME ...] | play NAME
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 
@@ -79,6 +81,10 @@ def _main(arguments: list[str]) -> int:
         from agentrm_jax.cli.experts import main as write_experts
 
         return write_experts(rest)
+    if command == "envs":
+        from agentrm_jax.cli.environments import main as environments
+
+        return environments(rest)
     return _configured(command, rest)
 
 
