@@ -28,6 +28,8 @@ class EnvironmentConfig:
       max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
       prompt: Whether the agent is told the environment's instruction and example. A model that
         was trained from nothing on this environment alone needs neither.
+      prompt_dir: A folder with prompts in place of ours, in the files of the paper's authors: see
+        `envs.prompts`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class EnvironmentConfig:
     held_out: Sequence[str] = ()
     max_steps: int = 0
     prompt: bool = True
+    prompt_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_steps < 0:

@@ -18,6 +18,7 @@ from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.sharding import make_mesh
 from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
 
 _ALL = 1_000_000  # more tasks than the paper's lists have
@@ -72,11 +73,15 @@ class Run:
         return MetricWriter(self.directory / "metrics.jsonl", stage)
 
     def prompt_of(self, task: Task) -> Prompt | None:
-        return self._prompts[task.environment]
+        key = (task.environment, task.kind)
+        if key not in self._prompts:
+            environment = next(e for e in self._named if e.name == task.environment)
+            self._prompts[key] = _prompt(environment, task.kind)
+        return self._prompts[key]
 
     @functools.cached_property
-    def _prompts(self) -> dict[str, Prompt | None]:
-        return {e.name: load_family(e.name).prompt() if e.prompt else None for e in self._named}
+    def _prompts(self) -> dict[tuple[str, str], Prompt | None]:
+        return {}
 
     @property
     def _named(self) -> Sequence[EnvironmentConfig]:
@@ -154,6 +159,14 @@ class Run:
         """n spread evenly over the environments."""
         share, rest = divmod(n, len(self._named))
         return [share + (i < rest) for i in range(len(self._named))]
+
+
+def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
+    if not environment.prompt:
+        return None
+    if environment.prompt_dir is not None:
+        return read_prompt(pathlib.Path(environment.prompt_dir), environment.name, kind)
+    return load_family(environment.name).prompt()
 
 
 def _train_kinds(environment: EnvironmentConfig) -> list[str]:

@@ -35,8 +35,8 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
         self._prompt_of = prompt_of
-        self._openings: dict[tuple[str, str], list[np.ndarray]] = {}
-        self._instructions: dict[str, np.ndarray | None] = {}
+        self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
+        self._instructions: dict[Prompt, np.ndarray] = {}
         # Observations repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
 
@@ -44,18 +44,19 @@ class Renderer:
         return tuple(observation_tokens(self.tokenizer, text))
 
     def instruction(self, task: Task) -> np.ndarray | None:
-        """What all tasks of the environment begin with, or None for a model without prompts."""
-        if task.environment not in self._instructions:
-            prompt = self._prompt_of(task)
-            self._instructions[task.environment] = (
-                np.asarray(instruction_tokens(self.tokenizer, prompt), np.int32) if prompt else None
-            )
-        return self._instructions[task.environment]
+        """What all tasks with the same prompt begin with, or None for a model without prompts."""
+        prompt = self._prompt_of(task)
+        if prompt is None:
+            return None
+        if prompt not in self._instructions:
+            tokens = instruction_tokens(self.tokenizer, prompt)
+            self._instructions[prompt] = np.asarray(tokens, np.int32)
+        return self._instructions[prompt]
 
     def opening(self, trajectory: Trajectory) -> list[np.ndarray]:
         """The instruction, if any, and the first observation, up to the first reply."""
         task = trajectory.task
-        key = (task.environment, trajectory.first_observation)
+        key = (self._prompt_of(task), trajectory.first_observation)
         if key not in self._openings:
             instruction = self.instruction(task)
             begin = [] if instruction is not None else instruction_tokens(self.tokenizer, None)

@@ -126,6 +126,22 @@ def test_pieces_equal_the_rendering(whole, prompt, limit):
     np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
 
 
+def test_each_task_gets_its_own_prompt():
+    """Kinds of one environment may have different ones."""
+    other = dataclasses.replace(PROMPT, instruction="other words")
+    one = trajectory(1)
+    two = dataclasses.replace(one, task=dataclasses.replace(one.task, kind="second"))
+    renderer = Renderer(
+        word_tokenizer(), lambda task: other if task.kind == "second" else PROMPT, 1000
+    )
+    for _ in range(2):
+        for whole, prompt in ((one, PROMPT), (two, other)):
+            rendered, _ = render(renderer.tokenizer, prompt, whole)
+            np.testing.assert_array_equal(
+                np.concatenate(renderer.pieces(whole)[0]), rendered.tokens
+            )
+
+
 def test_an_opening_that_does_not_fit_names_the_task():
     renderer = Renderer(word_tokenizer(), lambda task: PROMPT, 10)
     with pytest.raises(UserError, match=r"toy/0 takes \d+ tokens and 10 are left"):
