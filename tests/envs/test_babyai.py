@@ -208,6 +208,12 @@ def test_the_expert_solves_nearly_all_and_replays(level):
     assert solved >= 38
 
 
+def test_the_expert_puts_down_what_it_begins_with():
+    """Minigrid's bot would look for the thing that it carries."""
+    tasks = FAMILY.tasks("train", kinds=["PutNextS5N2Carrying"], n=10)
+    assert sum(FAMILY.demonstrate(each) is not None for each in tasks) >= 7
+
+
 def test_the_expert_is_the_same_each_time_and_gives_up_in_time():
     each = task("GoToLocal", 1000003)
     assert FAMILY.demonstrate(each) == FAMILY.demonstrate(each)
