@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrm_jax.envs.tool_calls import Call, Tool, ToolError
 from agentrm_jax.envs.tool_episode import Result
+from agentrm_jax.envs.tool_final import final
 
 TOOLS = (
     Tool("get_user_current_date", (), "today's date, YYYY-MM-DD."),
@@ -119,12 +120,7 @@ class TodoWorld:
                 rest = {key: other for key, other in self.tasks.items() if key != task.id}
                 answer = {"message": "Delete the task successfully.", "task": task.shown()}
                 return _answer(answer), dataclasses.replace(self, tasks=rest)
-            case "check_valid_actions":
-                names = [tool.name for tool in TOOLS]
-                return Result(f"You can use following valid actions: {names}"), self
-            case "finish":
-                return finish(given["answer"]), self
-        raise ToolError(f"ERROR | Invalid action: {call.name}.")
+        return final(call, TOOLS), self
 
     def open_tasks(self, project: str) -> list[TodoTask]:
         return [t for t in self.tasks.values() if t.project == project and not t.is_completed]
@@ -204,12 +200,6 @@ def todo_world(
                 priority=task["priority"],
             )
     return TodoWorld(projects=found, tasks=tasks, today=today, city=city)
-
-
-def finish(answer: Any) -> Result:
-    """The final answer; a list is sorted, as labels are."""
-    answer = sorted(answer) if isinstance(answer, list) else answer
-    return Result(answer, reached=answer)
 
 
 def _answer(value: Any) -> Result:
