@@ -23,6 +23,8 @@ class EnvironmentConfig:
 
     Attributes:
       name: Registered name.
+      wording: One of the environment's wordings, in which the agent reads and speaks it (`using`,
+        `move_to`, `from_take` and `paraphrase` of alfworld: see `envs.perturbations`).
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
       max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
@@ -33,6 +35,7 @@ class EnvironmentConfig:
     """
 
     name: str
+    wording: str = ""
     kinds: Sequence[str] = ()
     held_out: Sequence[str] = ()
     max_steps: int = 0
@@ -42,6 +45,11 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 0:
             raise UserError(f"environments: max_steps must not be negative, not {self.max_steps}")
+
+    @property
+    def registered(self) -> str:
+        """The name under which the family is loaded: `NAME` or `NAME@WORDING`."""
+        return f"{self.name}@{self.wording}" if self.wording else self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +150,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.environments:
             raise UserError("environments: name at least one")
-        names = [environment.name for environment in self.environments]
+        names = [environment.registered for environment in self.environments]
         if len(set(names)) < len(names):
             raise UserError("environments: each may be named once")
         if not self.train_policy and self.policy is None:

@@ -17,6 +17,7 @@ from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.sharding import make_mesh
+from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
@@ -75,7 +76,7 @@ class Run:
     def prompt_of(self, task: Task) -> Prompt | None:
         key = (task.environment, task.kind)
         if key not in self._prompts:
-            environment = next(e for e in self._named if e.name == task.environment)
+            environment = next(e for e in self._named if e.registered == task.environment)
             self._prompts[key] = _prompt(environment, task.kind)
         return self._prompts[key]
 
@@ -131,14 +132,15 @@ class Run:
     def _tasks(
         self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
     ) -> list[Task]:
-        family, most = load_family(environment.name), environment.max_steps
+        family, most = load_family(environment.registered), environment.max_steps
         try:
             tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's environment raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"environment {environment.name!r}: tasks raised {reason}") from error
+            name = environment.registered
+            raise UserError(f"environment {name!r}: tasks raised {reason}") from error
         return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:
@@ -165,8 +167,10 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
     if not environment.prompt:
         return None
     if environment.prompt_dir is not None:
-        return read_prompt(pathlib.Path(environment.prompt_dir), environment.name, kind)
-    return load_family(environment.name).prompt()
+        name, _, wording = environment.registered.partition(SEPARATOR)
+        prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
+        return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
+    return load_family(environment.registered).prompt()
 
 
 def _train_kinds(environment: EnvironmentConfig) -> list[str]:
@@ -175,7 +179,7 @@ def _train_kinds(environment: EnvironmentConfig) -> list[str]:
     Raises:
       UserError: A kind is both trained on and held out, or does not exist.
     """
-    known = load_family(environment.name).kinds()
+    known = load_family(environment.registered).kinds()
     for kind in (*environment.kinds, *environment.held_out):
         if kind not in known:
             raise UserError(

@@ -11,12 +11,17 @@ VARIABLE = "AGENTRM_DATA"
 
 
 def data_directory() -> Path:
-    """The folder named by `AGENTRM_DATA`, else `agentrm_jax` in the user's cache folder.
-
-    The cache folder is `XDG_CACHE_HOME`, else `~/.cache`. The result need not exist.
-    """
+    """The folder named by `AGENTRM_DATA`, else `cache_directory()`. It need not exist."""
     if named := os.environ.get(VARIABLE):
         return Path(named).expanduser().absolute()
+    return cache_directory()
+
+
+def cache_directory() -> Path:
+    """`agentrm_jax` in the user's cache folder, for what can be made again. It need not exist.
+
+    The cache folder is `XDG_CACHE_HOME`, else `~/.cache`.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():  # the XDG specification: a relative path is to be ignored
         cache = Path.home() / ".cache"

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
+from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
 
 GROUP = "agentrm_jax.environments"
 
@@ -21,10 +22,16 @@ def environment_names() -> list[str]:
 def load_family(name: str) -> EnvironmentFamily:
     """The environment registered under this name; the same object each time.
 
+    `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`).
+
     Raises:
       UserError: No such name (with the nearest one), two distributions claim it, or what is
         registered cannot be used.
     """
+    base, separator, wording = name.partition(SEPARATOR)
+    if separator:
+        family = load_family(base)
+        return perturbed(family, find_wording(family, wording))
     points = list(entry_points(group=GROUP, name=name))
     if not points:
         known = environment_names()
