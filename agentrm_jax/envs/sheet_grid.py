@@ -96,22 +96,41 @@ class Grid:
         return self.rows[row - 1][column - 1] if inside else EMPTY
 
     def value(self, row: int, column: int, depth: int = 0) -> Scalar:
-        """A cell's value; of a formula its result.
+        """A cell's value; of a formula its result, which is computed once.
 
         Raises:
           FormulaError: The result is an error.
         """
         value = self.cell(row, column).value
-        return evaluate(value.text, self, depth) if isinstance(value, Formula) else value
+        if not isinstance(value, Formula):
+            return value
+        place = (row, column)
+        if place not in self._results:
+            self._results[place] = FormulaError("#REF!")  # if it needs itself
+            try:
+                self._results[place] = evaluate(value.text, self, depth)
+            except FormulaError as error:
+                self._results[place] = error
+        result = self._results[place]
+        if isinstance(result, FormulaError):
+            raise FormulaError(*result.args)
+        return result
+
+    @functools.cached_property
+    def _results(self) -> dict[tuple[int, int], Scalar | FormulaError]:
+        return {}
 
     def text(self, row: int, column: int) -> str:
         """A cell as it is shown."""
         cell = self.cell(row, column)
         if not isinstance(cell.value, Formula):
             return shown(cell.value, cell.format)
-        return self.result_text(cell.value, cell.format)
+        try:
+            return shown(self.value(row, column), self._format(cell.value, cell.format))
+        except FormulaError as error:
+            return str(error)
 
-    def result_text(self, formula: Formula, number_format: str = GENERAL) -> str:
+    def result_text(self, formula: Formula, number_format: str) -> str:
         """What a formula gives, as it is shown in a cell of this format."""
         try:
             return shown(evaluate(formula.text, self), self._format(formula, number_format))

@@ -219,7 +219,7 @@ class SheetWorld:
         self, listed: Any, start: Any, end: Any, result: Any, operator: Any
     ) -> tuple[Any, SheetWorld]:
         text = _formula(operator, listed, start, end, (result,), _ALL)
-        box = self._cell(result)
+        box = self._box(result, result)
         cell = dataclasses.replace(self.grid.cell(box.top, box.left), value=Formula(text))
         return self._changed(self.grid.put({(box.top, box.left): cell}))
 
@@ -266,7 +266,7 @@ class SheetWorld:
     def _update_note(self, position: Any, content: Any) -> tuple[Any, SheetWorld]:
         if not isinstance(content, str):
             raise TypeError(f"Only string allowed as content for a note: '{position} - {content}'")
-        box = self._cell(position)
+        box = self._box(position, position)
         cell = dataclasses.replace(self.grid.cell(box.top, box.left), note=content)
         world = self._with(self.grid.put({(box.top, box.left): cell}))
         return f"Updated! the {position}'s note is {content}", world
@@ -275,7 +275,10 @@ class SheetWorld:
         return self.values(), self
 
     def _area(self, start: Any, end: Any) -> tuple[Any, SheetWorld]:
-        return self.grid.texts(self._box(start, end)), self
+        rows = self.grid.texts(self._box(start, end))
+        if rows == [[]]:
+            raise IndexError("list index out of range")  # as gspread does
+        return rows, self
 
     def _cell_value(self, position: Any) -> tuple[Any, SheetWorld]:
         box = self._cell(position)
@@ -307,14 +310,19 @@ class SheetWorld:
         return [_label(n, m) for n, m in hits if n > 0 and m > 0], self
 
     def _note(self, position: Any) -> tuple[Any, SheetWorld]:
-        box = self._cell(position)
+        box = self._box(position, position)
         return self.grid.cell(box.top, box.left).note, self
 
     def _cell(self, position: Any) -> Box:
+        if _place(position) is None:
+            raise _Refused(f"IncorrectCellLabel({position!r})")
         return self._box(position, position)
 
     def _box(self, start: Any, end: Any) -> Box:
-        ends = [_place(start), _place(end)]
+        ends = [place for place in (_place(start), _place(end)) if place is not None]
+        if len(ends) < 2:
+            area = f"{start}" if start == end else f"{start}:{end}"
+            raise GridError(f"Unable to parse range: '{self.name}'!{area}")
         rows, columns = sorted(row for row, _ in ends), sorted(column for _, column in ends)
         box = Box(rows[0], columns[0], rows[1], columns[1])
         self._check(box)
@@ -366,11 +374,10 @@ def _label(row: int, column: int) -> str:
     return f"{column_letters(column)}{row}"
 
 
-def _place(position: Any) -> tuple[int, int]:
+def _place(position: Any) -> tuple[int, int] | None:
+    """Row and column, or None where it is no position."""
     found = re.fullmatch(r"([A-Za-z]{1,3})([1-9]\d{0,6})", str(position))
-    if found is None:
-        raise _Refused(f"IncorrectCellLabel({position!r})")
-    return int(found[2]), column_number(found[1])
+    return None if found is None else (int(found[2]), column_number(found[1]))
 
 
 def _formula(

@@ -63,8 +63,8 @@ class Score(Protocol):
         """Whether the task is solved, if the last call was the end."""
         ...
 
-    def after(self, result: Result | None, world: World, finished: bool) -> Score:
-        """The score after a call; the result is None where there was none."""
+    def after(self, result: Result, world: World, finished: bool) -> Score:
+        """The score after a valid call."""
         ...
 
 
@@ -102,7 +102,8 @@ class ToolEpisode:
         except _RAISED as error:
             text = error_text(error)
         before = self._score.progress
-        self._score = self._score.after(result, self._world, finished)
+        if result is not None and result.valid:
+            self._score = self._score.after(result, self._world, finished)
         return Transition(
             observation=text,
             reward=self._score.progress - before,

@@ -43,13 +43,12 @@ class Parts:
     def success(self) -> bool:
         return self.ended_well
 
-    def after(self, result: Result | None, world: World, finished: bool) -> Parts:
+    def after(self, result: Result, world: World, finished: bool) -> Parts:
         left = self.left
-        if result is not None and result.valid:
-            for place, part in enumerate(left):
-                if same(part, result.reached):
-                    left = left[:place] + left[place + 1 :]
-                    break
+        for place, part in enumerate(left):
+            if same(part, result.reached):
+                left = left[:place] + left[place + 1 :]
+                break
         right = self.state_of is None or not finished or self.state_of(world) == self.state
         return dataclasses.replace(self, left=left, ended_well=finished and not left and right)
 
@@ -105,7 +104,7 @@ class SheetMatch:
     def success(self) -> bool:
         return (self.now if self.whole else self.best) == 1.0
 
-    def after(self, result: Result | None, world: World, finished: bool) -> SheetMatch:
+    def after(self, result: Result, world: World, finished: bool) -> SheetMatch:
         shown = self.shown(world)
         now = 0.0 if shown is None else agreement(shown, self.answer, whole=self.whole)
         return dataclasses.replace(self, now=now, best=max(self.best, now))

@@ -145,7 +145,17 @@ def test_any_formula_has_a_text(formula):
 def test_a_formula_that_needs_itself_is_an_error():
     grid = grid_of(VALUES, FORMATS).put({(2, 4): Cell(value=Formula("D3")),
                                          (3, 4): Cell(value=Formula("D2+1"))})  # fmt: skip
-    assert grid.text(2, 4) == "#REF!"
+    assert grid.text(2, 4) == grid.text(3, 4) == "#REF!"
+    whole = grid.put({(2, 4): Cell(value=Formula("SUM(A1:D9)")), (3, 4): Cell(value=Formula("D2"))})
+    assert whole.text(3, 4) == "#REF!"
+
+
+def test_running_sums_are_computed_once_each():
+    rows = [[1.0, None] for _ in range(60)]
+    grid = grid_of(rows, ["0", "0"])
+    grid = grid.put({(n, 2): Cell(value=Formula(f"SUM(A1:B{n - 1})")) for n in range(2, 61)})
+    assert [grid.text(n, 2) for n in (2, 3, 4, 5)] == ["1", "3", "7", "15"]
+    assert grid.all_texts[40][1] == str(2**40 - 1)
 
 
 def test_references_follow_their_cells():
@@ -254,6 +264,9 @@ def test_what_the_tools_find():
         ("del_sheet", {"name": "Sheet1"}, "AttributeError(\"'str' object has no attribute 'id'\")"),
         ("freeze_data", {"dimension": "row", "num": 1}, "should be one of the rows/columns"),
         ("freeze_data", {"dimension": "rows", "num": "x"}, "ValueError("),
+        ("get_note", {"position": "x"}, "Unable to parse range: 'Sheet1'!x"),
+        ("get_cell_value", {"position": "A0"}, "IncorrectCellLabel('A0')"),
+        ("get_range_values", {"start_position": "A6", "end_position": "B7"}, "IndexError("),
         ("get_A1_annotation", {"row": 0, "col": 1}, "IncorrectCellLabel('(0, 1)')"),
         ("update_cell", {"position": "A99", "value": 1}, "exceeds grid limits. Max rows: 8"),
         ("update_cell", {"position": "A1", "value": [1]}, "TypeError("),
