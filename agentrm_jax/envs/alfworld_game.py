@@ -212,7 +212,12 @@ def as_command(action: str) -> str:
 def _kept(key: str) -> Translation:
     with (_folder() / f"{key}.json.z").open("rb") as file:
         value = json.loads(zlib.decompress(file.read()))
-    return Translation(**{**value, "planning_task": value["planning_task"].encode()})
+    return Translation(
+        planning_task=value["planning_task"].encode(),
+        facts=tuple(map(tuple, value["facts"])),
+        parameters=value["parameters"],
+        names=value["names"],
+    )
 
 
 def _made_and_kept(key: str, domain: str, problem: str) -> Translation:
@@ -247,7 +252,7 @@ def _translate(domain: str, problem: str) -> Translation:
     objects = sorted({one for fact in facts for one in fact[1:] if one in types})
     return Translation(
         planning_task=text.encode(),
-        facts=sorted(facts),
+        facts=tuple(sorted(facts)),
         parameters={a.name: [p.name.strip("?") for p in a.parameters] for a in task.actions},
         names=displayed_names(objects),
     )

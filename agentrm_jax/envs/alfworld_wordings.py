@@ -39,7 +39,11 @@ WORDINGS = {
             ),
         ),
         Wording(name="move_to", actions=(("go to {r}", "move to {r}"),)),
-        Wording(name="from_take", actions=(("take {o} from {r}", "from {r} take {o}"),)),
+        Wording(
+            name="from_take",
+            actions=(("take {o} from {r}", "from {r} take {o}"),),
+            texts=(("take an object from a receptacle", "from a receptacle take an object"),),
+        ),
         Wording(name="paraphrase", instruction=_PARAPHRASE),
     )
 }
