@@ -313,12 +313,12 @@ def tasks_of(name: str, sizes: Sizes) -> list[Task]:
     ]
 
 
-def trained_policy(directory: pathlib.Path) -> Model:
+def trained_policy(directory: pathlib.Path, config: pathlib.Path = CONFIG) -> Model:
     """The policy of a run; trained first where there is none."""
     model = directory / "sft" / "model"
     if not model.exists():
         for stage in ("experts", "sft"):
-            command = [sys.executable, "-m", "agentrm_jax.cli.main", stage, str(CONFIG)]
+            command = [sys.executable, "-m", "agentrm_jax.cli.main", stage, str(config)]
             command += ["--output", str(directory)]
             subprocess.run(command, stdout=sys.stderr, check=True)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -88,3 +88,22 @@ def test_large_models_in_another_precision(name):
     options += {"decode": ["--rows", "1", "40"], "score": ["--groups", "1"]}[name]
     found = run(name, "--model", "tiny", "--dtype", "bfloat16", *options)
     assert found["dtype"] == "bfloat16"
+
+
+def test_environments():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.environments", "--tiny", "--rounds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["environments"].keys() == {"maze", "pddl"}
+    for row in found["environments"].values():
+        assert row["ok"]
+        assert row["answers_equal"]
+        assert row["expert"] == 1.0
+        assert math.isfinite(row["pool_ms"])

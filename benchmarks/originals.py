@@ -1,0 +1,96 @@
+"""Our environments beside the unmodified software that they stand on, on the same actions."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agentrm_jax.envs.registry import load_family
+
+WEBSHOP_STEPS_A_SECOND = 25
+"""Of the original, on another machine."""
+
+
+def alfworld(steps: int) -> dict[str, Any]:
+    """TextWorld as ALFWorld sets it up, and ours: random possible commands in the same games.
+
+    The original says `move X to Y`; its commands and texts are turned into `put X in/on Y`.
+    """
+    import textworld
+    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+    from textworld.envs.pddl.pddl import PddlEnv
+
+    from agentrm_jax.envs.alfworld_files import games_folder
+
+    family = load_family("alfworld")
+    each = min(steps, 40)
+    seconds = {"ours": 0.0, "original": 0.0}
+    played = different = 0
+    for task in family.tasks("paper", kinds=family.kinds(), n=-(-steps // each)):
+        wanted = textworld.EnvInfos(won=True, admissible_commands=True)
+        original = AlfredDemangler(PddlEnv(wanted))
+        original.load(str(games_folder() / task.spec["game"] / "game.tw-pddl"))
+        state = original.reset()
+        ours = family.create()
+        first = ours.reset(task)
+        different += first != "\n".join(state.feedback.split("\n\n")[1:])
+        rng = random.Random(task.task_id)
+        for _ in range(each):
+            command = rng.choice(sorted(state["admissible_commands"]))
+            (state, _, _), taken = _timed(original.step, command)
+            seconds["original"] += taken
+            action = re.sub(r"^move (.*) to (.*)$", r"put \1 in/on \2", command)
+            answer, taken = _timed(ours.step, action)
+            seconds["ours"] += taken
+            played += 1
+            different += answer.observation != _as_put(state.feedback.strip())
+            different += answer.success != state["won"]
+            if answer.done:
+                break
+    return _compared(seconds, played, different=different)
+
+
+def _as_put(text: str) -> str:
+    text = re.sub(r"You move the (.*) to the (.*)\.", r"You put the \1 in/on the \2.", text)
+    return text.replace("move (object) to (receptacle):  ", "put (object) in/on (receptacle):  ")
+
+
+def webshop(steps: int) -> dict[str, Any]:
+    """Ours against a figure for the original."""
+    family = load_family("webshop")
+    taken, played = 0.0, 0
+    for task in family.tasks("test", kinds=family.kinds(), n=-(-steps // 4)):
+        environment = family.create()
+        environment.reset(task)
+        for turn in family.demonstrate(task) or []:
+            answer, seconds = _timed(environment.step, turn.action)
+            taken += seconds
+            played += 1
+            if answer.done:
+                break
+    rate = played / taken
+    return {"ratio": rate / WEBSHOP_STEPS_A_SECOND, "steps": played, "steps_per_second": rate}
+
+
+def _timed(call: Callable[[str], Any], action: str) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    result = call(action)
+    return result, time.perf_counter() - begin
+
+
+def _compared(seconds: Mapping[str, float], steps: int, **more: Any) -> dict[str, Any]:
+    return {
+        "ratio": seconds["original"] / seconds["ours"],
+        "steps": steps,
+        **{f"{side}_ms": 1000 * taken / steps for side, taken in seconds.items()},
+        **more,
+    }
+
+
+COMPARISONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "alfworld": alfworld,
+    "webshop": webshop,
+}
