@@ -25,11 +25,13 @@ _COMMANDS = {
     **_STAGE_COMMANDS,
     "report": "write report.html, report.json and results.json anew",
     "envs": "environments: list, check, play",
+    "import": "read expert trajectories in the conversation format of ETO or AgentGym",
 }
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
        agentrm envs list | check [NAME ...] | play NAME
+       agentrm import FILE --output DIR
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 
@@ -85,6 +87,10 @@ def _main(arguments: list[str]) -> int:
         from agentrm_jax.cli.environments import main as environments
 
         return environments(rest)
+    if command == "import":
+        from agentrm_jax.cli.imports import main as import_conversations
+
+        return import_conversations(rest)
     return _configured(command, rest)
 
 

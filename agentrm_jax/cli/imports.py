@@ -1,0 +1,71 @@
+"""`agentrm import FILE`: conversations of others as expert trajectories."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+import re
+from collections.abc import Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.conversations import item_names, read_conversations
+from agentrm_jax.data.trajectories import write_trajectories
+from agentrm_jax.envs.registry import environment_names, load_family
+
+# What ETO and AgentGym call environments in their ids and file names.
+_THEIR_NAMES = {
+    "sciworld": "scienceworld",
+    "lmrlgym_maze": "maze",
+    "tool_weather": "toolquery",
+    "tool_movie": "toolquery",
+    "tool_academia": "toolquery",
+    "tool_todo": "tooloperation",
+    "tool_sheet": "tooloperation",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes all trajectories of the file; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="agentrm import",
+        description="Reads trajectories in the conversation format of ETO and AgentGym (a JSON "
+        "list of items with `id` or `item_id` and `conversations`) and writes them like an "
+        "expert's (TFDS).",
+        epilog="Items without `reward` count as solved. The instruction at the beginning of a "
+        "conversation is left out: the environment's own prompt takes its place.",
+    )
+    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    parser.add_argument(
+        "--environment",
+        metavar="NAME",
+        help="what was played; default: what ids or the file's name begin with",
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
+    given = parser.parse_args(arguments)
+    name = given.environment or _named_in(given.file)
+    load_family(name)  # an error, if there is no such environment
+    trajectories = read_conversations(given.file, name)
+    write_trajectories(given.output, trajectories)
+    steps = sum(len(t.steps) for t in trajectories) / len(trajectories)
+    solved = sum(t.success for t in trajectories)
+    print(
+        f"{given.output}: {len(trajectories)} trajectories of {name}, {solved} of them solved, "
+        f"{steps:.1f} steps each"
+    )
+    return 0
+
+
+def _named_in(file: pathlib.Path) -> str:
+    """The environment that the first id, or the file's name, begins with."""
+    known = {**{name: name for name in environment_names()}, **_THEIR_NAMES}
+    for text in (*itertools.islice(item_names(file), 1), file.name):
+        for theirs in sorted(known, key=len, reverse=True):
+            if re.match(rf"{re.escape(theirs)}(?![a-z])", text.lower()):
+                return known[theirs]
+    if not file.exists():
+        raise UserError(f"{file}: not found")
+    raise UserError(
+        f"{file}: neither its ids nor its name say which environment was played; give "
+        "--environment NAME"
+    )

@@ -1,0 +1,194 @@
+"""Trajectories in the conversation format of ETO and of AgentGym's AgentTraj.
+
+A file is a JSON list of items:
+
+    {"id": "...", "reward": 1.0, "conversations": [
+        {"from": "human", "value": "..."}, {"from": "gpt", "value": "...", "loss": true}, ...]}
+
+`id` may be called `item_id` (AgentGym). The turns alternate and begin with a `human` one. What is
+said before the task does not become part of a trajectory, for an environment's own prompt is put
+there: the instruction and the answer "OK", that is all turns up to the last `gpt` turn at the
+beginning with `"loss": false` or, in items without `loss`, a first pair whose `gpt` turn names no
+action.
+
+The outcome is `reward`, also under `meta`, as ETO's agents write it; it is paid by the last step.
+Where an item has none, it is an expert's trajectory and the outcome is 1. `success` is read in the
+same places; else an outcome of 1 is a success.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Step, Task, Trajectory, Transition, canonical_form
+
+KIND = "imported"
+_LABEL = re.compile(r"^[ \t]*(Thought|Action):\s*(?=\S)(?!Thought:|Action:)", re.MULTILINE)
+_ACTION = re.compile(r"^Action: (.*)$", re.MULTILINE)
+
+Turn = tuple[str, str, bool | None]  # from, value, loss
+
+
+def read_conversations(path: pathlib.Path, environment: str) -> list[Trajectory]:
+    """The trajectories of a file, in its order.
+
+    Their tasks cannot be played, for the file does not say what the environment needs for that:
+    `spec` names only file and item. Their `problem` is that of the first observation's text, so it
+    equals no `problem` of the environment's own tasks, even where the task is the same.
+
+    Raises:
+      UserError: The file is not in this format: with the item and the key.
+    """
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(items, list):
+        raise UserError(f"{path}: must be a list of items, each with `conversations`")
+    if not items:
+        raise UserError(f"{path}: holds no item")
+    trajectories = []
+    names: dict[str, int] = {}
+    for number, item in enumerate(items):
+        name = _name(f"{path}: item {number}", item)
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:  # another trajectory of the same task
+            name = f"{name}#{names[name]}"
+        origin = {"file": path.name, "item": number}
+        trajectories.append(
+            _trajectory(f"{path}: item {number}", item, f"{environment}/{name}", origin)
+        )
+    return trajectories
+
+
+def item_names(path: pathlib.Path) -> Iterator[str]:
+    """The ids of a file's items, whatever else is in them; nothing where it cannot be read."""
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for item in items if isinstance(items, list) else []:
+        if isinstance(item, dict):
+            yield str(item.get("item_id", item.get("id", "")))
+
+
+def _name(where: str, item: Any) -> str:
+    if not isinstance(item, dict):
+        raise UserError(f"{where}: must be an object with `id` and `conversations`")
+    key = "item_id" if "item_id" in item else "id"
+    value = item.get(key)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}: `{key}`: must be a name or a number, not {_short(value)}")
+    return str(value)
+
+
+def _trajectory(
+    where: str, item: Mapping[str, Any], task_id: str, origin: Mapping[str, Any]
+) -> Trajectory:
+    turns = _without_instruction(_turns(where, item.get("conversations")))
+    if len(turns) < 2:
+        raise UserError(f"{where}: `conversations`: no `gpt` turn follows the instruction")
+    reward, success = _outcome(where, item)
+    first = _observation(turns[0][1])
+    replies, answers = turns[1::2], turns[2::2]
+    steps = []
+    for number, (_, reply, _) in enumerate(replies):
+        last = number == len(replies) - 1
+        steps.append(
+            _step(
+                reply,
+                _observation(answers[number][1]) if number < len(answers) else "",
+                reward=reward if last else 0.0,
+                done=last,
+                success=last and success,
+            )
+        )
+    environment = task_id.partition("/")[0]
+    task = Task(
+        environment=environment,
+        task_id=task_id,
+        kind=KIND,
+        split="train",
+        problem=canonical_form([environment, KIND, first]),
+        max_steps=len(steps),
+        spec=origin,
+    )
+    return Trajectory(task=task, first_observation=first, steps=tuple(steps))
+
+
+def _step(reply: str, observation: str, *, reward: float, done: bool, success: bool) -> Step:
+    # AgentGym puts thought and action on lines of their own; here they follow their labels.
+    reply = _LABEL.sub(lambda found: f"{found.group(1)}: ", reply.strip())
+    action = found.group(1).strip() if (found := _ACTION.search(reply)) else ""
+    return Step(
+        reply=reply,
+        action=action,
+        transition=Transition(
+            observation=observation, reward=reward, done=done, success=success, valid=action != ""
+        ),
+    )
+
+
+def _turns(where: str, value: Any) -> list[Turn]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: `conversations`: must be a list of turns, not {_short(value)}")
+    turns: list[Turn] = []
+    for number, turn in enumerate(value):
+        place = f"{where}: `conversations[{number}]"
+        if not isinstance(turn, dict):
+            raise UserError(f"{place}`: must be an object with `from` and `value`")
+        speaker = "gpt" if number % 2 else "human"
+        if turn.get("from") != speaker:
+            raise UserError(f"{place}.from`: must be {speaker!r}, not {_short(turn.get('from'))}")
+        if not isinstance(turn.get("value"), str):
+            raise UserError(f"{place}.value`: must be a text, not {_short(turn.get('value'))}")
+        loss = turn.get("loss")
+        if loss is not None and not isinstance(loss, bool):
+            raise UserError(f"{place}.loss`: must be true, false or null, not {_short(loss)}")
+        turns.append((speaker, turn["value"], loss))
+    return turns
+
+
+def _without_instruction(turns: Sequence[Turn]) -> Sequence[Turn]:
+    begin = 0
+    replies = turns[1::2]
+    if any(loss is not None for _, _, loss in replies):
+        while begin // 2 < len(replies) and replies[begin // 2][2] is False:
+            begin += 2
+    elif replies and not re.search(r"^[ \t]*Action:", replies[0][1], re.MULTILINE):
+        begin = 2
+    return turns[begin:]
+
+
+def _outcome(where: str, item: Mapping[str, Any]) -> tuple[float, bool]:
+    meta = item.get("meta")
+    found = {**(meta if isinstance(meta, dict) else {}), **item}
+    reward = found.get("reward")
+    if reward is None:
+        reward = 1.0
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not 0 <= reward <= 1:
+        raise UserError(f"{where}: `reward`: must be a number from 0 to 1, not {_short(reward)}")
+    success = found.get("success")
+    if success is None:
+        success = reward == 1
+    if not isinstance(success, bool):
+        raise UserError(f"{where}: `success`: must be true or false, not {_short(success)}")
+    return float(reward), success
+
+
+def _observation(value: str) -> str:
+    return value.strip().removeprefix("Observation:").strip()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
