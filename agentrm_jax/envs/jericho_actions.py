@@ -9,15 +9,16 @@ commands are tried.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
 from agentrm_jax.envs.jericho_simulator import Simulator, State
 from agentrm_jax.envs.jericho_text import is_refused
 
-_MOST_THINGS = 10
-_MOST_VERBS = 24  # that take one thing
-_MOST_PAIRS = 60
+_MOST_THINGS = 12
+_MOST_VERBS = 40  # that take one thing
+_MOST_PAIRS = 120
 _MOST_NEARBY = 60  # more is not a room but the object that holds all rooms
 
 
@@ -43,7 +44,7 @@ def _candidates(simulator: Simulator, state: State) -> Iterator[str]:
     things = [*carried, *near][:_MOST_THINGS]
     commands = [
         *alone,
-        *(verb.replace("OBJ", thing) for thing in things for verb in one[:_MOST_VERBS]),
+        *(verb.replace("OBJ", thing) for thing in [*things, "all"] for verb in one[:_MOST_VERBS]),
         *_pairs(two, carried, things),
     ]
     words, length = vocabulary(simulator)
@@ -83,12 +84,12 @@ def vocabulary(simulator: Simulator) -> tuple[frozenset[str], int]:
 
 
 @functools.cache
-def _nouns(simulator: Simulator) -> frozenset[str]:
+def _words(simulator: Simulator) -> frozenset[str]:
     return frozenset(word.word for word in simulator.emulator.get_dictionary())
 
 
 def _things(simulator: Simulator, state: State) -> tuple[list[str], list[str]]:
-    """Names of what is carried and of what is near, each the last word of the thing's name."""
+    """Names of what is carried and of what is near."""
     simulator.stand(state)
     emulator = simulator.emulator
     tree = emulator.get_world_objects()
@@ -101,12 +102,15 @@ def _things(simulator: Simulator, state: State) -> tuple[list[str], list[str]]:
     length = emulator.bindings["max_word_length"]
 
     def names(numbers: Sequence[int]) -> list[str]:
-        known: dict[str, None] = {}
+        known: dict[str, list[str]] = {}
         for number in numbers:
             words = re.findall(r"[a-z']+", tree[number].name.lower())
-            words = [word for word in words if word[:length] in _nouns(simulator)]
-            known.update(dict.fromkeys(words[-1:]))
-        return list(known)
+            words = [word for word in words if word[:length] in _words(simulator)]
+            if words:
+                known.setdefault(words[-1], []).append(" ".join(words))
+        # One word is enough, but for two doors.
+        named = (whole if len(whole) > 1 else [last] for last, whole in known.items())
+        return list(dict.fromkeys(itertools.chain.from_iterable(named)))
 
     mine = names(carried)
     return mine, [name for name in names(near) if name not in mine]

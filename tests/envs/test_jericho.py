@@ -284,9 +284,9 @@ def test_a_fork_answers_as_a_machine_of_its_own(seed):
     game = rng.choice(games())
     episode, _ = started(paper_task(game, max_steps=100))
     said = []
-    for walked in simulator(game).walkthrough[:12]:
+    for walked in simulator(game).walkthrough[:8]:
         others = [episode.fork() for _ in range(3)]
-        script = [_random_action(rng, episode) for _ in range(5)]
+        script = [_random_action(rng, episode) for _ in range(4)]
         first, second, third = others
         answers = []
         for action in script:  # in turns, so that the emulator goes to and fro
