@@ -19,6 +19,7 @@ from agentrm_jax.envs.task_lists import check_kinds, in_turn
 from agentrm_jax.envs.webshop_catalogue import (
     PAPER_FILE,
     Catalogue,
+    catalogue_label,
     load_catalogue,
     missing_files,
     paper_numbers,
@@ -47,7 +48,10 @@ class WebShop:
 
     name = "webshop"
     pooled = False
-    metric = "reward"
+
+    @property
+    def metric(self) -> str:
+        return f"reward ({catalogue_label()})"
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("rapidfuzz") is None:

@@ -120,6 +120,16 @@ def load_catalogue() -> Catalogue:
     return _loaded(folder)
 
 
+def catalogue_label() -> str:
+    """Which catalogue and goals figures belong to, for whoever shows them."""
+    folder = data_directory() / _FOLDER
+    found = _file_set(folder)
+    if found is None or found[2] is None:
+        return "1k catalogue, synthetic goals"
+    written = (folder / found[2]).exists()
+    return f"full catalogue, {'human' if written else 'synthetic'} goals"
+
+
 def paper_numbers() -> list[int] | None:
     """The numbers of ETO's test goals; None unless they and the full catalogue are there."""
     folder = data_directory() / _FOLDER

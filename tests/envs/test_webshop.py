@@ -221,6 +221,15 @@ def test_goals_that_read_alike_are_one(tmp_path, monkeypatch):
     assert not {t.problem for t in all_tasks("train")} & {t.problem for t in all_tasks("test")}
 
 
+def test_the_metric_names_the_catalogue(data, tmp_path, monkeypatch):
+    assert FAMILY.metric == "reward (1k catalogue, synthetic goals)"
+    monkeypatch.setenv("AGENTRM_DATA", str(tmp_path))
+    put(tmp_path, items_shuffle=[], items_ins_v2={})
+    assert FAMILY.metric == "reward (full catalogue, synthetic goals)"
+    put(tmp_path, items_human_ins={})
+    assert FAMILY.metric == "reward (full catalogue, human goals)"
+
+
 def test_paper_needs_the_full_catalogue(data):
     with pytest.raises(UserError, match=r"200 goals of the full catalogue.*items_human_ins.json"):
         all_tasks("paper")
