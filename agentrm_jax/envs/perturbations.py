@@ -195,10 +195,11 @@ def _whole(pattern: str) -> re.Pattern[str]:
 @functools.cache
 def _patterns(wording: Wording) -> tuple[tuple[re.Pattern[str], str], ...]:
     """For actions inside texts, where a slot is `(thing)`, `{thing}`, `<thing>`, a few words that
-    end with a number, or one word."""
-    slot = (
-        r"(?:\([^()\n]+\)|\{[^{}\n]+\}|<[^<>\n]+>|[a-z][\w'-]*(?: [a-z][\w'-]*){0,3}? \d+|[\w'-]+)"
-    )
+    end with a number, or one word and its article."""
+    word = r"[\w'-]+"
+    numbered = r"[a-z][\w'-]*(?: [a-z][\w'-]*){0,3}? \d+"
+    bracketed = r"\([^()\n]+\)|\{[^{}\n]+\}|<[^<>\n]+>"
+    slot = rf"(?:{bracketed}|{numbered}|(?:(?:the|an?) )?{word})"
     return tuple(
         (re.compile(rf"(?<!\w){_slotted(old, slot)}(?!\w)", re.IGNORECASE), new)
         for old, new in wording.actions

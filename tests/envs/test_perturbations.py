@@ -88,6 +88,9 @@ def test_actions_inside_texts():
         "I from side table 2 take mug 1, then."
     )
     assert shown("Now I go to the shelf 1.", WORDINGS["move_to"]) == "Now I move to the shelf 1."
+    asking = Wording(name="ask", actions=(("guess {number}", "is it {number} ?"),))
+    assert shown("First guess the number.", asking) == "First is it the number ?."
+    assert shown("guess <number>", asking) == "is it <number> ?"
 
 
 def test_slots_have_to_agree():
