@@ -66,7 +66,7 @@ def _replan(bot: Any, made: int | None = None) -> int:
 
 def _play(episode: BabyAIEpisode, max_steps: int) -> list[Demonstration] | None:
     bot = _bot_class()(episode.world)
-    bot.stack = _Plans(_without_what_is_carried(bot))
+    bot.stack = _Plans(_without_what_is_carried(bot.stack, episode.world.carrying))
     moves = [_replan(bot)]
     turns: list[Demonstration] = []
     while len(turns) < max_steps:
@@ -81,10 +81,9 @@ def _play(episode: BabyAIEpisode, max_steps: int) -> list[Demonstration] | None:
     return None
 
 
-def _without_what_is_carried(bot: Any) -> list[Any]:
+def _without_what_is_carried(plan: list[Any], carried: Any) -> list[Any]:
     """The bot's first plan. Some levels begin with the thing in hand that is to be put somewhere;
     the bot would look for it."""
-    plan, carried = list(bot.stack), bot.mission.carrying
     if carried is not None and len(plan) >= 2 and _is(plan[-2], "PickupSubgoal"):
         wanted = plan[-1].datum
         if all(
