@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs.replay import ReplayedEpisode, Simulators
@@ -91,11 +92,16 @@ class ScienceWorldSimulator:
 
     def step(self, action: str) -> Transition:
         self._steps_left -= 1
+        # The library answers these itself.
         match action.strip().lower():
             case "help":
-                return self._listed("actions", self._java.possible_actions(self._world))
+                return self._told("Possible actions: ", self._java.possible_actions(self._world))
             case "objects":
-                return self._listed("object references", self._java.possible_objects(self._world))
+                objects = self._java.possible_objects(self._world)
+                return self._told("Possible object references: ", objects)
+            case "task":
+                description = self._java.description(self._world)
+                return self._told(f"Task description:\n{description}")
         said, score, over = self._java.step(self._world, _encodable(action))
         points = round(100 * score)
         best = max(self._best, points)
@@ -108,9 +114,9 @@ class ScienceWorldSimulator:
             valid=was_done(said),
         )
 
-    def _listed(self, what: str, names: list[str]) -> Transition:
+    def _told(self, what: str, names: Sequence[str] = ()) -> Transition:
         return Transition(
-            observation="\n\t".join([f"Possible {what}: ", *names]),
+            observation="\n\t".join([what, *names]),
             reward=0.0,
             done=self._steps_left <= 0,
             success=False,

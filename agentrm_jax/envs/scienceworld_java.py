@@ -9,6 +9,7 @@ is to act: the random numbers, the number of the next object, the simplification
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import logging
@@ -54,14 +55,21 @@ def _java() -> str | None:
     return shutil.which("java")
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class World:
-    """A game in progress. Its methods are those of `Java`."""
+    """A game in progress, and what the simulator keeps outside it while it acts.
 
-    def __init__(self, interface: Any, random: Any, next_number: int, simplifications: str) -> None:
-        self.interface = interface
-        self.random = random
-        self.next_number = next_number
-        self.simplifications = simplifications
+    Attributes:
+      interface: The game (an `AgentInterface`).
+      random: Its random numbers.
+      next_number: Up to which its objects are numbered; out of date while it acts.
+      simplifications: Of its rules.
+    """
+
+    interface: Any
+    random: Any
+    next_number: int
+    simplifications: str
 
 
 class Java:
@@ -108,8 +116,10 @@ class Java:
     def step(self, world: World, action: str) -> tuple[str, float, bool]:
         """What the game says, its score (up to 1; negative: lost) and whether it is over."""
         self._activate(world)
-        said = world.interface.step(action)
-        return said._1(), said._2(), said._3()
+        # A tuple (text, score, over), told in one go.
+        answer = world.interface.step(action).toString()
+        said, score, over = answer[1:-1].rsplit(",", 2)
+        return said, float(score), over == "true"
 
     def description(self, world: World) -> str:
         return world.interface.getTaskDescription()
