@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.envs.scienceworld_patch import CLASS, with_hash
+from agentrm_jax.envs.scienceworld_patch import (
+    HASHED_CLASS,
+    MEMORY_FIELD,
+    PARSER_CLASS,
+    with_hash,
+    with_memory,
+)
 
 _JAVA_OPTIONS = (
     "-Xmx768m",  # else a quarter of the machine's memory
@@ -33,6 +39,7 @@ _JAVA_OPTIONS = (
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
 )
+_MOST_REMEMBERED = 100_000  # about 20 MB
 _PACKAGE = "agentrm-jax[scienceworld]"
 _JAVA_PACKAGE = "openjdk-17-jre-headless"
 
@@ -91,6 +98,10 @@ class Java:
         self._random_field.setAccessible(True)
         self._numbers = _singleton(jvm, "util.UniqueIdentifier$")
         self._simplifier = _singleton(jvm, "main.scala.scienceworld.runtime.SimplifierProcessor$")
+        # Words of names: what the patched parser remembers.
+        self._remembered = jvm.java.util.HashMap()
+        parser = _singleton(jvm, PARSER_CLASS.replace("/", "."))
+        parser.getClass().getField(MEMORY_FIELD).set(parser, self._remembered)
         self._acting: World | None = None
 
     def load(self, task: str, variation: int, simplifications: str) -> World:
@@ -100,6 +111,8 @@ class Java:
           UserError: The library has no such task.
         """
         self._put_away()
+        if self._remembered.size() > _MOST_REMEMBERED:
+            self._remembered.clear()
         random = self._gateway.jvm.java.util.Random()
         self._random_field.set(self._random, random)
         error = self._loader.load(task, variation, simplifications, False)
@@ -200,7 +213,7 @@ def _singleton(jvm: Any, name: str) -> Any:
 
 
 def _start() -> tuple[Any, subprocess.Popen[bytes]]:
-    """Starts Java with the patched class in front of the library's archive."""
+    """Starts Java with the patched classes in front of the library's archive."""
     from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
 
     # It reports each call that fails on standard error, and raises as well.
@@ -212,7 +225,7 @@ def _start() -> tuple[Any, subprocess.Popen[bytes]]:
     home = Path(package.origin).parent
     archive = home / "scienceworld.jar"
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
-        _write_patch(archive, Path(folder))
+        _write_patches(archive, Path(folder))
         program = _java()
         assert program is not None
         path = os.pathsep.join([find_jar_path(), folder, str(archive)])
@@ -233,17 +246,26 @@ def _start() -> tuple[Any, subprocess.Popen[bytes]]:
             raise UserError(f"{program} does not start the simulator: {' '.join(said)}")
         parameters = GatewayParameters(port=int(port), auth_token=token, auto_field=True)
         gateway: Any = JavaGateway(gateway_parameters=parameters)
-        # Loaded now, for the folder goes.
-        gateway.jvm.java.lang.Class.forName(CLASS.replace("/", "."))
+        for name in _PATCHES:  # loaded now, for the folder goes
+            gateway.jvm.java.lang.Class.forName(name.replace("/", "."))
     return gateway, process
 
 
-def _write_patch(archive: Path, folder: Path) -> None:
+_PATCHES = {HASHED_CLASS: with_hash, PARSER_CLASS: with_memory}
+
+
+def _write_patches(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as opened:
-        data = opened.read(f"{CLASS}.class")
-    file = folder / f"{CLASS}.class"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(with_hash(data))
+        for name, patched in _PATCHES.items():
+            file = folder / f"{name}.class"
+            file.parent.mkdir(parents=True)
+            try:
+                file.write_bytes(patched(opened.read(f"{name}.class")))
+            except (KeyError, ValueError) as error:
+                raise UserError(
+                    f"{archive}: this version of scienceworld is not known ({error}): "
+                    "pip install scienceworld==1.2.3"
+                ) from error
 
 
 def _end(gateway: Any, process: subprocess.Popen[bytes], owner: int) -> None:

@@ -19,7 +19,7 @@ from agentrm_jax.envs import scienceworld_expert, scienceworld_java
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.scienceworld import ScienceWorld
 from agentrm_jax.envs.scienceworld_episode import ScienceWorldSimulator, simulators, was_done
-from agentrm_jax.envs.scienceworld_patch import with_hash
+from agentrm_jax.envs.scienceworld_patch import with_hash, with_memory
 from agentrm_jax.envs.scienceworld_tasks import KINDS, simplifications, task, variations
 
 FAMILY = ScienceWorld()
@@ -150,12 +150,17 @@ def test_what_is_missing_is_named(monkeypatch):
         scienceworld_java.Java()
 
 
-def test_the_patch_wants_a_class_with_numbers():
+@pytest.mark.parametrize("patch", [with_hash, with_memory])
+def test_the_patches_want_the_classes_that_they_are_for(patch):
     with pytest.raises(ValueError, match="not a class file"):
-        with_hash(b"PK\x03\x04")
-    empty = b"\xca\xfe\xba\xbe" + bytes(4) + (1).to_bytes(2, "big") + bytes(14)
-    with pytest.raises(ValueError, match="no uuid"):
-        with_hash(empty)
+        patch(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"1\.2\.3"):
+        patch(empty_class("Other"))
+
+
+def empty_class(name: str) -> bytes:
+    pool = b"\x01" + len(name).to_bytes(2, "big") + name.encode() + b"\x07\x00\x01"
+    return b"\xca\xfe\xba\xbe\x00\x00\x00\x34\x00\x03" + pool + b"\x00\x21\x00\x02" + bytes(10)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +219,15 @@ def test_the_library_has_these_tasks_and_variations():
 
 
 @installed
+def test_the_parser_with_a_memory_finds_the_words_that_it_found_without():
+    parser = scienceworld_java._singleton(
+        scienceworld_java.java()._gateway.jvm, "scienceworld.input.InputParser$"
+    )
+    for text in ("the cup in a  drawer", "", " a ", "flower pot 3", "the cup in a  drawer"):
+        assert list(parser.tokenize(text)) == list(parser.tokenize2(text))
+
+
+@installed
 def test_the_worked_example_is_a_real_episode():
     prompt = FAMILY.prompt()
     episode, text = started("find-non-living-thing", 0)
@@ -266,8 +280,9 @@ def test_impossible_actions_are_answered(action, answer):
 
 
 @installed
-def test_help_and_objects_list_what_there_is():
-    episode, _ = started("boil", 0)
+def test_help_objects_and_task_are_answered():
+    episode, text = started("boil", 0)
+    assert episode.step("task").observation == f"Task description:\n{text}"
     assert "\n\tteleport OBJ" in episode.step(" Help ").observation
     assert "\n\t" in episode.step("objects").observation
 
