@@ -24,7 +24,7 @@ def alfworld(steps: int) -> dict[str, Any]:
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
     from textworld.envs.pddl.pddl import PddlEnv
 
-    from agentrm_jax.envs.alfworld_files import games_folder
+    from agentrm_jax.envs.alfworld.files import games_folder
 
     family = load_family("alfworld")
     each = min(steps, 40)
@@ -62,13 +62,13 @@ def _as_put(text: str) -> str:
 def scienceworld(steps: int) -> dict[str, Any]:
     """The library's own `step`, which lists all valid actions, and ours: an expert's actions.
 
-    What the library says depends on the order of its sets (see `envs.scienceworld_patch`), so best
+    What the library says depends on the order of its sets (see `envs.scienceworld.patch`), so best
     scores are compared, not texts. Java compiles while it runs: both are warm before the clock. A
     step of the original runs the same code a hundred times over, so it needs fewer of them.
     """
     from scienceworld import ScienceWorldEnv
 
-    from agentrm_jax.envs.scienceworld_tasks import simplifications
+    from agentrm_jax.envs.scienceworld.tasks import simplifications
 
     family = load_family("scienceworld")
     wrapper = ScienceWorldEnv(envStepLimit=1_000_000)

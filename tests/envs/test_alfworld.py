@@ -17,8 +17,11 @@ pytest.importorskip("fast_downward")
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
-from agentrm_jax.envs import alfworld_files, alfworld_game, alfworld_tasks, alfworld_text
-from agentrm_jax.envs.alfworld import Alfworld
+from agentrm_jax.envs.alfworld import files as alfworld_files
+from agentrm_jax.envs.alfworld import game as alfworld_game
+from agentrm_jax.envs.alfworld import tasks as alfworld_tasks
+from agentrm_jax.envs.alfworld import text as alfworld_text
+from agentrm_jax.envs.alfworld.family import Alfworld
 from tests.envs.alfworld_house import own_name, simple_goal, write_game, write_house
 
 FAMILY = Alfworld()
@@ -407,7 +410,7 @@ def test_objects_are_numbered_as_alfworld_does(house):
 
 def test_a_worker_needs_no_jax(house):
     code = (
-        "import sys; from agentrm_jax.envs.alfworld import Alfworld; f = Alfworld();"
+        "import sys; from agentrm_jax.envs.alfworld.family import Alfworld; f = Alfworld();"
         "t = f.tasks('test', kinds=f.kinds(), n=1)[0]; f.demonstrate(t); f.create().reset(t);"
         "sys.exit('jax' in sys.modules)"
     )

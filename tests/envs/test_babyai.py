@@ -16,8 +16,9 @@ import gymnasium
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task, is_test_problem
-from agentrm_jax.envs import babyai_expert, babyai_world
-from agentrm_jax.envs.babyai import BabyAI
+from agentrm_jax.envs.babyai import expert as babyai_expert
+from agentrm_jax.envs.babyai import world as babyai_world
+from agentrm_jax.envs.babyai.family import BabyAI
 
 SIX = ("GoToObjDoor", "PickupDist", "OpenDoor", "ActionObjDoor", "GoToLocal", "PickupLoc")
 FAMILY = BabyAI()
@@ -236,7 +237,7 @@ def test_a_bot_that_replans_for_ever_is_stopped(monkeypatch):
 
 def test_a_worker_needs_no_jax_and_prints_nothing():
     code = (
-        "import sys; from agentrm_jax.envs.babyai import BabyAI; f = BabyAI();"
+        "import sys; from agentrm_jax.envs.babyai.family import BabyAI; f = BabyAI();"
         "t = f.tasks('train', kinds=['GoToImpUnlock', 'GoToObjDoor'], n=6);"
         "f.demonstrate(t[1]); f.create().reset(t[0]);"
         "sys.exit('jax' in sys.modules)"

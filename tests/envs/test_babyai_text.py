@@ -10,9 +10,9 @@ minigrid_objects = pytest.importorskip("minigrid.core.world_object")
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT  # noqa: E402
 from minigrid.core.grid import Grid  # noqa: E402
 
-from agentrm_jax.envs.babyai_paths import DIRECTIONS, FORWARD, LEFT, RIGHT, Paths  # noqa: E402
-from agentrm_jax.envs.babyai_text import describe, look, options  # noqa: E402
-from agentrm_jax.envs.babyai_world import build, copy_world, problem_form  # noqa: E402
+from agentrm_jax.envs.babyai.paths import DIRECTIONS, FORWARD, LEFT, RIGHT, Paths  # noqa: E402
+from agentrm_jax.envs.babyai.text import describe, look, options  # noqa: E402
+from agentrm_jax.envs.babyai.world import build, copy_world, problem_form  # noqa: E402
 
 LEVELS = ("GoToLocal", "BossLevel", "KeyCorridorS3R2", "PutNextS5N2Carrying", "UnlockLocal")
 

@@ -13,11 +13,13 @@ pytest.importorskip("jericho")
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
-from agentrm_jax.envs import jericho_games, jericho_labels, jericho_text
-from agentrm_jax.envs.jericho import Jericho
-from agentrm_jax.envs.jericho_actions import possible_actions
-from agentrm_jax.envs.jericho_episode import start
-from agentrm_jax.envs.jericho_simulator import Simulator, simulator
+from agentrm_jax.envs.jericho import games as jericho_games
+from agentrm_jax.envs.jericho import labels as jericho_labels
+from agentrm_jax.envs.jericho import text as jericho_text
+from agentrm_jax.envs.jericho.actions import possible_actions
+from agentrm_jax.envs.jericho.episode import start
+from agentrm_jax.envs.jericho.family import Jericho
+from agentrm_jax.envs.jericho.simulator import Simulator, simulator
 from agentrm_jax.envs.registry import load_family
 
 FAMILY = Jericho()
@@ -405,7 +407,7 @@ def test_labels_of_the_user_make_the_paper_tasks(tmp_path, monkeypatch):
 
 def test_a_worker_needs_no_jax_no_spacy_and_prints_nothing():
     code = (
-        "import sys; from agentrm_jax.envs.jericho import Jericho; f = Jericho();"
+        "import sys; from agentrm_jax.envs.jericho.family import Jericho; f = Jericho();"
         "f.missing() or [f.create().reset(t) for t in f.tasks('paper', kinds=f.kinds(), n=2)];"
         "sys.exit('jax' in sys.modules or 'spacy' in sys.modules)"
     )

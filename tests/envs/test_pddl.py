@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task, is_test_problem
-from agentrm_jax.envs import pddl, pddl_expert, pddl_text
-from agentrm_jax.envs.pddl import Pddl
-from agentrm_jax.envs.pddl_problems import (
+from agentrm_jax.envs.pddl import expert as pddl_expert
+from agentrm_jax.envs.pddl import family as pddl
+from agentrm_jax.envs.pddl import text as pddl_text
+from agentrm_jax.envs.pddl.family import Pddl
+from agentrm_jax.envs.pddl.problems import (
     KINDS,
     PAPER_FORMS,
     domain,
@@ -29,8 +31,8 @@ from agentrm_jax.envs.pddl_problems import (
     problem_form,
     to_spec,
 )
-from agentrm_jax.envs.strips import Problem
-from agentrm_jax.envs.strips_parser import parse_problem
+from agentrm_jax.envs.pddl.strips import Problem
+from agentrm_jax.envs.pddl.strips_parser import parse_problem
 
 FAMILY = Pddl()
 COUNTS = {"gripper": 20, "blockworld": 10, "barman": 20, "tyreworld": 10}
@@ -630,7 +632,7 @@ def test_missing_or_broken_files_are_named(files, monkeypatch, tmp_path):
 
 def test_a_worker_needs_no_jax():
     code = (
-        "import sys; from agentrm_jax.envs.pddl import Pddl; f = Pddl();"
+        "import sys; from agentrm_jax.envs.pddl.family import Pddl; f = Pddl();"
         "t = f.tasks('train', kinds=['gripper'], n=1)[0]; f.demonstrate(t); f.create().reset(t);"
         "sys.exit('jax' in sys.modules)"
     )

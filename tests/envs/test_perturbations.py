@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
-from agentrm_jax.envs.alfworld_wordings import WORDINGS
+from agentrm_jax.envs.alfworld.wordings import WORDINGS
 from agentrm_jax.envs.maze import Maze
-from agentrm_jax.envs.pddl import Pddl
+from agentrm_jax.envs.pddl.family import Pddl
 from agentrm_jax.envs.perturbations import (
     Wording,
     perturbed,

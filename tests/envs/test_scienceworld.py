@@ -15,12 +15,13 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
-from agentrm_jax.envs import scienceworld_expert, scienceworld_java
 from agentrm_jax.envs.pool import make_pool
-from agentrm_jax.envs.scienceworld import ScienceWorld
-from agentrm_jax.envs.scienceworld_episode import ScienceWorldSimulator, simulators, was_done
-from agentrm_jax.envs.scienceworld_patch import with_hash, with_memory
-from agentrm_jax.envs.scienceworld_tasks import KINDS, simplifications, task, variations
+from agentrm_jax.envs.scienceworld import expert as scienceworld_expert
+from agentrm_jax.envs.scienceworld import java as scienceworld_java
+from agentrm_jax.envs.scienceworld.episode import ScienceWorldSimulator, simulators, was_done
+from agentrm_jax.envs.scienceworld.family import ScienceWorld
+from agentrm_jax.envs.scienceworld.patch import with_hash, with_memory
+from agentrm_jax.envs.scienceworld.tasks import KINDS, simplifications, task, variations
 
 FAMILY = ScienceWorld()
 installed = pytest.mark.skipif(
@@ -392,7 +393,7 @@ def test_workers_play_as_this_process_does_under_their_limit_of_memory():
 
 _HOLDER = """
 import sys, time
-from agentrm_jax.envs.scienceworld_java import java
+from agentrm_jax.envs.scienceworld.java import java
 print(java()._process.pid, flush=True)
 time.sleep(100)
 """
@@ -438,7 +439,7 @@ def test_a_java_that_ended_is_replaced():
 @installed
 def test_a_worker_needs_no_jax_and_prints_nothing():
     code = (
-        "import sys; from agentrm_jax.envs.scienceworld import ScienceWorld as S; f = S();"
+        "import sys; from agentrm_jax.envs.scienceworld.family import ScienceWorld as S; f = S();"
         "t = f.tasks('train', kinds=['boil'], n=1)[0]; e = f.create(); e.reset(t); e.step('wait1');"
         "sys.exit('jax' in sys.modules)"
     )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrm_jax.envs.sheet_formula import (
+from agentrm_jax.envs.tools.calls import Call, ToolError
+from agentrm_jax.envs.tools.sheet_formula import (
     FormulaError,
     after_deletion,
     after_insertion,
@@ -15,11 +16,10 @@ from agentrm_jax.envs.sheet_formula import (
     evaluate,
     moved,
 )
-from agentrm_jax.envs.sheet_goals import grid_of
-from agentrm_jax.envs.sheet_grid import COLUMNS, ROWS, Box, Cell, Formula, Grid
-from agentrm_jax.envs.sheet_numbers import shown, typed
-from agentrm_jax.envs.sheet_world import SheetWorld
-from agentrm_jax.envs.tool_calls import Call, ToolError
+from agentrm_jax.envs.tools.sheet_goals import grid_of
+from agentrm_jax.envs.tools.sheet_grid import COLUMNS, ROWS, Box, Cell, Formula, Grid
+from agentrm_jax.envs.tools.sheet_numbers import shown, typed
+from agentrm_jax.envs.tools.sheet_world import SheetWorld
 
 VALUES = [
     ["Fruit", "Price", "Stock", "Value"],

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.envs.pddl_problems import KINDS, domain, draw
-from agentrm_jax.envs.strips import Action, Problem, ground
-from agentrm_jax.envs.strips_parser import parse_domain, parse_problem
-from agentrm_jax.envs.strips_search import find_plan, without_useless
+from agentrm_jax.envs.pddl.problems import KINDS, domain, draw
+from agentrm_jax.envs.pddl.strips import Action, Problem, ground
+from agentrm_jax.envs.pddl.strips_parser import parse_domain, parse_problem
+from agentrm_jax.envs.pddl.strips_search import find_plan, without_useless
 
 DOMAIN = """\
 (define (domain lamps) ; a comment (

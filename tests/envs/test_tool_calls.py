@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrm_jax.envs.tool_calls import FORMAT_ERROR, ToolError, compiled, read_call
-from agentrm_jax.envs.tool_score import agreement, same
+from agentrm_jax.envs.tools.calls import FORMAT_ERROR, ToolError, compiled, read_call
+from agentrm_jax.envs.tools.score import agreement, same
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task, is_test_problem
-from agentrm_jax.envs.tool_calls import FORMAT_ERROR
-from agentrm_jax.envs.tooloperation import ToolOperation
+from agentrm_jax.envs.tools.calls import FORMAT_ERROR
+from agentrm_jax.envs.tools.tooloperation import ToolOperation
 
 FAMILY = ToolOperation()
 GENERATED = ("todo_generated", "sheet_generated")
@@ -464,7 +464,7 @@ def test_missing_openpyxl_says_what_to_install(labels, monkeypatch):
 
 def test_a_worker_needs_no_jax():
     code = (
-        "import sys; from agentrm_jax.envs.tooloperation import ToolOperation as T; f = T();"
+        "import sys; from agentrm_jax.envs.tools.tooloperation import ToolOperation as T; f = T();"
         "t = f.tasks('train', kinds=f.kinds()[-2:], n=2); [f.create().reset(x) for x in t];"
         "sys.exit('jax' in sys.modules)"
     )

@@ -16,10 +16,11 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task
-from agentrm_jax.envs import academia_graph, movie_world, tool_http, weather_world
 from agentrm_jax.envs.pool import make_pool
-from agentrm_jax.envs.tool_http import NotRecordedError, Service, ServiceError
-from agentrm_jax.envs.toolquery import ToolQuery
+from agentrm_jax.envs.tools import academia_graph, movie_world, weather_world
+from agentrm_jax.envs.tools import http as tool_http
+from agentrm_jax.envs.tools.http import NotRecordedError, Service, ServiceError
+from agentrm_jax.envs.tools.toolquery import ToolQuery
 
 FAMILY = ToolQuery()
 REAL = os.environ.get("AGENTRM_DATA", "")
@@ -552,7 +553,7 @@ def test_a_task_is_plain_json_and_a_worker_needs_no_jax():
     of = weather_task(parts=[{"a": [1]}])
     assert Task(**json.loads(json.dumps(dataclasses.asdict(of)))) == of
     code = (
-        "import sys; from agentrm_jax.envs.toolquery import ToolQuery as T; f = T();"
+        "import sys; from agentrm_jax.envs.tools.toolquery import ToolQuery as T; f = T();"
         "f.missing(); f.create(); sys.exit('jax' in sys.modules or 'networkx' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

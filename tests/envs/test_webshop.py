@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task
-from agentrm_jax.envs.webshop import WebShop
-from agentrm_jax.envs.webshop_catalogue import load_catalogue
-from agentrm_jax.envs.webshop_nouns import title_nouns
-from agentrm_jax.envs.webshop_reward import option_hit, reward_of, type_factor
-from agentrm_jax.envs.webshop_search import SearchIndex, stems
-from agentrm_jax.envs.webshop_stems import stem
+from agentrm_jax.envs.webshop.catalogue import load_catalogue
+from agentrm_jax.envs.webshop.family import WebShop
+from agentrm_jax.envs.webshop.nouns import title_nouns
+from agentrm_jax.envs.webshop.reward import option_hit, reward_of, type_factor
+from agentrm_jax.envs.webshop.search import SearchIndex, stems
+from agentrm_jax.envs.webshop.stems import stem
 
 pytest.importorskip("rapidfuzz", reason="needs the extra webshop")
 FAMILY = WebShop()

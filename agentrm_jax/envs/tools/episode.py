@@ -1,0 +1,116 @@
+"""An episode with tools: a world that answers calls, and a score of what was reached."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from agentrm_jax.core.records import Task, Transition
+from agentrm_jax.envs.tools.calls import Call, Tool, ToolError, error_text, read_call
+
+# What AgentBoard tells before the first step.
+FINISH_HINT = (
+    "Once you have finished the goal, please remember to take 'finish' action to end this goal."
+)
+_RAISED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
+
+
+NOTHING = object()
+"""What an answer counts for that is no part of any goal."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """A tool's answer.
+
+    Attributes:
+      value: What is shown (by `str`).
+      valid: Whether the tool did what it was asked for.
+      reached: What counts towards the goal, where it is one of the goal's parts.
+    """
+
+    value: Any
+    valid: bool = True
+    reached: Any = NOTHING
+
+
+class World(Protocol):
+    """What tools work on. It is never changed: a call gives the world after it."""
+
+    @property
+    def tools(self) -> Sequence[Tool]: ...
+
+    def call(self, call: Call) -> tuple[Result, World]:
+        """Performs a call to one of the tools.
+
+        Raises:
+          ToolError: It cannot; the message is the answer.
+          KeyError, TypeError, ...: An argument is missing or unusable; answered as AgentBoard does.
+        """
+        ...
+
+
+class Score(Protocol):
+    """How much of the goal is reached. It is never changed either."""
+
+    @property
+    def progress(self) -> float: ...
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved, if the last call was the end."""
+        ...
+
+    def after(self, result: Result, world: World, finished: bool) -> Score:
+        """The score after a valid call."""
+        ...
+
+
+class ToolEpisode:
+    """One episode (`core.protocols.Environment`); `set_up` makes what it begins with.
+
+    The reward is what a step adds to the score's progress. `finish` ends the episode.
+    """
+
+    _world: World
+    _score: Score
+    _steps_left: int
+
+    def set_up(self, task: Task) -> tuple[World, Score, str]:
+        """World and score of a task, and a text that stands below the goal."""
+        raise NotImplementedError
+
+    def reset(self, task: Task) -> str:
+        self._world, self._score, text = self.set_up(task)
+        self._steps_left = task.max_steps
+        tools = "\n".join(f"- {tool}" for tool in self._world.tools)
+        return f"Goal: {task.spec['goal'].strip()}\nTools:\n{tools}\n{text}"
+
+    def step(self, action: str) -> Transition:
+        self._steps_left -= 1
+        result: Result | None = None
+        finished = False
+        try:
+            call = read_call(action)
+            result, self._world = self._world.call(call)
+            finished = call.name == "finish"
+            text = str(result.value)
+        except ToolError as error:
+            text = str(error)
+        except _RAISED as error:
+            text = error_text(error)
+        before = self._score.progress
+        if result is not None and result.valid:
+            self._score = self._score.after(result, self._world, finished)
+        return Transition(
+            observation=text,
+            reward=self._score.progress - before,
+            done=finished or self._steps_left <= 0,
+            success=finished and self._score.success,
+            valid=result is not None and result.valid,
+        )
+
+    def fork(self) -> ToolEpisode:
+        return copy.copy(self)  # nothing that it holds is ever changed
