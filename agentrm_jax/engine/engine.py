@@ -251,9 +251,8 @@ class Engine:
 
     def have_read(self, groups: Sequence[Sequence[Entry]], readouts: jax.Array | None) -> None:
         """Notes that the next portion of each entry has been read, and what was read out."""
-        scores = None if readouts is None else np.asarray(readouts)
+        scores, T = None if readouts is None else np.asarray(readouts), self.sizes.extend_tokens
         for row, entry in self.rows_of(groups):
-            T = self.sizes.extend_tokens
             self.usage.read += len(entry.tokens[entry.portions_read * T :][:T])
             entry.portions_read += 1
             if scores is not None and entry.portions_read == self.cache.portions(entry):
@@ -279,13 +278,13 @@ class Engine:
         for beginnings, places, at in groups:
             begins_with = np.full(places, -1, np.int32)
             for place, (leaf, end) in zip(at, beginnings, strict=True):
-                path = leaf.path() if leaf is not None else [None]
+                path = [] if leaf is None else leaf.path()
                 if len(path) > self.sizes.max_pieces:
                     raise UserError(
                         f"engine.max_pieces: a conversation has {len(path)} pieces, more than "
                         f"{self.sizes.max_pieces}"
                     )
-                first = path[0]
+                first = path[0] if path else None
                 if first is not None and first.instruction is not None and end >= first.end:
                     begins_with[place] = first.instruction
                     found[first.instruction] = first

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEEDS_TORCH = ("decode", "score")
 
 
-def run(name: str, *arguments: str) -> dict:
+def last_line(name: str, *arguments: str) -> dict:
     """The benchmark in a process of its own; what its last line says."""
     if name in NEEDS_TORCH and "--model" not in arguments:
         pytest.importorskip("torch")
@@ -30,6 +30,12 @@ def run(name: str, *arguments: str) -> dict:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["benchmark"] == name
     assert found["hardware"]["device"]
+    return found
+
+
+def run(name: str, *arguments: str) -> dict:
+    """The same for one that compares."""
+    found = last_line(name, *arguments)
     ratios = [value for key, value in found.items() if key.startswith("ratio_")]
     assert ratios
     assert all(math.isfinite(value) and value > 0 for value in ratios)
@@ -91,16 +97,7 @@ def test_large_models_in_another_precision(name):
 
 
 def test_environments():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.environments", "--tiny", "--rounds", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = last_line("environments", "--tiny")
     assert found["environments"].keys() == {"maze", "pddl"}
     for row in found["environments"].values():
         assert row["ok"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from agentrm_jax.core.records import Task, Transition
@@ -69,21 +69,23 @@ class Score(Protocol):
 
 
 class ToolEpisode:
-    """One episode (`core.protocols.Environment`); `set_up` makes what it begins with.
+    """One episode (`core.protocols.Environment`).
 
     The reward is what a step adds to the score's progress. `finish` ends the episode.
+
+    Args:
+      set_up: World and score of a task, and a text that stands below the goal.
     """
 
     _world: World
     _score: Score
     _steps_left: int
 
-    def set_up(self, task: Task) -> tuple[World, Score, str]:
-        """World and score of a task, and a text that stands below the goal."""
-        raise NotImplementedError
+    def __init__(self, set_up: Callable[[Task], tuple[World, Score, str]]) -> None:
+        self._set_up = set_up
 
     def reset(self, task: Task) -> str:
-        self._world, self._score, text = self.set_up(task)
+        self._world, self._score, text = self._set_up(task)
         self._steps_left = task.max_steps
         tools = "\n".join(f"- {tool}" for tool in self._world.tools)
         return f"Goal: {task.spec['goal'].strip()}\nTools:\n{tools}\n{text}"

@@ -125,8 +125,8 @@ class ToolOperation:
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
 
-    def create(self) -> OperationEpisode:
-        return OperationEpisode()
+    def create(self) -> ToolEpisode:
+        return ToolEpisode(_set_up)
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
         """The steps that a generated goal was made with; for others the reference actions of a
@@ -142,26 +142,23 @@ class ToolOperation:
         return steps if len(steps) <= task.max_steps else None
 
 
-class OperationEpisode(ToolEpisode):
-    """One episode."""
-
-    def set_up(self, task: Task) -> tuple[World, Score, str]:
-        spec = task.spec
-        if spec["tool"] == "todo":
-            parts = tuple(spec["parts"])
-            score = Parts(
-                left=parts,
-                count=len(parts),
-                state=spec["state"],
-                state_of=None if spec["state"] is None else TodoWorld.state,
-                only_success=spec["only_success"],
-            )
-            return _todo(spec), score, FINISH_HINT
-        world = _sheets(spec)
-        own = spec["sheet"]
-        match = SheetMatch(answer=spec["answer"], shown=SheetWorld.values, whole="cells" in spec)
-        text = f"{FINISH_HINT}\nYou are now in {own}\n{world.values()}"
-        return world, match, text
+def _set_up(task: Task) -> tuple[World, Score, str]:
+    spec = task.spec
+    if spec["tool"] == "todo":
+        parts = tuple(spec["parts"])
+        score = Parts(
+            left=parts,
+            count=len(parts),
+            state=spec["state"],
+            state_of=None if spec["state"] is None else TodoWorld.state,
+            only_success=spec["only_success"],
+        )
+        return _todo(spec), score, FINISH_HINT
+    world = _sheets(spec)
+    own = spec["sheet"]
+    match = SheetMatch(answer=spec["answer"], shown=SheetWorld.values, whole="cells" in spec)
+    text = f"{FINISH_HINT}\nYou are now in {own}\n{world.values()}"
+    return world, match, text
 
 
 def _todo(spec: Mapping[str, Any]) -> TodoWorld:

@@ -117,22 +117,19 @@ class ToolQuery:
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
 
-    def create(self) -> QueryEpisode:
-        return QueryEpisode()
+    def create(self) -> ToolEpisode:
+        return ToolEpisode(_set_up)
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
         """None: labels hold answers, not the ways to them."""
         return None
 
 
-class QueryEpisode(ToolEpisode):
-    """One episode."""
-
-    def set_up(self, task: Task) -> tuple[World, Score, str]:
-        spec = task.spec
-        parts = tuple(spec["parts"])
-        hint = _WEATHER_HINT if spec["tool"] == "weather" else ""
-        return _world(spec), Parts(left=parts, count=len(parts)), hint + FINISH_HINT
+def _set_up(task: Task) -> tuple[World, Score, str]:
+    spec = task.spec
+    parts = tuple(spec["parts"])
+    hint = _WEATHER_HINT if spec["tool"] == "weather" else ""
+    return _world(spec), Parts(left=parts, count=len(parts)), hint + FINISH_HINT
 
 
 def _world(spec: Mapping[str, Any]) -> World:
