@@ -55,16 +55,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(given: argparse.Namespace) -> int:
-    table = Table("name", "kinds", *_SPLITS, "return", "missing")
+    table = Table("name", "ready", "kinds", *_SPLITS, "return")
+    missing: dict[str, str] = {}
     for name in environment_names():
         family = load_family(name)
-        reason = family.missing() or ""
+        if reason := family.missing():
+            missing[name] = reason
         counts: Mapping[Split, int | None] = {}
         with contextlib.suppress(UserError):
             counts = family.counts()
         sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
-        table.add_row(name, str(len(family.kinds())), *sizes, family.metric, reason)
+        ready = "no" if name in missing else "yes"
+        table.add_row(name, ready, str(len(family.kinds())), *sizes, family.metric)
     Console().print(table)
+    for name, reason in missing.items():
+        print(f"{name}: {reason}")
     return 0
 
 
@@ -81,18 +86,21 @@ def _check(given: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         Console().print(_table(rows))
+        for row in rows:
+            if row.reason:
+                print(f"{row.name}: {row.reason}")
     return 0 if all(row.ok for row in rows) else 1
 
 
 def _table(rows: Sequence[Check]) -> Table:
-    table = Table("name", "works", "reset ms", "step ms", "fork ms", "expert", "reason")
+    table = Table("name", "works", "reset ms", "step ms", "fork ms", "expert")
     for row in rows:
         figures = [
             "" if value is None else f"{value:.3g}"
             for value in (row.reset_ms, row.step_ms, row.fork_ms)
         ]
         expert = "" if row.expert is None else f"{row.expert:.0%}"
-        table.add_row(row.name, "yes" if row.ok else "no", *figures, expert, row.reason)
+        table.add_row(row.name, "yes" if row.ok else "no", *figures, expert)
     return table
 
 
