@@ -72,9 +72,12 @@ class ExpertsConfig:
 
     Attributes:
       num_tasks: Train tasks that the expert is asked to solve.
+      imported: Folders that `agentrm import` wrote. Their trajectories take the place of what the
+        environments' own experts would do; those that failed are left out.
     """
 
     num_tasks: int = 2000
+    imported: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.num_tasks < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
@@ -15,8 +15,9 @@ from agentrm_jax.cli.models import Model
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.protocols import EnvPool, Prompt
-from agentrm_jax.core.records import Split, Task
+from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.sharding import make_mesh
+from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
@@ -106,6 +107,22 @@ class Run:
             experts += tasks[:n]
             explored += tasks[n:]
         return experts, explored
+
+    def imported_trajectories(self) -> Iterator[Trajectory]:
+        """Those of `experts.imported`, in order.
+
+        Raises:
+          UserError: One is of an environment that the run does not name.
+        """
+        names = {environment.registered for environment in self._named}
+        for folder in self.config.experts.imported:
+            for trajectory in open_trajectories(pathlib.Path(folder), made_by="import"):
+                if trajectory.task.environment not in names:
+                    raise UserError(
+                        f"experts.imported: {folder} holds trajectories of "
+                        f"{trajectory.task.environment}, which `environments` does not name"
+                    )
+                yield trajectory
 
     @functools.cached_property
     def test_tasks(self) -> list[Task]:

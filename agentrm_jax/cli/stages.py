@@ -63,15 +63,22 @@ class StageSpec:
 
 
 def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
-    """Asks the experts for trajectories and writes those that succeed."""
-    tasks, _ = run.train_tasks
-    with progress("experts", len(tasks)) as bar:
-        found = list(expert_trajectories(run.pool, tasks, bar.advance))
+    """Asks the experts for trajectories, or takes imported ones; writes those that succeed."""
+    if run.config.experts.imported:
+        taken = list(run.imported_trajectories())
+        found, asked = [t for t in taken if t.success], len(taken)
+        if not found:
+            raise UserError("experts.imported: none of the trajectories succeeds")
+    else:
+        tasks, _ = run.train_tasks
+        asked = len(tasks)
+        with progress("experts", asked) as bar:
+            found = list(expert_trajectories(run.pool, tasks, bar.advance))
     write_trajectories(directory / DATASET, found)
     return {
         "trajectories": len(found),
-        "tasks": len(tasks),
-        "success_rate": len(found) / len(tasks),
+        "tasks": asked,
+        "success_rate": len(found) / asked,
         "steps_mean": float(np.mean([len(t.steps) for t in found])),
     }
 

@@ -25,5 +25,6 @@ def write_trajectories(directory: pathlib.Path, trajectories: Iterable[Trajector
     )
 
 
-def open_trajectories(directory: pathlib.Path) -> Dataset[Trajectory]:
-    return open_dataset(directory, "experts", trajectory_from_json)
+def open_trajectories(directory: pathlib.Path, made_by: str = "experts") -> Dataset[Trajectory]:
+    """What `write_trajectories` wrote; an error names the command `made_by`."""
+    return open_dataset(directory, made_by, trajectory_from_json)
