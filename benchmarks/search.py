@@ -2,9 +2,9 @@
 
     python -m benchmarks.search [--tiny] [--policy RUN]
 
-The policy has the shape of the quickstart's and is trained for a minute on demonstrations of both
-environments (`search.yaml`); `--policy` takes the folder of a run that has done this, to save the
-minute. The environments:
+The policy is the 27M model of the other benchmarks with a smaller vocabulary, trained for some
+minutes on demonstrations of both environments (`search.yaml`); `--policy` takes the folder of a run
+that has done this, or is to do it, to save the minutes. The environments:
   pddl      gripper and blockworld problems; a step takes well below a millisecond
   latency   mazes each of whose calls takes 20 ms, in worker processes; calls of different
             episodes overlap where they are in different workers
@@ -72,7 +72,7 @@ def full_sizes() -> Sizes:
         decode_rows=64,
         extend_rows=16,
         extend_tokens=64,
-        cache_tokens=524_288,  # nothing is given up: what is read again may differ in the last bits
+        cache_tokens=196_608,  # nothing is given up: what is read again may differ in the last bits
         max_pieces=48,
         instruction_tokens=1,
     )
