@@ -209,6 +209,16 @@ def test_the_expert_solves_nearly_all_and_replays(level):
     assert solved >= 38
 
 
+def test_mazes_have_more_steps_than_rooms():
+    tasks = FAMILY.tasks("train", kinds=["GoToLocal", "GoToObjMazeS5", "GoTo"], n=3)
+    assert [each.max_steps for each in tasks] == [20, 225 // 4, 128]
+
+
+def test_the_expert_solves_mazes():
+    tasks = FAMILY.tasks("train", kinds=["GoTo", "KeyCorridorS3R3", "BossLevel"], n=9)
+    assert all(FAMILY.demonstrate(each) for each in tasks)
+
+
 def test_the_expert_puts_down_what_it_begins_with():
     """Minigrid's bot would look for the thing that it carries."""
     tasks = FAMILY.tasks("train", kinds=["PutNextS5N2Carrying"], n=10)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, is_test_problem
 from agentrm_jax.envs.babyai.episode import BabyAIEpisode
-from agentrm_jax.envs.babyai.world import build, problem_form
+from agentrm_jax.envs.babyai.world import World, build, problem_form
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
 # The 28 levels of AgentBoard's test list, in its order; each is played with four seeds.
@@ -34,7 +34,7 @@ ActionObjDoor FindObjS5 FindObjS6 KeyCorridor KeyCorridorS3R1 KeyCorridorS3R2 Ke
 KeyCorridorS4R3 KeyCorridorS5R3 OneRoomS8 OneRoomS12 OneRoomS16 OneRoomS20 MoveTwoAcrossS5N2
 MoveTwoAcrossS8N9 Synth SynthS5R2 SynthLoc SynthSeq MiniBossLevel BossLevel BossLevelNoUnlock
 """
-_MAX_STEPS = 20
+_LEAST_MAX_STEPS, _MOST_MAX_STEPS = 20, 128
 _PAPER_MAX_STEPS = 30  # AgentBoard's own setting
 _FIRST_SEED = 1_000_000
 _SEEDS_PER_STREAM = 1_000_000
@@ -121,7 +121,8 @@ class BabyAI:
 
 def _paper_tasks(kind: str) -> Iterator[Task]:
     for seed in _PAPER_SEEDS:
-        yield _task(kind, seed, "paper", problem_form(build(kind, seed)))
+        problem = problem_form(build(kind, seed))
+        yield _task(kind, seed, "paper", problem, _PAPER_MAX_STEPS)
 
 
 @functools.cache
@@ -136,7 +137,8 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
     first = _FIRST_SEED + seed * _SEEDS_PER_STREAM
     without_news = 0
     for level_seed in range(first, first + _SEEDS_PER_STREAM):
-        problem = problem_form(build(kind, level_seed))
+        world = build(kind, level_seed)
+        problem = problem_form(world)
         if problem in seen or is_test_problem(problem) != (split == "test"):
             without_news += 1
             if without_news == _DRAWS_WITHOUT_NEWS:
@@ -144,16 +146,22 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
             continue
         without_news = 0
         seen.add(problem)
-        yield _task(kind, level_seed, split, problem)
+        yield _task(kind, level_seed, split, problem, _max_steps(world))
 
 
-def _task(kind: str, seed: int, split: Split, problem: str) -> Task:
+def _max_steps(world: World) -> int:
+    """A quarter of the moves that minigrid allows: actions of the text make several, and a maze of
+    nine rooms needs more than one room."""
+    return min(_MOST_MAX_STEPS, max(_LEAST_MAX_STEPS, world.max_steps // 4))
+
+
+def _task(kind: str, seed: int, split: Split, problem: str, max_steps: int) -> Task:
     return Task(
         environment=BabyAI.name,
         task_id=f"{BabyAI.name}/{kind}/{seed}",
         kind=kind,
         split=split,
         problem=problem,
-        max_steps=_PAPER_MAX_STEPS if split == "paper" else _MAX_STEPS,
+        max_steps=max_steps,
         spec={"level": kind, "seed": seed},
     )
