@@ -93,6 +93,24 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardTrainConfig(TrainConfig):
+    """Training of the reward model.
+
+    Attributes:
+      packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
+        for each of them (`pallas` attention knows paths only). The loss is the same.
+    """
+
+    packing: Literal["paths", "trees"] = "trees"
+
+    def __post_init__(self) -> None:
+        if self.packing not in ("paths", "trees"):
+            raise UserError(f"train_rm.packing: must be paths or trees, not {self.packing!r}")
+        if self.packing == "trees" and self.fit.attention == "pallas":
+            raise UserError("train_rm.packing: attention 'pallas' knows no trees: take paths")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExploreConfig:
     """Exploration.
 
@@ -147,7 +165,7 @@ class RunConfig:
     sft: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     explore: ExploreConfig = dataclasses.field(default_factory=ExploreConfig)
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
-    train_rm: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    train_rm: RewardTrainConfig = dataclasses.field(default_factory=RewardTrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:

@@ -23,7 +23,8 @@ from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
-from agentrm_jax.data.packing import PackedRows, pack, sft_sequences, value_sequences
+from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.sequences import sft_sequences, tree_sequences, value_sequences
 from agentrm_jax.data.states import open_paths, write_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
@@ -181,7 +182,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config
     model = run.policy()
     paths = open_paths(run.directory / "states" / DATASET)
-    sequences, left_out = value_sequences(
+    sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
+    sequences, left_out = sequences_of(
         model.tokenizer, run.prompt_of, paths, config.train_rm.fit.length
     )
     rows = pack(sequences, config.train_rm.fit.length)
@@ -190,7 +192,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         start = init_reward(model.params, mean)
     else:
         start = run.reward_init().params
-    loss = explicit.make_loss(model.config, run.mesh, remat=config.train_rm.fit.remat)
+    fit = config.train_rm.fit
+    loss = explicit.make_loss(model.config, run.mesh, remat=fit.remat, attention=fit.attention)
     params, last = _fit(
         run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
     )

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Prompt
-from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.chat import ChatTokenizer, Rendered, first_steps, render
-from agentrm_jax.data.states import LabelledPath
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokenSequence:
-    """One sequence: tokens int32 [T], and for each token a loss weight and a target float32 [T]."""
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    targets: np.ndarray
+from agentrm_jax.data.sequences import TokenSequence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +18,11 @@ class PackedRows:
     Attributes:
       tokens: [R, T] int32.
       segments: [R, T] int32, 1, 2, ... for the sequences of a row; 0 is padding.
-      positions: [R, T] int32, counted within each sequence.
+      positions: [R, T] int32, counted within each sequence, or along each path of a tree.
       weights: [R, T] float32.
       targets: [R, T] float32.
+      until: [R, T] int32, if any sequence is a tree: which tokens see each one
+        (`model.attention.causal_attention`).
     """
 
     tokens: np.ndarray
@@ -40,13 +30,15 @@ class PackedRows:
     positions: np.ndarray
     weights: np.ndarray
     targets: np.ndarray
+    until: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Some of the rows, by field."""
-        return {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value[rows] for name, value in fields.items() if value is not None}
 
 
 def pack(sequences: Sequence[TokenSequence], length: int) -> PackedRows:
@@ -84,6 +76,7 @@ def _fill(
     shape = (len(rows), length)
     tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     weights, targets = (np.zeros(shape, np.float32) for _ in range(2))
+    until = np.full(shape, length, np.int32)
     for r, members in enumerate(rows):
         begin = 0
         for number, i in enumerate(members, start=1):
@@ -91,106 +84,18 @@ def _fill(
             at = slice(begin, begin + len(sequence.tokens))
             tokens[r, at] = sequence.tokens
             segments[r, at] = number
-            positions[r, at] = np.arange(len(sequence.tokens))
+            own = sequence.positions
+            positions[r, at] = np.arange(len(sequence.tokens)) if own is None else own
+            until[r, at] = at.stop if sequence.until is None else begin + sequence.until
             weights[r, at] = sequence.weights
             targets[r, at] = sequence.targets
             begin = at.stop
+    trees = any(sequence.until is not None for sequence in sequences)
     return PackedRows(
-        tokens=tokens, segments=segments, positions=positions, weights=weights, targets=targets
+        tokens=tokens,
+        segments=segments,
+        positions=positions,
+        weights=weights,
+        targets=targets,
+        until=until if trees else None,
     )
-
-
-def sft_sequences(
-    tokenizer: ChatTokenizer,
-    prompt_of: Callable[[Task], Prompt | None],
-    trajectories: Iterable[Trajectory],
-    length: int,
-) -> tuple[list[TokenSequence], int]:
-    """Trajectories with weight 1 on the tokens of replies: what the policy learns to say.
-
-    One that is longer than `length` becomes several sequences; see `_windows`.
-
-    Returns:
-      The sequences with anything to learn, and how many steps are longer than `length` themselves
-      and were left out.
-    """
-    sequences, left_out = [], 0
-    for trajectory in trajectories:
-        rendered, _ = render(tokenizer, prompt_of(trajectory.task), trajectory)
-        _check_opening(rendered, length, trajectory.task)
-        weights = np.zeros(len(rendered.tokens), np.float32)
-        for begin, end in rendered.reply_spans:
-            weights[begin:end] = 1.0
-        cut, lost = _windows(rendered, weights, np.zeros_like(weights), length)
-        sequences += cut
-        left_out += len(lost)
-    return sequences, left_out
-
-
-def value_sequences(
-    tokenizer: ChatTokenizer,
-    prompt_of: Callable[[Task], Prompt | None],
-    paths: Iterable[LabelledPath],
-    length: int,
-) -> tuple[list[TokenSequence], int]:
-    """Paths with their labels at both ends of each step: after the action, and after the answer.
-
-    A beam may score candidates before or after the environment answers; both ends are trained, so
-    that both are familiar. The root has its state's end only. A path that is longer than `length`
-    becomes several sequences; see `_windows`.
-
-    Returns:
-      The sequences with a label, and how many labels were left out with steps that are longer than
-      `length` themselves.
-    """
-    sequences, left_out = [], 0
-    for path in paths:
-        task = path.trajectory.task
-        rendered, _ = render(tokenizer, prompt_of(task), path.trajectory)
-        _check_opening(rendered, length, task)
-        weights = np.zeros(len(rendered.tokens), np.float32)
-        targets = np.zeros_like(weights)
-        for state, (value, weight) in enumerate(zip(path.values, path.weights, strict=True)):
-            ends = [rendered.state_ends[state]]
-            if state:
-                ends.append(rendered.action_ends[state - 1])
-            targets[ends], weights[ends] = value, weight
-        cut, lost = _windows(rendered, weights, targets, length)
-        sequences += cut
-        left_out += sum(path.weights[step + 1] > 0 for step in lost)
-    return sequences, left_out
-
-
-def _windows(
-    rendered: Rendered, weights: np.ndarray, targets: np.ndarray, length: int
-) -> tuple[list[TokenSequence], list[int]]:
-    """A rendered trajectory as sequences of at most `length` tokens, each weight in one of them.
-
-    States that keep the same steps at test time (`chat.first_steps`) share a sequence: the opening,
-    earlier steps for context, and the steps that are new in it.
-
-    Returns:
-      The sequences that have a weight, and the numbers of steps that are too long for any.
-    """
-    ends = [end + 1 for end in rendered.state_ends]  # ends[i]: where step i begins
-    firsts = first_steps(np.diff(ends).tolist(), length - ends[0])
-    sequences: list[TokenSequence] = []
-    for first in dict.fromkeys(firsts):
-        own = [state for state, kept in enumerate(firsts) if kept == first]
-        at = np.r_[0 : ends[0], ends[first] : ends[own[-1]]]
-        new = ends[own[0] - 1] if own[0] else 0  # where what no earlier sequence holds begins
-        held = weights[at] * (at >= new)
-        if held.any():
-            sequences.append(
-                TokenSequence(tokens=rendered.tokens[at], weights=held, targets=targets[at])
-            )
-    return sequences, [i for i in range(len(ends) - 1) if firsts[i + 1] == i + 1]
-
-
-def _check_opening(rendered: Rendered, length: int, task: Task) -> None:
-    opening = rendered.state_ends[0] + 1
-    if opening > length:
-        raise UserError(
-            f"fit.length: the opening of task {task.task_id} takes {opening} tokens, rows have "
-            f"{length}"
-        )

@@ -2,7 +2,7 @@
 
 `xla` runs everywhere and is what all else is compared with; `cudnn` and `pallas` are fused kernels
 of NVIDIA GPUs and TPUs, which never write the scores to memory. All see the same: a token attends
-to the earlier tokens of its own segment.
+to the earlier tokens of its own segment, and where the segment is a tree, to those on its own path.
 
 Axis letters: B batch, T query, S key, N heads, K KV heads, H head width.
 """
@@ -96,7 +96,12 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
 
 
 def causal_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, backend: Backend = XLA
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    backend: Backend = XLA,
+    until: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of packed sequences to themselves: each token to the earlier ones of its segment.
 
@@ -105,16 +110,31 @@ def causal_attention(
       k: [B, T, K, H].
       v: [B, T, K, H].
       segments: [B, T] int32.
+      until: [B, T] int32, of segments that are trees with their nodes in preorder: the first token
+        behind a key that does not see it, which is where its node's subtree ends. Without it, that
+        is where its segment ends.
 
     Raises:
-      UserError: The backend has no kernel for these shapes.
+      UserError: The backend has no kernel for these shapes, or for trees.
     """
     if backend.name == "xla":
-        return _by_query_blocks(q, k, v, segments)
-    attend = functools.partial(
-        {"cudnn": _cudnn, "pallas": _splash}[backend.name], interpret=backend.interpret
-    )
-    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, segments)
+        return _by_query_blocks(q, k, v, segments, until)
+    if backend.name == "cudnn":
+        attend, seen = _cudnn, _seen(segments, until, 0, q.shape[1])
+    elif until is None:
+        attend, seen = _splash, segments
+    else:
+        raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
+    attend = functools.partial(attend, interpret=backend.interpret)
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, seen)
+
+
+def _seen(segments: jax.Array, until: jax.Array | None, begin: int, end: int) -> jax.Array:
+    """[B, end - begin, end] bool: which of the keys up to `end` the queries from `begin` on see, if
+    they come later."""
+    if until is None:
+        return segments[:, begin:end, None] == segments[:, None, :end]
+    return jnp.arange(begin, end)[:, None] < until[:, None, :end]
 
 
 def masked_attention(
@@ -151,7 +171,9 @@ def _on_each_device(
     )
 
 
-def _by_query_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+def _by_query_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, until: jax.Array | None
+) -> jax.Array:
     """Queries go in blocks that read only the keys up to their end, which halves the work; a block
     of scores also stays near the processor. Equal to `dense_attention` under the same mask.
     """
@@ -165,7 +187,7 @@ def _by_query_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Arr
     for begin in range(0, T, size):
         end = min(begin + size, T)
         causal = jnp.arange(begin, end)[:, None] >= jnp.arange(end)
-        mask = causal & (segments[:, begin:end, None] == segments[:, None, :end])
+        mask = causal & _seen(segments, until, begin, end)
         scores = jnp.einsum(
             "bkgth,bksh->bkgts",
             q[:, :, :, begin:end],
@@ -180,13 +202,10 @@ def _by_query_blocks(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Arr
     return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, interpret: bool
-) -> jax.Array:
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, interpret: bool) -> jax.Array:
     odd = q.shape[1] % 2  # its gradient knows even lengths only
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
-    segments = jnp.pad(segments, ((0, 0), (0, odd)), constant_values=-1)
-    mask = segments[:, :, None] == segments[:, None]
+    mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd)), constant_values=True)
     out = _cudnn_masked(q, k, v, mask, is_causal=True, interpret=interpret)
     return out[:, : out.shape[1] - odd]
 

@@ -148,6 +148,7 @@ def forward(
     tokens: jax.Array,
     positions: jax.Array,
     segments: jax.Array,
+    until: jax.Array | None = None,
     *,
     mesh: Mesh | None = None,
     remat: bool = False,
@@ -155,12 +156,13 @@ def forward(
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, for packed sequences.
 
-    A token sees the earlier tokens of its own segment.
+    A token sees the earlier tokens of its own segment; in trees, those on its path.
 
     Args:
       tokens: [B, T] int32.
-      positions: [B, T] int32, counted within each segment.
+      positions: [B, T] int32, counted within each segment, or along each path of a tree.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
+      until: [B, T] int32 where segments are trees (`model.attention.causal_attention`).
       remat: Whether the backward pass computes each layer anew instead of keeping its insides.
       attention: Name of the backend (`model.attention`).
     """
@@ -172,7 +174,7 @@ def forward(
         q = constrain(q, ("batch", "length", "heads", None), mesh)
         k = constrain(k, ("batch", "length", "kv_heads", None), mesh)
         v = constrain(v, ("batch", "length", "kv_heads", None), mesh)
-        return causal_attention(q, k, v, segments, backend), None
+        return causal_attention(q, k, v, segments, backend, until), None
 
     def step(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         x, _ = block(weights, config, x, rotation, attend)

@@ -1,7 +1,8 @@
 """The explicit reward model: regression to the values of states (paper section 3.3).
 
-All labelled step ends of a packed row are trained in one pass. A causal model sees at each of them
-exactly the state, so this equals one sequence per state and costs a fraction of its tokens.
+All labelled step ends of a packed row, of paths or of whole trees, are trained in one pass. A
+causal model sees at each of them exactly the state, so this equals one sequence per state and costs
+a fraction of its tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def make_loss(
             batch["tokens"],
             batch["positions"],
             batch["segments"],
+            batch.get("until"),
             mesh=mesh,
             remat=remat,
             attention=attention,

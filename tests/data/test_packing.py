@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.chat import render, reply_tokens
-from agentrm_jax.data.packing import TokenSequence, pack, sft_sequences, value_sequences
+from agentrm_jax.data.packing import pack
+from agentrm_jax.data.sequences import TokenSequence, sft_sequences, value_sequences
 from agentrm_jax.data.states import LabelledPath
 
 quick = settings(deadline=None, max_examples=50)

@@ -78,6 +78,41 @@ def test_each_device_computes_its_part(name):
     compare(Backend(name=name, mesh=mesh_of(2, 1, 2), interpret=True), 40, rows=4)
 
 
+def random_trees(length: int, rows: int):
+    """`until` of random trees with up to six nodes, in preorder; and the mask that it means."""
+    rng = np.random.default_rng(3)
+    until, mask = np.full((rows, length), length, np.int32), np.zeros((rows, length, length), bool)
+    for row in range(rows):
+        ends = [0, *np.sort(rng.choice(np.arange(1, length - 8), 6, replace=False))]
+        on_path: list[int] = []  # ancestors of the node, itself the last
+        for node in range(6):
+            del on_path[rng.integers(1, len(on_path) + 1) if on_path else 0 :]
+            on_path.append(node)
+            own = slice(ends[node], ends[node + 1])
+            for other in on_path:
+                mask[row, own, ends[other] : ends[other + 1]] = True
+        for key in range(ends[-1]):
+            until[row, key] = 1 + np.flatnonzero(mask[row, :, key]).max()
+        mask[row, ends[-1] :, ends[-1] :] = True  # padding sees itself
+    return jnp.asarray(until), jnp.asarray(mask & np.tri(length, dtype=bool))
+
+
+@pytest.mark.parametrize(("name", "mesh"), [("xla", None), ("cudnn", None), ("cudnn", (2, 1, 2))])
+def test_trees_with_gradients(name, mesh):
+    q, k, v, segments = packed(141, rows=4)
+    until, mask = random_trees(141, 4)
+    backend = Backend(name=name, mesh=mesh and mesh_of(*mesh), interpret=True)
+    wanted = with_gradients(lambda *x: dense_attention(*x, mask), q, k, v)
+    ours = with_gradients(lambda *x: causal_attention(*x, segments, backend, until), q, k, v)
+    assert_close(ours, wanted)
+
+
+def test_pallas_refuses_trees():
+    q, k, v, segments = packed(20)
+    with pytest.raises(UserError, match="knows no trees"):
+        causal_attention(q, k, v, segments, Backend(name="pallas"), segments)
+
+
 @pytest.mark.parametrize("mesh", [None, (2, 1, 2)])
 def test_rows_with_masks_of_their_own(mesh):
     q, k, v, _ = packed(12)

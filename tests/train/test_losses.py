@@ -1,12 +1,18 @@
 """The packed losses against one sequence for each state, computed without packing."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params, sequences
+from train_cases import (
+    CONFIG,
+    assert_gradients_close,
+    batch_of,
+    mesh_of,
+    policy_params,
+    reward_params,
+    sequences,
+)
 
 from agentrm_jax.data.packing import pack
 from agentrm_jax.model import llama
@@ -51,14 +57,6 @@ def _slow_cross_entropy(params):
     return -jnp.sum(weights * jnp.log(probabilities[np.arange(len(said)), said]))
 
 
-def _assert_close(a, b, tolerance):
-    """Each parameter's gradient within so much of its own size."""
-    for path, x in jax.tree_util.tree_leaves_with_path(a):
-        y = functools.reduce(lambda tree, key: tree[key.key], path, b)
-        error = np.linalg.norm(np.asarray(x) - np.asarray(y)) / np.linalg.norm(y)
-        assert error < tolerance, (path, error)
-
-
 @pytest.mark.parametrize(
     ("make_loss", "params_of", "slow"),
     [
@@ -73,7 +71,7 @@ def test_packed_equals_one_sequence_per_state(make_loss, params_of, slow):
     (loss, _), grads = packed(params_of(), batch)
     slow_loss, slow_grads = jax.jit(jax.value_and_grad(slow))(params_of())
     assert loss == pytest.approx(float(slow_loss), rel=1e-5)
-    _assert_close(grads, slow_grads, 1e-5)
+    assert_gradients_close(grads, slow_grads, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_eight_devices_give_the_same_gradients(make_loss, params_of):
     assert float(loss) == pytest.approx(float(one_loss), rel=1e-5)
     for name, value in one_sums.items():
         assert float(sums[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-4)
-    _assert_close(grads, one_grads, 2e-5)
+    assert_gradients_close(grads, one_grads, 2e-5)
 
 
 def test_accuracy_counts_weighted_right_tokens():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
-from agentrm_jax.data.packing import PackedRows, TokenSequence, pack
+from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import init_reward
@@ -78,3 +79,11 @@ def rows_of(n: int, length: int = 32, seed: int = 0) -> PackedRows:
 
 def batch_of(rows: PackedRows) -> dict[str, np.ndarray]:
     return rows.take(np.arange(len(rows)))
+
+
+def assert_gradients_close(a, b, tolerance):
+    """Each parameter's gradient within so much of its own size."""
+    for path, x in jax.tree_util.tree_leaves_with_path(a):
+        y = functools.reduce(lambda tree, key: tree[key.key], path, b)
+        error = np.linalg.norm(np.asarray(x) - np.asarray(y)) / np.linalg.norm(y)
+        assert error < tolerance, (path, error)

@@ -1,0 +1,66 @@
+"""Random trees of labelled states, as their paths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.data.chat import ChatFormat
+from agentrm_jax.data.states import LabelledPath
+
+
+class Letters:
+    """A tokenizer of letters, small enough for the models of these tests."""
+
+    chat = ChatFormat(
+        begin=(1,), user_open=(2,), user_close=(3,), assistant_open=(4,), assistant_close=(5, 6)
+    )
+
+    def encode(self, text: str) -> list[int]:
+        return [7 + ord(letter) - ord("a") for letter in text]
+
+
+def random_text(rng: np.random.Generator) -> str:
+    return "".join(chr(ord("a") + n) for n in rng.integers(0, 26, rng.integers(1, 5)))
+
+
+def random_paths(seed: int, *, nodes: int = 12, tasks: int = 2) -> list[LabelledPath]:
+    """All root-to-leaf paths of some trees; each label stands on one of its paths."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(tasks):
+        parents = {n: int(rng.integers(0, n)) for n in range(1, nodes)}
+        steps = {
+            n: Step(
+                reply=random_text(rng),
+                action="",
+                transition=Transition(
+                    observation=random_text(rng), reward=0.0, done=False, success=False
+                ),
+            )
+            for n in parents
+        }
+        task = Task(
+            environment="toy", task_id=f"toy/{number}", kind="toy", split="train",
+            problem=str(number), max_steps=nodes, spec={},
+        )  # fmt: skip
+        first, values = random_text(rng), rng.random(nodes)
+        labelled = set(np.flatnonzero(rng.random(nodes) < 0.7).tolist())
+        for leaf in sorted(set(parents) - set(parents.values())):
+            path = [leaf]
+            while path[-1]:
+                path.append(parents[path[-1]])
+            path.reverse()
+            found.append(
+                LabelledPath(
+                    trajectory=Trajectory(
+                        task=task, first_observation=first, steps=tuple(steps[n] for n in path[1:])
+                    ),
+                    node_ids=tuple(path),
+                    values=tuple(float(values[n]) for n in path),
+                    visit_counts=(1,) * len(path),
+                    weights=tuple(0.5 + 0.1 * n if n in labelled else 0.0 for n in path),
+                )
+            )
+            labelled -= set(path)
+    return found
