@@ -12,7 +12,7 @@ import copy
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,3 +122,36 @@ class Classifier:
         with torch.inference_mode():
             batches = torch.from_numpy(tokens).long().split(at_once)
             return torch.cat([self.model(batch).logits[:, 0] for batch in batches]).numpy()
+
+    def gradients(
+        self, states: Sequence[np.ndarray], targets: Sequence[float]
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Mean squared error over states [T], and the gradients of the embeddings and the head.
+
+        `update` trains on these states from now on.
+        """
+        self._states = [torch.from_numpy(state)[None].long() for state in states]
+        self._targets = targets
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95))
+        loss = self._backward()
+        found = {
+            "embed": self.model.model.embed_tokens.weight.grad.numpy().copy(),
+            "head": self.model.score.weight.grad[0].numpy().copy(),
+        }
+        self._optimizer.zero_grad()
+        return loss, found
+
+    def update(self) -> None:
+        """A forward and a backward pass for each state, and a step of AdamW."""
+        self._backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def _backward(self) -> float:
+        total = 0.0
+        for state, target in zip(self._states, self._targets, strict=True):
+            loss = (self.model(state).logits[0, 0] - target) ** 2 / len(self._states)
+            loss.backward()
+            total += loss.item()
+        return total

@@ -100,7 +100,10 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
     )
     rows = pack(sequences, config.sft.fit.length)
-    loss = sft.make_loss(start.config, run.mesh, remat=config.sft.fit.remat)
+    fit_config = config.sft.fit
+    loss = sft.make_loss(
+        start.config, run.mesh, remat=fit_config.remat, attention=fit_config.attention
+    )
     params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
     trained = dataclasses.replace(start, params=params)
     models.save(directory / "model", "policy", trained)
@@ -192,8 +195,10 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         start = init_reward(model.params, mean)
     else:
         start = run.reward_init().params
-    fit = config.train_rm.fit
-    loss = explicit.make_loss(model.config, run.mesh, remat=fit.remat, attention=fit.attention)
+    fit_config = config.train_rm.fit
+    loss = explicit.make_loss(
+        model.config, run.mesh, remat=fit_config.remat, attention=fit_config.attention
+    )
     params, last = _fit(
         run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
     )

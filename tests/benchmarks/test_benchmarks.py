@@ -11,7 +11,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NEEDS_TORCH = ("decode", "score")
+NEEDS_TORCH = ("decode", "score", "train_reward")
 
 
 def last_line(name: str, *arguments: str) -> dict:
@@ -75,6 +75,20 @@ def test_beam():
     exactness = found["exactness"]
     assert exactness["choices"] == exactness["equal"] + exactness["near_ties"] > 0
     assert exactness["error"] < 1e-4
+
+
+def test_train_reward():
+    found = run("train_reward", "--tiny")
+    for name, states in (("trajectories", 8), ("trees", 32)):
+        assert found[f"ratio_{name}"]
+        case = found[name]
+        assert case["tokens"]["ours"] == 16 + 14 * states
+        exactness = case["exactness"]
+        assert exactness["loss"] > 0
+        assert exactness["error_states"] < 1e-4
+        assert exactness["error_states_packed"] < 1e-4
+        assert exactness["error_torch"] < 1e-4
+        assert exactness["error_loss_torch"] < 1e-5
 
 
 def test_search():

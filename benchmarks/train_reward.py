@@ -1,0 +1,283 @@
+"""An update of a reward model: whole trajectories and whole trees against one sequence per state.
+
+    python -m benchmarks.train_reward [--tiny]
+
+A state is what a conversation holds after a step: an opening of 256 tokens and steps of 60 + 80
+tokens (reply and observation). Two cases: the 8 states of a trajectory, and the 32 states of a tree
+as 40 iterations leave it, five rollouts that part at depths 0, 1, 2 and 3. Every side makes the
+same update, forward and backward pass and AdamW, from the same states:
+  ours           each token once: a row for the trajectory, or for the tree
+  states         a row for each state, as long as the longest, a few rows at a time
+  states packed  the states one behind the other in rows of the longest one's length
+  torch          transformers' LlamaForSequenceClassification and torch's AdamW in a plain loop over
+                 the states, one at a time, nothing padded
+
+CPU-seconds per state are compared, on one thread. Exactness: loss and gradients before the first
+update, against ours by the largest difference of a parameter's gradient relative to its size (of
+torch's, those of embeddings and head).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.core.sharding import MeshConfig, make_mesh, named_sharding
+from agentrm_jax.data.chat import ChatFormat
+from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.sequences import TokenSequence, tree_sequences
+from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.train import explicit
+from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from agentrm_jax.train.step import make_state, make_train_step, state_shardings
+from benchmarks import ceilings, measuring, models
+
+TREE = ((0, 10), (1, 7), (3, 6), (0, 5), (2, 4))
+"""Rollouts: where each leaves the first one, and how many nodes it adds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """Rollouts as in `TREE`, and the tokens of an opening, a reply and an observation."""
+
+    rollouts: Sequence[tuple[int, int]]
+    opening: int
+    reply: int
+    observation: int
+
+    @property
+    def states(self) -> int:
+        return sum(added for _, added in self.rollouts)
+
+
+class Numbers:
+    """A tokenizer of texts that are token numbers. 0 is torch's padding, which it never trains."""
+
+    chat = ChatFormat(
+        begin=(5,), user_open=(1,), user_close=(2,), assistant_open=(3,), assistant_close=(4,)
+    )
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+def labelled_paths(config: LlamaConfig, case: Case) -> list[LabelledPath]:
+    """The case's tree as paths, of random tokens and values; all states but the root's count."""
+    rng = np.random.default_rng(0)
+
+    def text(tokens: int) -> str:
+        return " ".join(map(str, rng.integers(8, config.vocab_size, tokens)))
+
+    def step() -> Step:  # the stop token, and the three around an observation, come with rendering
+        transition = Transition(
+            observation=text(case.observation - 3), reward=0.0, done=False, success=False
+        )
+        return Step(reply=text(case.reply - 1), action="", transition=transition)
+
+    task = Task(
+        environment="numbers", task_id="numbers/0", kind="", split="train", problem="",
+        max_steps=16, spec={},
+    )  # fmt: skip
+    first, number = text(case.opening - 4), 0
+    values = rng.random(case.states + 1)
+    trunk: list[tuple[int, Step]] = []
+    paths = []
+    for depth, added in case.rollouts:
+        new = [(number + i + 1, step()) for i in range(added)]
+        number += added
+        own = [*trunk[:depth], *new]
+        trunk = trunk or own
+        nodes = (0, *(node for node, _ in own))
+        paths.append(
+            LabelledPath(
+                trajectory=Trajectory(
+                    task=task, first_observation=first, steps=tuple(step for _, step in own)
+                ),
+                node_ids=nodes,
+                values=tuple(float(values[node]) for node in nodes),
+                visit_counts=(1,) * len(nodes),
+                weights=tuple(float(i > depth) for i in range(len(nodes))),
+            )
+        )
+    return paths
+
+
+def whole(paths: Sequence[LabelledPath]) -> TokenSequence:
+    """All paths as one sequence, labelled at the ends of states."""
+    [sequence], _ = tree_sequences(Numbers(), lambda task: None, paths, 1_000_000)
+    ends = sequence.tokens == Numbers.chat.assistant_open[-1]
+    return dataclasses.replace(sequence, weights=sequence.weights * ends)
+
+
+def single_states(paths: Sequence[LabelledPath]) -> list[TokenSequence]:
+    """A sequence for each state, labelled at its last token."""
+    found = []
+    for path in paths:
+        [rendered], _ = tree_sequences(Numbers(), lambda task: None, [path], 1_000_000)
+        ends = np.flatnonzero(rendered.tokens == Numbers.chat.assistant_open[-1])
+        for end in ends[rendered.weights[ends] > 0]:
+            weights = np.zeros(end + 1, np.float32)
+            weights[end] = 1.0
+            found.append(
+                TokenSequence(
+                    tokens=rendered.tokens[: end + 1],
+                    weights=weights,
+                    targets=rendered.targets[: end + 1],
+                )
+            )
+    return found
+
+
+class Ours:
+    """Updates from rows, so many at a time."""
+
+    def __init__(
+        self, params: Any, config: LlamaConfig, rows: PackedRows, micro_batch: int = 1
+    ) -> None:
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        self._loss = explicit.make_loss(config)
+        batch = rows.take(np.arange(len(rows)))
+        self._batch = jax.device_put(batch, named_sharding(mesh, ("batch", "length")))
+        self._rows = len(rows)
+        own = jax.tree.map(jnp.copy, params)  # the first update consumes them
+        optimizer = make_optimizer(OptimizerConfig(schedule="constant"), 100)
+        placed = state_shardings(own, optimizer, mesh)
+        parts = len(rows) // micro_batch
+        self._step = make_train_step(self._loss, optimizer, placed, mesh, parts)
+        self._state = make_state(own, optimizer, mesh)
+
+    def gradients(self, params: Any) -> tuple[float, Any]:
+        """Mean loss and its gradient."""
+        loss_of = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+        rows = [jax.tree.map(lambda x, r=r: x[r : r + 1], self._batch) for r in range(self._rows)]
+        loss, weight, total = 0.0, 0.0, None
+        for row in rows:  # all at once may not fit
+            (own, sums), grads = loss_of(params, row)
+            loss, weight = loss + float(own), weight + float(sums["weight"])
+            total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+        return loss / weight, jax.tree.map(lambda g: np.asarray(g) / weight, total)
+
+    def __call__(self, number: int) -> None:
+        self._state, sums = self._step(self._state, self._batch)
+        jax.block_until_ready(sums)
+
+
+def filled(rows: PackedRows, multiple: int) -> PackedRows:
+    """With empty rows, so that micro-batches are alike."""
+    missing = -len(rows) % multiple
+    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
+    return PackedRows(
+        **{
+            name: value if value is None else np.pad(value, ((0, missing), (0, 0)))
+            for name, value in fields.items()
+        }
+    )
+
+
+def largest_error(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """Of a parameter's gradient, relative to its size."""
+    errors = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), a, b)
+    return float(max(jax.tree.leaves(errors)))
+
+
+def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> dict[str, Any]:
+    """Times all sides on one case."""
+    from benchmarks.torch_models import Classifier
+
+    trunk, head = models.make_params(config), models.make_head(config)
+    params = {"trunk": trunk, "value_head": head}
+    paths = labelled_paths(config, case)
+    sequence, states = whole(paths), single_states(paths)
+    assert len(states) == case.states
+    longest = max(len(state.tokens) for state in states)
+    one_each = [pack([state], longest) for state in states]
+    padded = PackedRows(
+        **{
+            name: np.concatenate([row.take(np.arange(1))[name] for row in one_each])
+            for name in one_each[0].take(np.arange(1))
+        }
+    )
+    rows = {
+        "ours": pack([sequence], len(sequence.tokens)),
+        "states": filled(padded, 4),
+        "states packed": pack(states, longest),
+    }
+    ours = {
+        name: Ours(params, config, own, 4 if name == "states" else 1) for name, own in rows.items()
+    }
+    torch = Classifier(config, trunk, head, threads)
+    found = {name: side.gradients(params) for name, side in ours.items()}
+    loss, grads = found["ours"]
+    torch_loss, torch_grads = torch.gradients(
+        [state.tokens for state in states], [float(state.targets[-1]) for state in states]
+    )
+    some = {"embed": grads["trunk"]["embed"], "head": grads["value_head"]["kernel"]}
+    exactness = {
+        "loss": loss,
+        "error_states": largest_error(found["states"][1], grads),
+        "error_states_packed": largest_error(found["states packed"][1], grads),
+        "error_loss_torch": abs(torch_loss - loss),
+        "error_torch": largest_error(torch_grads, some),
+    }
+    probes = ceilings.Probes(np.float32, tiny=config.d_model < 100)
+    sides: dict[str, Callable[[int], Any]] = {
+        **ours,
+        "torch": lambda _: torch.update(),
+        **probes.sides(),
+    }
+    timed = measuring.interleaved(sides, rounds)
+    measuring.table(f"{case.states} states, {len(sequence.tokens)} tokens", timed)
+    own = timed["ours"].median.cpu
+    limits = probes.ceilings(timed, threads)
+    work = ceilings.reading(config, 1, len(sequence.tokens), 0, 1, 4)
+    return {
+        **{
+            f"ratio_{name.replace(' ', '_')}": timed[name].median.cpu / own
+            for name in ("states", "states packed", "torch")
+        },
+        "cpu_seconds_per_state": own / case.states,
+        "tokens_per_second": len(sequence.tokens) / limits.seconds(timed["ours"]),
+        "mfu": 3 * work.flops / limits.flops / limits.seconds(timed["ours"]),
+        "tokens": {
+            "ours": len(sequence.tokens),
+            "states": sum(len(state.tokens) for state in states),
+            "states padded": padded.tokens.size,
+        },
+        "exactness": exactness,
+        "sides": {name: side.as_json() for name, side in timed.items()},
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = measuring.parser("train_reward", __doc__, rounds=2)
+    given = parser.parse_args(arguments)
+    threads = measuring.use_threads(given.threads)
+    config = models.SHAPES["tiny" if given.tiny else "27m"]
+    sizes = {"opening": 256, "reply": 60, "observation": 80}
+    cases = {"trajectories": ((0, 8),), "trees": TREE}
+    if given.tiny:
+        sizes = {"opening": 16, "reply": 6, "observation": 8}
+    found: dict[str, Any] = {}
+    for name, rollouts in cases.items():
+        case = Case(rollouts=rollouts, **sizes)
+        found[name] = compare(config, case, rounds=given.rounds, threads=threads)
+        for key in ("tokens", "exactness"):
+            print("  " + ", ".join(f"{k} {v:.4g}" for k, v in found[name][key].items()))
+    ratios = {
+        f"ratio_{prefix}{name}": row[f"ratio_{side}"]
+        for name, row in found.items()
+        for prefix, side in (("", "states"), ("packed_", "states_packed"), ("hf_", "torch"))
+    }
+    ratios["ratio_hf"] = min(row["ratio_torch"] for row in found.values())
+    return measuring.finish("train_reward", {**ratios, **found}, threads)
+
+
+if __name__ == "__main__":
+    main()
