@@ -81,7 +81,7 @@ def value_sequences(
       `length` themselves.
     """
     sequences, left_out = [], 0
-    for path in map(_to_the_last_label, paths):
+    for path in paths:
         task = path.trajectory.task
         rendered, _ = render(tokenizer, prompt_of(task), path.trajectory)
         _check_opening(rendered, length, task)
