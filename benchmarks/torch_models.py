@@ -134,10 +134,12 @@ class Classifier:
         self._targets = targets
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95))
         loss = self._backward()
-        found = {
-            "embed": self.model.model.embed_tokens.weight.grad.numpy().copy(),
-            "head": self.model.score.weight.grad[0].numpy().copy(),
+        weights: dict[str, Any] = {
+            "embed": self.model.model.embed_tokens.weight,
+            "head": self.model.score.weight,
         }
+        found = {name: weight.grad.numpy().copy() for name, weight in weights.items()}
+        found["head"] = found["head"][0]
         self._optimizer.zero_grad()
         return loss, found
 

@@ -169,16 +169,14 @@ class Ours:
         jax.block_until_ready(sums)
 
 
-def filled(rows: PackedRows, multiple: int) -> PackedRows:
-    """With empty rows, so that micro-batches are alike."""
-    missing = -len(rows) % multiple
-    fields = {f.name: getattr(rows, f.name) for f in dataclasses.fields(rows)}
-    return PackedRows(
-        **{
-            name: value if value is None else np.pad(value, ((0, missing), (0, 0)))
-            for name, value in fields.items()
-        }
+def one_each(states: Sequence[TokenSequence], multiple: int) -> PackedRows:
+    """A row for each state, and empty ones, so that micro-batches are alike."""
+    longest = max(len(state.tokens) for state in states)
+    rows = [pack([state], longest).take(np.arange(1)) for state in states]
+    rows += [{name: np.zeros_like(value) for name, value in rows[0].items()}] * (
+        -len(rows) % multiple
     )
+    return PackedRows(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
 
 def largest_error(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
@@ -196,18 +194,11 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
     paths = labelled_paths(config, case)
     sequence, states = whole(paths), single_states(paths)
     assert len(states) == case.states
-    longest = max(len(state.tokens) for state in states)
-    one_each = [pack([state], longest) for state in states]
-    padded = PackedRows(
-        **{
-            name: np.concatenate([row.take(np.arange(1))[name] for row in one_each])
-            for name in one_each[0].take(np.arange(1))
-        }
-    )
+    padded = one_each(states, 4)
     rows = {
         "ours": pack([sequence], len(sequence.tokens)),
-        "states": filled(padded, 4),
-        "states packed": pack(states, longest),
+        "states": padded,
+        "states packed": pack(states, padded.tokens.shape[1]),
     }
     ours = {
         name: Ours(params, config, own, 4 if name == "states" else 1) for name, own in rows.items()
