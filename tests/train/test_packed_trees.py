@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed_tree_cases import Letters, random_paths
 from train_cases import CONFIG, assert_gradients_close, batch_of, mesh_of, reward_params
-from tree_cases import Letters, random_paths
 
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import pack
