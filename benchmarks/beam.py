@@ -84,8 +84,7 @@ class BeamSteps:
         head = models.make_head(config)
         self.scorer = Engine(scorer, config, sizes, readout=readout, head=head)
         self._decoder = Decoder(self.policy, self.sampling, Stopping(tokens=(STOP,)), [case.n])
-        for pieces in (p for task in self._pieces for p in task):
-            self.scorer.score([pieces])
+        self.scorer.score([pieces for task in self._pieces for pieces in task])
 
     def requests(self, number: int) -> list[list[Request]]:
         """Of each task and beam."""
