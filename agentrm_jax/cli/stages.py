@@ -32,6 +32,7 @@ from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
@@ -123,7 +124,8 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.explore
     _, tasks = run.train_tasks
     model = run.policy()
-    engine = Engine(model.params, model.config, run.config.engine, mesh=run.mesh)
+    params = llama.unstacked(model.params, consume=True)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
     branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
     agent = Agent(
         engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches

@@ -150,18 +150,33 @@ def check_remat(key: str, name: str) -> None:
         raise UserError(f"{key}: {name!r} is none of {', '.join(REMAT)}")
 
 
-def unstacked(params: Params) -> Params:
+def unstacked(params: Params, *, consume: bool = False) -> Params:
     """The parameters with `layers` as a tuple of each layer's, for code that does not scan.
 
     Decoding unrolls its layers; with stacked weights every call would first copy them all.
+    Parameters that are unstacked already stay as they are.
+
+    Args:
+      consume: Whether the memory of the stacked layers is given up, one parameter after another:
+        the model is then never in memory twice. Nobody else may hold them.
     """
-    return {**params, "layers": _layers(params["layers"])}
+    if isinstance(params["layers"], tuple):
+        return params
+    stacks: Params = params["layers"]
+    if not consume:
+        parts = _split(stacks)
+    else:
+        parts = {}
+        for name, stack in stacks.items():
+            parts |= jax.block_until_ready(_split({name: stack}))
+            stack.delete()
+    layers = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    return {**params, "layers": tuple(layers)}
 
 
 @jax.jit
-def _layers(stack: Params) -> tuple[Params, ...]:
-    num_layers = next(iter(stack.values())).shape[0]
-    return tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
+def _split(stacks: Params) -> dict[str, tuple[jax.Array, ...]]:
+    return {name: tuple(stack[l] for l in range(stack.shape[0])) for name, stack in stacks.items()}
 
 
 def forward(
