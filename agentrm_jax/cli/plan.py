@@ -117,7 +117,7 @@ def _text(stage: Any, topology: Any) -> str:
                 f"{_gib(memory.code)}"
             )
         exchanges = (
-            f"{kind} {e.count:,} ({e.bytes / 1e9:.3g} GB)" for kind, e in program.exchanges.items()
+            f"{kind} {e.count:,} ({_sent(e.bytes)})" for kind, e in program.exchanges.items()
         )
         if memory is not None:
             lines.append(f"    collectives  {', '.join(exchanges) or 'none'}")
@@ -139,7 +139,11 @@ def _operations(program: Any, topology: Any) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**30:.2f} GiB" if size > 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _sent(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def _seconds(value: float) -> str:
