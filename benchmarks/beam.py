@@ -28,6 +28,7 @@ from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import readout
+from agentrm_jax.model.work import Work, decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 NEAR = 1e-4
@@ -164,18 +165,18 @@ def exactness(steps: BeamSteps, number: int) -> dict[str, Any]:
     return {**found, "error": error}
 
 
-def work(config: LlamaConfig, case: Case, itemsize: int) -> list[ceilings.Work]:
+def work(config: LlamaConfig, case: Case, itemsize: int) -> list[Work]:
     """What a step cannot avoid, in parts that come one after another."""
     before = case.context + case.own
     shared_by = before / (case.context / (case.n * case.beam_width) + case.own / case.n)
     decoding = [
-        ceilings.decoding_token(config, case.rows, before, shared_by, t + 1, itemsize)
+        decoding_token(config, case.rows, before, shared_by, t + 1, itemsize)
         for t in range(case.max_tokens)
     ]
     tokens = case.max_tokens + 1
     return [
         *decoding,
-        ceilings.reading(config, case.rows, tokens, before, shared_by, itemsize),
+        reading(config, case.rows, tokens, before, shared_by, itemsize),
     ]
 
 

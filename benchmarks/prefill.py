@@ -19,6 +19,7 @@ import numpy as np
 
 from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.model.value import readout
+from agentrm_jax.model.work import reading
 from benchmarks import ceilings, engines, measuring, models
 from benchmarks.score import dense_scorer
 
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timed = measuring.interleaved(sides, given.rounds)
     measuring.table(f"{name}, {given.prompts} prompts of {length} tokens", timed)
     limits = probes.ceilings(timed, threads)
-    work = ceilings.reading(config, given.prompts, length, 0, 1, dtype.itemsize)
+    work = reading(config, given.prompts, length, 0, 1, dtype.itemsize)
     taken = {side: limits.seconds(timed[side]) for side in ("ours", "dense")}
     found = {
         "ratio_ceiling": limits.least_seconds(work) / taken["ours"],

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.model.work import decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 
@@ -57,7 +58,7 @@ def decode(given: argparse.Namespace) -> dict[str, Any]:
     found = []
     for rows, n in shares.items():
         taken = limits.seconds(timed[f"{rows} rows"]) / given.tokens
-        work = ceilings.decoding_token(
+        work = decoding_token(
             config, rows, given.context, n, (given.tokens + 1) / 2, itemsize
         )
         found.append(
@@ -96,7 +97,7 @@ def score(given: argparse.Namespace) -> dict[str, Any]:
         f"{given.model}, {G} x {n} x {given.tokens} tokens behind {given.context}", timed
     )
     limits = probes.ceilings(timed, given.threads or 1)
-    work = ceilings.reading(config, G * n, given.tokens, given.context, n, itemsize)
+    work = reading(config, G * n, given.tokens, given.context, n, itemsize)
     taken = limits.seconds(timed["ours"])
     found = {
         "ratio_mfu": work.flops / taken / limits.flops,

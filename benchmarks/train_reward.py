@@ -34,6 +34,7 @@ from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence, tree_sequences
 from agentrm_jax.data.states import LabelledPath
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.work import reading
 from agentrm_jax.train import explicit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import make_state, make_train_step, state_shardings
@@ -227,7 +228,7 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
     measuring.table(f"{case.states} states, {len(sequence.tokens)} tokens", timed)
     own = timed["ours"].median.cpu
     limits = probes.ceilings(timed, threads)
-    work = ceilings.reading(config, 1, len(sequence.tokens), 0, 1, 4)
+    work = reading(config, 1, len(sequence.tokens), 0, 1, 4)
     return {
         **{
             f"ratio_{name.replace(' ', '_')}": timed[name].median.cpu / own

@@ -93,6 +93,21 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SftTrainConfig(TrainConfig):
+    """Training of the policy.
+
+    Attributes:
+      vocab_chunks: Parts of the vocabulary whose logits are made one after another, to save memory.
+    """
+
+    vocab_chunks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.vocab_chunks < 1:
+            raise UserError(f"sft.vocab_chunks: must be at least 1, not {self.vocab_chunks}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardTrainConfig(TrainConfig):
     """Training of the reward model.
 
@@ -139,7 +154,8 @@ class RunConfig:
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
         one that hangs.
       step_seconds: How long an environment process may take for one action.
-      dtype: Of the models' parameters and activations; losses and heads are float32.
+      dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps
+        parameters and moments in float32 and rounds them anew for every update.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
@@ -162,7 +178,7 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
-    sft: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    sft: SftTrainConfig = dataclasses.field(default_factory=SftTrainConfig)
     explore: ExploreConfig = dataclasses.field(default_factory=ExploreConfig)
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train_rm: RewardTrainConfig = dataclasses.field(default_factory=RewardTrainConfig)
@@ -176,7 +192,3 @@ class RunConfig:
             raise UserError("environments: each may be named once")
         if not self.train_policy and self.policy is None:
             raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")
-        if self.dtype == "bfloat16" and (self.train_policy or self.reward_model is None):
-            raise UserError(
-                "dtype: bfloat16 is for models that are taken as they are; training needs float32"
-            )

@@ -34,6 +34,7 @@ from agentrm_jax.evaluate.results import (
     write_episodes,
 )
 from agentrm_jax.evaluate.tree_view import most_telling
+from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.random import RandomScorer
@@ -70,9 +71,8 @@ class _Bench:
         self._run, self._stage, self._directory = run, stage, directory
         self._config, self._seed = run.config.evaluate, run.config.seed
         self._policy = run.policy()
-        self._engine = Engine(
-            self._policy.params, self._policy.config, run.config.engine, mesh=run.mesh
-        )
+        params = llama.unstacked(self._policy.params, consume=True)
+        self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.mesh)
         self._scorer: ExplicitScorer | None = None
         self.ran: list[Rollout] = []
 
@@ -194,7 +194,7 @@ def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
             f"{run.policy_directory}; they must share a tokenizer"
         )
     engine = Engine(
-        model.params["trunk"],
+        llama.unstacked(model.params["trunk"], consume=True),
         model.config,
         run.config.engine,
         readout=readout,

@@ -24,12 +24,14 @@ _COMMANDS = {
     "run": "all stages in turn; those whose output is there are skipped",
     **_STAGE_COMMANDS,
     "report": "write report.html, report.json and results.json anew",
+    "plan": "whether a run fits TPUs of a topology; no TPU is needed",
     "envs": "environments: list, check, play",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
 }
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
+       agentrm plan CONFIG --topology v5p:4x4x4 [--KEY=VALUE ...]
        agentrm envs list | check [NAME ...] | play NAME
        agentrm import FILE --output DIR
 
@@ -83,6 +85,10 @@ def _main(arguments: list[str]) -> int:
         from agentrm_jax.cli.experts import main as write_experts
 
         return write_experts(rest)
+    if command == "plan":
+        from agentrm_jax.cli.plan import main as plan
+
+        return plan(rest)
     if command == "envs":
         from agentrm_jax.cli.environments import main as environments
 

@@ -36,13 +36,25 @@ def fresh_policy(
     Args:
       context: Longest sequence that it will read, in tokens.
     """
-    shape = LlamaConfig(
-        **{**dataclasses.asdict(config), "vocab_size": tokenizer.vocab_size},
-        tie_embeddings=True,
-        max_positions=context,
-    )
+    shape = fresh_shape(dataclasses.replace(config, vocab_size=tokenizer.vocab_size), context)
     params = parameters.init(jax.random.key(seed), shape, jnp.dtype(dtype), mesh)
     return Model(params=params, config=shape, tokenizer=tokenizer)
+
+
+def fresh_shape(config: ModelConfig, context: int) -> LlamaConfig:
+    """The shape of a policy that `sft` makes, with a tokenizer that fills the vocabulary."""
+    return LlamaConfig(**dataclasses.asdict(config), tie_embeddings=True, max_positions=context)
+
+
+def stored_shape(directory: pathlib.Path, kind: str) -> LlamaConfig:
+    """The shape of a model in a folder, without its parameters; `kind` is `policy` or `reward`.
+
+    Raises:
+      UserError: There is none.
+    """
+    if (directory / "config.json").exists() and not (directory / "model.json").exists():
+        return hugging_face.load_config(directory)
+    return _stored_config(directory, kind)
 
 
 def load_policy(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:

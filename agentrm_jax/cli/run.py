@@ -59,14 +59,14 @@ class Run:
         if "pool" in self.__dict__:
             self.pool.close()
 
-    def policy(self) -> Model:
-        return models.load_policy(self.policy_directory, self.config.dtype, self.mesh)
+    def policy(self, dtype: str | None = None) -> Model:
+        """The policy that acts, in the run's dtype or another."""
+        return models.load_policy(self.policy_directory, dtype or self.config.dtype, self.mesh)
 
-    def reward_init(self) -> Model:
+    def reward_init(self, dtype: str) -> Model:
         """What reward training starts from, where that is given."""
         assert self.config.reward_init is not None
-        directory = pathlib.Path(self.config.reward_init)
-        return models.load_reward(directory, self.config.dtype, self.mesh)
+        return models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
 
     def reward_model(self) -> Model:
         return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)

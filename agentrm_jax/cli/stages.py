@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.cli import models
@@ -31,6 +32,9 @@ from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.model import llama
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.search.explore import Explorer
 from agentrm_jax.search.labels import labelled_paths
@@ -41,6 +45,10 @@ from agentrm_jax.train.step import LossFn
 Summary = dict[str, Any]
 
 DATASET = "dataset"  # beside the stage's own record
+
+MASTER = "float32"
+"""Dtype of the parameters that training updates: steps of a learning rate of 1e-5 would be lost
+between two numbers of bfloat16. They are rounded to the run's dtype for each forward pass."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,23 +97,18 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     trajectories = list(open_trajectories(run.directory / "experts" / DATASET))
     config = run.config
     if config.policy is not None:
-        start = models.load_policy(pathlib.Path(config.policy), config.dtype, run.mesh)
+        start = models.load_policy(pathlib.Path(config.policy), MASTER, run.mesh)
     else:
         tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
         context = max(config.engine.context, config.sft.fit.length)
-        start = models.fresh_policy(
-            config.model, tokenizer, context, config.dtype, run.mesh, config.seed
-        )
+        start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
     sequences, left_out = sft_sequences(
         start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
     )
     rows = pack(sequences, config.sft.fit.length)
-    fit_config = config.sft.fit
-    loss = sft.make_loss(
-        start.config, run.mesh, remat=fit_config.remat, attention=fit_config.attention
-    )
+    loss = sft_loss(config, start.config, run.mesh)
     params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
-    trained = dataclasses.replace(start, params=params)
+    trained = dataclasses.replace(start, params=cast(params, config.dtype))
     models.save(directory / "model", "policy", trained)
     return {
         "parameters": _size(params),
@@ -121,7 +124,8 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.explore
     _, tasks = run.train_tasks
     model = run.policy()
-    engine = Engine(model.params, model.config, run.config.engine, mesh=run.mesh)
+    params = llama.unstacked(model.params, consume=True)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
     branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
     agent = Agent(
         engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
@@ -183,7 +187,7 @@ def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Regresses values of states from the policy's trunk (paper section 3.3)."""
     config = run.config
-    model = run.policy()
+    model = run.policy(MASTER)
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     sequences, left_out = sequences_of(
@@ -194,16 +198,42 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     if config.reward_init is None:
         start = init_reward(model.params, mean)
     else:
-        start = run.reward_init().params
-    fit_config = config.train_rm.fit
-    loss = explicit.make_loss(
-        model.config, run.mesh, remat=fit_config.remat, attention=fit_config.attention
-    )
+        start = run.reward_init(MASTER).params
+    loss = reward_loss(config, model.config, run.mesh)
     params, last = _fit(
         run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
     )
+    params["trunk"] = cast(params["trunk"], config.dtype)
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
     return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
+
+
+def sft_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
+    """What `sft` minimises."""
+    return sft.make_loss(
+        shape,
+        mesh,
+        remat=config.sft.fit.remat,
+        attention=config.sft.fit.attention,
+        dtype=_rounded(config),
+        vocab_chunks=config.sft.vocab_chunks,
+    )
+
+
+def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
+    """What `train-rm` minimises."""
+    fit_config = config.train_rm.fit
+    return explicit.make_loss(
+        shape,
+        mesh,
+        remat=fit_config.remat,
+        attention=fit_config.attention,
+        dtype=_rounded(config),
+    )
+
+
+def _rounded(config: RunConfig) -> str | None:
+    return None if config.dtype == MASTER else config.dtype
 
 
 def _fit(

@@ -19,7 +19,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
-from agentrm_jax.engine.pages import Context, PageTable, commit, make_pool
+from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.model import llama
 from agentrm_jax.model.attention import check_device, check_name
@@ -118,17 +118,16 @@ class Engine:
         check_device("engine.attention", sizes.attention, mesh)
         if sizes.attention == "pallas":
             paged_attention.check_shapes(config, sizes.page_size)
-        self.params, self.config, self.sizes = llama.unstacked(params), config, sizes
+        self.config, self.sizes, self._mesh = config, sizes, mesh
         page_size = sizes.page_size
         dtype = params["embed"].dtype
         num_pages = -(-(sizes.cache_tokens or free_tokens(config, dtype, mesh)) // page_size)
-        self.pool = make_pool(config, num_pages, page_size, dtype, mesh, sizes.attention)
+        self.params, self.pool = self._on_device(params, num_pages)
         self.cache = PrefixCache(
             num_pages=num_pages, page_size=page_size, portion=sizes.extend_tokens
         )
         self.usage = Usage()
         self.readout, self.head = readout, head
-        self._mesh = mesh
         most_pages = -(-sizes.context // page_size) + sizes.max_pieces
         # An eighth of the longest conversation, so that a program has at most eight chunks, but at
         # least 256 tokens: each costs some small operations.
@@ -138,6 +137,14 @@ class Engine:
         chunks = -(-most_pages // self.chunk)
         self.widths = tuple(sorted({min(n, chunks) * self.chunk for n in (2, 4, 8)}))
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
+
+    def _on_device(self, params: Any, num_pages: int) -> tuple[Any, Pool]:
+        """The parameters as the engine reads them, and an empty pool."""
+        sizes, dtype = self.sizes, params["embed"].dtype
+        pool = make_pool(
+            self.config, num_pages, sizes.page_size, dtype, self._mesh, sizes.attention
+        )
+        return llama.unstacked(params), pool
 
     def warm_up(self) -> None:
         """Compiles what reading needs, on rows of padding."""
@@ -345,9 +352,13 @@ class Engine:
 
     def put(self, rows):
         """Host arrays onto the device, in one transfer; rows and conversations over `data`."""
-        mesh = self._mesh
-        if mesh is None:
+        if self._mesh is None:
             return jax.device_put(rows)
+        return jax.device_put(rows, self.shardings(rows, self._mesh))
+
+    @staticmethod
+    def shardings(rows: Any, mesh: jax.sharding.Mesh) -> Any:
+        """Where `put` puts each array."""
         data = mesh.shape["data"]
 
         def sharding(x: np.ndarray) -> jax.sharding.NamedSharding:
@@ -356,7 +367,7 @@ class Engine:
                 axes[0] = "rows"
             return named_sharding(mesh, tuple(axes))
 
-        return jax.device_put(rows, jax.tree.map(sharding, rows))
+        return jax.tree.map(sharding, rows)
 
 
 def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:

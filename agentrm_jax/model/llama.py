@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
@@ -21,6 +22,14 @@ from agentrm_jax.model.parameters import Params
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
 
+
+REMAT = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass finds of a layer's insides: all, nothing (the layer is computed anew) or
+the products with its matrices (all else is computed anew)."""
 
 FEW = 256
 """Positions from which on `project` need not turn its product."""
@@ -128,18 +137,46 @@ def block(
         return x + mlp(weights, config, x), aux
 
 
-def unstacked(params: Params) -> Params:
+def check_remat(key: str, name: str) -> None:
+    """Refuses what is none of `REMAT`.
+
+    Args:
+      key: Of the configuration, for the message.
+
+    Raises:
+      UserError: It is none.
+    """
+    if name not in REMAT:
+        raise UserError(f"{key}: {name!r} is none of {', '.join(REMAT)}")
+
+
+def unstacked(params: Params, *, consume: bool = False) -> Params:
     """The parameters with `layers` as a tuple of each layer's, for code that does not scan.
 
     Decoding unrolls its layers; with stacked weights every call would first copy them all.
+    Parameters that are unstacked already stay as they are.
+
+    Args:
+      consume: Whether the memory of the stacked layers is given up, one parameter after another:
+        the model is then never in memory twice. Nobody else may hold them.
     """
-    return {**params, "layers": _layers(params["layers"])}
+    if isinstance(params["layers"], tuple):
+        return params
+    stacks: Params = params["layers"]
+    if not consume:
+        parts = _split(stacks)
+    else:
+        parts = {}
+        for name, stack in stacks.items():
+            parts |= jax.block_until_ready(_split({name: stack}))
+            stack.delete()
+    layers = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    return {**params, "layers": tuple(layers)}
 
 
 @jax.jit
-def _layers(stack: Params) -> tuple[Params, ...]:
-    num_layers = next(iter(stack.values())).shape[0]
-    return tuple({name: value[l] for name, value in stack.items()} for l in range(num_layers))
+def _split(stacks: Params) -> dict[str, tuple[jax.Array, ...]]:
+    return {name: tuple(stack[l] for l in range(stack.shape[0])) for name, stack in stacks.items()}
 
 
 def forward(
@@ -151,7 +188,7 @@ def forward(
     until: jax.Array | None = None,
     *,
     mesh: Mesh | None = None,
-    remat: bool = False,
+    remat: str = "none",
     attention: str = "xla",
 ) -> jax.Array:
     """Hidden states [B, T, D] after the final norm, for packed sequences.
@@ -163,7 +200,7 @@ def forward(
       positions: [B, T] int32, counted within each segment, or along each path of a tree.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
       until: [B, T] int32 where segments are trees (`model.attention.causal_attention`).
-      remat: Whether the backward pass computes each layer anew instead of keeping its insides.
+      remat: What the backward pass computes anew: one of `REMAT`.
       attention: Name of the backend (`model.attention`).
     """
     backend = Backend(name=attention, mesh=mesh)
@@ -180,7 +217,8 @@ def forward(
         x, _ = block(weights, config, x, rotation, attend)
         return constrain(x, axes, mesh), None
 
-    step = jax.checkpoint(step, policy=None) if remat else step
+    if remat != "none":  # within a scan nothing can be shared with the forward pass anyway
+        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
     x = constrain(embed(params, tokens), axes, mesh)
     x, _ = jax.lax.scan(step, x, params["layers"])
     return final_norm(params, config, x)

@@ -129,6 +129,11 @@ def init_of(key: jax.Array, description: Params, dtype: Any) -> Params:
     return jax.tree.unflatten(tree, [make(path, spec) for path, spec in paths])
 
 
+def cast(params: Params, dtype: Any) -> Params:
+    """The parameters in another dtype; None leaves them as they are."""
+    return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 def shardings(config: LlamaConfig, mesh: Mesh) -> Params:
     return shardings_of(describe(config), mesh)
 

@@ -16,18 +16,30 @@ from jax.sharding import Mesh
 
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import readout
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
 def make_loss(
-    config: LlamaConfig, mesh: Mesh | None = None, *, remat: bool = False, attention: str = "xla"
+    config: LlamaConfig,
+    mesh: Mesh | None = None,
+    *,
+    remat: str = "none",
+    attention: str = "xla",
+    dtype: Any = None,
 ) -> LossFn:
-    """Sum of w * (value - target)^2 in float32 over all labelled tokens."""
+    """Sum of w * (value - target)^2 in float32 over all labelled tokens.
+
+    Args:
+      remat: See `llama.forward`.
+      attention: See `llama.forward`.
+      dtype: Of the trunk's parameters and activations where it is not the parameters' own.
+    """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         hidden = llama.forward(
-            params["trunk"],
+            cast(params["trunk"], dtype),
             config,
             batch["tokens"],
             batch["positions"],

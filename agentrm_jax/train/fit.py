@@ -21,6 +21,7 @@ from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model.attention import check_device, check_name
+from agentrm_jax.model.llama import check_remat
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
 
@@ -35,7 +36,8 @@ class FitConfig:
       batch_size: Rows of a batch.
       length: Tokens of a row.
       accumulation: Micro-batches of a batch.
-      remat: Whether layers are computed anew in the backward pass, to save memory.
+      remat: What of a layer the backward pass computes anew, to save memory: `none`, `dots` (all
+        but the products with its matrices) or `block` (all).
       attention: What computes attention: `xla` everywhere, `cudnn` on NVIDIA GPUs (it rounds to
         bfloat16), `pallas` on TPUs (heads of 64 or multiples of it).
       metrics_every: Updates between two rows of metrics.
@@ -47,7 +49,7 @@ class FitConfig:
     batch_size: int = 16
     length: int = 4096
     accumulation: int = 1
-    remat: bool = False
+    remat: str = "none"
     attention: str = "xla"
     metrics_every: int = 10
     checkpoint_every: int = 200
@@ -57,6 +59,7 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}: must be at least 1, not {getattr(self, name)}")
         check_name("fit.attention", self.attention)
+        check_remat("fit.remat", self.remat)
         if self.batch_size % self.accumulation:
             raise UserError("fit.accumulation: must divide fit.batch_size")
         if self.num_updates < 1 and self.epochs <= 0:

@@ -66,6 +66,18 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
     )
 
 
+def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of what `make_state` makes, from those of the parameters."""
+    made = jax.eval_shape(
+        lambda p: TrainState(params=p, opt_state=optimizer.init(p), update=jnp.int32(0)), params
+    )
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        made,
+        state_shardings(params, optimizer, mesh),
+    )
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agentrm_jax.envs.pool import make_pool
-from benchmarks import ceilings, latency, measuring, models, search
+from agentrm_jax.model.work import head_weights, layer_weights, reading
+from benchmarks import latency, measuring, models, search
 
 
 def test_sides_are_called_in_turn_and_the_first_call_is_told_apart():
@@ -25,19 +26,19 @@ def test_sides_are_called_in_turn_and_the_first_call_is_told_apart():
 
 def test_the_model_has_as_many_weights_as_it_is_named_for():
     config = models.SHAPES["27m"]
-    count = ceilings.layer_weights(config) + ceilings.head_weights(config)
+    count = layer_weights(config) + head_weights(config)
     assert count == pytest.approx(27.8e6, rel=0.01)
     large = models.SHAPES["8b"]
-    count = ceilings.layer_weights(large) + 2 * ceilings.head_weights(large)
+    count = layer_weights(large) + 2 * head_weights(large)
     assert count == pytest.approx(8.03e9, rel=0.001)
 
 
 def test_work_is_counted_alike_in_one_piece_and_in_two():
     config = models.SHAPES["27m"]
-    whole = ceilings.reading(config, 3, 200, 100, 1, 4)
+    whole = reading(config, 3, 200, 100, 1, 4)
     parts = [
-        ceilings.reading(config, 3, 120, 100, 1, 4),
-        ceilings.reading(config, 3, 80, 220, 1, 4),
+        reading(config, 3, 120, 100, 1, 4),
+        reading(config, 3, 80, 220, 1, 4),
     ]
     assert whole.flops == pytest.approx(sum(part.flops for part in parts))
 

@@ -53,7 +53,7 @@ def loss_and_logits(params, tokens, mesh, remat):
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "remat"))
-def differentiate(params, tokens, mesh=None, remat=False):
+def differentiate(params, tokens, mesh=None, remat="none"):
     differentiated = jax.value_and_grad(loss_and_logits, has_aux=True)
     (_, logits), gradients = differentiated(params, tokens, mesh, remat)
     return logits, gradients
@@ -76,9 +76,10 @@ def test_same_logits_and_gradients(name, directories, one_device):
     assert_close(differentiate(params, TOKENS, mesh), one_device)
 
 
-def test_remat_changes_memory_only(directories, one_device):
+@pytest.mark.parametrize("remat", ["block", "dots"])
+def test_remat_changes_memory_only(remat, directories, one_device):
     params = hugging_face.load_params(directories[0], CONFIG, jnp.float32)
-    assert_close(differentiate(params, TOKENS, remat=True), one_device)
+    assert_close(differentiate(params, TOKENS, remat=remat), one_device)
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)

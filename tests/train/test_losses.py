@@ -87,7 +87,7 @@ def test_eight_devices_give_the_same_gradients(make_loss, params_of):
     rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 
     def gradients(mesh, batch):
-        loss = make_loss(CONFIG, mesh, remat=mesh is not None)
+        loss = make_loss(CONFIG, mesh, remat="block" if mesh is not None else "none")
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(mesh), batch)
 
     (loss, sums), grads = gradients(mesh, jax.device_put(batch, rows))
@@ -96,6 +96,56 @@ def test_eight_devices_give_the_same_gradients(make_loss, params_of):
     for name, value in one_sums.items():
         assert float(sums[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-4)
     assert_gradients_close(grads, one_grads, 2e-5)
+
+
+def _differentiated(loss_fn, params, batch):
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch)
+
+
+@pytest.mark.parametrize("chunks", [4, 5])  # 5 does not divide the vocabulary of 64
+def test_chunks_of_the_vocabulary_change_memory_only(chunks):
+    batch = batch_of(pack(CASES, 48))
+    (loss, sums), grads = _differentiated(
+        sft.make_loss(CONFIG, vocab_chunks=chunks), policy_params(), batch
+    )
+    (whole, whole_sums), whole_grads = _differentiated(
+        sft.make_loss(CONFIG), policy_params(), batch
+    )
+    assert float(loss) == pytest.approx(float(whole), rel=1e-6)
+    assert jax.device_get(sums) == jax.device_get(whole_sums)
+    assert_gradients_close(grads, whole_grads, 1e-5)
+
+
+def test_chunks_of_the_vocabulary_never_make_all_logits():
+    batch = batch_of(pack(CASES, 48))
+    logits = f"tensor<{len(batch['tokens'])}x47x{CONFIG.vocab_size}xf32>"
+
+    def program(chunks):
+        step = jax.grad(sft.make_loss(CONFIG, vocab_chunks=chunks), has_aux=True)
+        return jax.jit(step).lower(policy_params(), batch).as_text()
+
+    assert logits in program(1)
+    assert logits not in program(4)
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "params_of"),
+    [(sft.make_loss, policy_params), (explicit.make_loss, reward_params)],
+    ids=["sft", "explicit"],
+)
+def test_bfloat16_has_float32_gradients_of_the_rounded_model(make_loss, params_of):
+    batch = batch_of(pack(CASES, 48))
+    params = params_of()
+    head = params.pop("value_head", None)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+    if head is not None:
+        params, rounded = {**params, "value_head": head}, {**rounded, "value_head": head}
+    loss_fn = make_loss(CONFIG, dtype=jnp.bfloat16)
+    (loss, _), grads = _differentiated(loss_fn, params, batch)
+    (wanted, _), wanted_grads = _differentiated(make_loss(CONFIG), rounded, batch)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert float(loss) == pytest.approx(float(wanted), rel=2e-2)
+    assert_gradients_close(grads, wanted_grads, 0.05)
 
 
 def test_accuracy_counts_weighted_right_tokens():

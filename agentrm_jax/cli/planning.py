@@ -1,0 +1,442 @@
+"""What a run needs of TPUs: its real programs, compiled for chips that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from agentrm_jax.cli import models
+from agentrm_jax.cli.config import RewardTrainConfig, RunConfig, TrainConfig
+from agentrm_jax.cli.stages import MASTER, reward_loss, sft_loss
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.programs import Exchange, Memory, exchanges_of, memory_of
+from agentrm_jax.core.sharding import make_mesh, named_sharding
+from agentrm_jax.core.tpu import Topology
+from agentrm_jax.engine.abstract import AbstractEngine, lowered_decoding, lowered_reading
+from agentrm_jax.engine.decoder import Decoder
+from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.model import parameters, work
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.value import readout
+from agentrm_jax.model.work import Work
+from agentrm_jax.train.optimizer import make_optimizer
+from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
+
+STAGES = ("sft", "explore", "train-rm", "evaluate")
+"""Those that have work for an accelerator."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program.
+
+    Attributes:
+      name: What it does.
+      unit: What `least` counts: an update, a token of every row, a call.
+      work: Least work for a unit on each chip.
+      model_flops: Of a unit, on all chips, without what is computed anew to save memory.
+      compile_seconds: How long the compiler took.
+      handed: Bytes that it is handed and that lie on the chip anyway.
+      memory: What it needs in all; None where it does not fit.
+      needed: What the compiler says that it would need in all, where it does not fit.
+      exchanges: Collectives by kind. For decoding, those of one token.
+      xla_flops: XLA's own count for each chip, which takes loops once.
+    """
+
+    name: str
+    unit: str
+    work: Work
+    model_flops: float
+    compile_seconds: float
+    handed: float
+    memory: Memory | None = None
+    needed: float | None = None
+    exchanges: Mapping[str, Exchange] = dataclasses.field(default_factory=dict)
+    xla_flops: float | None = None
+
+    def least_seconds(self, topology: Topology) -> dict[str, float]:
+        """What a unit takes at least, by what bounds it: the chip's arithmetic, its memory, and its
+        links to other chips."""
+        chip = topology.chip
+        return {
+            "arithmetic": self.work.flops / chip.flops,
+            "memory": self.work.bytes / chip.bandwidth,
+            "links": sum(e.bytes for e in self.exchanges.values()) / chip.links,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """What a stage needs of each chip.
+
+    Attributes:
+      name: Of the stage.
+      resident: Bytes that lie there throughout, by what they are.
+      programs: Its programs; what they are handed is resident, or small.
+      hbm: Bytes that a chip has.
+      advice: What to change where it does not fit.
+    """
+
+    name: str
+    resident: Mapping[str, float]
+    programs: Sequence[Program]
+    hbm: float
+    advice: Sequence[str]
+
+    @property
+    def peak(self) -> float:
+        """What lies there, and what the greediest program needs besides."""
+        besides = [
+            (p.memory.total if p.memory else p.needed or math.inf) - p.handed for p in self.programs
+        ]
+        return sum(self.resident.values()) + max(besides)
+
+    @property
+    def fits(self) -> bool:
+        return all(p.memory is not None for p in self.programs) and self.peak <= self.hbm
+
+
+def plan(
+    config: RunConfig,
+    topology: Topology,
+    stages: Sequence[str],
+    on_compile: Callable[[str, str], None] = lambda stage, program: None,
+) -> Iterator[StagePlan]:
+    """Compiles what the stages run, one program after another.
+
+    Args:
+      on_compile: Called with stage and program before each compilation.
+
+    Raises:
+      UserError: The configuration does not fit the mesh, or a model's shape is not known.
+    """
+    mesh = make_mesh(config.mesh, topology.devices())
+    policy = policy_shape(config)
+    for stage in stages:
+
+        def compiling(program: str, stage: str = stage) -> None:
+            on_compile(stage, program)
+
+        if stage == "sft":
+            description = parameters.describe(policy)
+            loss = sft_loss(config, policy, mesh)
+            yield _training(
+                stage, config, config.sft, policy, description, loss, mesh, topology, compiling
+            )
+        elif stage == "train-rm":
+            description = parameters.describe_reward(policy)
+            loss = reward_loss(config, policy, mesh)
+            yield _training(
+                stage, config, config.train_rm, policy, description, loss, mesh, topology, compiling
+            )
+        else:
+            yield _answering(stage, config, policy, mesh, topology, compiling)
+
+
+def policy_shape(config: RunConfig) -> LlamaConfig:
+    if config.policy is not None:
+        return models.stored_shape(pathlib.Path(config.policy), "policy")
+    context = max(config.engine.context, config.sft.fit.length)
+    return models.fresh_shape(config.model, context)
+
+
+def _reward_shape(config: RunConfig, policy: LlamaConfig) -> LlamaConfig:
+    if config.reward_model is None:
+        return policy
+    return models.stored_shape(pathlib.Path(config.reward_model), "reward")
+
+
+def _training(
+    stage: str,
+    config: RunConfig,
+    train: TrainConfig,
+    shape: LlamaConfig,
+    description: parameters.Params,
+    loss: LossFn,
+    mesh: Mesh,
+    topology: Topology,
+    compiling: Callable[[str], None],
+) -> StagePlan:
+    """An update of the trainer (`train.fit`)."""
+    fit = train.fit
+    fit.check_mesh(mesh)
+    optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant
+    state = abstract_state(parameters.abstract_of(description, MASTER, mesh), optimizer, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    rows = named_sharding(mesh, ("batch", "length"))
+
+    def field(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((fit.batch_size, fit.length), dtype, sharding=rows)
+
+    batch: dict[str, jax.ShapeDtypeStruct] = dict.fromkeys(
+        ("tokens", "segments", "positions"), field(jnp.int32)
+    )
+    batch |= dict.fromkeys(("weights", "targets"), field(jnp.float32))
+    if isinstance(train, RewardTrainConfig) and train.packing == "trees":
+        batch["until"] = field(jnp.int32)
+    step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation)
+    resident = {"parameters and optimizer": _bytes_on_chip(state)}
+    needed = _training_work(config, train, shape, mesh, resident["parameters and optimizer"])
+    model = work.training_flops(shape, fit.batch_size, fit.length, logits=stage == "sft")
+    compiling("update")
+    program = _compiled(
+        "update", "an update", step.lower(state, batch), needed, model, sum(resident.values())
+    )
+    found = StagePlan(
+        name=stage, resident=resident, programs=[program], hbm=topology.chip.hbm, advice=[]
+    )
+    return dataclasses.replace(found, advice=_training_advice(stage, config, train, mesh, found))
+
+
+def _training_work(
+    config: RunConfig, train: TrainConfig, shape: LlamaConfig, mesh: Mesh, state: float
+) -> Work:
+    """Least work of an update on each chip, what is computed anew included: the state is read and
+    written once, the weights are read in each pass over the layers."""
+    fit, is_sft = train.fit, train is config.sft
+    anew = fit.remat == "block"
+    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=is_sft)
+    layers = work.training_flops(shape, fit.batch_size, fit.length, logits=False)
+    flops += layers / 3 * anew
+    if is_sft and config.sft.vocab_chunks > 1:
+        flops += 2.0 * work.head_weights(shape) * fit.batch_size * fit.length
+    passes = (3 + anew) * fit.accumulation
+    itemsize = jnp.dtype(config.dtype).itemsize
+    weights = passes * work.layer_weights(shape) * itemsize / mesh.shape["tensor"]
+    return Work(flops / mesh.size, 2 * state + weights)
+
+
+def _answering(
+    stage: str,
+    config: RunConfig,
+    policy: LlamaConfig,
+    mesh: Mesh,
+    topology: Topology,
+    compiling: Callable[[str], None],
+) -> StagePlan:
+    """Reading and decoding of the engines that `explore` or `evaluate` hold."""
+    if stage == "explore":
+        sampling = config.explore.sampling
+        branches: tuple[int, ...] = (config.explore.search.expansion_width, 1)
+    else:
+        sampling, branches = config.evaluate.sampling, (1,)
+    resident: dict[str, float] = {}
+    engine = _engine("policy", config, policy, mesh, topology, resident)
+    programs = list(_reading("policy reads", engine, config, mesh, compiling))
+    programs += _decoding(engine, config, sampling, branches, mesh, compiling)
+    if stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
+        shape = _reward_shape(config, policy)
+        scorer = _engine("reward model", config, shape, mesh, topology, resident)
+        programs += _reading("reward model reads", scorer, config, mesh, compiling)
+    found = StagePlan(
+        name=stage, resident=resident, programs=programs, hbm=topology.chip.hbm, advice=[]
+    )
+    return dataclasses.replace(found, advice=_answering_advice(config, mesh, policy, found))
+
+
+def _engine(
+    name: str,
+    config: RunConfig,
+    shape: LlamaConfig,
+    mesh: Mesh,
+    topology: Topology,
+    resident: dict[str, float],
+) -> AbstractEngine:
+    """An engine of a policy or a reward model; notes what it keeps on each chip."""
+    if name == "policy":
+        params = parameters.abstract_of(parameters.describe(shape), config.dtype, mesh)
+        options: dict[str, Any] = {}
+    else:
+        whole = parameters.abstract_of(parameters.describe_reward(shape), config.dtype, mesh)
+        params, options = whole["trunk"], {"readout": readout, "head": whole["value_head"]}
+    resident[f"{name}'s parameters"] = _bytes_on_chip(params)
+    sizes = config.engine
+    if not sizes.cache_tokens:  # as `engine.engine.free_tokens`
+        itemsize = jnp.dtype(config.dtype).itemsize
+        token = work.kv_bytes(shape, 1, itemsize) / mesh.shape["tensor"]
+        free = 0.75 * (topology.chip.hbm - sum(resident.values()))
+        sizes = dataclasses.replace(sizes, cache_tokens=max(1, int(free / token)))
+    engine = AbstractEngine(params, shape, sizes, mesh=mesh, **options)
+    tokens = engine.pool.num_pages * sizes.page_size
+    resident[f"{name}'s pages ({tokens:,} tokens)"] = _bytes_on_chip(engine.pool)
+    return engine
+
+
+def _reading(
+    name: str,
+    engine: AbstractEngine,
+    config: RunConfig,
+    mesh: Mesh,
+    compiling: Callable[[str], None],
+) -> Iterator[Program]:
+    """A call on full rows behind half of the longest conversation."""
+    sizes = engine.sizes
+
+    def needed(rows: float) -> Work:
+        return work.reading(
+            engine.config, rows, sizes.extend_tokens, sizes.context // 2, sizes.siblings,
+            jnp.dtype(config.dtype).itemsize,
+        )  # fmt: skip
+
+    compiling(name)
+    lowered = lowered_reading(engine)
+    yield _compiled(
+        name, "a call", lowered, _on_each_chip(needed, sizes.extend_rows, mesh),
+        needed(sizes.extend_rows).flops, _handed(engine),
+    )  # fmt: skip
+
+
+def _decoding(
+    engine: AbstractEngine,
+    config: RunConfig,
+    sampling: Sampling,
+    branches: tuple[int, ...],
+    mesh: Mesh,
+    compiling: Callable[[str], None],
+) -> Iterator[Program]:
+    """A token of every row, behind half of the longest conversation."""
+    decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
+    compiling("policy decodes")
+    lowered, num_rows, conversations = lowered_decoding(decoder)
+
+    def needed(rows: float) -> Work:
+        return work.decoding_token(
+            engine.config, rows, engine.sizes.context // 2, num_rows / conversations,
+            sampling.max_tokens / 2, jnp.dtype(config.dtype).itemsize,
+        )  # fmt: skip
+
+    yield _compiled(
+        "policy decodes", f"a token of {num_rows} rows", lowered,
+        _on_each_chip(needed, num_rows, mesh), needed(num_rows).flops, _handed(engine),
+    )  # fmt: skip
+
+
+def _on_each_chip(needed: Callable[[float], Work], rows: int, mesh: Mesh) -> Work:
+    """A chip's part: rows are over `data`, all else at best over the other axes."""
+    whole, others = needed(rows / mesh.shape["data"]), mesh.shape["tensor"] * mesh.shape["fsdp"]
+    return Work(whole.flops / others, whole.bytes / others)
+
+
+def _handed(engine: AbstractEngine) -> float:
+    return _bytes_on_chip((engine.params, engine.pool))
+
+
+def _bytes_on_chip(tree: Any) -> float:
+    """Of shapes with shardings."""
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+    )
+
+
+def _compiled(
+    name: str,
+    unit: str,
+    lowered: jax.stages.Lowered,
+    needed: Work,
+    model_flops: float,
+    handed: float,
+) -> Program:
+    began = time.monotonic()
+    try:
+        compiled, size = lowered.compile(), None
+    except Exception as error:  # XLA's error has no public name
+        compiled, size = None, _asked_for(str(error))
+        if size is None:
+            line = next(iter(str(error).splitlines()), "")
+            raise UserError(f"{name}: the compiler refuses it ({line[:300]})") from None
+    program = Program(
+        name=name,
+        unit=unit,
+        work=needed,
+        model_flops=model_flops,
+        compile_seconds=time.monotonic() - began,
+        handed=handed,
+        needed=size,
+    )
+    if compiled is None:
+        return program
+    return dataclasses.replace(
+        program,
+        memory=memory_of(compiled),
+        exchanges=exchanges_of(compiled.as_text() or ""),
+        xla_flops=(compiled.cost_analysis() or {}).get("flops"),
+    )
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _asked_for(message: str) -> float | None:
+    """Bytes that a program would need, from the message that there are not so many."""
+    if "memory" not in message or "hbm" not in message.lower():
+        return None
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", message)
+    return max((float(number) * _UNITS[unit] for number, unit in sizes), default=None)
+
+
+def _training_advice(
+    stage: str, config: RunConfig, train: TrainConfig, mesh: Mesh, found: StagePlan
+) -> list[str]:
+    """What would save memory, the cheapest first; nothing where it fits."""
+    if found.fits:
+        return []
+    key, fit = {"sft": "sft", "train-rm": "train_rm"}[stage], train.fit
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    advice = []
+    if fit.attention == "xla":
+        advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
+    if stage == "sft" and config.sft.vocab_chunks == 1:
+        advice.append("sft.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")
+    if config.dtype == "float32":
+        advice.append("dtype: bfloat16 halves activations")
+    if fit.remat != "block":
+        advice.append(f"{key}.fit.remat: block keeps no layer's insides (a third more arithmetic)")
+    if (rows := fit.batch_size // fit.accumulation // ways) > 1:
+        more = fit.accumulation * rows
+        advice.append(f"{key}.fit.accumulation: {more} gives each chip one row at a time")
+    if mesh.shape["data"] > 1:
+        advice.append("mesh: data 1, fsdp -1 splits parameters and optimizer over all chips")
+    advice.append(
+        f"more chips, or a smaller {key}.fit.length: parameters and optimizer alone take "
+        f"{sum(found.resident.values()) / 2**30:.1f} GiB of each"
+    )
+    return advice
+
+
+def _answering_advice(
+    config: RunConfig, mesh: Mesh, policy: LlamaConfig, found: StagePlan
+) -> list[str]:
+    if found.fits:
+        return []
+    advice = []
+    sizes, over = config.engine, found.peak - found.hbm
+    token = 2 * policy.num_layers * policy.num_kv_heads * policy.head_dim
+    token *= jnp.dtype(config.dtype).itemsize / mesh.shape["tensor"]
+    if config.dtype == "float32":
+        advice.append("dtype: bfloat16 halves parameters and pages")
+    pages = sum(size for name, size in found.resident.items() if "pages" in name)
+    if pages > over:
+        fewer = math.ceil(over / token)
+        advice.append(f"engine.cache_tokens: about {fewer:,} fewer for each of its engines")
+    if policy.num_kv_heads % (2 * mesh.shape["tensor"]) == 0:
+        advice.append(f"mesh.tensor: {2 * mesh.shape['tensor']} halves a chip's part of the models")
+    if mesh.shape["data"] > 1:
+        advice.append("mesh: fsdp in place of data splits the models over these chips as well")
+    advice.append(
+        f"engine: fewer decode_rows than {sizes.decode_rows}, extend_rows than "
+        f"{sizes.extend_rows}, a shorter context than {sizes.context}; or more chips"
+    )
+    return advice

@@ -1,0 +1,123 @@
+"""TPUs by name: what a chip can do, and chips to compile for where there are none.
+
+The compiler comes with libtpu and knows every topology; it needs no TPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Chip:
+    """A kind of chip. Source: cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
+
+    Attributes:
+      hbm: Bytes of memory that the compiler lets a program use.
+      flops: FLOP/s in bfloat16 at its peak.
+      bandwidth: Bytes/s between memory and chip.
+      links: Bytes/s to all neighbours together, one direction.
+      axes: Axes of a topology.
+      accelerator: Kind of a slice, in the names that end with its number of cores.
+      cores: Of a chip, where such names count them.
+    """
+
+    hbm: float
+    flops: float
+    bandwidth: float
+    links: float
+    axes: int
+    accelerator: str
+    cores: int = 1
+
+
+CHIPS = {
+    "v5e": Chip(
+        hbm=15.75 * GIB, flops=197e12, bandwidth=819e9, links=200e9, axes=2,
+        accelerator="v5litepod",
+    ),
+    "v5p": Chip(
+        hbm=95.74 * GIB, flops=459e12, bandwidth=2765e9, links=600e9, axes=3,
+        accelerator="v5p", cores=2,
+    ),
+    "v6e": Chip(
+        hbm=31.25 * GIB, flops=918e12, bandwidth=1638e9, links=400e9, axes=2,
+        accelerator="v6e",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Topology:
+    """Chips that are wired together.
+
+    Attributes:
+      name: Such as `v5p:4x4x4`.
+      chip: Their kind.
+      sizes: Chips along each axis.
+    """
+
+    name: str
+    chip: Chip
+    sizes: tuple[int, ...]
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.sizes)
+
+    def devices(self) -> Sequence[Any]:
+        """The chips, as `jax.Device`s that programs can be compiled for but not run on.
+
+        Raises:
+          UserError: There is no compiler, or it knows no such topology.
+        """
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError("the TPU compiler is missing: pip install 'agentrm-jax[tpu]'")
+        return _devices(self)
+
+
+@functools.cache  # chips that were asked for twice are not the same
+def _devices(topology: Topology) -> tuple[Any, ...]:
+    from jax.experimental import topologies
+
+    chip = topology.chip
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody takes a chip
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": f"{chip.accelerator}-{topology.num_chips * chip.cores}",
+    }
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    try:
+        return tuple(topologies.get_topology_desc(topology.name, "tpu").devices)
+    except Exception as error:  # the plugin raises several kinds
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"--topology: the compiler knows no {topology.name!r} ({reason})") from None
+
+
+def parse_topology(name: str) -> Topology:
+    """Reads `v5p:4x4x4`.
+
+    Raises:
+      UserError: It is no topology.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    sizes = tuple(int(size) for size in found[2].split("x")) if found else ()
+    chip = CHIPS.get(found[1]) if found else None
+    if chip is None or len(sizes) != chip.axes or 0 in sizes:
+        raise UserError(
+            f"--topology: {name!r} is none; a topology is KIND:CHIPS along each axis, such as "
+            f"v5e:4x4, v6e:4x4 or v5p:4x4x4 (known kinds: {', '.join(CHIPS)})"
+        )
+    return Topology(name=name, chip=chip, sizes=sizes)
