@@ -51,6 +51,9 @@ class TimedPool:
     def release(self, handles: Sequence[int]) -> None:
         self._timed(lambda: self._pool.release(handles))
 
+    def elsewhere(self, task: Task) -> bool:
+        return self._pool.elsewhere(task)
+
     def close(self) -> None:
         self._pool.close()
 

@@ -132,6 +132,11 @@ class EnvPool(Protocol):
         """Forgets episodes. Unknown handles are ignored."""
         ...
 
+    def elsewhere(self, task: Task) -> bool:
+        """Whether the task's environment works in another process: then this one has something
+        to do meanwhile."""
+        ...
+
     def close(self) -> None: ...
 
 

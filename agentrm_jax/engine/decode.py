@@ -97,36 +97,24 @@ class Decoded:
 def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:
     """Copies conversations out of the pool, once for all tokens to come.
 
-    Chunks are arrays of their own: slices of one array would be copied at every token. Chunks that
-    no conversation reaches cost nothing.
+    Chunks are arrays of their own: slices of one array would be copied at every token. One that no
+    conversation reaches changes nothing, but costs as much as another.
     """
     if pool.backend.name == "pallas":
         return paged_attention.read_own(pool, table)
-    C = table.pages.shape[1]
-    used = table.num_chunks(chunk)
-    masks = [chunk_mask(table, c, chunk, pool.page_size)[None, :, None] for c in range(C // chunk)]
+    chunks = range(table.pages.shape[1] // chunk)
+    masks = [chunk_mask(table, c, chunk, pool.page_size)[None, :, None] for c in chunks]
 
     def copied(layer: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-        def read(c: int) -> jax.Array:
-            return read_chunk(layer, table, c, chunk).transpose(axes)
-
-        return [
-            jax.lax.cond(c < used, lambda c=c: read(c), lambda c=c: jnp.zeros_like(read(c)))
-            for c in range(C // chunk)
-        ]
+        return [read_chunk(layer, table, c, chunk).transpose(axes) for c in chunks]
 
     k = [copied(layer, (0, 1, 3, 2)) for layer in pool.k]
     v = [copied(layer, (0, 1, 2, 3)) for layer in pool.v]
 
     def attention(l: int, q: jax.Array) -> Part:
         part = nothing(q)
-        for c, mask in enumerate(masks):
-            part = jax.lax.cond(
-                c < used,
-                lambda part, c=c, mask=mask: merge(part, attend(q, k[l][c], v[l][c], mask)),
-                lambda part: part,
-                part,
-            )
+        for c in chunks:
+            part = merge(part, attend(q, k[l][c], v[l][c], masks[c]))
         return part
 
     return attention

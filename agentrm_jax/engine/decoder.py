@@ -123,7 +123,8 @@ class Decoder:
     def warm_up(self) -> None:
         """Compiles what decoding needs, on rows of padding."""
         self.engine.warm_up()
-        self._decode()
+        for width in self.engine.widths:
+            self._decode(width)
 
     def submit(self, request: Request, n: int) -> int:
         """Queues a request for n replies and gives its ticket; n is one of `branches`."""
@@ -232,10 +233,11 @@ class Decoder:
             cache.adopt(conversation.leaf, piece, row.pages[:count])
         return conversation.ticket, replies
 
-    def _decode(self) -> Decoded:
+    def _decode(self, width: int = 0) -> Decoded:
+        """One call of the compiled program, with room for at least so many pages."""
         engine, size = self.engine, self.engine.sizes.page_size
         rows = make_rows(
-            engine, self._lanes, self.branches, self.sampling, self._ends, self._tail_pages
+            engine, self._lanes, self.branches, self.sampling, self._ends, self._tail_pages, width
         )
         pages = np.full((len(rows.active), self._pages), engine.cache.num_pages, np.int32)
         for r, conversation, branch in numbered_rows(self._lanes, self.branches):
@@ -282,12 +284,14 @@ def make_rows(
     sampling: Sampling,
     ends: np.ndarray | jax.Array,
     tail_pages: int,
+    width: int = 0,
 ) -> DecodeRows:
     """What the compiled decoder takes, on the host.
 
     Args:
       ends: [V] bool, see `DecodeRows`.
       tail_pages: Most pages of what a row has decoded before.
+      width: See `Engine.contexts`.
     """
     R = sum(n * len(lane) for n, lane in zip(branches, lanes, strict=True))
     last_tokens, positions, offsets, branch_of = np.zeros((4, R), np.int32)
@@ -303,7 +307,7 @@ def make_rows(
             used = offset // engine.sizes.page_size
             tail[0, r, :used], tail[1, r, :used] = row.pages[:used], engine.sizes.page_size
     return DecodeRows(
-        contexts=engine.contexts([_beginnings(lane) for lane in lanes]),
+        contexts=engine.contexts([_beginnings(lane) for lane in lanes], width),
         tails=PageTable(pages=tail[0], fills=tail[1]) if tail_pages else None,
         last_tokens=last_tokens,
         positions=positions,

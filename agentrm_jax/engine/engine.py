@@ -133,7 +133,9 @@ class Engine:
         # least 256 tokens: each costs some small operations.
         least = max(1, 256 // (page_size * CHUNK))
         self.chunk = max(least, -(-most_pages // (8 * CHUNK))) * CHUNK
-        self._most_pages = -(-most_pages // self.chunk) * self.chunk
+        # Decoding has a program for each: it reads as many pages as there is room for.
+        chunks = -(-most_pages // self.chunk)
+        self.widths = tuple(sorted({min(n, chunks) * self.chunk for n in (2, 4, 8)}))
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
 
     def _on_device(self, params: Any, num_pages: int) -> tuple[Any, Pool]:
@@ -274,12 +276,18 @@ class Engine:
           beginnings: Each conversation and the position; at most `places`.
           at: The place of each among them.
         """
-        return self.contexts([(beginnings, places, at)])[0]
+        return self.contexts([(beginnings, places, at)], self.widths[-1])[0]
 
     def contexts(
-        self, groups: Sequence[tuple[Sequence[tuple[Entry | None, int]], int, Sequence[int]]]
+        self,
+        groups: Sequence[tuple[Sequence[tuple[Entry | None, int]], int, Sequence[int]]],
+        width: int = 0,
     ) -> tuple[Context, ...]:
-        """The same for several groups of conversations, with the instructions of all of them."""
+        """The same for several groups of conversations, with the instructions of all of them.
+
+        Args:
+          width: Least number of pages that there is room for; it is one of `widths` then.
+        """
         found: dict[int, Entry] = {}
         begin: list[np.ndarray] = []
         for beginnings, places, at in groups:
@@ -297,14 +305,17 @@ class Engine:
                     found[first.instruction] = first
             begin.append(begins_with)
         instructions, owners = self._instructions(found)
+        prefixes = [[self.cache.prefix(*one) for one in beginnings] for beginnings, _, _ in groups]
+        longest = max((len(own) for group in prefixes for own, _ in group), default=0)
+        width = next(w for w in self.widths if w >= max(width, longest))
         return tuple(
             Context(
                 instructions=instructions,
                 owners=owners,
                 begins_with=begins_with,
-                own=self._table([self.cache.prefix(*one) for one in beginnings], at, places),
+                own=self._table(group, at, (places, width)),
             )
-            for (beginnings, places, at), begins_with in zip(groups, begin, strict=True)
+            for (_, places, at), begins_with, group in zip(groups, begin, prefixes, strict=True)
         )
 
     def share(self, instruction: Piece | None) -> None:
@@ -329,9 +340,11 @@ class Engine:
         return PageTable(pages=pages, fills=fills), owners
 
     def _table(
-        self, listed: Sequence[tuple[list[int], list[int]]], at: Sequence[int], places: int
+        self,
+        listed: Sequence[tuple[list[int], list[int]]],
+        at: Sequence[int],
+        shape: tuple[int, int],
     ) -> PageTable:
-        shape = (places, self._most_pages)
         pages, fills = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for place, (own, fill) in zip(at, listed, strict=True):
             pages[place, : len(own)], fills[place, : len(fill)] = own, fill

@@ -175,8 +175,11 @@ class _Pool:
         self._next_handle += 1
         return self._next_handle
 
+    def elsewhere(self, task: Task) -> bool:
+        return bool(self._workers) and load_family(task.environment).pooled
+
     def _place_for(self, task: Task) -> _Place:
-        if not self._workers or not load_family(task.environment).pooled:
+        if not self.elsewhere(task):
             return self._here
         return min(self._workers, key=lambda place: place.episodes)
 

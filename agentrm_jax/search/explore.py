@@ -2,7 +2,8 @@
 
 A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
 roll out ask for one, and all are decoded together. While the model works on what some trees asked,
-the environments act for those that it has answered; one jitted call updates all trees. A tree that
+environments of other processes act for those that it has answered; one jitted call updates all
+trees. A tree that
 is finished makes room for the next task.
 """
 
@@ -93,6 +94,9 @@ class Explorer:
             self._act(answered)
             self._fill(waiting, stored)
             answered = {asked.pop(ticket): group for ticket, group in self.policy.collect()}
+            # Environments of this process have no time of their own: nothing waits for them.
+            here = [e for e in answered if not self.pool.elsewhere(self._tree(e).task)]
+            self._act({e: answered.pop(e) for e in here})
 
     def _live(self) -> dict[int, GrowingTree]:
         return {e: growing for e, growing in enumerate(self._slots) if growing is not None}

@@ -69,15 +69,12 @@ def rollouts(
     ready: list[_Running] = []  # what the policy is still to be asked about
     asked: dict[int, _Running] = {}
     answered: list[tuple[_Running, Proposal]] = []
-    while waiting or running:
-        requests = [
-            (r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
-        ]
-        asked.update(zip(policy.submit(requests), ready, strict=True))
-        ready = []
-        # While the policy works on these, the environments act as it proposed for others.
-        answers = pool.step([(r.handle, p.action) for r, p in answered]) if answered else []
-        for (r, proposal), answer in zip(answered, answers, strict=True):
+
+    def act(replies: Sequence[tuple[_Running, Proposal]]) -> Iterator[Rollout]:
+        """Lets the environments act; gives what is over, the others are ready again."""
+        nonlocal running
+        answers = pool.step([(r.handle, p.action) for r, p in replies]) if replies else []
+        for (r, proposal), answer in zip(replies, answers, strict=True):
             r.policy_tokens += len(proposal.log_probs)
             r.truncated_steps += proposal.dropped_steps
             failure = answer.reason if isinstance(answer, EnvironmentFailure) else None
@@ -89,6 +86,15 @@ def rollouts(
             pool.release([r.handle])
             running -= 1
             yield r.finished(failure)
+
+    while waiting or running:
+        requests = [
+            (r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
+        ]
+        asked.update(zip(policy.submit(requests), ready, strict=True))
+        ready = []
+        # While the policy works on these, environments elsewhere act as it proposed for others.
+        yield from act(answered)
         # Half of the slots at a time: two cohorts, of which one is decoded while the other acts.
         room = min(slots - running, -(-slots // 2), len(waiting))
         entering = [waiting.pop() for _ in range(room)]
@@ -103,4 +109,6 @@ def rollouts(
             trajectory = Trajectory(task=task, first_observation=observation)
             ready.append(_Running(trajectory, sample, handle, now))
             running += 1
-        answered = [(asked.pop(ticket), proposal) for ticket, [proposal] in policy.collect()]
+        replies = [(asked.pop(ticket), proposal) for ticket, [proposal] in policy.collect()]
+        answered = [(r, p) for r, p in replies if pool.elsewhere(r.trajectory.task)]
+        yield from act([(r, p) for r, p in replies if not pool.elsewhere(r.trajectory.task)])

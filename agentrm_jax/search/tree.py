@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -46,17 +47,20 @@ class Trees:
         return self.value_sum / jnp.maximum(self.visit_count, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def make_trees(num_trees: int, num_nodes: int, width: int) -> Trees:
     """Empty trees: each a root that is neither visited nor expanded."""
+    return jax.device_put(_empty(num_trees, num_nodes, width, np.full))
+
+
+def _empty(num_trees: int, num_nodes: int, width: int, full: Callable[..., Any]) -> Trees:
     shape = (num_trees, num_nodes)
     return Trees(
-        parent=jnp.full(shape, NONE, jnp.int32),
-        children=jnp.full((*shape, width), NONE, jnp.int32),
-        visit_count=jnp.zeros(shape, jnp.int32),
-        value_sum=jnp.zeros(shape, jnp.float32),
-        expanded=jnp.zeros(shape, bool),
-        terminal=jnp.zeros(shape, bool),
+        parent=full(shape, NONE, np.int32),
+        children=full((*shape, width), NONE, np.int32),
+        visit_count=full(shape, 0, np.int32),
+        value_sum=full(shape, 0.0, np.float32),
+        expanded=full(shape, False, bool),
+        terminal=full(shape, False, bool),
     )
 
 
@@ -67,7 +71,7 @@ def clear(trees: Trees, slots: jax.Array) -> Trees:
     return jax.tree.map(
         lambda old, new: jnp.where(slots.reshape(E, *[1] * (old.ndim - 1)), new, old),
         trees,
-        make_trees(E, M, W),
+        _empty(E, M, W, jnp.full),
     )
 
 

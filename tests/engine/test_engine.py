@@ -82,6 +82,19 @@ def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
     assert generate(engine, REQUESTS[::-1], n=2, sampling=SAMPLING, stop=STOP) == together[::-1]
 
 
+def test_a_long_conversation_beside_it_changes_nothing(params):
+    """To the bit, though the batch is decoded by another program, with room for more pages."""
+    engine = Engine(params, CONFIG, SIZES)
+    short, long = request(0, 9, 5), request(1, *[1] * 150)
+    least, most = engine.widths
+    assert least < 150 < most
+    [alone] = generate(engine, [short], n=2, sampling=SAMPLING, stop=STOP)
+    fresh = Engine(params, CONFIG, SIZES)
+    fresh.read([fresh.cache.find(long.pieces[:-1])])  # so that they enter together
+    together = generate(fresh, [short, long], n=2, sampling=SAMPLING, stop=STOP)
+    assert together[0] == alone
+
+
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_no_number_of_branches_makes_places_differ(params, n):
     """15 rows, three branches for each of five, gave other last bits than 16."""

@@ -41,8 +41,12 @@ class GamePool:
     what is left in `episodes` at the end of a search has leaked.
     """
 
-    def __init__(self, breaks: Callable[[Task, Sequence[str]], bool] = lambda *_: False) -> None:
-        self.breaks = breaks
+    def __init__(
+        self,
+        breaks: Callable[[Task, Sequence[str]], bool] = lambda *_: False,
+        elsewhere: bool = True,
+    ) -> None:
+        self.breaks, self._elsewhere = breaks, elsewhere
         self.episodes: dict[int, tuple[Task, tuple[str, ...]]] = {}
         self.dead: set[int] = set()
         self.num_steps = 0
@@ -86,6 +90,9 @@ class GamePool:
     def release(self, handles):
         for handle in handles:
             self.episodes.pop(handle, None)
+
+    def elsewhere(self, task: Task) -> bool:
+        return self._elsewhere
 
     def close(self):
         self.episodes.clear()

@@ -104,11 +104,13 @@ class Prompter(GamePolicy):
         return answers
 
 
+@pytest.mark.parametrize("elsewhere", [True, False])
 @pytest.mark.parametrize("kind", ["trees", "rollouts"])
-def test_environments_act_for_one_cohort_while_the_model_works_for_another(tmp_path, kind):
+def test_environments_act_while_the_model_works_where_they_are_elsewhere(tmp_path, kind, elsewhere):
+    """For one cohort, while the model works for another; those of this process let nobody wait."""
     events: list[str] = []
     policy = Watched(Prompter(), events, "submit", "collect")
-    pool = Watched(GamePool(), events, "branch", "step")
+    pool = Watched(GamePool(elsewhere=elsewhere), events, "branch", "step")
     tasks = [game(i) for i in range(8)]
     if kind == "trees":
         store = TreeStore(tmp_path)
@@ -122,4 +124,8 @@ def test_environments_act_for_one_cohort_while_the_model_works_for_another(tmp_p
         working = {"submit": True, "collect": False}.get(event, working)
         if event in ("branch", "step"):
             during, idle = during + working, idle + (not working)
-    assert during > 3 * idle  # idle: the last trees, when there is no other cohort
+    if elsewhere:
+        assert during > 3 * idle  # idle: the last trees, when there is no other cohort
+    else:
+        assert idle
+        assert not during
