@@ -29,7 +29,8 @@ Printed of every program (the update of a training stage; reading and decoding o
 memory on each chip, collectives by kind with the bytes that arrive at each chip, operations, and
 the least time that the chip's arithmetic, memory and links allow. What XLA itself counts is
 printed beside: it takes a loop over layers once. For decoding, all this is of one token of every
-row; contexts are taken to be half full. A compilation of a large model takes a minute or two.
+row; contexts are taken to be half full. The step of a beam that scores while it decodes
+(evaluate.beam.score_at: action) is left out. A large model takes minutes to compile.
 
 Exit status: 0 fits, 1 does not fit (what to change is printed), 2 the input is wrong.
 """

@@ -157,14 +157,16 @@ def _answering(
 ) -> StagePlan:
     """Reading and decoding of the engines that `explore` or `evaluate` hold."""
     if stage == "explore":
-        sampling = config.explore.sampling
-        branches: tuple[int, ...] = (config.explore.search.expansion_width, 1)
+        sampling, decoders = config.explore.sampling, [(config.explore.search.expansion_width, 1)]
     else:
-        sampling, branches = config.evaluate.sampling, (1,)
+        sampling, decoders = config.evaluate.sampling, [(1,)]
+        if "beam" in config.evaluate.methods and config.evaluate.beam.expansion_width > 1:
+            decoders.append((config.evaluate.beam.expansion_width,))
     resident: dict[str, float] = {}
     engine = _engine("policy", config, policy, mesh, topology, resident)
     programs = list(_reading("policy reads", engine, config, mesh, compiling))
-    programs += _decoding(engine, config, sampling, branches, mesh, compiling)
+    for branches in decoders:
+        programs += _decoding(engine, config, sampling, branches, mesh, compiling)
     if stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
         shape = _reward_shape(config, policy)
         scorer = _engine("reward model", config, shape, mesh, topology, resident)
@@ -237,7 +239,8 @@ def _decoding(
 ) -> Iterator[Program]:
     """A token of every row, behind half of the longest conversation."""
     decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
-    compiling("policy decodes")
+    name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
+    compiling(name)
     lowered, num_rows, conversations = lowered_decoding(decoder)
 
     def needed(rows: float) -> Work:
@@ -247,7 +250,7 @@ def _decoding(
         )  # fmt: skip
 
     yield _compiled(
-        "policy decodes", f"a token of {num_rows} rows", lowered,
+        name, f"a token of {num_rows} rows", lowered,
         _on_each_chip(needed, num_rows, mesh), needed(num_rows).flops, _handed(engine),
     )  # fmt: skip
 
