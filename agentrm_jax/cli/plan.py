@@ -29,7 +29,8 @@ Printed of every program (the update of a training stage; reading and decoding o
 memory on each chip, collectives by kind with the bytes that arrive at each chip, operations, and
 the least time that the chip's arithmetic, memory and links allow. What XLA itself counts is
 printed beside: it takes a loop over layers once. For decoding, all this is of one token of every
-row; contexts are taken to be half full. A compilation of a large model takes a minute or two.
+row; contexts are taken to be half full. The step of a beam that scores while it decodes
+(evaluate.beam.score_at: action) is left out. A large model takes minutes to compile.
 
 Exit status: 0 fits, 1 does not fit (what to change is printed), 2 the input is wrong.
 """
@@ -117,7 +118,7 @@ def _text(stage: Any, topology: Any) -> str:
                 f"{_gib(memory.code)}"
             )
         exchanges = (
-            f"{kind} {e.count:,} ({e.bytes / 1e9:.3g} GB)" for kind, e in program.exchanges.items()
+            f"{kind} {e.count:,} ({_sent(e.bytes)})" for kind, e in program.exchanges.items()
         )
         if memory is not None:
             lines.append(f"    collectives  {', '.join(exchanges) or 'none'}")
@@ -139,7 +140,11 @@ def _operations(program: Any, topology: Any) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**30:.2f} GiB" if size > 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _sent(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size > 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def _seconds(value: float) -> str:

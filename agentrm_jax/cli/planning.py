@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
 from agentrm_jax.cli.config import RewardTrainConfig, RunConfig, TrainConfig
+from agentrm_jax.cli.planned import Program, StagePlan, answering_advice, training_advice
 from agentrm_jax.cli.stages import MASTER, reward_loss, sft_loss
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.programs import Exchange, Memory, exchanges_of, memory_of
+from agentrm_jax.core.programs import exchanges_of, memory_of
 from agentrm_jax.core.sharding import make_mesh, named_sharding
 from agentrm_jax.core.tpu import Topology
 from agentrm_jax.engine.abstract import AbstractEngine, lowered_decoding, lowered_reading
@@ -34,76 +35,6 @@ from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
 
 STAGES = ("sft", "explore", "train-rm", "evaluate")
 """Those that have work for an accelerator."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """A compiled program.
-
-    Attributes:
-      name: What it does.
-      unit: What `least` counts: an update, a token of every row, a call.
-      work: Least work for a unit on each chip.
-      model_flops: Of a unit, on all chips, without what is computed anew to save memory.
-      compile_seconds: How long the compiler took.
-      handed: Bytes that it is handed and that lie on the chip anyway.
-      memory: What it needs in all; None where it does not fit.
-      needed: What the compiler says that it would need in all, where it does not fit.
-      exchanges: Collectives by kind. For decoding, those of one token.
-      xla_flops: XLA's own count for each chip, which takes loops once.
-    """
-
-    name: str
-    unit: str
-    work: Work
-    model_flops: float
-    compile_seconds: float
-    handed: float
-    memory: Memory | None = None
-    needed: float | None = None
-    exchanges: Mapping[str, Exchange] = dataclasses.field(default_factory=dict)
-    xla_flops: float | None = None
-
-    def least_seconds(self, topology: Topology) -> dict[str, float]:
-        """What a unit takes at least, by what bounds it: the chip's arithmetic, its memory, and its
-        links to other chips."""
-        chip = topology.chip
-        return {
-            "arithmetic": self.work.flops / chip.flops,
-            "memory": self.work.bytes / chip.bandwidth,
-            "links": sum(e.bytes for e in self.exchanges.values()) / chip.links,
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """What a stage needs of each chip.
-
-    Attributes:
-      name: Of the stage.
-      resident: Bytes that lie there throughout, by what they are.
-      programs: Its programs; what they are handed is resident, or small.
-      hbm: Bytes that a chip has.
-      advice: What to change where it does not fit.
-    """
-
-    name: str
-    resident: Mapping[str, float]
-    programs: Sequence[Program]
-    hbm: float
-    advice: Sequence[str]
-
-    @property
-    def peak(self) -> float:
-        """What lies there, and what the greediest program needs besides."""
-        besides = [
-            (p.memory.total if p.memory else p.needed or math.inf) - p.handed for p in self.programs
-        ]
-        return sum(self.resident.values()) + max(besides)
-
-    @property
-    def fits(self) -> bool:
-        return all(p.memory is not None for p in self.programs) and self.peak <= self.hbm
 
 
 def plan(
@@ -195,7 +126,7 @@ def _training(
     found = StagePlan(
         name=stage, resident=resident, programs=[program], hbm=topology.chip.hbm, advice=[]
     )
-    return dataclasses.replace(found, advice=_training_advice(stage, config, train, mesh, found))
+    return dataclasses.replace(found, advice=training_advice(config, mesh, found))
 
 
 def _training_work(
@@ -226,14 +157,16 @@ def _answering(
 ) -> StagePlan:
     """Reading and decoding of the engines that `explore` or `evaluate` hold."""
     if stage == "explore":
-        sampling = config.explore.sampling
-        branches: tuple[int, ...] = (config.explore.search.expansion_width, 1)
+        sampling, decoders = config.explore.sampling, [(config.explore.search.expansion_width, 1)]
     else:
-        sampling, branches = config.evaluate.sampling, (1,)
+        sampling, decoders = config.evaluate.sampling, [(1,)]
+        if "beam" in config.evaluate.methods and config.evaluate.beam.expansion_width > 1:
+            decoders.append((config.evaluate.beam.expansion_width,))
     resident: dict[str, float] = {}
     engine = _engine("policy", config, policy, mesh, topology, resident)
     programs = list(_reading("policy reads", engine, config, mesh, compiling))
-    programs += _decoding(engine, config, sampling, branches, mesh, compiling)
+    for branches in decoders:
+        programs += _decoding(engine, config, sampling, branches, mesh, compiling)
     if stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
         shape = _reward_shape(config, policy)
         scorer = _engine("reward model", config, shape, mesh, topology, resident)
@@ -241,7 +174,7 @@ def _answering(
     found = StagePlan(
         name=stage, resident=resident, programs=programs, hbm=topology.chip.hbm, advice=[]
     )
-    return dataclasses.replace(found, advice=_answering_advice(config, mesh, policy, found))
+    return dataclasses.replace(found, advice=answering_advice(config, mesh, policy, found))
 
 
 def _engine(
@@ -306,7 +239,8 @@ def _decoding(
 ) -> Iterator[Program]:
     """A token of every row, behind half of the longest conversation."""
     decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
-    compiling("policy decodes")
+    name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
+    compiling(name)
     lowered, num_rows, conversations = lowered_decoding(decoder)
 
     def needed(rows: float) -> Work:
@@ -316,7 +250,7 @@ def _decoding(
         )  # fmt: skip
 
     yield _compiled(
-        "policy decodes", f"a token of {num_rows} rows", lowered,
+        name, f"a token of {num_rows} rows", lowered,
         _on_each_chip(needed, num_rows, mesh), needed(num_rows).flops, _handed(engine),
     )  # fmt: skip
 
@@ -353,7 +287,7 @@ def _compiled(
     try:
         compiled, size = lowered.compile(), None
     except Exception as error:  # XLA's error has no public name
-        compiled, size = None, _asked_for(str(error))
+        compiled, size = None, asked_for(str(error))
         if size is None:
             line = next(iter(str(error).splitlines()), "")
             raise UserError(f"{name}: the compiler refuses it ({line[:300]})") from None
@@ -379,64 +313,9 @@ def _compiled(
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _asked_for(message: str) -> float | None:
+def asked_for(message: str) -> float | None:
     """Bytes that a program would need, from the message that there are not so many."""
     if "memory" not in message or "hbm" not in message.lower():
         return None
     sizes = re.findall(r"([\d.]+)([KMGT])\b", message)
     return max((float(number) * _UNITS[unit] for number, unit in sizes), default=None)
-
-
-def _training_advice(
-    stage: str, config: RunConfig, train: TrainConfig, mesh: Mesh, found: StagePlan
-) -> list[str]:
-    """What would save memory, the cheapest first; nothing where it fits."""
-    if found.fits:
-        return []
-    key, fit = {"sft": "sft", "train-rm": "train_rm"}[stage], train.fit
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    advice = []
-    if fit.attention == "xla":
-        advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
-    if stage == "sft" and config.sft.vocab_chunks == 1:
-        advice.append("sft.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")
-    if config.dtype == "float32":
-        advice.append("dtype: bfloat16 halves activations")
-    if fit.remat != "block":
-        advice.append(f"{key}.fit.remat: block keeps no layer's insides (a third more arithmetic)")
-    if (rows := fit.batch_size // fit.accumulation // ways) > 1:
-        more = fit.accumulation * rows
-        advice.append(f"{key}.fit.accumulation: {more} gives each chip one row at a time")
-    if mesh.shape["data"] > 1:
-        advice.append("mesh: data 1, fsdp -1 splits parameters and optimizer over all chips")
-    advice.append(
-        f"more chips, or a smaller {key}.fit.length: parameters and optimizer alone take "
-        f"{sum(found.resident.values()) / 2**30:.1f} GiB of each"
-    )
-    return advice
-
-
-def _answering_advice(
-    config: RunConfig, mesh: Mesh, policy: LlamaConfig, found: StagePlan
-) -> list[str]:
-    if found.fits:
-        return []
-    advice = []
-    sizes, over = config.engine, found.peak - found.hbm
-    token = 2 * policy.num_layers * policy.num_kv_heads * policy.head_dim
-    token *= jnp.dtype(config.dtype).itemsize / mesh.shape["tensor"]
-    if config.dtype == "float32":
-        advice.append("dtype: bfloat16 halves parameters and pages")
-    pages = sum(size for name, size in found.resident.items() if "pages" in name)
-    if pages > over:
-        fewer = math.ceil(over / token)
-        advice.append(f"engine.cache_tokens: about {fewer:,} fewer for each of its engines")
-    if policy.num_kv_heads % (2 * mesh.shape["tensor"]) == 0:
-        advice.append(f"mesh.tensor: {2 * mesh.shape['tensor']} halves a chip's part of the models")
-    if mesh.shape["data"] > 1:
-        advice.append("mesh: fsdp in place of data splits the models over these chips as well")
-    advice.append(
-        f"engine: fewer decode_rows than {sizes.decode_rows}, extend_rows than "
-        f"{sizes.extend_rows}, a shorter context than {sizes.context}; or more chips"
-    )
-    return advice
