@@ -58,9 +58,7 @@ def decode(given: argparse.Namespace) -> dict[str, Any]:
     found = []
     for rows, n in shares.items():
         taken = limits.seconds(timed[f"{rows} rows"]) / given.tokens
-        work = decoding_token(
-            config, rows, given.context, n, (given.tokens + 1) / 2, itemsize
-        )
+        work = decoding_token(config, rows, given.context, n, (given.tokens + 1) / 2, itemsize)
         found.append(
             {
                 "rows": rows,

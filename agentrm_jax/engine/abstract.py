@@ -64,7 +64,8 @@ def lowered_reading(engine: AbstractEngine) -> jax.stages.Lowered:
 
 
 def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int, int]:
-    """What a decoder of an abstract engine runs; of how many rows and of how many conversations."""
+    """What a decoder of an abstract engine runs for its longest conversations; of how many rows and
+    of how many conversations."""
     engine = decoder.engine
     rows = make_rows(
         engine,
@@ -73,6 +74,7 @@ def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int, int]:
         decoder.sampling,
         decoder._ends,
         decoder._tail_pages,
+        engine.widths[-1],
     )
     lowered = decode.lower(
         engine.params,

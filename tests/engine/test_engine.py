@@ -84,13 +84,14 @@ def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
 
 def test_a_long_conversation_beside_it_changes_nothing(params):
     """To the bit, though the batch is decoded by another program, with room for more pages."""
-    engine = Engine(params, CONFIG, SIZES)
-    short, long = request(0, 9, 5), request(1, *[1] * 150)
-    least, most = engine.widths
-    assert least < 150 < most
+    config = dataclasses.replace(CONFIG, max_positions=1024)
+    sizes = dataclasses.replace(SIZES, context=1024, extend_tokens=64, max_pieces=8)
+    engine = Engine(params, config, sizes)
+    short, long = request(0, 9, 5), request(1, 600)
+    assert engine.widths[0] < 600 // sizes.page_size
     [alone] = generate(engine, [short], n=2, sampling=SAMPLING, stop=STOP)
-    fresh = Engine(params, CONFIG, SIZES)
-    fresh.read([fresh.cache.find(long.pieces[:-1])])  # so that they enter together
+    fresh = Engine(params, config, sizes)
+    fresh.read([fresh.cache.find([long.pieces[0][:-1]])])  # so that they enter together
     together = generate(fresh, [short, long], n=2, sampling=SAMPLING, stop=STOP)
     assert together[0] == alone
 
