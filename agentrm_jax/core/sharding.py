@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.errors import UserError
@@ -60,15 +61,25 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over the first `jax.Device`s (of all by default), as many as the config asks for."""
+    """A mesh over the first `jax.Device`s (of all by default), as many as the config asks for.
+
+    Raises:
+      UserError: They are not so many, or are wired together in a way that the mesh does not fit.
+    """
     devices = list(jax.devices() if devices is None else devices)
     shape = config.shape(len(devices))
-    return jax.make_mesh(
-        shape,
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * 3,
-        devices=devices[: math.prod(shape)],
-    )
+    try:
+        # Not `jax.make_mesh`: 2 x 8 on a torus of 4 x 4 has to split an axis of the torus.
+        placed = mesh_utils.create_device_mesh(
+            shape, devices[: math.prod(shape)], allow_split_physical_axes=True
+        )
+    except (NotImplementedError, ValueError, AssertionError) as error:  # JAX asserts a whole block
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"mesh: data={shape[0]} fsdp={shape[1]} tensor={shape[2]} cannot be laid over these "
+            f"{len(devices)} devices ({reason})"
+        ) from None
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def logical_to_spec(

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.core.tpu import CHIPS, parse_topology
 
 
@@ -28,6 +29,17 @@ def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^the TPU compiler is missing: pip install .*\[tpu\]"):
         parse_topology("v5e:2x2").devices()
+
+
+@pytest.mark.tpu_compile
+def test_meshes_are_laid_over_the_torus():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs libtpu, which comes with the extra [tpu]")
+    devices = parse_topology("v6e:4x4").devices()
+    mesh = make_mesh(MeshConfig(data=2, tensor=8), devices)  # splits an axis of the torus
+    assert len(set(mesh.devices.flat)) == 16
+    with pytest.raises(UserError, match=r"^mesh: data=1 fsdp=3 tensor=1 cannot be laid"):
+        make_mesh(MeshConfig(fsdp=3), devices)
 
 
 @pytest.mark.tpu_compile
