@@ -17,10 +17,15 @@ TOPOLOGIES = {
 }
 
 
-def tpu_devices(kind: str) -> list:
-    """Four chips or more to compile for. Skips the test where there is no compiler."""
+def needs_compiler() -> None:
+    """Skips the test where there is no compiler."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs libtpu, which comes with the extra [tpu]")
+
+
+def tpu_devices(kind: str) -> list:
+    """Four chips or more to compile for. Skips the test where there is no compiler."""
+    needs_compiler()
     return _devices(kind)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG as SHAPE
 from tiny_model import SIZES, drawn
+from tpu_cases import needs_compiler
 
 from agentrm_jax.cli import planning
 from agentrm_jax.cli.load_config import load_config, make_parser
@@ -175,8 +176,7 @@ def test_the_compilers_word_on_memory(message, gib):
 
 @pytest.mark.tpu_compile
 def test_a_whole_tiny_run_fits_four_chips(capsys):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu, which comes with the extra [tpu]")
+    needs_compiler()
     status = main(
         ["plan", str(TINY), "--topology", "v5e:2x2", "--mesh.fsdp=4", "--dtype=bfloat16", "--json",
          "--sft.vocab_chunks=3", "--sft.fit.remat=dots", "--sft.fit.accumulation=1"]
@@ -202,8 +202,7 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
 
 @pytest.mark.tpu_compile
 def test_what_does_not_fit_exits_with_1(capsys):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu, which comes with the extra [tpu]")
+    needs_compiler()
     big = ["--model.d_model=8192", "--model.d_ff=32768", "--model.num_layers=16"]
     status = main(["plan", str(TINY), "--topology", "v5e:2x2", "--stage", "explore", *big])
     out = capsys.readouterr().out

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from tpu_cases import needs_compiler
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
@@ -33,8 +34,7 @@ def test_without_a_compiler(monkeypatch):
 
 @pytest.mark.tpu_compile
 def test_meshes_are_laid_over_the_torus():
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu, which comes with the extra [tpu]")
+    needs_compiler()
     devices = parse_topology("v6e:4x4").devices()
     mesh = make_mesh(MeshConfig(data=2, tensor=8), devices)  # splits an axis of the torus
     assert len(set(mesh.devices.flat)) == 16
@@ -44,8 +44,7 @@ def test_meshes_are_laid_over_the_torus():
 
 @pytest.mark.tpu_compile
 def test_a_topology_that_the_compiler_does_not_know():
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs libtpu, which comes with the extra [tpu]")
+    needs_compiler()
     with pytest.raises(UserError, match=r"^--topology: the compiler knows no 'v5e:3x5'"):
         parse_topology("v5e:3x5").devices()
     assert len(parse_topology("v5e:2x4").devices()) == 8
