@@ -113,8 +113,8 @@ def _text(stage: Any, topology: Any) -> str:
             lines.append(f"    memory       {_gib(program.needed or 0)}: too much for a chip")
         else:
             lines.append(
-                f"    memory       arguments {_gib(memory.arguments)}, temporaries "
-                f"{_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}, program "
+                f"    memory       {_gib(memory.total)}: arguments {_gib(memory.arguments)}, "
+                f"temporaries {_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}, program "
                 f"{_gib(memory.code)}"
             )
         exchanges = (

@@ -30,26 +30,32 @@ class Memory:
       outputs: What it gives back, without what takes the place of arguments.
       temporaries: What it needs between.
       code: The program itself.
+      peak: The most of all that at one time, the program not counted; less than the sum, since
+        some of it takes the place of other parts. It is what the compiler compares with the device.
     """
 
     arguments: int
     outputs: int
     temporaries: int
     code: int
+    peak: int
 
     @property
     def total(self) -> int:
-        return self.arguments + self.outputs + self.temporaries + self.code
+        return self.peak + self.code
 
 
 def memory_of(compiled: Any) -> Memory:
     """Memory of a `jax.stages.Compiled`."""
     found = compiled.memory_analysis()
+    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+    added_up = found.argument_size_in_bytes + outputs + found.temp_size_in_bytes
     return Memory(
         arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        outputs=outputs,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
+        peak=getattr(found, "peak_memory_in_bytes", 0) or added_up,
     )
 
 

@@ -129,7 +129,7 @@ def _plan(name, needed, **resident):
 
 
 def test_what_lies_there_and_what_programs_need_add_up():
-    memory = Memory(arguments=5, outputs=1, temporaries=2, code=1)
+    memory = Memory(arguments=5, outputs=1, temporaries=3, code=1, peak=8)
     one = dataclasses.replace(_plan("evaluate", None).programs[0], memory=memory, handed=4.0)
     both = dataclasses.replace(
         _plan("evaluate", None, policy=4.0, pages=3.0), programs=[one], hbm=12.0

@@ -115,4 +115,4 @@ def test_memory_leaves_out_what_takes_the_place_of_arguments():
     memory = memory_of(jax.jit(both, donate_argnums=0).lower(x).compile())
     assert memory.arguments == 4096
     assert 8192 <= memory.outputs < 8192 + 64  # and a table of two addresses
-    assert memory.total >= 4096 + 8192
+    assert memory.total >= memory.peak >= 4096 + 8192
