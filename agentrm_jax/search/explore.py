@@ -3,8 +3,7 @@
 A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
 roll out ask for one, and all are decoded together. While the model works on what some trees asked,
 environments of other processes act for those that it has answered; one jitted call updates all
-trees. A tree that
-is finished makes room for the next task.
+trees. A tree that is finished makes room for the next task.
 """
 
 from __future__ import annotations
