@@ -15,8 +15,8 @@ from rich.console import Console
 
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
-from agentrm_jax.cli.run import Run
-from agentrm_jax.cli.stages import STAGES, StageSpec, Summary, depends_on, stages_of
+from agentrm_jax.cli.run import Run, Summary
+from agentrm_jax.cli.stages import STAGES, StageSpec, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.run_directory import (

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from agentrm_jax.cli import models
 from agentrm_jax.cli.config import RewardTrainConfig, RunConfig, TrainConfig
 from agentrm_jax.cli.planned import Program, StagePlan, answering_advice, training_advice
-from agentrm_jax.cli.stages import MASTER, reward_loss, sft_loss
+from agentrm_jax.cli.training import MASTER, reward_loss, sft_loss
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.programs import exchanges_of, memory_of
 from agentrm_jax.core.sharding import make_mesh, named_sharding

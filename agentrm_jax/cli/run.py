@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -22,6 +23,11 @@ from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
+
+Summary = dict[str, Any]
+"""What a stage tells people of what it did."""
+
+DATASET = "dataset"  # beside the stage's own record
 
 _ALL = 1_000_000  # more tasks than the paper's lists have
 

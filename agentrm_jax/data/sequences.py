@@ -56,12 +56,87 @@ def sft_sequences(
         rendered, _ = render(tokenizer, prompt_of(trajectory.task), trajectory)
         _check_opening(rendered, length, trajectory.task)
         weights = np.zeros(len(rendered.tokens), np.float32)
-        for begin, end in rendered.reply_spans:
-            weights[begin:end] = 1.0
+        weights[_within(rendered.reply_spans)] = 1.0
         cut, lost = _windows(rendered, weights, np.zeros_like(weights), length)
         sequences += cut
         left_out += len(lost)
     return sequences, left_out
+
+
+def outcome_sequences(
+    tokenizer: ChatTokenizer,
+    prompt_of: Callable[[Task], Prompt | None],
+    trajectories: Iterable[Trajectory],
+    length: int,
+) -> tuple[list[TokenSequence], int]:
+    """Whole trajectories with weight 1 on the tokens of replies; the first target is the outcome.
+
+    Returns:
+      One sequence for each trajectory, and how many of their oldest steps did not fit.
+    """
+    sequences, left_out = [], 0
+    for trajectory in trajectories:
+        rendered, dropped = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
+        _check_opening(rendered, length, trajectory.task)
+        weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
+        weights[_within(rendered.reply_spans)] = 1.0
+        targets[0] = trajectory.outcome
+        sequences.append(TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets))
+        left_out += dropped
+    return sequences, left_out
+
+
+def pair_sequences(
+    tokenizer: ChatTokenizer,
+    prompt_of: Callable[[Task], Prompt | None],
+    pairs: Iterable[tuple[Trajectory, Trajectory]],
+    length: int,
+) -> tuple[list[TokenSequence], int]:
+    """Pairs of a task's trajectories, the better one first, as trees of two branches.
+
+    The replies of the better one have weight 1, those of the other -1, so that one sum is the
+    difference of both. Each branch begins with the opening's last token: its first reply token is
+    predicted from there.
+
+    Returns:
+      One sequence for each pair, and how many of the oldest steps did not fit.
+    """
+    sequences, left_out = [], 0
+    for pair in pairs:
+        task = pair[0].task
+        # Half of what the opening leaves for each.
+        opening, _ = render(tokenizer, prompt_of(task), dataclasses.replace(pair[0], steps=()))
+        _check_opening(opening, length, task)
+        root = len(opening.tokens) - 1
+        limit = root + (length - root) // 2
+        branches = [render(tokenizer, prompt_of(task), side, limit) for side in pair]
+        sequences.append(_fork([rendered for rendered, _ in branches], root))
+        left_out += sum(dropped for _, dropped in branches)
+    return sequences, left_out
+
+
+def _fork(branches: Sequence[Rendered], root: int) -> TokenSequence:
+    """Two conversations that share their first `root` tokens."""
+    rest = [branch.tokens[root:] for branch in branches]
+    tokens = np.concatenate([branches[0].tokens[:root], *rest])
+    middle, size = root + len(rest[0]), len(tokens)
+    weights = np.zeros(size, np.float32)
+    for branch, shift, sign in zip(branches, (0, middle - root), (1.0, -1.0), strict=True):
+        weights[_within(branch.reply_spans) + shift] = sign
+    positions = np.concatenate([np.arange(middle), root + np.arange(len(rest[1]))])
+    until = np.repeat([size, middle, size], [root, *map(len, rest)])
+    return TokenSequence(
+        tokens=tokens,
+        weights=weights,
+        targets=np.zeros(size, np.float32),
+        positions=positions.astype(np.int32),
+        until=until.astype(np.int32),
+    )
+
+
+def _within(spans: Iterable[tuple[int, int]]) -> np.ndarray:
+    """All indices in spans [start, end)."""
+    return np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
 
 
 def value_sequences(

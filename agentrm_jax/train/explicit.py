@@ -51,16 +51,22 @@ def make_loss(
         )
         values = readout(params["value_head"], hidden)
         weights, targets = batch["weights"], batch["targets"]
-        return jnp.sum(weights * jnp.square(values - targets)), {
-            "weight": jnp.sum(weights),
-            "value": jnp.sum(weights * values),
-            "target": jnp.sum(weights * targets),
-            "value_squared": jnp.sum(weights * values**2),
-            "target_squared": jnp.sum(weights * targets**2),
-            "value_target": jnp.sum(weights * values * targets),
-        }
+        loss = jnp.sum(weights * jnp.square(values - targets))
+        return loss, moments(weights, values, targets)
 
     return loss_fn
+
+
+def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
+    """Weighted sums from which `describe` tells how values and targets agree; equal shapes."""
+    return {
+        "weight": jnp.sum(weights),
+        "value": jnp.sum(weights * values),
+        "target": jnp.sum(weights * targets),
+        "value_squared": jnp.sum(weights * values**2),
+        "target_squared": jnp.sum(weights * targets**2),
+        "value_target": jnp.sum(weights * values * targets),
+    }
 
 
 def describe(means: dict[str, float]) -> dict[str, float]:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.sharding import constrain
-from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.log_probs import token_log_probs
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
@@ -30,75 +29,19 @@ def make_loss(
       remat: See `llama.forward`.
       attention: See `llama.forward`.
       dtype: Of parameters and activations where it is not the parameters' own.
-      vocab_chunks: Parts of the vocabulary whose logits are made one after another. With more than
-        one the logits of all tokens are never in memory together, nor are their gradients.
+      vocab_chunks: See `token_log_probs`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
-        params = cast(params, dtype)
-        tokens, segments = batch["tokens"], batch["segments"]
-        hidden = llama.forward(
-            params, config, tokens, batch["positions"], segments,
-            mesh=mesh, remat=remat, attention=attention,
+        log_probs, right = token_log_probs(
+            cast(params, dtype), config, batch,
+            mesh=mesh, remat=remat, attention=attention, vocab_chunks=vocab_chunks,
         )  # fmt: skip
-        # The first token of a sequence has nothing before it to be predicted from.
-        inside = segments[:, 1:] == segments[:, :-1]
-        weights = batch["weights"][:, 1:] * inside
-        hidden, targets = hidden[:, :-1], tokens[:, 1:]
-        if vocab_chunks == 1:
-            logits = llama.logits(params, config, hidden)
-            log_probs = jax.nn.log_softmax(logits, axis=-1)
-            losses = -jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-            right = jnp.argmax(logits, axis=-1) == targets
-        else:
-            head = params["embed" if config.tie_embeddings else "lm_head"]
-            losses, right = _by_vocab_chunks(head, hidden, targets, vocab_chunks, mesh)
-        return jnp.sum(weights * losses), {
+        inside = batch["segments"][:, 1:] == batch["segments"][:, :-1]
+        weights = batch["weights"] * jnp.pad(inside, ((0, 0), (1, 0)))
+        return -jnp.sum(weights * log_probs), {
             "weight": jnp.sum(weights),
             "accuracy": jnp.sum(weights * right),
         }
 
     return loss_fn
-
-
-def _by_vocab_chunks(
-    head: jax.Array, hidden: jax.Array, targets: jax.Array, chunks: int, mesh: Mesh | None
-) -> tuple[jax.Array, jax.Array]:
-    """-log p of the targets and whether they are the likeliest, both [B, T].
-
-    Chunks of the vocabulary rather than of the positions: the gradient of a chunk of the head is
-    then complete when the chunk is done, and devices exchange each chunk once in each direction.
-
-    Args:
-      head: [V, D].
-      hidden: [B, T, D].
-      targets: [B, T] int32.
-    """
-    V, D = head.shape
-    size = -(-V // chunks)
-    # Every chunks-th token goes together, so that no row of the head moves to another device.
-    parts = jnp.pad(head, ((0, size * chunks - V), (0, 0))).reshape(size, chunks, D).swapaxes(0, 1)
-    wide = hidden.astype(jnp.float32)  # its gradient is a sum over chunks
-
-    @jax.checkpoint
-    def step(so_far: tuple[jax.Array, ...], part: tuple[jax.Array, jax.Array]):
-        largest, total, own, best = so_far
-        rows, c = constrain(part[0], ("vocab", "embed"), mesh), part[1]
-        ids = jnp.arange(size) * chunks + c
-        logits = llama.project(rows, wide.astype(hidden.dtype), dtype=jnp.float32)
-        logits = constrain(logits, ("batch", "length", "vocab"), mesh)
-        logits = jnp.where(ids < V, logits, -1e30)
-        here = jax.lax.stop_gradient(logits)
-        found = ids[jnp.argmax(here, axis=-1)]
-        value = here.max(axis=-1)
-        # Of equal ones the first token counts, as with all logits at once.
-        better = (value > largest) | ((value == largest) & (found < best))
-        new = jnp.maximum(largest, value)
-        total = total * jnp.exp(largest - new) + jnp.exp(logits - new[..., None]).sum(axis=-1)
-        own += jnp.where(ids == targets[..., None], logits, 0.0).sum(axis=-1)
-        return (new, total, own, jnp.where(better, found, best)), None
-
-    zeros = jnp.zeros(targets.shape, jnp.float32)
-    start = (zeros - 1e30, zeros, zeros, jnp.full(targets.shape, V, jnp.int32))
-    (largest, total, own, best), _ = jax.lax.scan(step, start, (parts, jnp.arange(chunks)))
-    return largest + jnp.log(total) - own, best == targets

@@ -18,11 +18,11 @@ from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trees import TreeStore
 
 MOMENTS = (
-    ("agentrm_jax.cli.stages:write_trajectories", 1),
+    ("agentrm_jax.cli.playing:write_trajectories", 1),
     ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # sft, behind its first checkpoint
     ("agentrm_jax.cli.models:save_model", 1),  # sft, trained but not saved
     ("agentrm_jax.data.trees:TreeStore.append", 9),
-    ("agentrm_jax.cli.stages:write_paths", 1),
+    ("agentrm_jax.cli.playing:write_paths", 1),
     ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # train-rm
     ("agentrm_jax.core.json_lines:JsonLines.append", 5),  # greedy
     ("agentrm_jax.core.json_lines:JsonLines.append", 17),  # the samples of best-of-n

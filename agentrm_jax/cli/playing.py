@@ -1,0 +1,107 @@
+"""The stages that play: experts, exploration, and the labels that its trees give."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.cli.run import DATASET, Run, Summary
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.progress import progress
+from agentrm_jax.core.run_directory import Stage
+from agentrm_jax.data.states import write_paths
+from agentrm_jax.data.trajectories import write_trajectories
+from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.model import llama
+from agentrm_jax.search.explore import Explorer
+from agentrm_jax.search.labels import labelled_paths
+
+
+def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Asks the experts for trajectories, or takes imported ones; writes those that succeed."""
+    if run.config.experts.imported:
+        taken = list(run.imported_trajectories())
+        found, asked = [t for t in taken if t.success], len(taken)
+        if not found:
+            raise UserError("experts.imported: none of the trajectories succeeds")
+    else:
+        tasks, _ = run.train_tasks
+        asked = len(tasks)
+        with progress("experts", asked) as bar:
+            found = list(expert_trajectories(run.pool, tasks, bar.advance))
+    write_trajectories(directory / DATASET, found)
+    return {
+        "trajectories": len(found),
+        "tasks": asked,
+        "success_rate": len(found) / asked,
+        "steps_mean": float(np.mean([len(t.steps) for t in found])),
+    }
+
+
+def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Grows a search tree for each task (paper section 3.2)."""
+    config = run.config.explore
+    _, tasks = run.train_tasks
+    model = run.policy()
+    params = llama.unstacked(model.params, consume=True)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
+    branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
+    agent = Agent(
+        engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
+    )
+    agent.warm_up()
+    stored = TreeStore.read(directory)
+    store = TreeStore(directory)
+    total = len(tasks) * config.search.num_iterations
+    done = sum(len(tree.iterations) for tree in stored.values())
+    with progress("explore", total, done=done) as bar:
+
+        def on_iteration() -> None:
+            bar.advance()
+            stage.tick()
+
+        Explorer(agent, run.pool, store, config.search, on_iteration).run(tasks, stored)
+    store.close()
+    return {
+        **_tree_summary(directory),
+        "tokens_decoded": engine.usage.decoded,  # by this process, as what follows
+        "tokens_read": engine.usage.read,
+        "truncated_steps": agent.truncated_steps,
+    }
+
+
+def _tree_summary(directory: pathlib.Path) -> Summary:
+    trees = list(TreeStore.read(directory).values())
+    iterations = [iteration for tree in trees for iteration in tree.iterations]
+    visits = np.concatenate([tree.backed_up()[0] for tree in trees])
+    return {
+        "trees": len(trees),
+        "errors": sum(tree.error is not None for tree in trees),
+        "iterations": len(iterations),
+        "env_steps": sum(tree.num_nodes - 1 for tree in trees),
+        "invalid_actions": sum(
+            not node.step.transition.valid for i in iterations for node in i.nodes
+        ),
+        "states_visited": int(np.sum(visits > 0)),
+        "states_with_3_visits": int(np.sum(visits >= 3)),
+        "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
+    }
+
+
+def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Takes the values of states from the stored trees (paper section 3.2)."""
+    trees = TreeStore.read(run.directory / "trees").values()
+    paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
+    write_paths(directory / DATASET, paths)
+    values = np.array([v for path in paths for v in path.values])
+    weights = np.array([w for path in paths for w in path.weights])
+    return {
+        "paths": len(paths),
+        "states": int(np.sum(weights > 0)),
+        "states_per_tree": float(np.sum(weights > 0) / len(trees)),
+        "value_mean": float(np.average(values, weights=weights)),
+    }

@@ -1,0 +1,173 @@
+"""The stages that train a model on what the stages before them wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from agentrm_jax.cli import models
+from agentrm_jax.cli.config import RunConfig, TrainConfig
+from agentrm_jax.cli.run import DATASET, Run, Summary
+from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.progress import progress
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.run_directory import Stage
+from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.sequences import sft_sequences, tree_sequences, value_sequences
+from agentrm_jax.data.states import open_paths
+from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data.trajectories import open_trajectories
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.parameters import cast
+from agentrm_jax.model.value import init_reward
+from agentrm_jax.train import explicit, sft
+from agentrm_jax.train.fit import fit
+from agentrm_jax.train.step import LossFn
+
+MASTER = "float32"
+"""Dtype of the parameters that training updates: steps of a learning rate of 1e-5 would be lost
+between two numbers of bfloat16. They are rounded to the run's dtype for each forward pass."""
+
+
+def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Fine-tunes the policy on the experts' replies (paper section 3.1)."""
+    trajectories = list(open_trajectories(run.directory / "experts" / DATASET))
+    config = run.config
+    if config.policy is not None:
+        start = models.load_policy(pathlib.Path(config.policy), MASTER, run.mesh)
+    else:
+        tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
+        context = max(config.engine.context, config.sft.fit.length)
+        start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
+    sequences, left_out = sft_sequences(
+        start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
+    )
+    rows = pack(sequences, config.sft.fit.length)
+    loss = sft_loss(config, start.config, run.mesh)
+    params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
+    trained = dataclasses.replace(start, params=cast(params, config.dtype))
+    models.save(directory / "model", "policy", trained)
+    return {
+        "parameters": _size(params),
+        "trajectories": len(trajectories),
+        "rows": len(rows),
+        "steps_left_out": left_out,
+        **last,
+    }
+
+
+def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Regresses values of states from the policy's trunk (paper section 3.3)."""
+    config = run.config
+    model = run.policy(MASTER)
+    paths = open_paths(run.directory / "states" / DATASET)
+    sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
+    sequences, left_out = sequences_of(
+        model.tokenizer, run.prompt_of, paths, config.train_rm.fit.length
+    )
+    rows = pack(sequences, config.train_rm.fit.length)
+    mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
+    if config.reward_init is None:
+        start = init_reward(model.params, mean)
+    else:
+        start = run.reward_init(MASTER).params
+    loss = reward_loss(config, model.config, run.mesh)
+    params, last = _fit(
+        run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
+    )
+    params["trunk"] = cast(params["trunk"], config.dtype)
+    models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
+    return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
+
+
+def sft_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
+    """What `sft` minimises."""
+    return sft.make_loss(
+        shape,
+        mesh,
+        remat=config.sft.fit.remat,
+        attention=config.sft.fit.attention,
+        dtype=_rounded(config),
+        vocab_chunks=config.sft.vocab_chunks,
+    )
+
+
+def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
+    """What `train-rm` minimises."""
+    fit_config = config.train_rm.fit
+    return explicit.make_loss(
+        shape,
+        mesh,
+        remat=fit_config.remat,
+        attention=fit_config.attention,
+        dtype=_rounded(config),
+    )
+
+
+def _rounded(config: RunConfig) -> str | None:
+    return None if config.dtype == MASTER else config.dtype
+
+
+def _fit(
+    run: Run,
+    stage: Stage,
+    name: str,
+    params: Any,
+    loss: LossFn,
+    rows: PackedRows,
+    config: TrainConfig,
+    directory: pathlib.Path,
+    describe: Callable[[dict[str, float]], dict[str, float]] = dict,
+) -> tuple[Any, Summary]:
+    """Trains with a progress bar; checkpoints in the stage's folder."""
+    total = config.fit.total(len(rows))
+    with progress(name, total) as bar:
+        seen = 0
+
+        def on_update(update: int, total: int, row: dict[str, float]) -> None:
+            nonlocal seen
+            shown = {key: row[key] for key in ("loss", "accuracy", "correlation") if key in row}
+            bar.advance(update - seen, **shown)
+            seen = update
+            stage.tick()
+
+        params, last = fit(
+            params,
+            loss,
+            rows,
+            config.fit,
+            config.optimizer,
+            directory=directory / "checkpoints",
+            mesh=run.mesh,
+            seed=run.config.seed,
+            metrics=run.metrics(name),
+            describe=describe,
+            on_update=on_update,
+        )
+    if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
+        written = read_metrics(run.directory / "metrics.jsonl")
+        row = [row for row in written if row["stage"] == name][-1]
+        last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}
+    return params, last
+
+
+def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
+    """All that a policy reads and says."""
+    return [
+        text
+        for trajectory in trajectories
+        for text in (
+            trajectory.first_observation,
+            *(t for s in trajectory.steps for t in (s.reply, s.transition.observation)),
+        )
+    ]
+
+
+def _size(params: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))

@@ -1,0 +1,158 @@
+"""The implicit reward model: a policy's log-ratio to a reference is the reward (paper section 3.3).
+
+The reward of a step is beta * log(pi(reply | state) / reference(reply | state)), and a trajectory's
+is the sum over its steps. Whole trajectories with their outcomes are enough; no tree is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.data.packing import PackedRows
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.log_probs import token_log_probs
+from agentrm_jax.model.parameters import cast
+from agentrm_jax.train.explicit import moments
+from agentrm_jax.train.step import Batch, LossFn, Sums
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImplicitConfig:
+    """What is minimised.
+
+    Attributes:
+      loss: `mse`: squared difference of a trajectory's reward and its outcome (the paper's);
+        `cross_entropy`: of the outcome as a soft label, the reward being its logit; `dpo`: -log
+        sigmoid of the difference of two trajectories' rewards, the better one's first (Rafailov et
+        al. 2023, with whole trajectories).
+      beta: How much a log-ratio counts.
+    """
+
+    loss: Literal["mse", "cross_entropy", "dpo"] = "mse"
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.loss not in _LOSSES:
+            raise UserError(
+                f"train_implicit.objective.loss: {self.loss!r} is none of {', '.join(_LOSSES)}"
+            )
+        if self.beta <= 0:
+            raise UserError(f"train_implicit.objective.beta: must be positive, not {self.beta}")
+
+
+_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "mse": lambda rewards, outcomes: jnp.square(rewards - outcomes),
+    "cross_entropy": lambda rewards, outcomes: jax.nn.softplus(rewards) - outcomes * rewards,
+    "dpo": lambda rewards, outcomes: jax.nn.softplus(-rewards),
+}
+
+
+def make_loss(
+    objective: ImplicitConfig,
+    config: LlamaConfig,
+    mesh: Mesh | None = None,
+    *,
+    remat: str = "none",
+    attention: str = "xla",
+    dtype: Any = None,
+    vocab_chunks: int = 1,
+) -> LossFn:
+    """Sum of the losses of all sequences of a batch, each a trajectory or a pair.
+
+    The batch is of `with_reference`. Keywords as in `sft.make_loss`.
+    """
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
+        log_probs, _ = token_log_probs(
+            cast(params, dtype), config, batch,
+            mesh=mesh, remat=remat, attention=attention, vocab_chunks=vocab_chunks,
+        )  # fmt: skip
+        weights, targets = batch["weights"], batch["targets"]
+        first = (batch["positions"] == 0) & (batch["segments"] > 0)
+
+        def by_sequence(values: jax.Array) -> jax.Array:
+            """[B, T] to the sums over the sequences of each row, [B, T + 1]."""
+            return jax.vmap(jax.ops.segment_sum, (0, 0, None))(
+                values, batch["segments"], values.shape[1] + 1
+            )
+
+        rewards = objective.beta * by_sequence(weights * (log_probs - targets))
+        outcomes = by_sequence(first * targets)
+        there = by_sequence(first.astype(jnp.float32))
+        loss = jnp.sum(there * _LOSSES[objective.loss](rewards, outcomes))
+        if objective.loss == "dpo":
+            right = jnp.sum(there * (rewards > 0))
+            return loss, {"weight": jnp.sum(there), "accuracy": right}
+        values = jax.nn.sigmoid(rewards) if objective.loss == "cross_entropy" else rewards
+        return loss, moments(there, values, outcomes)
+
+    return loss_fn
+
+
+def with_reference(rows: PackedRows, log_probs: np.ndarray) -> PackedRows:
+    """Rows whose reply tokens have the reference's log-probability as their target.
+
+    Args:
+      rows: Of `outcome_sequences` or `pair_sequences`; what else their targets say stays.
+      log_probs: [R, T] float32.
+    """
+    targets = np.where(rows.weights != 0, log_probs, rows.targets)
+    return dataclasses.replace(rows, targets=targets)
+
+
+def reference_log_probs(
+    params: Any,
+    config: LlamaConfig,
+    rows: PackedRows,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    attention: str = "xla",
+    vocab_chunks: int = 1,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """The log-probability of each token of all rows, [R, T] float32; computed once for a training.
+
+    Args:
+      on_rows: Called with the number of rows that were read.
+    """
+    sharding = named_sharding(mesh, ("batch", "length"))
+
+    @jax.jit
+    def read(params: Any, batch: Batch) -> jax.Array:
+        return token_log_probs(
+            params, config, batch, mesh=mesh, attention=attention, vocab_chunks=vocab_chunks
+        )[0]
+
+    found = []
+    for begin in range(0, len(rows), batch_size):
+        wanted = np.arange(begin, begin + batch_size)
+        batch = rows.take(np.minimum(wanted, len(rows) - 1))  # the last row fills the last batch up
+        found.append(np.asarray(read(params, jax.device_put(batch, sharding))))
+        on_rows(min(batch_size, len(rows) - begin))
+    return np.concatenate(found)[: len(rows)]
+
+
+def preference_pairs(
+    groups: Sequence[Sequence[Trajectory]],
+) -> list[tuple[Trajectory, Trajectory]]:
+    """The best of each task's trajectories with its worst, the next best with the next worst, and
+    so on while their outcomes differ; of equal outcomes the first counts as the better one."""
+    pairs = []
+    for group in groups:
+        ordered = sorted(group, key=lambda trajectory: -trajectory.outcome)
+        for better, worse in zip(ordered, reversed(ordered), strict=True):
+            if better.outcome <= worse.outcome:
+                break
+            pairs.append((better, worse))
+    return pairs
