@@ -11,9 +11,11 @@ from agentrm_jax.core.sharding import MeshConfig
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.train.fit import FitConfig
+from agentrm_jax.train.implicit import ImplicitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
 
 
@@ -145,6 +147,58 @@ class ExploreConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Whole trajectories of the policy on the tasks of `explore`: what the implicit reward model
+    learns from.
+
+    Attributes:
+      num_samples: Trajectories of each task.
+      sampling: How turns are sampled.
+      slots: Trajectories that run at the same time. It decides speed, never results.
+    """
+
+    num_samples: int = 16
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "slots"):
+            if getattr(self, name) < 1:
+                raise UserError(f"sample.{name}: must be at least 1, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImplicitTrainConfig(TrainConfig):
+    """Training of the implicit reward model.
+
+    Attributes:
+      objective: What is minimised.
+      vocab_chunks: As of `sft`.
+      reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
+        `mean` or `min`.
+    """
+
+    objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
+    vocab_chunks: int = 1
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        if self.vocab_chunks < 1:
+            raise UserError(
+                f"train_implicit.vocab_chunks: must be at least 1, not {self.vocab_chunks}"
+            )
+        if self.reduction not in REDUCTIONS:
+            raise UserError(
+                f"train_implicit.reduction: {self.reduction!r} is none of {', '.join(REDUCTIONS)}"
+            )
+        if self.objective.loss == "dpo" and self.fit.attention == "pallas":
+            raise UserError("train_implicit.fit.attention: 'pallas' knows no pairs: take xla")
+
+
+REWARDS = ("explicit", "implicit")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run.
 
@@ -159,10 +213,14 @@ class RunConfig:
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
-      reward_model: An existing reward model to evaluate with (`runs/NAME/reward/explicit/model`);
-        exploration, labels and reward training are then left out.
-      reward_init: An existing reward model from which reward training starts, in place of the
-        policy's trunk.
+      rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
+        states from search trees), `implicit` (a policy trained on outcomes). Best-of-n is run with
+        each, beam search with the first.
+      reward_model: An existing explicit reward model to evaluate with
+        (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
+        out.
+      reward_init: An existing explicit reward model from which reward training starts, in place of
+        the policy's trunk.
     """
 
     environments: Sequence[EnvironmentConfig] = ()
@@ -172,6 +230,7 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     policy: str | None = None
     train_policy: bool = True
+    rewards: tuple[str, ...] = ("explicit",)
     reward_model: str | None = None
     reward_init: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -182,6 +241,8 @@ class RunConfig:
     explore: ExploreConfig = dataclasses.field(default_factory=ExploreConfig)
     label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     train_rm: RewardTrainConfig = dataclasses.field(default_factory=RewardTrainConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    train_implicit: ImplicitTrainConfig = dataclasses.field(default_factory=ImplicitTrainConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
@@ -192,3 +253,10 @@ class RunConfig:
             raise UserError("environments: each may be named once")
         if not self.train_policy and self.policy is None:
             raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")
+        for kind in self.rewards:
+            if kind not in REWARDS:
+                raise UserError(f"rewards: {kind!r} is none of {', '.join(REWARDS)}")
+        if not self.rewards or len(set(self.rewards)) < len(self.rewards):
+            raise UserError("rewards: name at least one, each once")
+        if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
+            raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")

@@ -37,11 +37,10 @@ from agentrm_jax.evaluate.tree_view import most_telling
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer
+from agentrm_jax.reward.implicit import ImplicitScorer
 from agentrm_jax.reward.random import RandomScorer
 from agentrm_jax.search.beam import beam_search
 from agentrm_jax.search.rollouts import Rollout, rollouts
-
-_REWARD_MODEL = "explicit"
 
 
 def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
@@ -73,7 +72,7 @@ class _Bench:
         self._policy = run.policy()
         params = llama.unstacked(self._policy.params, consume=True)
         self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.mesh)
-        self._scorer: ExplicitScorer | None = None
+        self._scorers: dict[str, ExplicitScorer | ImplicitScorer] = {}
         self.ran: list[Rollout] = []
 
     def _agent(self, temperature: float | None = None) -> Agent:
@@ -84,17 +83,18 @@ class _Bench:
             self._engine, self._policy.tokenizer, self._run.prompt_of, sampling, self._seed
         )
 
-    def _explicit(self) -> ExplicitScorer:
-        if self._scorer is None:
-            self._scorer = _explicit_scorer(self._run, self._policy)
-        return self._scorer
+    def _scorer_of(self, kind: str) -> ExplicitScorer | ImplicitScorer:
+        if kind not in self._scorers:
+            make = {"explicit": _explicit_scorer, "implicit": _implicit_scorer}[kind]
+            self._scorers[kind] = make(self._run, self._policy)
+        return self._scorers[kind]
 
     def usage(self) -> dict[str, int]:
         """Tokens of both models in this process."""
-        engines = [self._engine, *([self._scorer.engine] if self._scorer else [])]
         return {
             "tokens_decoded": self._engine.usage.decoded,
-            "tokens_read": sum(engine.usage.read for engine in engines),
+            "tokens_read": self._engine.usage.read
+            + sum(scorer.tokens_read for scorer in self._scorers.values()),
         }
 
     def greedy(self) -> None:
@@ -106,7 +106,7 @@ class _Bench:
         """Best-of-n and its baselines, over the same n trajectories of each task."""
         samples = [(task, s) for task in self._run.test_tasks for s in range(self._config.n)]
         found = self._stored("best_of_n", samples, self._agent())
-        scorers: dict[str, Scorer] = {_REWARD_MODEL: self._explicit()}
+        scorers = {kind: self._scorer_of(kind) for kind in self._run.config.rewards}
         episodes, scores = chosen_episodes(found, scorers, seed=self._seed)
         outcomes = {
             (r.trajectory.task.task_id, r.sample): 0.0 if r.error else r.trajectory.outcome
@@ -128,11 +128,12 @@ class _Bench:
 
     def beam(self) -> None:
         """Beam search, and the same search with random scores where that is asked for."""
-        explicit = self._explicit()
-        in_step = None
+        kind, in_step = self._run.config.rewards[0], None
+        scorer = self._scorer_of(kind)
         if self._config.beam.score_at == "action":
-            in_step = InStepAgent(self._agent(), explicit.engine)
-        self._beam("beam", explicit, _REWARD_MODEL, in_step)
+            assert isinstance(scorer, ExplicitScorer)  # RunConfig demands it
+            in_step = InStepAgent(self._agent(), scorer.engine)
+        self._beam("beam", scorer, kind, in_step)
         if self._config.random_beam:
             self._beam("beam_random", RandomScorer(self._seed), "random", None)
 
@@ -203,6 +204,22 @@ def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
     )
     renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context)
     return ExplicitScorer(engine, renderer)
+
+
+def _implicit_scorer(run: Run, policy: Model) -> ImplicitScorer:
+    model, config = run.implicit_model(), run.config
+    return ImplicitScorer(
+        model.params,
+        run.policy().params,  # the acting policy's own have given up their stacked form
+        model.config,
+        model.tokenizer,
+        run.prompt_of,
+        beta=config.train_implicit.objective.beta,
+        limit=config.engine.context,
+        reduction=config.train_implicit.reduction,
+        rows=config.engine.extend_rows,
+        mesh=run.mesh,
+    )
 
 
 def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[Any]]:

@@ -18,6 +18,8 @@ _STAGE_COMMANDS = {
     "explore": "grow search trees with the policy",
     "label": "take (state, value) labels from the trees",
     "train-rm": "train the reward model on the labels",
+    "sample": "sample whole trajectories, for an implicit reward model",
+    "train-implicit": "train the implicit reward model on their outcomes",
     "evaluate": "run greedy, best-of-n, beam search and the baselines on test tasks",
 }
 _COMMANDS = {

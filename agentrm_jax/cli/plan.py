@@ -20,8 +20,8 @@ needed, no weights, and nothing of the models' size is allocated. Of a model's f
 shape is read (config.json or model.json). Needs libtpu: pip install 'agentrm-jax[tpu]'.
 
   --topology KIND:CHIPS  chips along each axis: v5e:4x4, v6e:4x4, v5p:4x4x4
-  --stage NAME           one of sft, explore, train-rm, evaluate; may be given again. Without it,
-                         those that the configuration needs
+  --stage NAME           one of sft, explore, train-rm, sample, train-implicit, evaluate; may be
+                         given again. Without it, those that the configuration needs
   --json                 print one JSON object
   --KEY=VALUE            any key of the configuration, such as --mesh.fsdp=16
 

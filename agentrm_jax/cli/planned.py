@@ -90,15 +90,18 @@ def training_advice(config: RunConfig, mesh: Mesh, found: StagePlan) -> list[str
     """What would save memory, the cheapest first; nothing where it fits."""
     if found.fits:
         return []
-    key, fit = "train_rm", config.train_rm.fit
-    if found.name == "sft":
-        key, fit = "sft", config.sft.fit
+    key, train = {
+        "sft": ("sft", config.sft),
+        "train-rm": ("train_rm", config.train_rm),
+        "train-implicit": ("train_implicit", config.train_implicit),
+    }[found.name]
+    fit = train.fit
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     advice = []
     if fit.attention == "xla":
         advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
-    if found.name == "sft" and config.sft.vocab_chunks == 1:
-        advice.append("sft.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")
+    if getattr(train, "vocab_chunks", 0) == 1:
+        advice.append(f"{key}.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")
     if config.dtype == "float32":
         advice.append("dtype: bfloat16 halves activations")
     if fit.remat != "block":

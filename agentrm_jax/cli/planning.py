@@ -15,9 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
-from agentrm_jax.cli.config import RewardTrainConfig, RunConfig, TrainConfig
+from agentrm_jax.cli.config import (
+    ImplicitTrainConfig,
+    RewardTrainConfig,
+    RunConfig,
+    SftTrainConfig,
+    TrainConfig,
+)
 from agentrm_jax.cli.planned import Program, StagePlan, answering_advice, training_advice
-from agentrm_jax.cli.training import MASTER, reward_loss, sft_loss
+from agentrm_jax.cli.training import MASTER, implicit_loss, reward_loss, sft_loss
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.programs import exchanges_of, memory_of
 from agentrm_jax.core.sharding import make_mesh, named_sharding
@@ -33,7 +39,7 @@ from agentrm_jax.model.work import Work
 from agentrm_jax.train.optimizer import make_optimizer
 from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
 
-STAGES = ("sft", "explore", "train-rm", "evaluate")
+STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "evaluate")
 """Those that have work for an accelerator."""
 
 
@@ -69,6 +75,13 @@ def plan(
             loss = reward_loss(config, policy, mesh)
             yield _training(
                 stage, config, config.train_rm, policy, description, loss, mesh, topology, compiling
+            )
+        elif stage == "train-implicit":
+            description = parameters.describe(policy)
+            loss = implicit_loss(config, policy, mesh)
+            own = config.train_implicit
+            yield _training(
+                stage, config, own, policy, description, loss, mesh, topology, compiling
             )
         else:
             yield _answering(stage, config, policy, mesh, topology, compiling)
@@ -113,12 +126,12 @@ def _training(
         ("tokens", "segments", "positions"), field(jnp.int32)
     )
     batch |= dict.fromkeys(("weights", "targets"), field(jnp.float32))
-    if isinstance(train, RewardTrainConfig) and train.packing == "trees":
+    if _rows_are_trees(train):
         batch["until"] = field(jnp.int32)
     step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation)
     resident = {"parameters and optimizer": _bytes_on_chip(state)}
     needed = _training_work(config, train, shape, mesh, resident["parameters and optimizer"])
-    model = work.training_flops(shape, fit.batch_size, fit.length, logits=stage == "sft")
+    model = work.training_flops(shape, fit.batch_size, fit.length, logits=_vocab_chunks(train) > 0)
     compiling("update")
     program = _compiled(
         "update", "an update", step.lower(state, batch), needed, model, sum(resident.values())
@@ -129,17 +142,28 @@ def _training(
     return dataclasses.replace(found, advice=training_advice(config, mesh, found))
 
 
+def _rows_are_trees(train: TrainConfig) -> bool:
+    if isinstance(train, RewardTrainConfig):
+        return train.packing == "trees"
+    return isinstance(train, ImplicitTrainConfig) and train.objective.loss == "dpo"
+
+
+def _vocab_chunks(train: TrainConfig) -> int:
+    """Of the losses that need logits; 0 of the others."""
+    return train.vocab_chunks if isinstance(train, SftTrainConfig | ImplicitTrainConfig) else 0
+
+
 def _training_work(
     config: RunConfig, train: TrainConfig, shape: LlamaConfig, mesh: Mesh, state: float
 ) -> Work:
     """Least work of an update on each chip, what is computed anew included: the state is read and
     written once, the weights are read in each pass over the layers."""
-    fit, is_sft = train.fit, train is config.sft
+    fit, chunks = train.fit, _vocab_chunks(train)
     anew = fit.remat == "block"
-    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=is_sft)
+    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=chunks > 0)
     layers = work.training_flops(shape, fit.batch_size, fit.length, logits=False)
     flops += layers / 3 * anew
-    if is_sft and config.sft.vocab_chunks > 1:
+    if chunks > 1:
         flops += 2.0 * work.head_weights(shape) * fit.batch_size * fit.length
     passes = (3 + anew) * fit.accumulation
     itemsize = jnp.dtype(config.dtype).itemsize
@@ -158,6 +182,8 @@ def _answering(
     """Reading and decoding of the engines that `explore` or `evaluate` hold."""
     if stage == "explore":
         sampling, decoders = config.explore.sampling, [(config.explore.search.expansion_width, 1)]
+    elif stage == "sample":
+        sampling, decoders = config.sample.sampling, [(1,)]
     else:
         sampling, decoders = config.evaluate.sampling, [(1,)]
         if "beam" in config.evaluate.methods and config.evaluate.beam.expansion_width > 1:

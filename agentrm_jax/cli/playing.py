@@ -10,15 +10,20 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.cli.run import DATASET, Run, Summary
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.progress import progress
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
 from agentrm_jax.data.states import write_paths
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.evaluate.harness import read_rollouts, stored_rollouts
 from agentrm_jax.model import llama
 from agentrm_jax.search.explore import Explorer
 from agentrm_jax.search.labels import labelled_paths
+from agentrm_jax.search.rollouts import Rollout, rollouts
+
+ROLLOUTS = "rollouts.jsonl"
 
 
 def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
@@ -90,6 +95,52 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
         "states_with_3_visits": int(np.sum(visits >= 3)),
         "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
     }
+
+
+def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Runs the policy to the end several times on each task that `explore` would search."""
+    config = run.config.sample
+    _, tasks = run.train_tasks
+    model = run.policy()
+    params = llama.unstacked(model.params, consume=True)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
+    agent = Agent(engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed)
+    episodes = [(task, number) for task in tasks for number in range(config.num_samples)]
+    with progress("sample", len(episodes)) as bar:
+
+        def on_rollout() -> None:
+            bar.advance()
+            stage.tick()
+
+        found = stored_rollouts(
+            directory / ROLLOUTS,
+            episodes,
+            lambda missing: rollouts(agent, run.pool, missing, slots=config.slots),
+            on_rollout,
+        )
+    sound = [rollout.trajectory for rollout in found if rollout.error is None]
+    if not sound:
+        raise UserError(f"sample: every environment failed, the first with: {found[0].error}")
+    return {
+        "trajectories": len(sound),
+        "errors": len(found) - len(sound),
+        "mean_outcome": float(np.mean([trajectory.outcome for trajectory in sound])),
+        "tokens_decoded": engine.usage.decoded,
+        "tokens_read": engine.usage.read,
+    }
+
+
+def sampled_trajectories(run: Run) -> list[list[Trajectory]]:
+    """What `sample` left: the trajectories of each task whose environment did not break."""
+    groups: dict[str, list[Rollout]] = {}
+    for rollout in read_rollouts(run.directory / "samples" / ROLLOUTS):
+        if rollout.error is None:
+            groups.setdefault(rollout.trajectory.task.task_id, []).append(rollout)
+    # In the order of tasks and samples, not in that in which they ended.
+    return [
+        [r.trajectory for r in sorted(groups[task_id], key=lambda r: r.sample)]
+        for task_id in sorted(groups)
+    ]
 
 
 def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:

@@ -53,6 +53,10 @@ class Run:
             return pathlib.Path(self.config.reward_model)
         return self.directory / "reward" / "explicit" / "model"
 
+    @property
+    def implicit_directory(self) -> pathlib.Path:
+        return self.directory / "reward" / "implicit" / "model"
+
     @functools.cached_property
     def mesh(self) -> Mesh:
         return make_mesh(self.config.mesh)
@@ -76,6 +80,9 @@ class Run:
 
     def reward_model(self) -> Model:
         return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)
+
+    def implicit_model(self) -> Model:
+        return models.load_policy(self.implicit_directory, self.config.dtype, self.mesh)
 
     def metrics(self, stage: str) -> MetricWriter:
         return MetricWriter(self.directory / "metrics.jsonl", stage)

@@ -12,9 +12,9 @@ from typing import Any
 
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.evaluation import evaluate
-from agentrm_jax.cli.playing import experts, explore, label
+from agentrm_jax.cli.playing import experts, explore, label, sample
 from agentrm_jax.cli.run import Run, Summary
-from agentrm_jax.cli.training import train_policy, train_reward
+from agentrm_jax.cli.training import train_implicit, train_policy, train_reward
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.run_directory import Stage
 
@@ -44,7 +44,11 @@ def _trains_policy(config: RunConfig) -> bool:
 
 
 def _trains_reward(config: RunConfig) -> bool:
-    return config.reward_model is None
+    return "explicit" in config.rewards and config.reward_model is None
+
+
+def _trains_implicit(config: RunConfig) -> bool:
+    return "implicit" in config.rewards
 
 
 _LOGGING = ("metrics_every", "checkpoint_every")
@@ -78,9 +82,23 @@ STAGES = (
         work=train_reward,
     ),
     StageSpec(
+        name="sample",
+        folder="samples",
+        sections=(*_POLICY, "explore.num_tasks", "sample"),
+        wanted=_trains_implicit,
+        work=sample,
+    ),
+    StageSpec(
+        name="train-implicit",
+        folder="reward/implicit",
+        sections=("train_implicit",),
+        wanted=_trains_implicit,
+        work=train_implicit,
+    ),
+    StageSpec(
         name="evaluate",
         folder="eval",
-        sections=(*_POLICY, "reward_model", "evaluate"),
+        sections=(*_POLICY, "rewards", "reward_model", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
     ),
@@ -88,9 +106,10 @@ STAGES = (
 
 _SPEED = (
     "explore.search.num_slots",
+    "sample.slots",
     "evaluate.slots",
     "evaluate.beam.num_slots",
-    *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm") for key in _LOGGING),
+    *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
 )
 """Keys that decide speed and no results."""
 

@@ -13,20 +13,28 @@ from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
 from agentrm_jax.cli.config import RunConfig, TrainConfig
+from agentrm_jax.cli.playing import sampled_trajectories
 from agentrm_jax.cli.run import DATASET, Run, Summary
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
 from agentrm_jax.data.packing import PackedRows, pack
-from agentrm_jax.data.sequences import sft_sequences, tree_sequences, value_sequences
+from agentrm_jax.data.sequences import (
+    outcome_sequences,
+    pair_sequences,
+    sft_sequences,
+    tree_sequences,
+    value_sequences,
+)
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
-from agentrm_jax.train import explicit, sft
+from agentrm_jax.train import explicit, implicit, sft
 from agentrm_jax.train.fit import fit
 from agentrm_jax.train.step import LossFn
 
@@ -84,6 +92,75 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     params["trunk"] = cast(params["trunk"], config.dtype)
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
     return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
+
+
+def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
+    """Trains the policy further, so that its log-ratio to itself before tells outcomes (paper
+    section 3.3)."""
+    config = run.config.train_implicit
+    model = run.policy(MASTER)
+    length, groups = config.fit.length, sampled_trajectories(run)
+    if config.objective.loss == "dpo":
+        pairs = implicit.preference_pairs(groups)
+        if not pairs:
+            raise UserError("sample: no two trajectories of a task differ in outcome")
+        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, length)
+    else:
+        trajectories = [trajectory for group in groups for trajectory in group]
+        sequences, left_out = outcome_sequences(
+            model.tokenizer, run.prompt_of, trajectories, length
+        )
+    rows = pack(sequences, length)
+    rows = implicit.with_reference(rows, _reference(run, model, rows, directory))
+    loss = implicit_loss(run.config, model.config, run.mesh)
+    describe = dict if config.objective.loss == "dpo" else explicit.describe
+    params, last = _fit(
+        run, stage, "train-implicit", model.params, loss, rows, config, directory, describe
+    )
+    trained = dataclasses.replace(model, params=cast(params, run.config.dtype))
+    models.save(directory / "model", "policy", trained)
+    return {"sequences": len(sequences), "rows": len(rows), "steps_left_out": left_out, **last}
+
+
+def _reference(
+    run: Run, model: models.Model, rows: PackedRows, directory: pathlib.Path
+) -> np.ndarray:
+    """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
+    path = directory / "reference.npy"
+    if path.exists():
+        stored = np.load(path, allow_pickle=False)
+        if stored.shape == rows.tokens.shape:
+            return stored
+    config = run.config.train_implicit
+    with progress("reference", len(rows)) as bar:
+        found = implicit.reference_log_probs(
+            cast(model.params, run.config.dtype),
+            model.config,
+            rows,
+            config.fit.batch_size // config.fit.accumulation,
+            run.mesh,
+            attention=config.fit.attention,
+            vocab_chunks=config.vocab_chunks,
+            on_rows=bar.advance,
+        )
+    partial = directory / "reference.partial.npy"
+    np.save(partial, found)
+    partial.rename(path)
+    return found
+
+
+def implicit_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
+    """What `train-implicit` minimises."""
+    own = config.train_implicit
+    return implicit.make_loss(
+        own.objective,
+        shape,
+        mesh,
+        remat=own.fit.remat,
+        attention=own.fit.attention,
+        dtype=_rounded(config),
+        vocab_chunks=own.vocab_chunks,
+    )
 
 
 def sft_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:

@@ -69,6 +69,12 @@ class EvaluateConfig:
             )
 
 
+def read_rollouts(path: pathlib.Path) -> Iterator[Rollout]:
+    """What `stored_rollouts` left in a file, in the order in which they ended."""
+    for value in read_json_lines(path):
+        yield Rollout(**{**value, "trajectory": trajectory_from_json(value["trajectory"])})
+
+
 def stored_rollouts(
     path: pathlib.Path,
     episodes: Sequence[tuple[Task, int]],
@@ -81,8 +87,7 @@ def stored_rollouts(
       In the order of `episodes`.
     """
     found = {}
-    for value in read_json_lines(path):
-        rollout = Rollout(**{**value, "trajectory": trajectory_from_json(value["trajectory"])})
+    for rollout in read_rollouts(path):
         found[rollout.trajectory.task.task_id, rollout.sample] = rollout
         on_rollout()
     missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]

@@ -22,6 +22,10 @@ class ExplicitScorer:
     def __init__(self, engine: Engine, renderer: Renderer) -> None:
         self.engine, self.renderer = engine, renderer
 
+    @property
+    def tokens_read(self) -> int:
+        return self.engine.usage.read
+
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         flat = [self._conversation(state) for group in groups for state in group]
         scores = iter(self.engine.score(flat))

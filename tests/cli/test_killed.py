@@ -24,6 +24,9 @@ MOMENTS = (
     ("agentrm_jax.data.trees:TreeStore.append", 9),
     ("agentrm_jax.cli.playing:write_paths", 1),
     ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # train-rm
+    ("agentrm_jax.core.json_lines:JsonLines.append", 7),  # sample
+    ("agentrm_jax.train.implicit:reference_log_probs", 1),
+    ("agentrm_jax.core.metrics:MetricWriter.write", 1),  # train-implicit
     ("agentrm_jax.core.json_lines:JsonLines.append", 5),  # greedy
     ("agentrm_jax.core.json_lines:JsonLines.append", 17),  # the samples of best-of-n
     ("agentrm_jax.evaluate.harness:read_json_lines", 3),  # before beam search
@@ -90,7 +93,10 @@ def test_trees_and_labels_are_the_same(folders) -> None:
         assert dataclasses.replace(a, trajectory=b.trajectory) == b
 
 
-@pytest.mark.parametrize(("kind", "folder"), [("policy", "sft"), ("reward", "reward/explicit")])
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [("policy", "sft"), ("policy", "reward/implicit"), ("reward", "reward/explicit")],
+)
 def test_models_are_the_same_to_the_bit(folders, kind: str, folder: str) -> None:
     load = load_policy if kind == "policy" else load_reward
     mesh = make_mesh(MeshConfig())

@@ -45,7 +45,8 @@ def test_everything_is_where_people_look(finished: pathlib.Path) -> None:
         assert (finished / name).stat().st_size > 0
     report = read_json(finished / "report.json")
     stages = [stage["stage"] for stage in report["stages"]]
-    assert stages == ["experts", "sft", "explore", "label", "train-rm", "evaluate"]
+    assert stages == ["experts", "sft", "explore", "label", "train-rm", "sample", "train-implicit",
+                      "evaluate"]  # fmt: skip
     assert report["trees"]["trees"] == 16
     assert report["stages"][-1]["summary"]["test_problems_trained_on"] == 0
 
@@ -55,7 +56,7 @@ def test_a_second_run_does_nothing_again(copy: pathlib.Path) -> None:
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), ends=0)
     after = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
     assert before == after
-    assert printed.count("done before") == 6
+    assert printed.count("done before") == 8
     assert "best-of-3, explicit" in printed
 
 
@@ -67,7 +68,7 @@ def test_another_configuration_is_refused_by_key(copy, capsys) -> None:
 def test_speed_may_change(copy: pathlib.Path) -> None:
     faster = "--explore.search.num_slots=2"
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), faster, ends=0)
-    assert printed.count("done before") == 6
+    assert printed.count("done before") == 8
 
 
 def test_models_of_another_run_are_taken(finished, tmp_path) -> None:

@@ -185,7 +185,7 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
     assert status == 0
     assert found["fits"] is True
     assert [stage["stage"] for stage in found["stages"]] == [
-        "sft", "explore", "train-rm", "evaluate",
+        "sft", "explore", "train-rm", "sample", "train-implicit", "evaluate",
     ]  # fmt: skip
     update = found["stages"][0]["programs"][0]
     assert (
