@@ -12,6 +12,7 @@ from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
+from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.train.fit import FitConfig
@@ -195,7 +196,7 @@ class ImplicitTrainConfig(TrainConfig):
             raise UserError("train_implicit.fit.attention: 'pallas' knows no pairs: take xla")
 
 
-REWARDS = ("explicit", "implicit")
+REWARDS = ("explicit", "implicit", "judge")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,8 +215,9 @@ class RunConfig:
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
       rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
-        states from search trees), `implicit` (a policy trained on outcomes). Best-of-n is run with
-        each, beam search with the first.
+        states from search trees), `implicit` (a policy trained on outcomes), `judge` (a language
+        model that compares whole trajectories). Best-of-n is run with each, beam search with the
+        first.
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
@@ -243,6 +245,7 @@ class RunConfig:
     train_rm: RewardTrainConfig = dataclasses.field(default_factory=RewardTrainConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     train_implicit: ImplicitTrainConfig = dataclasses.field(default_factory=ImplicitTrainConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
@@ -258,5 +261,10 @@ class RunConfig:
                 raise UserError(f"rewards: {kind!r} is none of {', '.join(REWARDS)}")
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
             raise UserError("rewards: name at least one, each once")
+        if self.rewards[0] == "judge" and "beam" in self.evaluate.methods:
+            raise UserError(
+                "rewards: a judge compares whole trajectories; name another kind first for beam "
+                "search, or leave beam out of evaluate.methods"
+            )
         if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
             raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.in_step import InStepAgent
-from agentrm_jax.cli.models import Model
+from agentrm_jax.cli.models import Model, load_policy
 from agentrm_jax.cli.run import Run
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
@@ -17,9 +18,11 @@ from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import (
     chosen_episodes,
     single_episodes,
@@ -38,6 +41,7 @@ from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.implicit import ImplicitScorer
+from agentrm_jax.reward.judge import JudgeScorer
 from agentrm_jax.reward.random import RandomScorer
 from agentrm_jax.search.beam import beam_search
 from agentrm_jax.search.rollouts import Rollout, rollouts
@@ -63,6 +67,9 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
     }
 
 
+_AnyScorer = ExplicitScorer | ImplicitScorer | JudgeScorer
+
+
 class _Bench:
     """The models at work on the test tasks. They are loaded when the first method needs them."""
 
@@ -72,7 +79,7 @@ class _Bench:
         self._policy = run.policy()
         params = llama.unstacked(self._policy.params, consume=True)
         self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.mesh)
-        self._scorers: dict[str, ExplicitScorer | ImplicitScorer] = {}
+        self._scorers: dict[str, _AnyScorer] = {}
         self.ran: list[Rollout] = []
 
     def _agent(self, temperature: float | None = None) -> Agent:
@@ -83,10 +90,14 @@ class _Bench:
             self._engine, self._policy.tokenizer, self._run.prompt_of, sampling, self._seed
         )
 
-    def _scorer_of(self, kind: str) -> ExplicitScorer | ImplicitScorer:
+    def _scorer_of(self, kind: str) -> _AnyScorer:
         if kind not in self._scorers:
-            make = {"explicit": _explicit_scorer, "implicit": _implicit_scorer}[kind]
-            self._scorers[kind] = make(self._run, self._policy)
+            make = {
+                "explicit": lambda: _explicit_scorer(self._run, self._policy),
+                "implicit": lambda: _implicit_scorer(self._run),
+                "judge": lambda: _judge(self._run, self._policy, self._engine),
+            }
+            self._scorers[kind] = make[kind]()
         return self._scorers[kind]
 
     def usage(self) -> dict[str, int]:
@@ -122,6 +133,7 @@ class _Bench:
             for name, by_task in scores.items()
             for task_id, own in by_task.items()
             for sample, score in enumerate(own)
+            if not math.isnan(score)
         ]
         write_json_atomic(self._directory / "best_of_n" / "scores.json", rows)
         self._keep("best_of_n", episodes)
@@ -206,7 +218,23 @@ def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
     return ExplicitScorer(engine, renderer)
 
 
-def _implicit_scorer(run: Run, policy: Model) -> ImplicitScorer:
+def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:
+    config = run.config.judge
+    if config.policy is not None:
+        policy = load_policy(pathlib.Path(config.policy), run.config.dtype, run.mesh)
+        params = llama.unstacked(policy.params, consume=True)
+        engine = Engine(params, policy.config, run.config.engine, mesh=run.mesh)
+    sampling = Sampling(temperature=0.0, max_tokens=config.max_tokens)
+    agent = Agent(engine, policy.tokenizer, lambda task: None, sampling, run.config.seed)
+    return JudgeScorer(
+        agent,
+        lambda text: len(policy.tokenizer.encode(text)),
+        limit=agent.renderer.limit - len(opening_tokens(policy.tokenizer, None, "")),
+        most=config.most,
+    )
+
+
+def _implicit_scorer(run: Run) -> ImplicitScorer:
     model, config = run.implicit_model(), run.config
     return ImplicitScorer(
         model.params,

@@ -98,7 +98,7 @@ STAGES = (
     StageSpec(
         name="evaluate",
         folder="eval",
-        sections=(*_POLICY, "rewards", "reward_model", "evaluate"),
+        sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
     ),

@@ -210,7 +210,10 @@ class Scorer(Protocol):
     """
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
-        """A score for each trajectory of each group. A judge ranks within the group."""
+        """A score for each trajectory of each group. A judge ranks within the group.
+
+        Not a number where the reward model could not decide: then for the whole group.
+        """
         ...
 
     def cost(self, group: Sequence[Trajectory]) -> int:

@@ -24,6 +24,7 @@ from agentrm_jax.search.choose import BASELINES, best
 from agentrm_jax.search.rollouts import Rollout
 
 METHODS = ("greedy", "best_of_n", "beam")
+UNDECIDED = "the reward model did not decide"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,8 @@ def chosen_episodes(
     """Best-of-n under each scorer, and every baseline, over the same n trajectories of each task.
 
     Returns:
-      The episodes, and the scores by scorer and task.
+      The episodes, and the scores by scorer and task. A task whose scores are not numbers is an
+      error of that scorer.
     """
     groups = by_task(rollouts)
     episodes = [
@@ -145,16 +147,24 @@ def chosen_episodes(
         episodes.extend(
             _episode(
                 group,
-                best([r.trajectory for r in group], own),
+                _choice(group, own),
                 "best_of_n",
                 seed=seed,
                 n=len(group),
                 reward_model=name,
                 reward_tokens=scorer.cost([r.trajectory for r in group]),
+                error=UNDECIDED if np.isnan(own).any() else None,
             )
             for group, own in zip(groups.values(), scores, strict=True)
         )
     return episodes, all_scores
+
+
+def _choice(group: Sequence[Rollout], scores: Sequence[float]) -> np.ndarray:
+    """No weight at all where the reward model could not decide."""
+    if np.isnan(scores).any():
+        return np.zeros(len(group))
+    return best([r.trajectory for r in group], scores)
 
 
 def _episode(
@@ -168,8 +178,13 @@ def _episode(
     reward_tokens: int = 0,
     beam_width: int | None = None,
     expansion_width: int | None = None,
+    error: str | None = None,
 ) -> Episode:
-    """One task's episode; what a rule is expected to give where it draws."""
+    """One task's episode; what a rule is expected to give where it draws.
+
+    Args:
+      error: Why there is no answer; its outcome is then that of no weights, 0.
+    """
     outcomes = np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
     successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
     best = group[int(np.argmax(weights))]
@@ -191,6 +206,6 @@ def _episode(
         wall_seconds=sum(r.wall_seconds for r in group),
         invalid_actions=sum(not s.transition.valid for s in steps),
         truncated_steps=sum(r.truncated_steps for r in group),
-        error=errors[0] if errors else None,
+        error=error or (errors[0] if errors else None),
         steps=len(steps),
     )

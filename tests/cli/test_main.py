@@ -77,11 +77,16 @@ def test_models_of_another_run_are_taken(finished, tmp_path) -> None:
         "--train_policy=false",
         f"--reward_model={finished / 'reward' / 'explicit' / 'model'}",
     ]
-    agentrm("run", str(CONFIG), "--output", str(tmp_path), *models, ends=0)
+    given = [*models, "--rewards=[explicit]"]
+    agentrm("run", str(CONFIG), "--output", str(tmp_path), *given, ends=0)
     assert not (tmp_path / "sft").exists()
     assert not (tmp_path / "trees").exists()
     rows = [
-        [{k: v for k, v in row.items() if k != "wall_seconds"} for row in read_json(path)]
+        [
+            {k: v for k, v in row.items() if k != "wall_seconds"}
+            for row in read_json(path)
+            if row["reward_model"] != "implicit"
+        ]
         for path in (finished / "results.json", tmp_path / "results.json")
     ]
     assert rows[0] == rows[1]
@@ -105,6 +110,28 @@ def test_candidates_can_be_scored_in_step(copy: pathlib.Path) -> None:
     # Only what is kept acts: at most as many steps as beams.
     assert row["env_steps"] < other["env_steps"]
     assert row["reward_tokens"] > row["policy_tokens"] > 0
+
+
+def test_a_judge_without_an_answer_is_an_error_and_no_choice(finished, tmp_path) -> None:
+    given = [
+        f"--policy={finished / 'sft' / 'model'}",
+        "--train_policy=false",
+        "--rewards=[judge]",
+        "--evaluate.methods=[best_of_n]",
+        "--engine.context=2048",
+        "--judge.max_tokens=8",
+    ]
+    agentrm("run", str(CONFIG), "--output", str(tmp_path), *given, ends=0)
+    assert not (tmp_path / "reward").exists()
+    [row] = [
+        row
+        for row in read_json(tmp_path / "results.json")
+        if (row["method"], row["task"], row["split"]) == ("best_of_n", "all", "all")
+    ]
+    assert row["reward_model"] == "judge"
+    assert row["errors"] == row["n_tasks"] == 8  # a policy that only knows mazes
+    assert row["score_mean"] == 0.0
+    assert row["reward_tokens"] > 0
 
 
 def test_reward_training_can_start_from_a_reward_model(finished, copy) -> None:

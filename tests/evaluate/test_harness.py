@@ -50,6 +50,28 @@ def rollout(
     )  # fmt: skip
 
 
+class Undecided:
+    """Scores the first task only."""
+
+    def score(self, groups):
+        return [[float(i == 1) if g == 0 else float("nan") for i in range(2)]
+                for g in range(len(groups))]  # fmt: skip
+
+    def cost(self, group):
+        return 5
+
+
+def test_a_group_without_a_decision_is_an_error():
+    ran = [rollout(n, s, outcome=1.0) for n in range(2) for s in range(2)]
+    episodes, scores = chosen_episodes(ran, {"judge": Undecided()}, seed=0)
+    decided, undecided = (e for e in episodes if e.reward_model == "judge")
+    assert (decided.outcome, decided.error) == (1.0, None)
+    assert (undecided.outcome, undecided.success) == (0.0, 0.0)
+    assert undecided.error == "the reward model did not decide"
+    assert undecided.reward_tokens == 5
+    assert scores["judge"]["toy/0"] == [0.0, 1.0]
+
+
 EPISODES = [(task(n), sample) for n in range(3) for sample in range(2)]
 
 

@@ -1,0 +1,183 @@
+"""A language model as a judge: it reads several attempts at a task and names the best (paper
+section 3.3). Nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Policy, propose
+from agentrm_jax.core.records import Trajectory
+
+_QUESTION = """\
+Several attempts were made at one task. Decide which attempt got furthest in doing what the task \
+asks for. An attempt that reached the goal beats one that did not; of equals, take the one that \
+wasted fewer steps.
+
+Task:
+{task}
+
+{attempts}
+
+Which of the {n} attempts is the best? Give your reasons in a few words, then end with a line of \
+the form
+Best: NUMBER"""
+_ANSWER = re.compile(r"(?:^|\n)\s*Best:\s*(\d+)\s*\.?\s*\Z")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """The judge.
+
+    Attributes:
+      policy: A Hugging Face directory or a `model/` directory of a run; without one the policy that
+        acts also judges.
+      max_tokens: Of an answer.
+      most: Attempts in one question; more are asked about in rounds, as in a tournament.
+    """
+
+    policy: str | None = None
+    max_tokens: int = 128
+    most: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"judge.max_tokens: must be at least 1, not {self.max_tokens}")
+        if self.most < 2:
+            raise UserError(f"judge.most: a question needs two attempts, not {self.most}")
+
+
+class JudgeScorer:
+    """Ranks the trajectories of a group: the score is how many rounds of a tournament it survived.
+
+    Attempts that do not fit into one question, or are more than `most`, are asked about in parts,
+    whose winners meet in the next round. An attempt too long for half of a question loses its
+    oldest steps, which the question says. Where an answer names no attempt the group is undecided:
+    all its scores are NaN.
+
+    Args:
+      policy: Answers questions; a question is the first observation of a conversation without
+        steps.
+      count: Tokens of a text.
+      limit: Most tokens of a question.
+      most: Most attempts in it.
+    """
+
+    def __init__(
+        self, policy: Policy, count: Callable[[str], int], *, limit: int, most: int
+    ) -> None:
+        self._policy, self._count, self._limit, self._most = policy, count, limit, most
+        self._costs: dict[str, int] = {}  # of the groups scored last, by task
+        self.tokens_read = 0
+
+    def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
+        scores = [[0.0] * len(group) for group in groups]
+        contenders = [list(range(len(group))) for group in groups]
+        texts = [self._texts(group) for group in groups]
+        rounds = 0
+        while open_groups := [g for g, left in enumerate(contenders) if len(left) > 1]:
+            questions = [
+                (g, part) for g in open_groups for part in self._parts(texts[g], contenders[g])
+            ]
+            answers = iter(
+                self._ask(
+                    [
+                        (groups[g][0], self._question(groups[g][0], [texts[g][i] for i in part]))
+                        for g, part in questions
+                        if len(part) > 1
+                    ],
+                    rounds,
+                )
+            )
+            winners: dict[int, list[int]] = {g: [] for g in open_groups}
+            for g, part in questions:
+                choice = 1 if len(part) == 1 else parse_choice(next(answers), len(part))
+                if choice is None:
+                    scores[g] = [math.nan] * len(groups[g])
+                else:
+                    winners[g].append(part[choice - 1])
+            rounds += 1
+            for g, left in winners.items():
+                undecided = math.isnan(scores[g][0])
+                contenders[g] = [] if undecided else left
+                for i in contenders[g]:
+                    scores[g][i] = float(rounds)
+        return scores
+
+    def cost(self, group: Sequence[Trajectory]) -> int:
+        return self._costs.get(group[0].task.task_id, 0) if group else 0
+
+    def _ask(self, questions: Sequence[tuple[Trajectory, str]], number: int) -> list[str]:
+        """The replies to questions about the attempts at a task, each given by one of them."""
+        requests = []
+        for i, (attempt, text) in enumerate(questions):
+            task = attempt.task
+            tokens = self._count(text)
+            self.tokens_read += tokens
+            self._costs[task.task_id] = tokens + (self._costs.get(task.task_id, 0) if number else 0)
+            requests.append((Trajectory(task=task, first_observation=text), f"judge/{number}/{i}"))
+        return [proposal.reply for [proposal] in propose(self._policy, requests, 1)]
+
+    def _texts(self, group: Sequence[Trajectory]) -> list[str]:
+        """Each attempt in words, of which two fit into a question."""
+        if not group:
+            return []
+        room = (self._limit - self._count(self._question(group[0], ["", ""]))) // 2
+        if room < 1:
+            raise UserError(
+                f"judge: the task {group[0].task.task_id} alone fills a question of {self._limit} "
+                "tokens; take a larger engine.context"
+            )
+        return [self._shortened(trajectory, room) for trajectory in group]
+
+    def _shortened(self, trajectory: Trajectory, room: int) -> str:
+        for dropped in range(len(trajectory.steps) + 1):
+            text = attempt_text(trajectory, dropped)
+            if self._count(text) <= room:
+                return text
+        raise UserError(
+            f"judge: no step of an attempt at {trajectory.task.task_id} fits into half of a "
+            f"question of {self._limit} tokens; take a larger engine.context"
+        )
+
+    def _parts(self, texts: Sequence[str], contenders: Sequence[int]) -> list[list[int]]:
+        """Contenders in order, as many in a part as a question holds; two always fit."""
+        parts: list[list[int]] = [[]]
+        taken = 0
+        room = self._limit - self._count(_QUESTION) - self._most * self._count(_heading(99))
+        for i in contenders:
+            size = self._count(texts[i])
+            if len(parts[-1]) >= 2 and (len(parts[-1]) == self._most or taken + size > room):
+                parts.append([])
+                taken = 0
+            parts[-1].append(i)
+            taken += size
+        return parts
+
+    def _question(self, attempt: Trajectory, texts: Sequence[str]) -> str:
+        attempts = "\n\n".join(_heading(i) + text for i, text in enumerate(texts, start=1))
+        return _QUESTION.format(task=attempt.first_observation, attempts=attempts, n=len(texts))
+
+
+def _heading(number: int) -> str:
+    return f"Attempt {number}:\n"
+
+
+def attempt_text(trajectory: Trajectory, dropped: int = 0) -> str:
+    """A trajectory for a reader, without its oldest steps if so asked."""
+    lines = [f"(The first {dropped} steps are left out.)"] if dropped else []
+    for step in trajectory.steps[dropped:]:
+        lines += [step.reply, f"Observation: {step.transition.observation}"]
+    return "\n".join(lines or ["(no step)"])
+
+
+def parse_choice(answer: str, n: int) -> int | None:
+    """The attempt that an answer names in its last line, `Best: NUMBER`; None where it does not, or
+    names one that is not among 1 to n."""
+    found = _ANSWER.search(answer)
+    if found is None or not 1 <= int(found[1]) <= n:
+        return None
+    return int(found[1])
