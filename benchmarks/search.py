@@ -78,7 +78,7 @@ def full_sizes() -> Sizes:
     )
     return Sizes(
         tasks=32,
-        iterations=6,
+        iterations=3,
         max_steps=8,
         max_tokens=48,
         workers=16,
