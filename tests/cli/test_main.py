@@ -18,7 +18,7 @@ from agentrm_jax.cli.load_config import load_config, make_parser
 from agentrm_jax.cli.main import main
 from agentrm_jax.cli.models import load_reward
 from agentrm_jax.cli.run import Run
-from agentrm_jax.cli.stages import STAGES, depends_on
+from agentrm_jax.cli.stages import STAGES, before, depends_on
 from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.trajectories import open_trajectories
@@ -52,10 +52,10 @@ def test_everything_is_where_people_look(finished: pathlib.Path) -> None:
 
 
 def test_a_second_run_does_nothing_again(copy: pathlib.Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
+    found = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), ends=0)
     after = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
-    assert before == after
+    assert found == after
     assert printed.count("done before") == 8
     assert "best-of-3, explicit" in printed
 
@@ -118,7 +118,6 @@ def test_a_judge_without_an_answer_is_an_error_and_no_choice(finished, tmp_path)
         "--train_policy=false",
         "--rewards=[judge]",
         "--evaluate.methods=[best_of_n]",
-        "--engine.context=2048",
         "--judge.max_tokens=8",
     ]
     agentrm("run", str(CONFIG), "--output", str(tmp_path), *given, ends=0)
@@ -170,6 +169,16 @@ def test_whatever_decides_results_is_looked_at(mode: str, key: str) -> None:
     assert depends_on(config, evaluate) != depends_on(changed, evaluate)
 
 
+def test_a_stage_rests_on_those_that_it_reads() -> None:
+    kinds = RunConfig(
+        environments=[EnvironmentConfig(name="maze")], rewards=("explicit", "implicit")
+    )
+    names = {spec.name: [each.name for each in before(kinds, spec)] for spec in STAGES}
+    assert names["train-implicit"] == ["experts", "sft", "sample"]
+    assert names["train-rm"] == ["experts", "sft", "explore", "label"]
+    assert names["evaluate"] == [spec.name for spec in STAGES[:-1]]
+
+
 def test_two_processes_do_not_share_a_folder(copy, capsys) -> None:
     with (copy / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -182,9 +191,9 @@ def test_files_of_unknown_origin_are_not_taken_up(copy, capsys) -> None:
 
 
 def test_a_refused_run_changes_nothing(copy, capsys) -> None:
-    before = (copy / "config.resolved.yaml").read_text()
+    resolved = (copy / "config.resolved.yaml").read_text()
     fails(capsys, "run", CONFIG, "--output", copy, "--seed=9")
-    assert (copy / "config.resolved.yaml").read_text() == before
+    assert (copy / "config.resolved.yaml").read_text() == resolved
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys) -> None:
@@ -220,7 +229,10 @@ def test_a_model_of_another_shape_is_named(copy, capsys) -> None:
 
 
 def test_no_model(tmp_path, capsys) -> None:
-    given = ("--policy=/nowhere/at/all", "--train_policy=false", "--reward_model=x")
+    given = (
+        "--policy=/nowhere/at/all", "--train_policy=false", "--reward_model=x",
+        "--rewards=[explicit]",
+    )  # fmt: skip
     message = fails(capsys, "evaluate", CONFIG, "--output", tmp_path, *given)
     assert "/nowhere/at/all: no model here" in message
 
