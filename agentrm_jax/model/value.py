@@ -13,7 +13,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.model.parameters import Params
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """What the value head predicts and how it is trained.
 
