@@ -88,13 +88,16 @@ def readout(head: Params, hidden: jax.Array, config: HeadConfig = MSE) -> jax.Ar
 
 def head_outputs(head: Params, hidden: jax.Array) -> jax.Array:
     """What the head says of hidden states [..., D]: [...] or [..., K] float32."""
-    return hidden.astype(jnp.float32) @ head["kernel"].T + head["bias"]
+    # Without the precision accelerators would round both sides to 8 or 11 bits.
+    wide = hidden.astype(jnp.float32)
+    return jnp.matmul(wide, head["kernel"].T, precision="highest") + head["bias"]
 
 
 def value_of(outputs: jax.Array, config: HeadConfig) -> jax.Array:
     """The values [...] that a head's outputs stand for."""
     if config.kind == "hl_gauss":
-        return jax.nn.softmax(outputs) @ jnp.asarray(_centres(config), jnp.float32)
+        centres = jnp.asarray(_centres(config), jnp.float32)
+        return jnp.sum(jax.nn.softmax(outputs) * centres, axis=-1)
     return outputs if config.kind == "mse" else jnp.mean(outputs, axis=-1)
 
 

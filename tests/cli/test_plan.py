@@ -179,7 +179,8 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
     needs_compiler()
     status = main(
         ["plan", str(TINY), "--topology", "v5e:2x2", "--mesh.fsdp=4", "--dtype=bfloat16", "--json",
-         "--sft.vocab_chunks=3", "--sft.fit.remat=dots", "--sft.fit.accumulation=1"]
+         "--sft.vocab_chunks=3", "--sft.fit.remat=dots", "--sft.fit.accumulation=1",
+         "--train_rm.lora.rank=2", "--train_rm.head.kind=quantile"]
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert status == 0
@@ -193,6 +194,10 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
         > found["stages"][0]["resident_bytes"]["parameters and optimizer"]
     )
     assert update["exchanges"]["all-gather"]["count"] > 2 * 7  # each matrix of each layer
+    trained, adapted = (found["stages"][i]["resident_bytes"] for i in (0, 2))
+    state = adapted["parameters and optimizer"]
+    assert state < 0.5 * trained["parameters and optimizer"]
+    assert adapted["frozen parameters"] < 0.2 * trained["parameters and optimizer"]
     names = [program["name"] for program in found["stages"][3]["programs"]]
     assert names == [
         "policy reads", "policy decodes 1 of each conversation",
