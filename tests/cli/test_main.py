@@ -157,6 +157,7 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     given = ("--label.target=td", "--train_rm.head.kind=hl_gauss", "--train_rm.head.bins=20",
              "--train_rm.lora.rank=2", "--train_rm.lora.matrices=[q,o]",
              "--train_rm.optimizer.moments=bfloat16", "--train_rm.fit.num_updates=6",
+             "--train_implicit.lora.rank=2",
              "--evaluate.methods=[best_of_n]")  # fmt: skip
     agentrm("run", str(CONFIG), "--output", str(copy), *given, ends=0)
     directory, mesh = copy / "reward" / "explicit" / "model", make_mesh(MeshConfig())
@@ -168,7 +169,11 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
         same = np.array_equal(value, policy["layers"][name])
         assert same == (name not in ("q", "o")), name
     np.testing.assert_array_equal(trunk["embed"], policy["embed"])
-    scores = [row["score"] for row in read_json(copy / "eval" / "best_of_n" / "scores.json")]
+    implicit = load_policy(copy / "reward" / "implicit" / "model", "float32", mesh).params
+    np.testing.assert_array_equal(implicit["embed"], policy["embed"])
+    assert not np.array_equal(implicit["layers"]["q"], policy["layers"]["q"])
+    rows = read_json(copy / "eval" / "best_of_n" / "scores.json")
+    scores = [row["score"] for row in rows if row["reward_model"] == "explicit"]
     assert 0.0 < min(scores) < max(scores) < 1.0
     before, after = (list(open_paths(run / "states" / DATASET)) for run in (finished, copy))
     assert [path.node_ids for path in before] == [path.node_ids for path in after]
