@@ -7,7 +7,7 @@ is the sum over its steps. Whole trajectories with their outcomes are enough; no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
@@ -141,18 +140,3 @@ def reference_log_probs(
         found.append(np.asarray(read(params, jax.device_put(batch, sharding))))
         on_rows(min(batch_size, len(rows) - begin))
     return np.concatenate(found)[: len(rows)]
-
-
-def preference_pairs(
-    groups: Sequence[Sequence[Trajectory]],
-) -> list[tuple[Trajectory, Trajectory]]:
-    """The best of each task's trajectories with its worst, the next best with the next worst, and
-    so on while their outcomes differ; of equal outcomes the first counts as the better one."""
-    pairs = []
-    for group in groups:
-        ordered = sorted(group, key=lambda trajectory: -trajectory.outcome)
-        for better, worse in zip(ordered, reversed(ordered), strict=True):
-            if better.outcome <= worse.outcome:
-                break
-            pairs.append((better, worse))
-    return pairs
