@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from agentrm_jax.cli.config import ModelConfig
 from agentrm_jax.core.checkpoints import load_model, read_model_config, save_model
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import is_first
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -92,7 +93,8 @@ def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
 def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     """Writes a model and its tokenizer to a folder; `kind` is `policy` or `reward`."""
     save_model(directory, kind, model.config.to_hf(), model.params)
-    model.tokenizer.save(directory)
+    if is_first():
+        model.tokenizer.save(directory)
 
 
 def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.evaluation import evaluate
@@ -30,6 +30,8 @@ class StageSpec:
         before it.
       wanted: Whether a run with this configuration needs it.
       work: Does it; returns a summary for people.
+      processes: Of several processes `all` work together, or the `first` does and the others wait;
+        `one`: a run of several cannot do it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class StageSpec:
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Run, Stage, pathlib.Path], Summary]
+    processes: Literal["all", "first", "one"]
 
 
 def _trains_policy(config: RunConfig) -> bool:
@@ -47,7 +50,7 @@ def _trains_reward(config: RunConfig) -> bool:
     return config.reward_model is None
 
 
-_LOGGING = ("metrics_every", "checkpoint_every")
+_LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
 
@@ -58,17 +61,31 @@ STAGES = (
         sections=(*_SHARED, "experts"),
         wanted=_trains_policy,
         work=experts,
+        processes="first",
     ),
-    StageSpec(name="sft", folder="sft", sections=_POLICY, wanted=_trains_policy, work=train_policy),
+    StageSpec(
+        name="sft",
+        folder="sft",
+        sections=_POLICY,
+        wanted=_trains_policy,
+        work=train_policy,
+        processes="all",
+    ),
     StageSpec(
         name="explore",
         folder="trees",
         sections=(*_POLICY, "explore"),
         wanted=_trains_reward,
         work=explore,
+        processes="one",
     ),
     StageSpec(
-        name="label", folder="states", sections=("label",), wanted=_trains_reward, work=label
+        name="label",
+        folder="states",
+        sections=("label",),
+        wanted=_trains_reward,
+        work=label,
+        processes="first",
     ),
     StageSpec(
         name="train-rm",
@@ -76,6 +93,7 @@ STAGES = (
         sections=("train_rm", "reward_init"),
         wanted=_trains_reward,
         work=train_reward,
+        processes="all",
     ),
     StageSpec(
         name="evaluate",
@@ -83,6 +101,7 @@ STAGES = (
         sections=(*_POLICY, "reward_model", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
+        processes="one",
     ),
 )
 

@@ -15,6 +15,7 @@ from agentrm_jax.cli import models
 from agentrm_jax.cli.config import RunConfig, TrainConfig
 from agentrm_jax.cli.run import DATASET, Run, Summary
 from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.processes import is_first
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
@@ -127,7 +128,7 @@ def _fit(
 ) -> tuple[Any, Summary]:
     """Trains with a progress bar; checkpoints in the stage's folder."""
     total = config.fit.total(len(rows))
-    with progress(name, total) as bar:
+    with progress(name, total, shown=is_first()) as bar:
         seen = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
@@ -150,7 +151,9 @@ def _fit(
             describe=describe,
             on_update=on_update,
         )
-    if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
+    if (
+        "loss" not in last and is_first()
+    ):  # killed behind its last checkpoint: nothing was left to do
         written = read_metrics(run.directory / "metrics.jsonl")
         row = [row for row in written if row["stage"] == name][-1]
         last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}
