@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import DistributedConfig
 from agentrm_jax.core.sharding import MeshConfig
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
@@ -242,6 +243,7 @@ class RunConfig:
     reward_init: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     sft: SftTrainConfig = dataclasses.field(default_factory=SftTrainConfig)

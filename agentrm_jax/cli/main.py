@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import Stopped, UserError
 
 # Heavy modules are imported by the command that needs them, so that --help and mistakes are quick.
 
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"agentrm: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"agentrm: {stopped}; the same command goes on from here", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("agentrm: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -132,8 +135,10 @@ def _configured(command: str, arguments: list[str]) -> int:
     config = load_config(parser, known.config, overrides)
 
     from agentrm_jax.cli import pipeline
+    from agentrm_jax.core.processes import join
 
     start_jax()
+    join(config.distributed)
     if command == "run":
         pipeline.run_all(config, known.output)
     elif command == "report":

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from agentrm_jax.cli.config import ModelConfig
 from agentrm_jax.core.checkpoints import load_model, read_model_config, save_model
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import is_first
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -111,7 +112,8 @@ def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     if kind == "reward":
         config["value_head"] = dataclasses.asdict(model.head)
     save_model(directory, kind, config, model.params)
-    model.tokenizer.save(directory)
+    if is_first():
+        model.tokenizer.save(directory)
 
 
 def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:

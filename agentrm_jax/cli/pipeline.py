@@ -6,10 +6,11 @@ import dataclasses
 import fcntl
 import pathlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import jax
 import yaml
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from agentrm_jax.cli.run import Run, Summary
 from agentrm_jax.cli.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import from_first, is_first
 from agentrm_jax.core.run_directory import (
     Stage,
     completed,
@@ -31,12 +33,13 @@ from agentrm_jax.evaluate.report import comparison_sentences, console_table
 
 def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     """Every stage in turn, then the report."""
+    _check_processes(stages_of(config))
     with _opened(config, directory) as run:
         specs = stages_of(config)
-        run.check_overlap()
+        from_first(run.check_overlap)
         for number, spec in enumerate(specs, start=1):
             _do(run, spec, f"[{number}/{len(specs)}] ")
-        _report(run)
+        from_first(lambda: _report(run))
 
 
 def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
@@ -47,29 +50,56 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
     """
     spec = next(stage for stage in STAGES if stage.name == name)
     depends_on(config, spec)
+    _check_processes([spec])
     with _opened(config, directory) as run:
-        for each in before(config, spec):
-            if completed(directory / each.folder, depends_on(config, each)) is None:
-                raise UserError(
-                    f"{directory / each.folder}: {each.name} has not ended yet; give "
-                    f"`agentrm {each.name}` or `agentrm run` first"
-                )
+        from_first(lambda: _check_before(run, spec))
         _do(run, spec, "")
+
+
+def _check_processes(specs: Sequence[StageSpec]) -> None:
+    """Refuses stages that several processes cannot do."""
+    count = jax.process_count()
+    alone = [spec.name for spec in specs if spec.processes == "one"]
+    if count > 1 and alone:
+        raise UserError(
+            f"{alone[0]}: takes one process, there are {count}; several can do "
+            + ", ".join(spec.name for spec in STAGES if spec.processes != "one")
+        )
+
+
+def _check_before(run: Run, spec: StageSpec) -> None:
+    """Refuses a stage whose input is not there."""
+    for each in before(run.config, spec):
+        folder = run.directory / each.folder
+        if completed(folder, depends_on(run.config, each)) is None:
+            raise UserError(
+                f"{folder}: {each.name} has not ended yet; give `agentrm {each.name}` or "
+                "`agentrm run` first"
+            )
 
 
 def report(config: RunConfig, directory: pathlib.Path) -> None:
     """The report anew, from what the stages left."""
     with _opened(config, directory) as run:
-        _report(run)
+        from_first(lambda: _report(run))
 
 
 @contextmanager
 def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
     run = Run(config=config, directory=directory)
+    with ExitStack() as held:
+        from_first(lambda: _prepare(run, held))
+        held.callback(run.close)
+        yield run
+
+
+def _prepare(run: Run, held: ExitStack) -> None:
+    """Makes the run's folder and locks it."""
+    config, directory = run.config, run.directory
     for spec in stages_of(config):  # a folder of another configuration is left as it is
         completed(directory / spec.folder, depends_on(config, spec))
     directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / ".lock").open("w")
+    lock = held.enter_context((directory / ".lock").open("w"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -77,11 +107,6 @@ def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     write_text_atomic(directory / "config.resolved.yaml", resolved)
     write_json_atomic(directory / "versions.json", versions())
-    try:
-        yield run
-    finally:
-        run.close()
-        lock.close()
 
 
 def _plain(value: Any) -> Any:
@@ -94,19 +119,28 @@ def _plain(value: Any) -> Any:
 def _do(run: Run, spec: StageSpec, mark: str) -> None:
     """Does a stage unless its output is there."""
     folder, needed = run.directory / spec.folder, depends_on(run.config, spec)
-    summary = completed(folder, needed)
+    summary = from_first(lambda: completed(folder, needed))
     if summary is not None:
-        print(f"{mark}{spec.name}: done before ({_line(summary)})", flush=True)
+        _say(f"{mark}{spec.name}: done before ({_line(summary)})")
         return
-    print(f"{mark}{spec.name}", flush=True)
-    with Stage(spec.name, folder, needed) as stage:
+    _say(f"{mark}{spec.name}")
+    with Stage(spec.name, folder, needed, writes=is_first()) as stage:
         with compilations() as compiled:
-            summary = spec.work(run, stage, folder)
+            if spec.processes == "first":
+                summary = from_first(lambda: spec.work(run, stage, folder))
+            else:
+                summary = spec.work(run, stage, folder)
         summary |= {"compilations": compiled.count, "compile_seconds": round(compiled.seconds, 2)}
-        stage.finish(summary)
+        from_first(lambda: stage.finish(summary))
         seconds = stage.seconds
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is there
-    print(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})", flush=True)
+    if is_first():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is there
+    _say(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})")
+
+
+def _say(line: str) -> None:
+    if is_first():
+        print(line, flush=True)
 
 
 def _line(summary: Summary) -> str:

@@ -15,6 +15,7 @@ from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
 from agentrm_jax.cli.models import Model
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import MetricWriter
+from agentrm_jax.core.processes import is_first
 from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.sharding import make_mesh
@@ -93,8 +94,9 @@ class Run:
     def implicit_model(self) -> Model:
         return models.load_policy(self.implicit_directory, self.config.dtype, self.mesh)
 
-    def metrics(self, stage: str) -> MetricWriter:
-        return MetricWriter(self.directory / "metrics.jsonl", stage)
+    def metrics(self, stage: str) -> MetricWriter | None:
+        """None in the processes that write none."""
+        return MetricWriter(self.directory / "metrics.jsonl", stage) if is_first() else None
 
     def prompt_of(self, task: Task) -> Prompt | None:
         key = (task.environment, task.kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.evaluation import evaluate
@@ -31,6 +31,8 @@ class StageSpec:
         that it reads.
       wanted: Whether a run with this configuration needs it.
       work: Does it; returns a summary for people.
+      processes: Of several processes `all` work together, or the `first` does and the others wait;
+        `one`: a run of several cannot do it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class StageSpec:
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Run, Stage, pathlib.Path], Summary]
+    processes: Literal["all", "first", "one"]
 
 
 def _trains_policy(config: RunConfig) -> bool:
@@ -53,7 +56,7 @@ def _trains_implicit(config: RunConfig) -> bool:
     return "implicit" in config.rewards
 
 
-_LOGGING = ("metrics_every", "checkpoint_every")
+_LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
 
@@ -65,6 +68,7 @@ STAGES = (
         sections=(*_SHARED, "experts"),
         wanted=_trains_policy,
         work=experts,
+        processes="first",
     ),
     StageSpec(
         name="sft",
@@ -73,6 +77,7 @@ STAGES = (
         sections=_POLICY,
         wanted=_trains_policy,
         work=train_policy,
+        processes="all",
     ),
     StageSpec(
         name="explore",
@@ -81,6 +86,7 @@ STAGES = (
         sections=(*_POLICY, "explore"),
         wanted=_trains_reward,
         work=explore,
+        processes="one",
     ),
     StageSpec(
         name="label",
@@ -89,6 +95,7 @@ STAGES = (
         sections=("label",),
         wanted=_trains_reward,
         work=label,
+        processes="first",
     ),
     StageSpec(
         name="train-rm",
@@ -97,6 +104,7 @@ STAGES = (
         sections=("train_rm", "reward_init"),
         wanted=_trains_reward,
         work=train_reward,
+        processes="all",
     ),
     StageSpec(
         name="sample",
@@ -105,6 +113,7 @@ STAGES = (
         sections=(*_POLICY, "explore.num_tasks", "sample"),
         wanted=_trains_implicit,
         work=sample,
+        processes="one",
     ),
     StageSpec(
         name="train-implicit",
@@ -113,6 +122,7 @@ STAGES = (
         sections=("train_implicit",),
         wanted=_trains_implicit,
         work=train_implicit,
+        processes="all",
     ),
     StageSpec(
         name="evaluate",
@@ -121,6 +131,7 @@ STAGES = (
         sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
+        processes="one",
     ),
 )
 

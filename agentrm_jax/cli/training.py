@@ -18,10 +18,12 @@ from agentrm_jax.cli.playing import sampled_trajectories
 from agentrm_jax.cli.run import DATASET, Run, Summary
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.processes import from_first, is_first
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
 from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.pairs import preference_pairs
 from agentrm_jax.data.sequences import (
     outcome_sequences,
     pair_sequences,
@@ -109,7 +111,7 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     model = run.policy(_loaded(run.config, config))
     length, groups = config.fit.length, sampled_trajectories(run)
     if config.objective.loss == "dpo":
-        pairs = implicit.preference_pairs(groups)
+        pairs = preference_pairs(groups)
         if not pairs:
             raise UserError("sample: no two trajectories of a task differ in outcome")
         sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, length)
@@ -133,12 +135,10 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def _reference(run: Run, model: Model, rows: PackedRows, directory: pathlib.Path) -> np.ndarray:
     """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
     path = directory / "reference.npy"
-    if path.exists():
-        stored = np.load(path, allow_pickle=False)
-        if stored.shape == rows.tokens.shape:
-            return stored
+    if from_first(path.exists):
+        return np.load(path, allow_pickle=False)
     config = run.config.train_implicit
-    with progress("reference", len(rows)) as bar:
+    with progress("reference", len(rows), shown=is_first()) as bar:
         found = implicit.reference_log_probs(
             cast(model.params, run.config.dtype),
             model.config,
@@ -149,9 +149,10 @@ def _reference(run: Run, model: Model, rows: PackedRows, directory: pathlib.Path
             vocab_chunks=config.vocab_chunks,
             on_rows=bar.advance,
         )
-    partial = directory / "reference.partial.npy"
-    np.save(partial, found)
-    partial.rename(path)
+    if is_first():
+        partial = directory / "reference.partial.npy"
+        np.save(partial, found)
+        partial.rename(path)
     return found
 
 
@@ -221,7 +222,7 @@ def _fit(
         adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
         params, frozen = lora.parts(params, adapters)
         loss = lora.adapted(loss, config.lora)
-    with progress(name, total) as bar:
+    with progress(name, total, shown=is_first()) as bar:
         seen = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
@@ -247,7 +248,7 @@ def _fit(
         )
     if frozen is not None:
         params = lora.merged(params, frozen, config.lora)
-    if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
+    if "loss" not in last and is_first():  # killed behind its last checkpoint: all was done
         written = read_metrics(run.directory / "metrics.jsonl")
         row = [row for row in written if row["stage"] == name][-1]
         last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}

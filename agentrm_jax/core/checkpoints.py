@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import from_first
 
 _MODEL_FILE = "model.json"
 _PARAMS = "params"
@@ -25,6 +26,8 @@ _PARAMS = "params"
 def save_model(directory: pathlib.Path, kind: str, config: Mapping[str, Any], params: Any) -> None:
     """Writes a finished model; the folder appears in one piece or not at all.
 
+    All processes call it: each writes its part of the parameters, the first one the rest.
+
     Args:
       directory: A model that is there already is replaced.
       kind: `policy` or `reward`.
@@ -32,13 +35,21 @@ def save_model(directory: pathlib.Path, kind: str, config: Mapping[str, Any], pa
     """
     directory = directory.absolute()
     partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def finish() -> None:
+        stored = {"kind": kind, "config": dict(config)}
+        (partial / _MODEL_FILE).write_text(json.dumps(stored, indent=1))
+        shutil.rmtree(directory, ignore_errors=True)
+        partial.rename(directory)
+
+    from_first(begin)
     with _quiet():
         _orbax().save(partial / _PARAMS, params)
-    (partial / _MODEL_FILE).write_text(json.dumps({"kind": kind, "config": dict(config)}, indent=1))
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    from_first(finish)
 
 
 def read_model_config(directory: pathlib.Path, kind: str) -> dict[str, Any]:
@@ -84,14 +95,15 @@ def load_model(directory: pathlib.Path, target: Any, *, partial: bool = False) -
 class TrainingCheckpoints:
     """The checkpoints of a training run; after a kill the newest whole one counts.
 
-    A save returns when it is on the disk, so the state may be donated right after it.
+    A save returns when the state was copied to the host, so that it may be donated right after it;
+    the disk is written while training goes on. All processes make and call it.
 
     Args:
       directory: One folder for each checkpoint, named by its update.
       keep: How many of the newest stay.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 2) -> None:
+    def __init__(self, directory: pathlib.Path, keep: int) -> None:
         training = _orbax().training
         self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -109,8 +121,13 @@ class TrainingCheckpoints:
         return None if latest is None else int(latest.step)
 
     def save(self, update: int, state: Any) -> None:
+        """Begins to write a checkpoint, as soon as the one before it is on the disk.
+
+        Raises:
+          OSError: The one before it could not be written.
+        """
         with _quiet():
-            self._checkpointer.save(update, state, force=True, overwrite=True)
+            self._checkpointer.save_async(update, state, force=True, overwrite=True)
 
     def restore(self, target: Any) -> Any:
         """The newest checkpoint, into an abstract tree as in `load_model`.
@@ -127,6 +144,7 @@ class TrainingCheckpoints:
             return self._checkpointer.load(update, target)
 
     def close(self) -> None:
+        """Waits for the newest checkpoint to be on the disk."""
         with _quiet():
             self._checkpointer.close()
 

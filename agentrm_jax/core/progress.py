@@ -25,7 +25,9 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, *, done: int = 0) -> Iterator[Progress]:
+def progress(
+    description: str, total: int | None, *, done: int = 0, shown: bool = True
+) -> Iterator[Progress]:
     """Shows how far a loop is while the `with` block runs.
 
     Args:
@@ -33,8 +35,9 @@ def progress(description: str, total: int | None, *, done: int = 0) -> Iterator[
       total: How many there are; None where that is not known.
       done: How many were done before, by a run that was interrupted. The time left is estimated
         from what this run does.
+      shown: Whether anything is shown: one of several processes does.
     """
-    if os.environ.get("AGENTRM_PROGRESS") == "0":
+    if not shown or os.environ.get("AGENTRM_PROGRESS") == "0":
         yield _Silent()
     elif sys.stderr.isatty():
         with _bar(description, total, done) as bar:

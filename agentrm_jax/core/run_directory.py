@@ -165,15 +165,23 @@ class Stage:
       name: The stage's name.
       directory: Its folder; made where it is absent.
       depends_on: See `completed`.
+      writes: Whether it is recorded: one of several processes does.
 
     Raises:
       UserError: The folder holds what another configuration made.
     """
 
-    def __init__(self, name: str, directory: pathlib.Path, depends_on: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: pathlib.Path,
+        depends_on: Mapping[str, Any],
+        *,
+        writes: bool = True,
+    ) -> None:
         self._name, self._directory, self._depends_on = name, directory, depends_on
-        self._before = 0.0
-        if (directory / SECONDS_FILE).exists():
+        self._before, self._writes = 0.0, writes
+        if writes and (directory / SECONDS_FILE).exists():
             completed(directory, depends_on)
             self._before = float(read_json(directory / SECONDS_FILE).get("seconds", 0.0))
         self._start = self._saved = time.monotonic()
@@ -202,7 +210,8 @@ class Stage:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        write_json_atomic(self._directory / SECONDS_FILE, self._record())
+        if self._writes:
+            write_json_atomic(self._directory / SECONDS_FILE, self._record())
 
     def __enter__(self) -> Stage:
         return self
@@ -213,7 +222,7 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if (self._directory / SECONDS_FILE).exists():
+        if self._writes and (self._directory / SECONDS_FILE).exists():
             self._save()
 
 

@@ -66,8 +66,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
       UserError: They are not so many, or are wired together in a way that the mesh does not fit.
     """
+    several = devices is None and jax.process_count() > 1
     devices = list(jax.devices() if devices is None else devices)
     shape = config.shape(len(devices))
+    if several and math.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh: data={shape[0]} fsdp={shape[1]} tensor={shape[2]} leaves some of the "
+            f"{len(devices)} devices of {jax.process_count()} processes out; set one of them to -1"
+        )
     try:
         # Not `jax.make_mesh`: 2 x 8 on a torus of 4 x 4 has to split an axis of the torus.
         placed = mesh_utils.create_device_mesh(

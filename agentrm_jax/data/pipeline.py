@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.packing import PackedRows
 
 
@@ -16,8 +15,7 @@ def batches(
     seed: int,
     *,
     start_update: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    positions: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches, shuffled anew in each epoch; the fields of `PackedRows` by name.
 
@@ -27,20 +25,17 @@ def batches(
     Args:
       batch_size: Rows of the global batch.
       start_update: Number of the first update.
+      positions: Which rows of the global batch are wanted; all by default. Others are not read.
 
     Yields:
-      This process's part, batch_size / process_count rows.
+      Those rows, in the order of `positions`.
     """
-    if batch_size % process_count:
-        raise UserError(
-            f"fit.batch_size: {batch_size} rows do not divide among {process_count} processes"
-        )
     import grain
 
     order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    own = batch_size // process_count
+    wanted = range(batch_size) if positions is None else positions
     update = start_update
     while True:
-        first = update * batch_size + process_index * own
-        yield rows.take(np.array([order[i] for i in range(first, first + own)]))
+        first = update * batch_size
+        yield rows.take(np.array([order[first + position] for position in wanted]))
         update += 1

@@ -10,7 +10,14 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
-from agentrm_jax.core.records import Step, Task, step_from_json, task_from_json, to_json
+from agentrm_jax.core.records import (
+    Step,
+    Task,
+    Trajectory,
+    step_from_json,
+    task_from_json,
+    to_json,
+)
 
 FILE = "trees.jsonl"
 
@@ -64,6 +71,25 @@ class TreeRecord:
             visits[path] += 1
             sums[path] += iteration.outcome
         return visits, sums
+
+    def finished_trajectories(self) -> list[Trajectory]:
+        """The trajectories that came to their end, by the number of their last node."""
+        nodes = {node.node: node for iteration in self.iterations for node in iteration.nodes}
+        found = []
+        for number in sorted(nodes):
+            if nodes[number].step.transition.done:
+                steps = []
+                while number != 0:
+                    steps.append(nodes[number].step)
+                    number = nodes[number].parent
+                found.append(
+                    Trajectory(
+                        task=self.task,
+                        first_observation=self.first_observation,
+                        steps=tuple(reversed(steps)),
+                    )
+                )
+        return found
 
 
 class TreeStore:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.checkpoints import TrainingCheckpoints
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
@@ -42,6 +44,7 @@ class FitConfig:
         bfloat16), `pallas` on TPUs (heads of 64 or multiples of it).
       metrics_every: Updates between two rows of metrics.
       checkpoint_every: Updates between two checkpoints.
+      keep: How many of the newest checkpoints stay until the stage has ended.
     """
 
     num_updates: int = 0
@@ -53,9 +56,12 @@ class FitConfig:
     attention: str = "xla"
     metrics_every: int = 10
     checkpoint_every: int = 200
+    keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "length", "accumulation", "metrics_every", "checkpoint_every"):
+        for name in (
+            "batch_size", "length", "accumulation", "metrics_every", "checkpoint_every", "keep"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}: must be at least 1, not {getattr(self, name)}")
         check_name("fit.attention", self.attention)
@@ -95,18 +101,20 @@ def fit(
     directory: pathlib.Path,
     mesh: Mesh,
     seed: int,
-    metrics: MetricWriter,
+    metrics: MetricWriter | None,
     frozen: Any = None,
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
     on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None,
 ) -> tuple[Any, dict[str, float]]:
     """Trains; goes on from the newest checkpoint in `directory`, with the same result to the bit.
 
-    SIGTERM ends the running update, saves a checkpoint and exits with status 143.
+    After SIGTERM the running update ends and a checkpoint is saved; of several processes one may
+    get the signal, and all stop at the same update, the next or the one after it.
 
     Args:
       params: Initial parameters. They are consumed.
       frozen: What the loss reads besides and no update changes; it is in no checkpoint.
+      metrics: None in the processes that write none.
       describe: From the means of the loss's sums over the last updates to a row of metrics.
       on_update: Called with (updates done, of how many, metrics) where metrics were written.
 
@@ -117,11 +125,12 @@ def fit(
     Raises:
       UserError: The loss is not finite, the batch does not fit the mesh, or the checkpoint is of
         another model.
+      Stopped: By SIGTERM.
     """
     config.check_mesh(mesh)
     total = config.total(len(rows))
     optimizer = make_optimizer(optimizer_config, total)
-    checkpoints = TrainingCheckpoints(directory)
+    checkpoints = TrainingCheckpoints(directory, config.keep)
     try:
         state = make_state(params, optimizer, mesh)
         placed = jax.tree.map(lambda x: x.sharding, state)
@@ -134,22 +143,23 @@ def fit(
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
-        with _Stopping() as stopping:
+        with _Stopping(mesh) as stopping:
             for update in range(first + 1, total + 1):
                 state, sums = step(state, next(source), *still)
                 clock.updated(sums)
                 waiting.append(sums)
-                stop = stopping.asked
+                stop = stopping.agreed()
                 save = stop or update % config.checkpoint_every == 0
                 if save or update % config.metrics_every == 0 or update == total:
                     row = describe(_means(waiting, update))
                     waiting.clear()
-                    metrics.write(update, row)
+                    if metrics is not None:
+                        metrics.write(update, row)
                     on_update(update, total, row)
                 if save:
                     checkpoints.save(update, state)
                 if stop:
-                    raise SystemExit(128 + signal.SIGTERM)
+                    raise Stopped(f"stopped at update {update} of {total}, which is saved")
         jax.block_until_ready(state.params)
         return state.params, {"updates": total, **row, **clock.summary()}
     finally:
@@ -165,20 +175,25 @@ def _abstract(state: TrainState) -> TrainState:
 def _placed(
     rows: PackedRows, batch_size: int, seed: int, start: int, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
+    """Global batches; this process reads the rows that its devices hold, and no others."""
     sharding = named_sharding(mesh, ("batch", "length"))
-    source = batches(
-        rows,
-        batch_size,
-        seed,
-        start_update=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    for batch in source:
-        yield {
-            name: jax.make_array_from_process_local_data(sharding, value)
-            for name, value in batch.items()
-        }
+    shape = (batch_size, rows.tokens.shape[1])
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    own = sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
+    for batch in batches(rows, batch_size, seed, start_update=start, positions=own):
+        yield {name: _global(value, shape, sharding, own) for name, value in batch.items()}
+
+
+def _global(
+    value: np.ndarray, shape: tuple[int, ...], sharding: NamedSharding, own: Sequence[int]
+) -> jax.Array:
+    """An array of all processes from the rows `own` of it."""
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        mine = range(shape[0])[index[0]] if index else range(shape[0])
+        return value[np.searchsorted(own, mine)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _means(waiting: Sequence[Sums], update: int) -> dict[str, float]:
@@ -225,9 +240,26 @@ class _Clock:
 
 
 class _Stopping:
-    """Turns SIGTERM into a wish, so that the running update ends and a checkpoint is written."""
+    """Turns SIGTERM into a wish, so that the running update ends and a checkpoint is written.
 
-    asked = False
+    Several processes must stop at the same update: each tells the others of its wish in every
+    update, and looks one update later at what they said. So nothing waits for the answer.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._asked, self._said = False, None
+        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def agreed(self) -> bool:
+        """Whether to stop now. All processes ask in every update."""
+        if jax.process_count() == 1:
+            return self._asked
+        before, asked = self._said, np.full(self._each.mesh.size, self._asked)
+        self._said = self._any(
+            jax.make_array_from_callback(asked.shape, self._each, lambda index: asked[index])
+        )
+        return before is not None and bool(before)
 
     def __enter__(self) -> _Stopping:
         self._main = threading.current_thread() is threading.main_thread()
@@ -236,7 +268,7 @@ class _Stopping:
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self._asked = True
 
     def __exit__(self, *error: object) -> None:
         if self._main:

@@ -7,16 +7,16 @@ is the sum over its steps. Whole trajectories with their outcomes are enough; no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
@@ -123,12 +123,14 @@ def reference_log_probs(
 ) -> np.ndarray:
     """The log-probability of each token of all rows, [R, T] float32; computed once for a training.
 
+    Every process gets all of them.
+
     Args:
       on_rows: Called with the number of rows that were read.
     """
     sharding = named_sharding(mesh, ("batch", "length"))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def read(params: Any, batch: Batch) -> jax.Array:
         return token_log_probs(
             params, config, batch, mesh=mesh, attention=attention, vocab_chunks=vocab_chunks
@@ -138,21 +140,10 @@ def reference_log_probs(
     for begin in range(0, len(rows), batch_size):
         wanted = np.arange(begin, begin + batch_size)
         batch = rows.take(np.minimum(wanted, len(rows) - 1))  # the last row fills the last batch up
-        found.append(np.asarray(read(params, jax.device_put(batch, sharding))))
+        placed = {
+            name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+            for name, value in batch.items()
+        }
+        found.append(np.asarray(read(params, placed)))
         on_rows(min(batch_size, len(rows) - begin))
     return np.concatenate(found)[: len(rows)]
-
-
-def preference_pairs(
-    groups: Sequence[Sequence[Trajectory]],
-) -> list[tuple[Trajectory, Trajectory]]:
-    """The best of each task's trajectories with its worst, the next best with the next worst, and
-    so on while their outcomes differ; of equal outcomes the first counts as the better one."""
-    pairs = []
-    for group in groups:
-        ordered = sorted(group, key=lambda trajectory: -trajectory.outcome)
-        for better, worse in zip(ordered, reversed(ordered), strict=True):
-            if better.outcome <= worse.outcome:
-                break
-            pairs.append((better, worse))
-    return pairs

@@ -58,10 +58,11 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
 def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first update. It owns the parameters: the first step frees them."""
     placed = state_shardings(params, optimizer, mesh)
+    params = jax.device_put(params, placed.params)
     # Without out_shardings the moments would all be made on one device.
     opt_state = jax.jit(optimizer.init, out_shardings=placed.opt_state)(params)
     return TrainState(
-        params=jax.device_put(params, placed.params),
+        params=params,
         opt_state=opt_state,
         update=jax.device_put(jnp.int32(0), placed.update),
     )

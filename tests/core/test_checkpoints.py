@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from agentrm_jax.core.checkpoints import (
     TrainingCheckpoints,
@@ -30,7 +31,7 @@ def _tree(scale: float = 1.0) -> dict:
 
 
 def _target(tree, sharding=None):
-    sharding = sharding or NamedSharding(make_mesh(MeshConfig()), PartitionSpec())
+    sharding = sharding or NamedSharding(make_mesh(MeshConfig()), P())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
@@ -57,9 +58,9 @@ def test_arrays_are_read_to_where_the_target_says(tmp_path):
     if len(jax.devices()) < 8:
         pytest.skip("needs 8 simulated devices")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    source = jax.device_put(_tree()["embed"], NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+    source = jax.device_put(_tree()["embed"], NamedSharding(mesh, P("fsdp", "tensor")))
     save_model(tmp_path / "m", "policy", {}, {"embed": source})
-    wanted = NamedSharding(mesh, PartitionSpec("tensor"))
+    wanted = NamedSharding(mesh, P("tensor"))
     loaded = load_model(tmp_path / "m", _target({"embed": source}, wanted))["embed"]
     assert loaded.sharding.is_equivalent_to(wanted, 2)
     assert np.array_equal(loaded, source)
@@ -125,7 +126,7 @@ def test_the_newest_training_checkpoints_stay(tmp_path):
         checkpoints.save(update, _tree(update))
     checkpoints.save(30, _tree(31))  # a resumed run may come to the same update again
     checkpoints.close()
-    again = TrainingCheckpoints(tmp_path / "training")
+    again = TrainingCheckpoints(tmp_path / "training", keep=2)
     assert again.latest == 30
     assert _equal(again.restore(_target(_tree())), _tree(31))
     with pytest.raises(UserError, match=r"training/30: parameter layers\.q has shape"):
@@ -134,11 +135,28 @@ def test_the_newest_training_checkpoints_stay(tmp_path):
     assert sorted(p.name for p in (tmp_path / "training").iterdir()) == ["20", "30"]
 
 
+def test_a_state_may_be_overwritten_as_soon_as_its_save_has_begun(tmp_path):
+    """Each update frees the state before it, as training does, while that is being written."""
+    update = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jax.device_put(jnp.zeros((1024, 1024)), NamedSharding(make_mesh(MeshConfig()), P()))
+    for number in range(3):
+        checkpoints = TrainingCheckpoints(tmp_path / str(number), keep=1)
+        expected = int(x[0, 0])
+        checkpoints.save(1, {"x": x})
+        for _ in range(5):
+            x = update(x)
+        checkpoints.close()
+        again = TrainingCheckpoints(tmp_path / str(number), keep=1)
+        stored = again.restore(_target({"x": x}))["x"]
+        again.close()
+        assert (np.asarray(stored) == expected).all()
+
+
 _ENDLESS = """
 import pathlib, sys
 import jax.numpy as jnp
 from agentrm_jax.core.checkpoints import TrainingCheckpoints
-checkpoints = TrainingCheckpoints(pathlib.Path(sys.argv[1]))
+checkpoints = TrainingCheckpoints(pathlib.Path(sys.argv[1]), keep=2)
 update = checkpoints.latest or 0
 while True:
     update += 1
@@ -149,7 +167,7 @@ while True:
 
 def test_after_a_kill_the_newest_whole_checkpoint_counts(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    committed = 0
+    begun = 0
     for extra in (0.0, 0.013):  # two moments within a save
         process = subprocess.Popen(
             [sys.executable, "-c", _ENDLESS, str(tmp_path)],
@@ -159,15 +177,15 @@ def test_after_a_kill_the_newest_whole_checkpoint_counts(tmp_path):
         )
         assert process.stdout is not None
         for _ in range(3):
-            committed = int(process.stdout.readline())
+            begun = int(process.stdout.readline())
         time.sleep(extra)
         process.send_signal(signal.SIGKILL)
         rest = process.stdout.read().split("\n")[:-1]
         process.wait()
-        committed = int(rest[-1]) if rest else committed
-        checkpoints = TrainingCheckpoints(tmp_path)
+        begun = int(rest[-1]) if rest else begun
+        checkpoints = TrainingCheckpoints(tmp_path, keep=2)
         latest = checkpoints.latest
-        assert latest in (committed, committed + 1)  # killed before it could say so
+        assert latest in (begun - 1, begun)  # a save begins when the one before it has ended
         x = checkpoints.restore(_target({"x": jnp.zeros((64, 1024))}))["x"]
         checkpoints.close()
         assert (np.asarray(x) == latest).all()

@@ -6,26 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from train_cases import CONFIG, mesh_of, policy_params, reward_params, rows_of
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.checkpoints import TrainingCheckpoints
+from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.core.metrics import MetricWriter, read_metrics
 from agentrm_jax.data.pipeline import batches
+from agentrm_jax.model import parameters
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train.fit import FitConfig, fit
-from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
+from agentrm_jax.train.step import abstract_state, make_state
 
 ROWS = rows_of(60)
 LOOP = FitConfig(num_updates=12, batch_size=4, length=32, metrics_every=2, checkpoint_every=4)
 
 
-def _fit(directory, *, on_update=lambda *_: None, loss=None, rows=ROWS):
-    mesh = mesh_of()
+def _fit(directory, *, on_update=lambda *_: None, loss=None, rows=ROWS, loop=LOOP, mesh=None):
+    mesh = mesh or mesh_of()
     return fit(
         policy_params(mesh),
         loss or sft.make_loss(CONFIG, mesh),
         rows,
-        LOOP,
+        loop,
         OptimizerConfig(learning_rate=1e-2),
         directory=directory / "training",
         mesh=mesh,
@@ -94,15 +98,46 @@ def test_sigterm_saves_and_ends(tmp_path, whole):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(Stopped, match="stopped at update 7 of 12, which is saved"):
         _fit(tmp_path, on_update=on_update)
-    assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert seen == [(2, 12), (4, 12), (6, 12), (7, 12)]  # no work is lost
     again = []
     params, _ = _fit(tmp_path, on_update=lambda update, *_: again.append(update))
     assert again == [8, 10, 12]
     assert _same(params, whole[0])
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(tmp_path):
+    """Killed on 1 x 8 devices behind a checkpoint, resumed on 2 x 4: the losses of 1 x 8."""
+    loop = dataclasses.replace(LOOP, num_updates=8, batch_size=8)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _fit(whole, loop=loop, mesh=mesh_of(1, 8, 1))
+    with pytest.raises(_Killed):
+        _fit(parts, loop=loop, mesh=mesh_of(1, 8, 1), on_update=_killer(6))
+    _fit(parts, loop=loop, mesh=mesh_of(2, 4, 1))
+    assert [row["update"] for row in _rows(parts)] == [2, 4, 6, 8]
+    for a, b in zip(_rows(whole), _rows(parts), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+
+
+def test_every_leaf_is_restored_to_its_place_on_another_mesh(tmp_path):
+    """Adam's count as well: it would else be committed to one device."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 10)
+    saved = make_state(policy_params(mesh_of(2, 4, 1)), optimizer, mesh_of(2, 4, 1))
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    checkpoints.save(1, saved)
+    checkpoints.close()
+    mesh = mesh_of(1, 4, 2)
+    wanted = abstract_state(parameters.abstract(CONFIG, jnp.float32, mesh), optimizer, mesh)
+    checkpoints = TrainingCheckpoints(tmp_path, keep=1)
+    found = checkpoints.restore(wanted)
+    checkpoints.close()
+    assert _same(saved, found)
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        assert isinstance(b.sharding, NamedSharding)
+        assert b.sharding.is_equivalent_to(a.sharding, a.ndim)
+        assert len(b.sharding.device_set) == 8
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, whole):
@@ -161,6 +196,7 @@ def test_epochs_become_updates():
         ({"batch_size": 0}, r"fit\.batch_size"),
         ({"batch_size": 4, "accumulation": 3}, r"fit\.accumulation"),
         ({"epochs": 0.0}, r"fit\.epochs"),
+        ({"keep": 0}, r"fit\.keep"),
     ],
 )
 def test_bad_values_name_the_key(values, key):

@@ -123,29 +123,6 @@ def test_a_long_trajectory_loses_its_oldest_steps():
     assert sequence.targets[0] == np.float32(longest.outcome)
 
 
-def _with_outcomes(*outcomes):
-    steps = TRAJECTORIES[0].steps
-    return [
-        dataclasses.replace(
-            TRAJECTORIES[0],
-            steps=(
-                *steps[:-1],
-                dataclasses.replace(
-                    steps[-1], transition=dataclasses.replace(steps[-1].transition, reward=outcome)
-                ),
-            ),
-        )
-        for outcome in outcomes
-    ]
-
-
-def test_pairs_are_of_different_outcomes():
-    pairs = implicit.preference_pairs([_with_outcomes(0.5, 0.0, 1.0, 0.25), _with_outcomes(1, 1)])
-    assert [(a.outcome, b.outcome) for a, b in pairs] == [(1.0, 0.0), (0.5, 0.25)]
-    tied = implicit.preference_pairs([_with_outcomes(1.0, 1.0, 1.0, 0.0)])
-    assert [(a.outcome, b.outcome) for a, b in tied] == [(1.0, 0.0)]
-
-
 @pytest.mark.parametrize(
     ("values", "key"), [({"loss": "hinge"}, "objective.loss"), ({"beta": 0.0}, "objective.beta")]
 )

@@ -1,0 +1,130 @@
+"""Several processes of one run: how they find each other, share values and wait.
+
+Every process runs the same program on the same global arrays. What only one of them may do, such
+as writing a file, the first does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from agentrm_jax.core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How the processes of a run find each other; by default there is one.
+
+    Attributes:
+      coordinator: HOST:PORT at which the first process can be reached; or `auto` on TPU pods, and
+        under SLURM and Open MPI, which tell it and the two numbers below.
+      num_processes: How many there are.
+      process_id: Which of them this is, counted from 0.
+      heartbeat_seconds: A process that was silent for so long counts as dead, and the others end.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    heartbeat_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        numbers = {"num_processes": self.num_processes, "process_id": self.process_id}
+        given = [name for name, number in numbers.items() if number is not None]
+        if self.coordinator in (None, "auto"):
+            if given:
+                raise UserError(
+                    f"distributed.{given[0]}: needs distributed.coordinator to be HOST:PORT"
+                )
+        elif not self.coordinator.rpartition(":")[2].isdigit() or self.coordinator[0] == ":":
+            raise UserError(
+                f"distributed.coordinator: must be HOST:PORT or auto, not {self.coordinator!r}"
+            )
+        elif self.num_processes is None or self.process_id is None:
+            missing = next(name for name, number in numbers.items() if number is None)
+            raise UserError(f"distributed.{missing}: needed where distributed.coordinator is set")
+        elif not 0 <= self.process_id < self.num_processes:
+            raise UserError(
+                f"distributed.process_id: must be 0 to {self.num_processes - 1}, not "
+                f"{self.process_id}"
+            )
+        if self.heartbeat_seconds < 1:
+            raise UserError(
+                f"distributed.heartbeat_seconds: must be at least 1, not {self.heartbeat_seconds}"
+            )
+
+
+def join(config: DistributedConfig) -> None:
+    """Waits for the other processes; before anything asks JAX for its devices.
+
+    Raises:
+      UserError: They cannot be found.
+    """
+    if config.coordinator is None:
+        return
+    try:
+        jax.distributed.initialize(
+            None if config.coordinator == "auto" else config.coordinator,
+            config.num_processes,
+            config.process_id,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+            shutdown_timeout_seconds=config.heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:  # also those of the network
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"distributed.coordinator: no other process was found ({reason})") from None
+    # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What the first process's work returns, as it comes back from JSON, in all processes.
+
+    The others wait. All of them have to come here, in the same order.
+
+    Raises:
+      UserError: The work raised something; the first process raises that itself.
+    """
+    if jax.process_count() == 1:
+        return work()
+    if not is_first():
+        found = json.loads(_received())
+        if "error" in found:
+            raise UserError(found["error"])
+        return found["value"]
+    try:
+        value = work()
+    except BaseException as error:
+        reason = (
+            str(error) if isinstance(error, UserError) else f"the first process ended: {error!r}"
+        )
+        _send(json.dumps({"error": reason}))
+        raise
+    _send(json.dumps({"value": value}))
+    return value
+
+
+def _send(text: str) -> None:
+    data = np.frombuffer(text.encode(), np.uint8)
+    multihost_utils.broadcast_one_to_all(np.int32(len(data)))
+    multihost_utils.broadcast_one_to_all(data)
+
+
+def _received() -> bytes:
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
+    return multihost_utils.broadcast_one_to_all(np.zeros(size, np.uint8)).tobytes()
