@@ -151,9 +151,7 @@ def _fit(
             describe=describe,
             on_update=on_update,
         )
-    if (
-        "loss" not in last and is_first()
-    ):  # killed behind its last checkpoint: nothing was left to do
+    if "loss" not in last and is_first():  # killed behind its last checkpoint: all was done
         written = read_metrics(run.directory / "metrics.jsonl")
         row = [row for row in written if row["stage"] == name][-1]
         last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}
