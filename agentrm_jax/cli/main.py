@@ -135,16 +135,18 @@ def _configured(command: str, arguments: list[str]) -> int:
     config = load_config(parser, known.config, overrides)
 
     from agentrm_jax.cli import pipeline
-    from agentrm_jax.core.processes import join
+    from agentrm_jax.core.processes import check_joined, ended_with_others, join
 
     start_jax()
     join(config.distributed)
-    if command == "run":
-        pipeline.run_all(config, known.output)
-    elif command == "report":
-        pipeline.report(config, known.output)
-    else:
-        pipeline.run_stage(config, known.output, command)
+    check_joined()
+    with ended_with_others():
+        if command == "run":
+            pipeline.run_all(config, known.output)
+        elif command == "report":
+            pipeline.report(config, known.output)
+        else:
+            pipeline.run_stage(config, known.output, command)
     return 0
 
 

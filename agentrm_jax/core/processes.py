@@ -6,10 +6,13 @@ as writing a file, the first does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -85,6 +88,41 @@ def join(config: DistributedConfig) -> None:
         raise UserError(f"distributed.coordinator: no other process was found ({reason})") from None
     # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_joined() -> None:
+    """Refuses to work beside processes that this one has not joined, as on a TPU pod.
+
+    Raises:
+      UserError: There are some.
+    """
+    count = jax.process_count()
+    if count > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"distributed.coordinator: this is one of {count} processes; set it to auto"
+        )
+
+
+@contextlib.contextmanager
+def ended_with_others() -> Iterator[None]:
+    """Ends this process with one line where a computation that several share fails in the block.
+
+    Another process is gone then. JAX would wait for it until its heartbeat is missed, and so would
+    everything that is done together, such as to close checkpoints.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        print(
+            f"agentrm: error: another process ended, or a device failed ({reason}); the same "
+            "command goes on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def is_first() -> bool:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from agentrm_jax.core.checkpoints import TrainingCheckpoints
 from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.core.metrics import MetricWriter
+from agentrm_jax.core.processes import ended_with_others
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
@@ -143,7 +144,7 @@ def fit(
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
-        with _Stopping(mesh) as stopping:
+        with ended_with_others(), _Stopping(mesh) as stopping:
             for update in range(first + 1, total + 1):
                 state, sums = step(state, next(source), *still)
                 clock.updated(sums)

@@ -82,7 +82,7 @@ def test_two_processes_learn_as_one_does(finished: pathlib.Path, tmp_path: pathl
     agentrm_together(1, 8, "sft", "--output", str(one), *SFT)
     (printed, _), (silent, said) = agentrm_together(2, 4, "sft", "--output", str(two), *SFT)
     assert "sft:" in printed
-    assert silent == ""
+    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
     assert "sft" not in said  # no progress beside the first process's
     assert [update for update, _ in losses(two, "sft")] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(losses(one, "sft"), losses(two, "sft"), strict=True):
@@ -162,7 +162,9 @@ def test_where_one_is_killed_the_other_ends(
     ended = end(processes, timeout=2 * HEARTBEAT + 30)
     status, _, err = ended[1 - killed]
     assert status not in (0, -signal.SIGKILL), ended
-    assert re.search("agentrm: error: another process ended", err), err
+    # Where the first process is gone, JAX itself may be quicker to end the other, and says so.
+    ours, theirs = r"^agentrm: error: another process ended, .* checkpoint$", "another task died"
+    assert re.search(ours if killed else f"{ours}|{theirs}", err, re.MULTILINE), err
 
 
 @pytest.mark.slow
