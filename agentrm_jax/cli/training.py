@@ -53,9 +53,8 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
         context = max(config.engine.context, config.sft.fit.length)
         start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
-    sequences, left_out = sft_sequences(
-        start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
-    )
+    longest = min(config.sft.fit.length, start.config.longest)
+    sequences, left_out = sft_sequences(start.tokenizer, run.prompt_of, trajectories, longest)
     rows = pack(sequences, config.sft.fit.length)
     loss = sft_loss(config, start.config, run.mesh)
     params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
@@ -76,9 +75,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     model = run.policy(MASTER)
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
-    sequences, left_out = sequences_of(
-        model.tokenizer, run.prompt_of, paths, config.train_rm.fit.length
-    )
+    longest = min(config.train_rm.fit.length, model.config.longest)
+    sequences, left_out = sequences_of(model.tokenizer, run.prompt_of, paths, longest)
     rows = pack(sequences, config.train_rm.fit.length)
     mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
     if config.reward_init is None:
