@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -83,6 +84,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         start = init_reward(model.params, mean)
     else:
         start = run.reward_init(MASTER).params
+    if not config.train_rm.head_bias:
+        start["value_head"]["bias"] = jnp.zeros((), jnp.float32)
     loss = reward_loss(config, model.config, run.mesh)
     params, last = _fit(
         run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
@@ -98,15 +101,16 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.train_implicit
     model = run.policy(MASTER)
     length, groups = config.fit.length, sampled_trajectories(run)
+    longest = min(length, model.config.longest)
     if config.objective.loss == "dpo":
         pairs = implicit.preference_pairs(groups)
         if not pairs:
             raise UserError("sample: no two trajectories of a task differ in outcome")
-        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, length)
+        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, longest)
     else:
         trajectories = [trajectory for group in groups for trajectory in group]
         sequences, left_out = outcome_sequences(
-            model.tokenizer, run.prompt_of, trajectories, length
+            model.tokenizer, run.prompt_of, trajectories, longest
         )
     rows = pack(sequences, length)
     rows = implicit.with_reference(rows, _reference(run, model, rows, directory))
@@ -182,6 +186,7 @@ def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
         remat=fit_config.remat,
         attention=fit_config.attention,
         dtype=_rounded(config),
+        head_bias=config.train_rm.head_bias,
     )
 
 

@@ -112,9 +112,7 @@ def load_params(
         another shape or no floating-point number.
     """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
-    description = {"policy": parameters.describe, "reward": parameters.describe_reward}[kind](
-        config
-    )
+    description = parameters.DESCRIPTIONS[kind](config)
     target = _flat(parameters.abstract_of(description, dtype, mesh))
     check_manifest(directory)
     params: dict[tuple[str, ...], jax.Array] = {}
@@ -164,8 +162,7 @@ def save(
         **(settings or {}),
     }
     (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
-    description = (parameters.describe_reward if reward else parameters.describe)(config)
-    tensors = _tensors(description)
+    tensors = _tensors(parameters.DESCRIPTIONS["reward" if reward else "policy"](config))
     if not bias:
         tensors.pop(_TENSORS[VALUE_BIAS][0], None)
     flat = _flat(params)

@@ -92,6 +92,10 @@ def describe_reward(config: LlamaConfig) -> Params:
     return {"trunk": trunk, "value_head": head}
 
 
+DESCRIPTIONS = {"policy": describe, "reward": describe_reward}
+"""By the kind of model."""
+
+
 def _is_spec(value: Any) -> bool:
     return isinstance(value, ParamSpec)
 

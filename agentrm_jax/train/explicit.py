@@ -28,6 +28,7 @@ def make_loss(
     remat: str = "none",
     attention: str = "xla",
     dtype: Any = None,
+    head_bias: bool = True,
 ) -> LossFn:
     """Sum of w * (value - target)^2 in float32 over all labelled tokens.
 
@@ -35,6 +36,7 @@ def make_loss(
       remat: See `llama.forward`.
       attention: See `llama.forward`.
       dtype: Of the trunk's parameters and activations where it is not the parameters' own.
+      head_bias: Whether the head's bias is trained, or left as it is.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
@@ -49,7 +51,10 @@ def make_loss(
             remat=remat,
             attention=attention,
         )
-        values = readout(params["value_head"], hidden)
+        head = params["value_head"]
+        if not head_bias:
+            head = {**head, "bias": jax.lax.stop_gradient(head["bias"])}
+        values = readout(head, hidden)
         weights, targets = batch["weights"], batch["targets"]
         loss = jnp.sum(weights * jnp.square(values - targets))
         return loss, moments(weights, values, targets)
