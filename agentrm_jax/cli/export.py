@@ -59,18 +59,23 @@ def main(arguments: Sequence[str]) -> int:
     source = given.run / _FOLDERS[given.what]
     if not source.exists():
         source = given.run
-    if given.to.exists() and not _may_be_replaced(given.to):
-        raise UserError(f"--to: {given.to} holds other files")
+    check_target(given.to)
     size = _export(source, given.what, given.to, given.dtype)
     print(f"{given.to}: a {given.what} of {size:,} parameters in {given.dtype}, read from {source}")
     return 0
 
 
-def _may_be_replaced(directory: pathlib.Path) -> bool:
-    """Whether there is nothing but an earlier export."""
-    return directory.is_dir() and (
+def check_target(directory: pathlib.Path) -> None:
+    """Refuses to replace anything but an earlier export.
+
+    Raises:
+      UserError: There is something else.
+    """
+    ours = directory.is_dir() and (
         (directory / "manifest.json").exists() or not any(directory.iterdir())
     )
+    if directory.exists() and not ours:
+        raise UserError(f"--to: {directory} holds other files")
 
 
 def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> int:
