@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_gguf(path: pathlib.Path) -> tuple[LlamaConfig, Params, dict[str, Any]]:
             if name not in tensors:
                 raise UserError(f"{path}: the tensor {name} is missing")
             used.add(name)
-            values.append(_values(path, tensors[name], shape, rotated=key[-1] in ("q", "k")))
+            values.append(_values(path, tensors[name], shape, key[-1]))
         found[key] = values[0] if key[0] != "layers" else np.stack(values)
     left_over = sorted(tensors.keys() - used)
     if left_over:  # rope_freqs.weight, for example, is how GGUF stores Llama-3.1's scaling
@@ -110,14 +111,15 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _values(path: pathlib.Path, tensor: Any, shape: tuple[int, ...], *, rotated: bool) -> Any:
+def _values(path: pathlib.Path, tensor: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     """A tensor in our shape; GGUF has the pairs that are rotated side by side."""
     from gguf.quants import dequantize
 
     values = dequantize(tensor.data, tensor.tensor_type)
-    if values.size != np.prod(shape):
-        raise UserError(f"{path}: {tensor.name} has {values.size} values, not {np.prod(shape)}")
-    if not rotated:
+    within = 2 if name == "o" else 1  # axes of ours that are its last one
+    wanted = (math.prod(shape[:-within]), math.prod(shape[-within:])) if len(shape) > 1 else shape
+    if values.shape != wanted:
+        raise UserError(f"{path}: {tensor.name} has shape {values.shape}, not {wanted}")
+    if name not in ("q", "k"):
         return values.reshape(shape)
-    heads, width, d_model = shape
-    return values.reshape(heads, width // 2, 2, d_model).swapaxes(1, 2).reshape(shape)
+    return values.reshape(shape[0], -1, 2, shape[2]).swapaxes(1, 2).reshape(shape)

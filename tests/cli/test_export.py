@@ -86,7 +86,7 @@ def test_an_export_is_exported_again_in_its_place(run, tmp_path, capsys):
 
 def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
     run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
-    for folder in ("reward", "eval"):
+    for folder in ("samples", "reward", "eval"):
         shutil.rmtree(run / folder)
     agentrm("train-rm", str(CONFIG), "--output", str(run), "--train_rm.head_bias=false", ends=0)
     trained = models.load_reward(run / "reward" / "explicit" / "model", "float32", MESH)
