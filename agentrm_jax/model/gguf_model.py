@@ -111,7 +111,7 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _values(path: pathlib.Path, tensor: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _values(path: pathlib.Path, tensor: Any, shape: Any, name: str) -> np.ndarray:
     """A tensor in our shape; GGUF has the pairs that are rotated side by side."""
     from gguf.quants import dequantize
 
