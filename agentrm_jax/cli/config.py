@@ -11,6 +11,8 @@ from agentrm_jax.core.sharding import MeshConfig
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.model.value import HeadConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.search.explore import SearchConfig
@@ -89,10 +91,11 @@ class ExpertsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training stage: its loop and its optimiser."""
+    """A training stage: its loop, its optimiser, and adapters where not all is trained."""
 
     fit: FitConfig = dataclasses.field(default_factory=FitConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +120,13 @@ class RewardTrainConfig(TrainConfig):
     Attributes:
       packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
         for each of them (`pallas` attention knows paths only). The loss is the same.
+      head: The value head.
       head_bias: Whether the value head has a bias. transformers' heads have none: without it an
         exported reward model gives there the same score as here.
     """
 
     packing: Literal["paths", "trees"] = "trees"
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     head_bias: bool = True
 
     def __post_init__(self) -> None:
@@ -213,7 +218,7 @@ class RunConfig:
         one that hangs.
       step_seconds: How long an environment process may take for one action.
       dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps
-        parameters and moments in float32 and rounds them anew for every update.
+        the parameters that it changes in float32 and rounds them anew for every update.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
@@ -271,3 +276,5 @@ class RunConfig:
             )
         if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
             raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")
+        if self.sft.lora.rank and self.policy is None:
+            raise UserError("sft.lora.rank: needs `policy`, random matrices are worth no adapters")

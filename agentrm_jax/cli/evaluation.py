@@ -38,7 +38,7 @@ from agentrm_jax.evaluate.results import (
 )
 from agentrm_jax.evaluate.tree_view import most_telling
 from agentrm_jax.model import llama
-from agentrm_jax.model.value import readout
+from agentrm_jax.model.value import Readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.implicit import ImplicitScorer
 from agentrm_jax.reward.judge import JudgeScorer
@@ -210,7 +210,7 @@ def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
         llama.unstacked(model.params["trunk"], consume=True),
         model.config,
         run.config.engine,
-        readout=readout,
+        readout=Readout(model.head),
         head=model.params["value_head"],
         mesh=run.mesh,
     )

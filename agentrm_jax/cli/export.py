@@ -85,15 +85,22 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     from agentrm_jax.cli import models
     from agentrm_jax.core.sharding import MeshConfig, make_mesh
     from agentrm_jax.model import hugging_face
+    from agentrm_jax.model.value import linear
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     load = {"policy": models.load_policy, "reward": models.load_reward}[what]
     model = load(source, dtype, mesh)
-    code = _POLICY_CODE
+    params, code = model.params, _POLICY_CODE
     if what == "reward":
-        name = hugging_face.VALUE_BIAS
-        biased = bool(model.params["value_head"]["bias"])
-        code = _REWARD_CODE.format(bias=_BIAS_CODE.format(name=name) if biased else "")
+        head = linear(params["value_head"], model.head)
+        if head is None:
+            raise UserError(
+                f"{source}: the value of a head {model.head.kind} is not linear, which is all that "
+                "a classifier of transformers can be; train one of kind mse or quantile"
+            )
+        params = {**params, "value_head": dict(zip(("kernel", "bias"), head, strict=True))}
+        bias = _BIAS_CODE.format(name=hugging_face.VALUE_BIAS) if head[1] else ""
+        code = _REWARD_CODE.format(bias=bias)
     readme = _README.format(
         title={"policy": "A policy", "reward": "A reward model of states"}[what],
         version=importlib.metadata.version("agentrm-jax"),
@@ -105,5 +112,5 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
         (folder / "README.md").write_text(readme, encoding="utf-8")
 
     tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": model.tokenizer.chat.stop}
-    hugging_face.save(to, model.config, model.params, settings=tokens, beside=beside)
-    return sum(x.size for x in jax.tree.leaves(model.params))
+    hugging_face.save(to, model.config, params, settings=tokens, beside=beside)
+    return sum(x.size for x in jax.tree.leaves(params))

@@ -18,15 +18,17 @@ from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.model.value import MSE, HeadConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Parameters, their shape and the tokenizer whose tokens they read."""
+    """Parameters, their shape, the tokenizer whose tokens they read; a reward model's head."""
 
     params: Params
     config: LlamaConfig
     tokenizer: Tokenizer
+    head: HeadConfig = MSE
 
 
 def fresh_policy(
@@ -58,6 +60,21 @@ def stored_shape(directory: pathlib.Path, kind: Kind) -> LlamaConfig:
     return _stored_config(directory, kind)
 
 
+def stored_head(directory: pathlib.Path) -> HeadConfig:
+    """The head of a reward model in a folder; one that says nothing of it has the paper's.
+
+    Raises:
+      UserError: There is no reward model, or its head is of no known kind.
+    """
+    if _is_exported(directory):
+        return MSE
+    stored = read_model_config(directory, "reward").get("value_head", {})
+    try:
+        return HeadConfig(**stored)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{directory / 'model.json'}: value_head: {error}") from None
+
+
 def load_policy(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
     """A policy of a run (`runs/NAME/sft/model`) or a Hugging Face directory.
 
@@ -77,19 +94,24 @@ def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
 
 
 def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
+    head = MSE
     if _is_exported(directory):
         config = hugging_face.load_config(directory, kind)
         params = hugging_face.load_params(directory, config, jnp.dtype(dtype), mesh, kind)
     elif (directory / "model.json").exists():
         config = _stored_config(directory, kind)
-        description = parameters.DESCRIPTIONS[kind](config)
+        description = parameters.describe(config)
+        if kind == "reward":
+            head = stored_head(directory)
+            description = parameters.describe_reward(config, head.outputs)
         params = load_model(directory, parameters.abstract_of(description, jnp.dtype(dtype), mesh))
     else:
         raise UserError(
             f"{directory}: no model here; a {kind} is a Hugging Face directory (config.json, "
             "*.safetensors, tokenizer.json) or a model folder of a run"
         )
-    return Model(params=params, config=config, tokenizer=_tokenizer_for(directory, config))
+    tokenizer = _tokenizer_for(directory, config)
+    return Model(params=params, config=config, tokenizer=tokenizer, head=head)
 
 
 def _is_exported(directory: pathlib.Path) -> bool:
@@ -98,7 +120,10 @@ def _is_exported(directory: pathlib.Path) -> bool:
 
 def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     """Writes a model and its tokenizer to a folder; `kind` is `policy` or `reward`."""
-    save_model(directory, kind, model.config.to_hf(), model.params)
+    config = model.config.to_hf()
+    if kind == "reward":
+        config["value_head"] = dataclasses.asdict(model.head)
+    save_model(directory, kind, config, model.params)
     model.tokenizer.save(directory)
 
 

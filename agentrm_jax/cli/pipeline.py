@@ -16,7 +16,7 @@ from rich.console import Console
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.run import Run, Summary
-from agentrm_jax.cli.stages import STAGES, StageSpec, depends_on, stages_of
+from agentrm_jax.cli.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.run_directory import (
@@ -48,13 +48,11 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
     spec = next(stage for stage in STAGES if stage.name == name)
     depends_on(config, spec)
     with _opened(config, directory) as run:
-        for before in stages_of(config):
-            if before is spec:
-                break
-            if completed(directory / before.folder, depends_on(config, before)) is None:
+        for each in before(config, spec):
+            if completed(directory / each.folder, depends_on(config, each)) is None:
                 raise UserError(
-                    f"{directory / before.folder}: {before.name} has not ended yet; give "
-                    f"`agentrm {before.name}` or `agentrm run` first"
+                    f"{directory / each.folder}: {each.name} has not ended yet; give "
+                    f"`agentrm {each.name}` or `agentrm run` first"
                 )
         _do(run, spec, "")
 

@@ -111,6 +111,10 @@ def training_advice(config: RunConfig, mesh: Mesh, found: StagePlan) -> list[str
         advice.append(f"{key}.fit.accumulation: {more} gives each chip one row at a time")
     if mesh.shape["data"] > 1:
         advice.append("mesh: data 1, fsdp -1 splits parameters and optimizer over all chips")
+    if train.optimizer.moments == "float32":
+        advice.append(f"{key}.optimizer.moments: bfloat16 takes half of the memory for them")
+    if not train.lora.rank and config.policy is not None:
+        advice.append(f"{key}.lora.rank: 16 (say) trains adapters only")
     advice.append(
         f"more chips, or a smaller {key}.fit.length: parameters and optimizer alone take "
         f"{sum(found.resident.values()) / 2**30:.1f} GiB of each"

@@ -32,9 +32,9 @@ from agentrm_jax.engine.abstract import AbstractEngine, lowered_decoding, lowere
 from agentrm_jax.engine.decoder import Decoder
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
-from agentrm_jax.model import parameters, work
+from agentrm_jax.model import lora, parameters, work
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import readout
+from agentrm_jax.model.value import HeadConfig, Readout
 from agentrm_jax.model.work import Work
 from agentrm_jax.train.optimizer import make_optimizer
 from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
@@ -71,7 +71,7 @@ def plan(
                 stage, config, config.sft, policy, description, loss, mesh, topology, compiling
             )
         elif stage == "train-rm":
-            description = parameters.describe_reward(policy)
+            description = parameters.describe_reward(policy, config.train_rm.head.outputs)
             loss = reward_loss(config, policy, mesh)
             yield _training(
                 stage, config, config.train_rm, policy, description, loss, mesh, topology, compiling
@@ -94,10 +94,11 @@ def policy_shape(config: RunConfig) -> LlamaConfig:
     return models.fresh_shape(config.model, context)
 
 
-def _reward_shape(config: RunConfig, policy: LlamaConfig) -> LlamaConfig:
+def _reward_shape(config: RunConfig, policy: LlamaConfig) -> tuple[LlamaConfig, HeadConfig]:
     if config.reward_model is None:
-        return policy
-    return models.stored_shape(pathlib.Path(config.reward_model), "reward")
+        return policy, config.train_rm.head
+    directory = pathlib.Path(config.reward_model)
+    return models.stored_shape(directory, "reward"), models.stored_head(directory)
 
 
 def _training(
@@ -115,8 +116,14 @@ def _training(
     fit = train.fit
     fit.check_mesh(mesh)
     optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant
+    frozen = []
+    if train.lora.rank:
+        adapters = lora.describe_adapters(description, train.lora)
+        description, still = lora.parts(description, adapters)
+        frozen = [parameters.abstract_of(still, config.dtype, mesh)]
+        loss = lora.adapted(loss, train.lora)
     state = abstract_state(parameters.abstract_of(description, MASTER, mesh), optimizer, mesh)
-    placed = jax.tree.map(lambda x: x.sharding, state)
+    placed, *lie = jax.tree.map(lambda x: x.sharding, (state, *frozen))
     rows = named_sharding(mesh, ("batch", "length"))
 
     def field(dtype: Any) -> jax.ShapeDtypeStruct:
@@ -128,14 +135,19 @@ def _training(
     batch |= dict.fromkeys(("weights", "targets"), field(jnp.float32))
     if _rows_are_trees(train):
         batch["until"] = field(jnp.int32)
-    step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation)
+    step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation, *lie)
     resident = {"parameters and optimizer": _bytes_on_chip(state)}
     needed = _training_work(config, train, shape, mesh, resident["parameters and optimizer"])
-    model = work.training_flops(shape, fit.batch_size, fit.length, logits=_vocab_chunks(train) > 0)
+    if frozen:
+        resident["frozen parameters"] = _bytes_on_chip(frozen)
+    model = work.training_flops(
+        shape, fit.batch_size, fit.length, logits=_vocab_chunks(train) > 0, frozen=bool(frozen)
+    )
     compiling("update")
     program = _compiled(
-        "update", "an update", step.lower(state, batch), needed, model, sum(resident.values())
-    )
+        "update", "an update", step.lower(state, batch, *frozen), needed, model,
+        sum(resident.values()),
+    )  # fmt: skip
     found = StagePlan(
         name=stage, resident=resident, programs=[program], hbm=topology.chip.hbm, advice=[]
     )
@@ -158,14 +170,14 @@ def _training_work(
 ) -> Work:
     """Least work of an update on each chip, what is computed anew included: the state is read and
     written once, the weights are read in each pass over the layers."""
-    fit, chunks = train.fit, _vocab_chunks(train)
+    fit, chunks, frozen = train.fit, _vocab_chunks(train), train.lora.rank > 0
     anew = fit.remat == "block"
-    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=chunks > 0)
+    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=chunks > 0, frozen=frozen)
     layers = work.training_flops(shape, fit.batch_size, fit.length, logits=False)
     flops += layers / 3 * anew
     if chunks > 1:
         flops += 2.0 * work.head_weights(shape) * fit.batch_size * fit.length
-    passes = (3 + anew) * fit.accumulation
+    passes = (3 + anew - frozen) * fit.accumulation
     itemsize = jnp.dtype(config.dtype).itemsize
     weights = passes * work.layer_weights(shape) * itemsize / mesh.shape["tensor"]
     return Work(flops / mesh.size, 2 * state + weights)
@@ -194,8 +206,8 @@ def _answering(
     for branches in decoders:
         programs += _decoding(engine, config, sampling, branches, mesh, compiling)
     if stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
-        shape = _reward_shape(config, policy)
-        scorer = _engine("reward model", config, shape, mesh, topology, resident)
+        shape, head = _reward_shape(config, policy)
+        scorer = _engine("reward model", config, shape, mesh, topology, resident, head)
         programs += _reading("reward model reads", scorer, config, mesh, compiling)
     found = StagePlan(
         name=stage, resident=resident, programs=programs, hbm=topology.chip.hbm, advice=[]
@@ -210,14 +222,16 @@ def _engine(
     mesh: Mesh,
     topology: Topology,
     resident: dict[str, float],
+    head: HeadConfig | None = None,
 ) -> AbstractEngine:
-    """An engine of a policy or a reward model; notes what it keeps on each chip."""
-    if name == "policy":
+    """An engine of a policy or, with a head, a reward model; notes what it keeps on each chip."""
+    if head is None:
         params = parameters.abstract_of(parameters.describe(shape), config.dtype, mesh)
         options: dict[str, Any] = {}
     else:
-        whole = parameters.abstract_of(parameters.describe_reward(shape), config.dtype, mesh)
-        params, options = whole["trunk"], {"readout": readout, "head": whole["value_head"]}
+        description = parameters.describe_reward(shape, head.outputs)
+        whole = parameters.abstract_of(description, config.dtype, mesh)
+        params, options = whole["trunk"], {"readout": Readout(head), "head": whole["value_head"]}
     resident[f"{name}'s parameters"] = _bytes_on_chip(params)
     sizes = config.engine
     if not sizes.cache_tokens:  # as `engine.engine.free_tokens`

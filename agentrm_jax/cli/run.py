@@ -74,9 +74,18 @@ class Run:
         return models.load_policy(self.policy_directory, dtype or self.config.dtype, self.mesh)
 
     def reward_init(self, dtype: str) -> Model:
-        """What reward training starts from, where that is given."""
+        """What reward training starts from, where that is given.
+
+        Raises:
+          UserError: It has another head than the one that is to be trained.
+        """
         assert self.config.reward_init is not None
-        return models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
+        found = models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
+        if found.head != self.config.train_rm.head:
+            raise UserError(
+                f"train_rm.head: must be that of reward_init, {dataclasses.asdict(found.head)}"
+            )
+        return found
 
     def reward_model(self) -> Model:
         return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)

@@ -26,14 +26,16 @@ class StageSpec:
     Attributes:
       name: Also the name of its command.
       folder: Its folder in the run's.
+      after: The stages whose output it reads.
       sections: Keys of the configuration that its output depends on, besides those of the stages
-        before it.
+        that it reads.
       wanted: Whether a run with this configuration needs it.
       work: Does it; returns a summary for people.
     """
 
     name: str
     folder: str
+    after: tuple[str, ...]
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Run, Stage, pathlib.Path], Summary]
@@ -59,24 +61,39 @@ STAGES = (
     StageSpec(
         name="experts",
         folder="experts",
+        after=(),
         sections=(*_SHARED, "experts"),
         wanted=_trains_policy,
         work=experts,
     ),
-    StageSpec(name="sft", folder="sft", sections=_POLICY, wanted=_trains_policy, work=train_policy),
+    StageSpec(
+        name="sft",
+        folder="sft",
+        after=("experts",),
+        sections=_POLICY,
+        wanted=_trains_policy,
+        work=train_policy,
+    ),
     StageSpec(
         name="explore",
         folder="trees",
+        after=("sft",),
         sections=(*_POLICY, "explore"),
         wanted=_trains_reward,
         work=explore,
     ),
     StageSpec(
-        name="label", folder="states", sections=("label",), wanted=_trains_reward, work=label
+        name="label",
+        folder="states",
+        after=("explore",),
+        sections=("label",),
+        wanted=_trains_reward,
+        work=label,
     ),
     StageSpec(
         name="train-rm",
         folder="reward/explicit",
+        after=("label",),
         sections=("train_rm", "reward_init"),
         wanted=_trains_reward,
         work=train_reward,
@@ -84,6 +101,7 @@ STAGES = (
     StageSpec(
         name="sample",
         folder="samples",
+        after=("sft",),
         sections=(*_POLICY, "explore.num_tasks", "sample"),
         wanted=_trains_implicit,
         work=sample,
@@ -91,6 +109,7 @@ STAGES = (
     StageSpec(
         name="train-implicit",
         folder="reward/implicit",
+        after=("sample",),
         sections=("train_implicit",),
         wanted=_trains_implicit,
         work=train_implicit,
@@ -98,6 +117,7 @@ STAGES = (
     StageSpec(
         name="evaluate",
         folder="eval",
+        after=("sft", "train-rm", "train-implicit"),
         sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
@@ -120,18 +140,33 @@ def stages_of(config: RunConfig) -> list[StageSpec]:
 
 
 def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
-    """The part of the configuration that decides a stage's output, by dotted key."""
+    """The part of the configuration that decides a stage's output, by dotted key.
+
+    Raises:
+      UserError: The configuration does without this stage.
+    """
+    if not stage.wanted(config):
+        raise UserError(
+            f"{stage.name}: not a stage of this configuration (see policy, rewards, reward_model)"
+        )
     values = dataclasses.asdict(config)
     needed: dict[str, Any] = {}
-    for each in stages_of(config):
+    for each in (*before(config, stage), stage):
         for key in each.sections:
             value: Any = values
             for part in key.split("."):
                 value = value[part]
             needed[key] = _without(value, key)
-        if each is stage:
-            return needed
-    raise UserError(f"{stage.name}: not a stage of this configuration (see policy, reward_model)")
+    return needed
+
+
+def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:
+    """The stages on whose output a stage of this configuration rests, in order."""
+    read = set(stage.after)
+    for each in reversed(STAGES):
+        if each.name in read:
+            read |= set(each.after)
+    return [each for each in stages_of(config) if each.name in read]
 
 
 def _without(value: Any, prefix: str) -> Any:

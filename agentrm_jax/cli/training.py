@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
 from agentrm_jax.cli.config import RunConfig, TrainConfig
+from agentrm_jax.cli.models import Model
 from agentrm_jax.cli.playing import sampled_trajectories
 from agentrm_jax.cli.run import DATASET, Run, Summary
 from agentrm_jax.core.errors import UserError
@@ -32,6 +33,7 @@ from agentrm_jax.data.sequences import (
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories
+from agentrm_jax.model import lora
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
@@ -49,7 +51,9 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     trajectories = list(open_trajectories(run.directory / "experts" / DATASET))
     config = run.config
     if config.policy is not None:
-        start = models.load_policy(pathlib.Path(config.policy), MASTER, run.mesh)
+        start = models.load_policy(
+            pathlib.Path(config.policy), _loaded(config, config.sft), run.mesh
+        )
     else:
         tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
         context = max(config.engine.context, config.sft.fit.length)
@@ -58,7 +62,7 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     sequences, left_out = sft_sequences(start.tokenizer, run.prompt_of, trajectories, longest)
     rows = pack(sequences, config.sft.fit.length)
     loss = sft_loss(config, start.config, run.mesh)
-    params, last = _fit(run, stage, "sft", start.params, loss, rows, config.sft, directory)
+    params, last = _fit(run, stage, "sft", start, loss, rows, config.sft, directory)
     trained = dataclasses.replace(start, params=cast(params, config.dtype))
     models.save(directory / "model", "policy", trained)
     return {
@@ -73,22 +77,26 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Regresses values of states from the policy's trunk (paper section 3.3)."""
     config = run.config
-    model = run.policy(MASTER)
+    dtype = _loaded(config, config.train_rm)
+    model = run.policy(dtype)
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, model.config.longest)
     sequences, left_out = sequences_of(model.tokenizer, run.prompt_of, paths, longest)
     rows = pack(sequences, config.train_rm.fit.length)
     mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
+    head = config.train_rm.head
+    head.check_targets(rows.targets[rows.weights > 0])
     if config.reward_init is None:
-        start = init_reward(model.params, mean)
+        start = init_reward(model.params, mean, head)
     else:
-        start = run.reward_init(MASTER).params
+        start = run.reward_init(dtype).params
     if not config.train_rm.head_bias:
-        start["value_head"]["bias"] = jnp.zeros((), jnp.float32)
+        start["value_head"]["bias"] = jnp.zeros_like(start["value_head"]["bias"])
+    model = dataclasses.replace(model, params=start, head=head)
     loss = reward_loss(config, model.config, run.mesh)
     params, last = _fit(
-        run, stage, "train-rm", start, loss, rows, config.train_rm, directory, explicit.describe
+        run, stage, "train-rm", model, loss, rows, config.train_rm, directory, explicit.describe
     )
     params["trunk"] = cast(params["trunk"], config.dtype)
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
@@ -99,7 +107,7 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Trains the policy further, so that its log-ratio to itself before tells outcomes (paper
     section 3.3)."""
     config = run.config.train_implicit
-    model = run.policy(MASTER)
+    model = run.policy(_loaded(run.config, config))
     length, groups = config.fit.length, sampled_trajectories(run)
     longest = min(length, model.config.longest)
     if config.objective.loss == "dpo":
@@ -117,16 +125,14 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     loss = implicit_loss(run.config, model.config, run.mesh)
     describe = dict if config.objective.loss == "dpo" else explicit.describe
     params, last = _fit(
-        run, stage, "train-implicit", model.params, loss, rows, config, directory, describe
+        run, stage, "train-implicit", model, loss, rows, config, directory, describe
     )
     trained = dataclasses.replace(model, params=cast(params, run.config.dtype))
     models.save(directory / "model", "policy", trained)
     return {"sequences": len(sequences), "rows": len(rows), "steps_left_out": left_out, **last}
 
 
-def _reference(
-    run: Run, model: models.Model, rows: PackedRows, directory: pathlib.Path
-) -> np.ndarray:
+def _reference(run: Run, model: Model, rows: PackedRows, directory: pathlib.Path) -> np.ndarray:
     """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
     path = directory / "reference.npy"
     if path.exists():
@@ -183,11 +189,17 @@ def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
     return explicit.make_loss(
         shape,
         mesh,
+        head=config.train_rm.head,
         remat=fit_config.remat,
         attention=fit_config.attention,
         dtype=_rounded(config),
         head_bias=config.train_rm.head_bias,
     )
+
+
+def _loaded(config: RunConfig, train: TrainConfig) -> str:
+    """Dtype of the parameters that training begins with; those that are frozen need no other."""
+    return config.dtype if train.lora.rank else MASTER
 
 
 def _rounded(config: RunConfig) -> str | None:
@@ -198,7 +210,7 @@ def _fit(
     run: Run,
     stage: Stage,
     name: str,
-    params: Any,
+    start: Model,
     loss: LossFn,
     rows: PackedRows,
     config: TrainConfig,
@@ -206,7 +218,12 @@ def _fit(
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> tuple[Any, Summary]:
     """Trains with a progress bar; checkpoints in the stage's folder."""
-    total = config.fit.total(len(rows))
+    total, params, frozen = config.fit.total(len(rows)), start.params, None
+    if config.lora.rank:
+        key = jax.random.key(run.config.seed)
+        adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
+        params, frozen = lora.parts(params, adapters)
+        loss = lora.adapted(loss, config.lora)
     with progress(name, total) as bar:
         seen = 0
 
@@ -227,9 +244,12 @@ def _fit(
             mesh=run.mesh,
             seed=run.config.seed,
             metrics=run.metrics(name),
+            frozen=frozen,
             describe=describe,
             on_update=on_update,
         )
+    if frozen is not None:
+        params = lora.merged(params, frozen, config.lora)
     if "loss" not in last:  # killed behind its last checkpoint: nothing was left to do
         written = read_metrics(run.directory / "metrics.jsonl")
         row = [row for row in written if row["stage"] == name][-1]

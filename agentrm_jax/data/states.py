@@ -17,8 +17,8 @@ class LabelledPath:
 
     Attributes:
       node_ids: The states' node numbers.
-      values: Mean returns in [0, 1].
-      visit_counts: How many returns each is the mean of.
+      values: What each is worth, in [0, 1].
+      visit_counts: How many returns were backed up through each.
       weights: How much each label counts; 0 where there is none, or another path carries it.
     """
 

@@ -17,6 +17,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
+from agentrm_jax.model.lora import Adapted
 from agentrm_jax.model.parameters import Params
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -35,8 +36,10 @@ FEW = 256
 """Positions from which on `project` need not turn its product."""
 
 
-def project(weight: jax.Array, x: jax.Array, *, shared: int = 1, dtype: Any = None) -> jax.Array:
-    """x [B, T, *in] through a matrix [*out, *in] to [B, T, *out].
+def project(
+    weight: jax.Array | Adapted, x: jax.Array, *, shared: int = 1, dtype: Any = None
+) -> jax.Array:
+    """x [B, T, *in] through a matrix [*out, *in], which may be adapted, to [B, T, *out].
 
     Of few positions, as in decoding, the product is made with the positions last and then turned,
     so that both sides are read along memory: this takes half of the time on CPUs.
@@ -45,6 +48,9 @@ def project(weight: jax.Array, x: jax.Array, *, shared: int = 1, dtype: Any = No
       shared: How many axes `in` is.
       dtype: Of the product, where it should differ from the sides'.
     """
+    if isinstance(weight, Adapted):
+        difference = project(weight.b, project(weight.a, x, shared=shared), dtype=dtype)
+        return project(weight.base, x, shared=shared, dtype=dtype) + weight.scale * difference
     inner = [tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x)]
     if x.shape[0] * x.shape[1] > FEW:
         within = ((inner[1], inner[0]), ((), ()))

@@ -81,13 +81,18 @@ def describe(config: LlamaConfig) -> Params:
     return params
 
 
-def describe_reward(config: LlamaConfig) -> Params:
-    """A reward model: a trunk without a language-model head, and a value head in float32."""
+def describe_reward(config: LlamaConfig, outputs: int | None = None) -> Params:
+    """A reward model: a trunk without a language-model head, and a value head in float32.
+
+    Args:
+      outputs: How many numbers the head says (`value.HeadConfig.outputs`).
+    """
     trunk = describe(config)
     trunk.pop("lm_head", None)
+    says = () if outputs is None else (outputs,)
     head = {
-        "kernel": ParamSpec((config.d_model,), (None,), 0.0, jnp.float32),
-        "bias": ParamSpec((), (), 0.0, jnp.float32),
+        "kernel": ParamSpec((*says, config.d_model), (None,) * (len(says) + 1), 0.0, jnp.float32),
+        "bias": ParamSpec(says, (None,) * len(says), 0.0, jnp.float32),
     }
     return {"trunk": trunk, "value_head": head}
 

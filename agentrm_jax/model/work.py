@@ -62,14 +62,18 @@ def decoding_token(
     return Work(flops, moved)
 
 
-def training_flops(config: LlamaConfig, rows: int, tokens: int, *, logits: bool) -> float:
+def training_flops(
+    config: LlamaConfig, rows: int, tokens: int, *, logits: bool, frozen: bool = False
+) -> float:
     """An update on rows that are one sequence each: forwards, and twice as much backwards.
 
     What is computed anew to save memory is not counted, as usual for model FLOPs.
 
     Args:
       logits: Whether the loss has them.
+      frozen: Whether the matrices stay as they are: their gradients are left out.
     """
     weights = layer_weights(config) + (head_weights(config) if logits else 0)
     pairs = rows * tokens * (tokens + 1) / 2
-    return 3 * (2.0 * weights * rows * tokens + attention_flops(config, pairs))
+    products = (3 - frozen) * 2.0 * weights * rows * tokens
+    return products + 3 * attention_flops(config, pairs)

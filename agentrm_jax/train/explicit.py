@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
-from agentrm_jax.model.value import readout
+from agentrm_jax.model.value import MSE, HeadConfig, head_outputs, losses, value_of
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
@@ -25,14 +25,16 @@ def make_loss(
     config: LlamaConfig,
     mesh: Mesh | None = None,
     *,
+    head: HeadConfig = MSE,
     remat: str = "none",
     attention: str = "xla",
     dtype: Any = None,
     head_bias: bool = True,
 ) -> LossFn:
-    """Sum of w * (value - target)^2 in float32 over all labelled tokens.
+    """Sum of w * loss in float32 over all labelled tokens; the paper's is (value - target)^2.
 
     Args:
+      head: What is predicted, and its loss.
       remat: See `llama.forward`.
       attention: See `llama.forward`.
       dtype: Of the trunk's parameters and activations where it is not the parameters' own.
@@ -51,13 +53,14 @@ def make_loss(
             remat=remat,
             attention=attention,
         )
-        head = params["value_head"]
+        value_head = params["value_head"]
         if not head_bias:
-            head = {**head, "bias": jax.lax.stop_gradient(head["bias"])}
-        values = readout(head, hidden)
+            bias = jax.lax.stop_gradient(value_head["bias"])
+            value_head = {**value_head, "bias": bias}
+        outputs = head_outputs(value_head, hidden)
         weights, targets = batch["weights"], batch["targets"]
-        loss = jnp.sum(weights * jnp.square(values - targets))
-        return loss, moments(weights, values, targets)
+        loss = jnp.sum(weights * losses(outputs, targets, head))
+        return loss, moments(weights, value_of(outputs, head), targets)
 
     return loss_fn
 
@@ -66,6 +69,7 @@ def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
     """Weighted sums from which `describe` tells how values and targets agree; equal shapes."""
     return {
         "weight": jnp.sum(weights),
+        "squared_error": jnp.sum(weights * jnp.square(values - targets)),
         "value": jnp.sum(weights * values),
         "target": jnp.sum(weights * targets),
         "value_squared": jnp.sum(weights * values**2),
@@ -75,15 +79,17 @@ def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
 
 
 def describe(means: dict[str, float]) -> dict[str, float]:
-    """Weighted means over states as metrics: `loss` is the mean squared error.
+    """Weighted means over states as metrics.
 
-    `correlation` is that of values and targets, 0 where one of them hardly varies.
+    `squared_error` is that of the values, whatever the loss is; `correlation` is that of values and
+    targets, 0 where one of them hardly varies.
     """
     value, target = means["value"], means["target"]
     spread = (means["value_squared"] - value**2) * (means["target_squared"] - target**2)
     covariance = means["value_target"] - value * target
     return {
         "loss": means["loss"],
+        "squared_error": means["squared_error"],
         "correlation": covariance / math.sqrt(spread) if spread > 1e-10 else 0.0,
         "value": value,
         "target": target,

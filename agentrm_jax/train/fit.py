@@ -96,6 +96,7 @@ def fit(
     mesh: Mesh,
     seed: int,
     metrics: MetricWriter,
+    frozen: Any = None,
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
     on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None,
 ) -> tuple[Any, dict[str, float]]:
@@ -105,6 +106,7 @@ def fit(
 
     Args:
       params: Initial parameters. They are consumed.
+      frozen: What the loss reads besides and no update changes; it is in no checkpoint.
       describe: From the means of the loss's sums over the last updates to a row of metrics.
       on_update: Called with (updates done, of how many, metrics) where metrics were written.
 
@@ -125,14 +127,16 @@ def fit(
         placed = jax.tree.map(lambda x: x.sharding, state)
         if checkpoints.latest is not None:
             state = checkpoints.restore(_abstract(state))
-        step = make_train_step(loss_fn, optimizer, placed, mesh, config.accumulation)
+        still = () if frozen is None else (frozen,)
+        lie = jax.tree.map(lambda x: x.sharding, frozen)
+        step = make_train_step(loss_fn, optimizer, placed, mesh, config.accumulation, lie)
         first = int(state.update)
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
         with _Stopping() as stopping:
             for update in range(first + 1, total + 1):
-                state, sums = step(state, next(source))
+                state, sums = step(state, next(source), *still)
                 clock.updated(sums)
                 waiting.append(sums)
                 stop = stopping.asked

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from agentrm_jax.core.errors import UserError
@@ -23,6 +25,8 @@ class OptimizerConfig:
       clip_norm: Largest norm of the gradient.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
+      moments: Dtype in which both moments are kept between updates; `bfloat16` takes half of the
+        memory. They are computed in float32.
     """
 
     learning_rate: float = 1e-5
@@ -33,6 +37,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     b1: float = 0.9
     b2: float = 0.95
+    moments: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "linear", "constant"):
@@ -43,6 +48,14 @@ class OptimizerConfig:
             raise UserError("optimizer: learning_rate and clip_norm must be positive")
         if not 0 <= self.warmup_fraction < 1:
             raise UserError("optimizer.warmup_fraction: must be at least 0 and below 1")
+        if self.moments not in ("float32", "bfloat16"):
+            raise UserError(f"optimizer.moments: must be float32 or bfloat16, not {self.moments!r}")
+        if self.moments == "bfloat16" and self.b2 > 0.99:
+            # It has 8 bits: what shrinks by less than 1 in 256 is rounded back to what it was.
+            raise UserError(
+                f"optimizer.b2: must be at most 0.99 where moments are bfloat16, not {self.b2}: "
+                "the second moment could not decay"
+            )
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
@@ -58,12 +71,31 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if config.moments != "float32":
+        adam = _kept_in(adam, config.moments)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, num_updates),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
+        optax.chain(  # as optax.adamw
+            adam,
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(learning_rate(config, num_updates)),
         ),
     )
+
+
+def _kept_in(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """Adam with its moments in another dtype between updates."""
+
+    def moments(state: Any, dtype: Any) -> Any:
+        rounded = jax.tree.map(lambda x: x.astype(dtype), (state.mu, state.nu))
+        return state._replace(mu=rounded[0], nu=rounded[1])
+
+    def init(params: Any) -> Any:
+        return moments(adam.init(params), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam.update(updates, moments(state, jnp.float32), params)
+        return updates, moments(state, dtype)
+
+    return optax.GradientTransformation(init, update)

@@ -15,8 +15,9 @@ from agentrm_jax.core.sharding import named_sharding
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
-LossFn = Callable[[Any, Batch], tuple[jax.Array, Sums]]
-"""(params, batch) to (sum of weighted losses, sums by name). `weight` must be among the sums."""
+LossFn = Callable[..., tuple[jax.Array, Sums]]
+"""(params, batch) to (sum of weighted losses, sums by name). `weight` must be among the sums. What
+of the model is frozen is a third argument."""
 
 
 @flax.struct.dataclass
@@ -84,7 +85,8 @@ def make_train_step(
     placed: TrainState,
     mesh: Mesh,
     accumulation: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    frozen: Any = None,
+) -> Callable[..., tuple[TrainState, Sums]]:
     """The compiled update.
 
     Losses and weights are summed over micro-batches and devices and divided once, so that the
@@ -93,35 +95,36 @@ def make_train_step(
     Args:
       placed: Where the state lives, from `state_shardings`. It stays there.
       accumulation: Micro-batches of a batch; divides its rows.
+      frozen: Where those parameters live that the loss reads and no update changes, if there are.
 
     Returns:
-      A function (state, batch) to (next state, sums by name with `loss` and `grad_norm` among
-      them). It consumes the state.
+      A function (state, batch) or (state, batch, frozen parameters) to (next state, sums by name
+      with `loss` and `grad_norm` among them). It consumes the state.
     """
     rows = named_sharding(mesh, ("batch", "length"))
 
-    def summed(params: Any, batch: Batch) -> tuple[Any, Sums]:
-        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+    def summed(params: Any, batch: Batch, *frozen: Any) -> tuple[Any, Sums]:
+        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, *frozen)
         return grads, {"loss": loss, **sums}
 
-    def accumulated(params: Any, batch: Batch) -> tuple[Any, Sums]:
+    def accumulated(params: Any, batch: Batch, *frozen: Any) -> tuple[Any, Sums]:
         # Every accumulation-th row goes together, so that no row moves to another device.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
         one = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(summed, params, one)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(summed, params, one, *frozen)
         )
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
             part = jax.lax.with_sharding_constraint(part, rows)
-            return jax.tree.map(jnp.add, total, summed(params, part)), None
+            return jax.tree.map(jnp.add, total, summed(params, part, *frozen)), None
 
         return jax.lax.scan(add, zeros, parts)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        grads, sums = (summed if accumulation == 1 else accumulated)(state.params, batch)
+    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Sums]:
+        grads, sums = (summed if accumulation == 1 else accumulated)(state.params, batch, *frozen)
         weight = jnp.maximum(sums["weight"], 1e-6)
         grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -130,6 +133,5 @@ def make_train_step(
         sums = {**sums, "grad_norm": norm}
         return TrainState(params=params, opt_state=opt_state, update=state.update + 1), sums
 
-    return jax.jit(
-        step, in_shardings=(placed, rows), out_shardings=(placed, None), donate_argnums=0
-    )
+    given = (placed, rows) if frozen is None else (placed, rows, frozen)
+    return jax.jit(step, in_shardings=given, out_shardings=(placed, None), donate_argnums=0)

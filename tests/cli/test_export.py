@@ -19,7 +19,7 @@ from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import init_reward
+from agentrm_jax.model.value import HeadConfig, init_reward, readout
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -86,7 +86,7 @@ def test_an_export_is_exported_again_in_its_place(run, tmp_path, capsys):
 
 def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
     run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
-    for folder in ("samples", "reward", "eval"):
+    for folder in ("reward", "eval"):
         shutil.rmtree(run / folder)
     agentrm("train-rm", str(CONFIG), "--output", str(run), "--train_rm.head_bias=false", ends=0)
     trained = models.load_reward(run / "reward" / "explicit" / "model", "float32", MESH)
@@ -97,6 +97,28 @@ def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
     assert main(["export", str(run), "--what", "reward", "--to", str(out)]) == 0
     assert "agentrm_value_bias" not in (out / "config.json").read_text()
     assert "agentrm_value_bias" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["quantile", "hl_gauss"])
+def test_heads_of_other_kinds(kind, run, tmp_path, capsys):
+    """The mean of quantiles is one linear map; that of a softmax is none."""
+    source = run / "reward" / "explicit" / "model"
+    model, head = models.load_reward(source, "float32", MESH), HeadConfig(kind=kind, bins=4)
+    kernel, bias = jax.random.normal(jax.random.key(1), (2, 4, 16))
+    value_head = {"kernel": kernel, "bias": bias[:, 0]}
+    params = {**model.params, "value_head": value_head}
+    models.save(tmp_path / "in", "reward", dataclasses.replace(model, params=params, head=head))
+    if kind == "hl_gauss":
+        message = fails(capsys, tmp_path / "in", "--what", "reward", "--to", tmp_path / "out")
+        assert "the value of a head hl_gauss is not linear" in message
+        return
+    arguments = ["export", str(tmp_path / "in"), "--what", "reward", "--to", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    found = models.load_reward(tmp_path / "out", "float32", MESH)
+    hidden = jax.random.normal(jax.random.key(2), (5, 16))
+    values = readout(found.params["value_head"], hidden, found.head)
+    np.testing.assert_allclose(values, readout(value_head, hidden, head), rtol=1e-5, atol=1e-6)
+    assert models.stored_head(tmp_path / "out") == found.head
 
 
 def test_mistakes(run, tmp_path, capsys):

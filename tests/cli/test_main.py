@@ -16,13 +16,16 @@ from cli_cases import CONFIG, agentrm
 from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
 from agentrm_jax.cli.load_config import load_config, make_parser
 from agentrm_jax.cli.main import main
-from agentrm_jax.cli.models import load_reward
-from agentrm_jax.cli.run import Run
-from agentrm_jax.cli.stages import STAGES, depends_on
+from agentrm_jax.cli.models import load_policy, load_reward
+from agentrm_jax.cli.run import DATASET, Run
+from agentrm_jax.cli.stages import STAGES, before, depends_on
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
+from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.model.value import MSE, HeadConfig
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -52,10 +55,10 @@ def test_everything_is_where_people_look(finished: pathlib.Path) -> None:
 
 
 def test_a_second_run_does_nothing_again(copy: pathlib.Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
+    found = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), ends=0)
     after = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.parent != copy and p.is_file()}
-    assert before == after
+    assert found == after
     assert printed.count("done before") == 8
     assert "best-of-3, explicit" in printed
 
@@ -118,7 +121,6 @@ def test_a_judge_without_an_answer_is_an_error_and_no_choice(finished, tmp_path)
         "--train_policy=false",
         "--rewards=[judge]",
         "--evaluate.methods=[best_of_n]",
-        "--engine.context=2048",
         "--judge.max_tokens=8",
     ]
     agentrm("run", str(CONFIG), "--output", str(tmp_path), *given, ends=0)
@@ -148,6 +150,78 @@ def test_reward_training_can_start_from_a_reward_model(finished, copy) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), began, ended)
 
 
+def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
+    """The trunk's frozen parts stay, the head is stored and read back by what evaluates."""
+    for folder in ("states", "reward", "eval"):
+        shutil.rmtree(copy / folder)
+    given = ("--label.target=td", "--train_rm.head.kind=hl_gauss", "--train_rm.head.bins=20",
+             "--train_rm.lora.rank=2", "--train_rm.lora.matrices=[q,o]",
+             "--train_rm.optimizer.moments=bfloat16", "--train_rm.fit.num_updates=6",
+             "--train_implicit.lora.rank=2",
+             "--evaluate.methods=[best_of_n]")  # fmt: skip
+    agentrm("run", str(CONFIG), "--output", str(copy), *given, ends=0)
+    directory, mesh = copy / "reward" / "explicit" / "model", make_mesh(MeshConfig())
+    model = load_reward(directory, "float32", mesh)
+    assert model.head == HeadConfig(kind="hl_gauss", bins=20)
+    policy = load_policy(copy / "sft" / "model", "float32", mesh).params
+    trunk = model.params["trunk"]
+    for name, value in trunk["layers"].items():
+        same = np.array_equal(value, policy["layers"][name])
+        assert same == (name not in ("q", "o")), name
+    np.testing.assert_array_equal(trunk["embed"], policy["embed"])
+    implicit = load_policy(copy / "reward" / "implicit" / "model", "float32", mesh).params
+    np.testing.assert_array_equal(implicit["embed"], policy["embed"])
+    assert not np.array_equal(implicit["layers"]["q"], policy["layers"]["q"])
+    rows = read_json(copy / "eval" / "best_of_n" / "scores.json")
+    scores = [row["score"] for row in rows if row["reward_model"] == "explicit"]
+    assert 0.0 < min(scores) < max(scores) < 1.0
+    before, after = (list(open_paths(run / "states" / DATASET)) for run in (finished, copy))
+    assert [path.node_ids for path in before] == [path.node_ids for path in after]
+    assert [path.values for path in before] != [path.values for path in after]
+
+    shutil.rmtree(copy / "reward")
+    shutil.rmtree(copy / "eval")
+    own = finished / "reward" / "explicit" / "model"
+    message = fails(capsys, "train-rm", CONFIG, "--output", copy, f"--reward_init={own}", *given)
+    assert "train_rm.head: must be that of reward_init, {'kind': 'mse'" in message
+
+
+def test_a_policy_is_adapted_in_bfloat16(finished, copy) -> None:
+    for folder in ("sft", "trees", "states", "reward", "eval"):
+        shutil.rmtree(copy / folder)
+    start = finished / "sft" / "model"
+    agentrm("sft", str(CONFIG), "--output", str(copy), f"--policy={start}", "--dtype=bfloat16",
+            "--sft.lora.rank=2", "--sft.fit.num_updates=4", ends=0)  # fmt: skip
+    mesh = make_mesh(MeshConfig())
+    began, ended = (load_policy(d / "sft" / "model", "bfloat16", mesh) for d in (finished, copy))
+    np.testing.assert_array_equal(ended.params["embed"], began.params["embed"])
+    for name in ("q", "down"):
+        a, b = (np.float32(side.params["layers"][name]) for side in (began, ended))
+        assert 0 < np.linalg.norm(a - b) < 0.5 * np.linalg.norm(a)
+
+
+def test_adapters_need_a_policy(tmp_path, capsys) -> None:
+    message = fails(capsys, "run", CONFIG, "--output", tmp_path, "--sft.lora.rank=2")
+    assert "sft.lora.rank: needs `policy`" in message
+
+
+def test_models_of_before_are_read_and_damaged_heads_named(copy) -> None:
+    directory = copy / "reward" / "explicit" / "model"
+    path, mesh = directory / "model.json", make_mesh(MeshConfig())
+    stored = json.loads(path.read_text())
+    assert stored["config"].pop("value_head")["kind"] == "mse"
+    path.write_text(json.dumps(stored))
+    assert load_reward(directory, "float32", mesh).head == MSE
+    for wrong, said in (({"kind": "mean"}, "'mean'"), ({"knd": "mse"}, "knd"), (3, "mapping")):
+        path.write_text(json.dumps({**stored, "config": stored["config"] | {"value_head": wrong}}))
+        with pytest.raises(UserError, match=rf"model\.json: value_head: .*{said}"):
+            load_reward(directory, "float32", mesh)
+    path.write_text(json.dumps({**stored, "config": stored["config"] | {
+        "value_head": {"kind": "quantile", "bins": 5}}}))  # fmt: skip
+    with pytest.raises(UserError, match=r"parameter value_head\.bias has shape \(\), .* \(5,\)"):
+        load_reward(directory, "float32", mesh)
+
+
 MODES = {
     "all stages": {},
     "a given policy": {"policy": "p", "train_policy": False},
@@ -170,6 +244,16 @@ def test_whatever_decides_results_is_looked_at(mode: str, key: str) -> None:
     assert depends_on(config, evaluate) != depends_on(changed, evaluate)
 
 
+def test_a_stage_rests_on_those_that_it_reads() -> None:
+    kinds = RunConfig(
+        environments=[EnvironmentConfig(name="maze")], rewards=("explicit", "implicit")
+    )
+    names = {spec.name: [each.name for each in before(kinds, spec)] for spec in STAGES}
+    assert names["train-implicit"] == ["experts", "sft", "sample"]
+    assert names["train-rm"] == ["experts", "sft", "explore", "label"]
+    assert names["evaluate"] == [spec.name for spec in STAGES[:-1]]
+
+
 def test_two_processes_do_not_share_a_folder(copy, capsys) -> None:
     with (copy / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -182,9 +266,9 @@ def test_files_of_unknown_origin_are_not_taken_up(copy, capsys) -> None:
 
 
 def test_a_refused_run_changes_nothing(copy, capsys) -> None:
-    before = (copy / "config.resolved.yaml").read_text()
+    resolved = (copy / "config.resolved.yaml").read_text()
     fails(capsys, "run", CONFIG, "--output", copy, "--seed=9")
-    assert (copy / "config.resolved.yaml").read_text() == before
+    assert (copy / "config.resolved.yaml").read_text() == resolved
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys) -> None:
@@ -220,7 +304,10 @@ def test_a_model_of_another_shape_is_named(copy, capsys) -> None:
 
 
 def test_no_model(tmp_path, capsys) -> None:
-    given = ("--policy=/nowhere/at/all", "--train_policy=false", "--reward_model=x")
+    given = (
+        "--policy=/nowhere/at/all", "--train_policy=false", "--reward_model=x",
+        "--rewards=[explicit]",
+    )  # fmt: skip
     message = fails(capsys, "evaluate", CONFIG, "--output", tmp_path, *given)
     assert "/nowhere/at/all: no model here" in message
 

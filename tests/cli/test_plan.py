@@ -140,18 +140,18 @@ def test_what_lies_there_and_what_programs_need_add_up():
 
 
 def test_advice_names_keys_that_help():
-    config = load(TINY, "--sft.fit.batch_size=16", "--mesh.data=8")
+    config = load(TINY, "--sft.fit.batch_size=16", "--mesh.data=8", "--policy=p")
     mesh = make_mesh(config.mesh)
     advice = training_advice(config, mesh, _plan("sft", 20e9, state=6e9))
     keys = [line.partition(":")[0] for line in advice]
-    assert keys[:6] == [
+    assert keys[:8] == [
         "sft.fit.attention", "sft.vocab_chunks", "dtype", "sft.fit.remat", "sft.fit.accumulation",
-        "mesh",
+        "mesh", "sft.optimizer.moments", "sft.lora.rank",
     ]  # fmt: skip
     assert "accumulation: 2 " in advice[4]
     fitting = dataclasses.replace(_plan("sft", 20e9), hbm=30e9)
     assert not fitting.fits  # the compiler says no, whatever we add up
-    small = planning.policy_shape(config)
+    small = planning.policy_shape(load(TINY))
     advice = answering_advice(config, mesh, small, _plan("explore", 20e9, pages=10e9))
     assert any(line.startswith("engine.cache_tokens: about") for line in advice)
 
@@ -179,7 +179,8 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
     needs_compiler()
     status = main(
         ["plan", str(TINY), "--topology", "v5e:2x2", "--mesh.fsdp=4", "--dtype=bfloat16", "--json",
-         "--sft.vocab_chunks=3", "--sft.fit.remat=dots", "--sft.fit.accumulation=1"]
+         "--sft.vocab_chunks=3", "--sft.fit.remat=dots", "--sft.fit.accumulation=1",
+         "--train_rm.lora.rank=2", "--train_rm.head.kind=quantile"]
     )  # fmt: skip
     found = json.loads(capsys.readouterr().out)
     assert status == 0
@@ -193,6 +194,10 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
         > found["stages"][0]["resident_bytes"]["parameters and optimizer"]
     )
     assert update["exchanges"]["all-gather"]["count"] > 2 * 7  # each matrix of each layer
+    trained, adapted = (found["stages"][i]["resident_bytes"] for i in (0, 2))
+    state = adapted["parameters and optimizer"]
+    assert state < 0.5 * trained["parameters and optimizer"]
+    assert adapted["frozen parameters"] < 0.2 * trained["parameters and optimizer"]
     names = [program["name"] for program in found["stages"][3]["programs"]]
     assert names == [
         "policy reads", "policy decodes 1 of each conversation",

@@ -97,16 +97,19 @@ def test_initial_values(spread):
     assert (params["layers"]["gate"] != params["layers"]["up"]).any()
 
 
-def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread):
-    target = parameters.abstract_of(parameters.describe_reward(CONFIG), jnp.bfloat16, mesh_of())
+@pytest.mark.parametrize("kind", ["mse", "hl_gauss", "quantile"])
+def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread, kind):
+    head = value.HeadConfig(kind=kind)
+    description = parameters.describe_reward(CONFIG, head.outputs)
+    target = parameters.abstract_of(description, jnp.bfloat16, mesh_of())
     policy = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), jax.device_get(spread[0]))
-    reward = value.init_reward(policy, 0.25)
+    reward = value.init_reward(policy, 0.25, head)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), reward)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), target)
     hidden = jax.random.normal(jax.random.key(1), (2, 3, CONFIG.d_model), jnp.bfloat16)
-    values = value.readout(reward["value_head"], hidden)
+    values = value.readout(reward["value_head"], hidden, head)
     assert values.dtype == jnp.float32
-    np.testing.assert_array_equal(values, np.full((2, 3), 0.25))
+    np.testing.assert_allclose(values, np.full((2, 3), 0.25), rtol=0 if kind == "mse" else 1e-6)
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_named():

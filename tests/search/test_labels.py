@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,9 @@ from random_game import game
 from random_tree import RandomTree
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.trees import TreeRecord, TreeStore
-from agentrm_jax.search.labels import LabelConfig, labelled_paths
+from agentrm_jax.core.records import Step, Transition
+from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord, TreeStore
+from agentrm_jax.search.labels import LabelConfig, labelled_paths, times_chosen
 
 FAITHFUL = LabelConfig(weighting="faithful", min_visits=3)
 VISITS = LabelConfig(weighting="visits")
@@ -83,8 +86,127 @@ def test_stored_trees_give_the_same_labels(tmp_path):
     assert list(labelled_paths(stored, VISITS)) == list(labelled_paths(tree, VISITS))
 
 
+def counted(tree: TreeRecord, seed: int) -> TreeRecord:
+    """The tree with random multiplicities."""
+    rng = np.random.default_rng(seed)
+    iterations = (
+        dataclasses.replace(
+            it,
+            nodes=tuple(
+                dataclasses.replace(n, multiplicity=int(rng.integers(1, 5))) for n in it.nodes
+            ),
+        )
+        for it in tree.iterations
+    )
+    return dataclasses.replace(tree, iterations=tuple(iterations))
+
+
+def ways(number, children, share):
+    """All paths from a node to an end that was reached, with their probabilities."""
+    if not children[number]:
+        yield [number], 1.0
+    for child in children[number]:
+        for path, probability in ways(child, children, share):
+            yield [number, *path], share[child] * probability
+
+
+def brute_force_targets(tree, known, counts, td_lambda):
+    """V + sum of lambda^l (V(next) - V) along each path (GAE), in the mean over paths."""
+    children = {number: [] for number in known}
+    for node in (n for it in tree.iterations for n in it.nodes):
+        if known[node.node][1]:
+            children[node.parent].append(node.node)
+    share = {}
+    for own in children.values():
+        share |= {child: counts[child] / sum(counts[c] for c in own) for child in own}
+    found = {}
+    for number in known:
+        total = 0.0
+        for path, probability in ways(number, children, share):
+            value = [known[n][0] for n in path]
+            steps = [td_lambda**l * (b - a) for l, (a, b) in enumerate(itertools.pairwise(value))]
+            total += probability * (value[0] + sum(steps))
+        found[number] = total
+    return found
+
+
+def targets_of(tree, config):
+    paths = list(labelled_paths(tree, config))
+    return {n: v for p in paths for n, v in zip(p.node_ids, p.values, strict=True)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    iterations=st.integers(1, 20),
+    td_lambda=st.floats(0, 1, allow_subnormal=False),
+)
+def test_lambda_targets_equal_brute_force(seed, iterations, td_lambda):
+    tree = counted(record(seed, iterations), seed)
+    known = brute_force(tree)
+    wanted = brute_force_targets(tree, known, times_chosen(tree), td_lambda)
+    found = targets_of(tree, LabelConfig(target="td", td_lambda=td_lambda))
+    assert found
+    assert found == {n: pytest.approx(wanted[n], abs=1e-9) for n in found}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), iterations=st.integers(1, 20))
+def test_lambda_goes_from_one_step_to_the_outcome(seed, iterations):
+    tree = counted(record(seed, iterations), seed)
+    known, counts = brute_force(tree), times_chosen(tree)
+    parents = {n.node: n.parent for it in tree.iterations for n in it.nodes}
+    one_step = targets_of(tree, LabelConfig(target="td", td_lambda=0.0))
+    outcome = targets_of(tree, LabelConfig(target="td", td_lambda=1.0))
+    for number in one_step:
+        own = [c for c, parent in parents.items() if parent == number and known[c][1]]
+        if not own:
+            assert one_step[number] == outcome[number] == pytest.approx(known[number][0])
+            continue
+        for found, worth in ((one_step, {c: known[c][0] for c in own}), (outcome, outcome)):
+            mean = np.average([worth[c] for c in own], weights=[counts[c] for c in own])
+            assert found[number] == pytest.approx(mean)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), td_lambda=st.floats(0, 1, allow_subnormal=False))
+def test_counted_as_the_search_visits_every_lambda_gives_the_mean(seed, td_lambda):
+    """Why children count as often as the policy chose them."""
+    tree = record(seed, 15)
+    known = brute_force(tree)
+    visits = {number: count for number, (_, count, _) in known.items()}
+    found = brute_force_targets(tree, known, visits, td_lambda)
+    assert found == {n: pytest.approx(mean, abs=1e-9) for n, (mean, _, _) in known.items()}
+
+
+def test_turns_merged_into_a_cached_child_are_counted():
+    """Five turns: 3 + 2 at the root, then a rollout 1 - 3; node 1 is expanded into one new child,
+    so that four of its five turns were node 3's again."""
+
+    def grown(iteration, path, *nodes):
+        answer = Transition(observation="", reward=0.0, done=False, success=False)
+        step = Step(reply="", action="", transition=answer)
+        return IterationRecord(
+            task_id="", iteration=iteration, path=path, outcome=0.0,
+            nodes=tuple(
+                NodeRecord(node=n, parent=p, step=step, multiplicity=m) for n, p, m in nodes
+            ),
+        )  # fmt: skip
+
+    iterations = (
+        grown(0, (0, 1, 3), (1, 0, 3), (2, 0, 2), (3, 1, 1)),
+        grown(1, (0, 1, 4, 5), (4, 1, 1), (5, 4, 1)),
+    )
+    tree = TreeRecord(task=game(0), first_observation="Go.", iterations=iterations)
+    assert times_chosen(tree) == {1: 3, 2: 2, 3: 5, 4: 1, 5: 1}
+
+
 def test_config_names_what_is_wrong():
     with pytest.raises(UserError, match=r"label\.min_visits"):
         LabelConfig(min_visits=0)
     with pytest.raises(UserError, match=r"label\.weighting: .* 'mean'"):
         LabelConfig(weighting="mean")
+    with pytest.raises(UserError, match=r"label\.target: .* 'gae'"):
+        LabelConfig(target="gae")
+    with pytest.raises(UserError, match=r"label\.td_lambda"):
+        LabelConfig(td_lambda=1.5)

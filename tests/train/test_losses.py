@@ -187,6 +187,7 @@ def test_correlation_is_that_of_numpy():
         "target_squared": targets**2,
         "value_target": values * targets,
         "loss": (values - targets) ** 2,
+        "squared_error": (values - targets) ** 2,
     }
     means = {name: float(np.average(x, weights=weights)) for name, x in products.items()}
     row = explicit.describe({**means, "grad_norm": 1.0})

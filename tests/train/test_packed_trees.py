@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import pack
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.model import llama
+from agentrm_jax.model.value import MSE, HeadConfig
 from agentrm_jax.train import explicit
 
 
@@ -33,7 +36,31 @@ def states(paths):
     return found
 
 
-def state_loss(params, paths):
+def slow_losses(outputs, targets, head):
+    """Squared error; cross-entropy to a histogram made bin by bin; pinball loss level by level."""
+    if head.kind == "mse":
+        return (outputs - targets) ** 2
+    if head.kind == "hl_gauss":
+        width = (head.high - head.low) / head.bins
+        wanted = np.zeros((len(targets), head.bins))
+        for row, target in zip(wanted, targets, strict=True):
+            for k in range(head.bins):
+                ends = (head.low + (k + side) * width for side in (0, 1))
+                first, last = (math.erf((e - target) / (2**0.5 * head.sigma * width)) for e in ends)
+                row[k] = last - first
+            row /= row.sum()
+        return -jnp.sum(wanted * jnp.log(jax.nn.softmax(outputs)), axis=1)
+    total = 0.0
+    for k in range(head.bins):
+        error = targets - outputs[:, k]
+        level = (2 * k + 1) / (2 * head.bins)
+        near = error**2 / (2 * head.huber)
+        far = jnp.abs(error) - head.huber / 2
+        total += jnp.abs(level - (error < 0)) * jnp.where(jnp.abs(error) < head.huber, near, far)
+    return total / head.bins
+
+
+def state_loss(params, paths, head):
     """A padded row for each state, and nothing but its last token is trained."""
     found = states(paths)
     tokens = np.zeros((len(found), max(len(own) for own, *_ in found)), np.int32)
@@ -42,24 +69,34 @@ def state_loss(params, paths):
     positions = np.arange(tokens.shape[1], dtype=np.int32) * np.ones_like(tokens)
     hidden = llama.forward(params["trunk"], CONFIG, tokens, positions, np.ones_like(tokens))
     last = hidden[np.arange(len(tokens)), [len(own) - 1 for own, *_ in found]]
-    values = last @ params["value_head"]["kernel"] + params["value_head"]["bias"]
+    outputs = last @ params["value_head"]["kernel"].T + params["value_head"]["bias"]
     targets, weights = np.asarray([own[1:] for own in found], np.float32).T
-    return jnp.sum(weights * (values - targets) ** 2)
+    return jnp.sum(weights * slow_losses(outputs, targets, head))
+
+
+def assert_equal_to_states(paths, make, length, head):
+    batch = batch_of(pack(made_by(make, paths, length), length))
+    packed = jax.jit(jax.value_and_grad(explicit.make_loss(CONFIG, head=head), has_aux=True))
+    (loss, sums), grads = packed(reward_params(head=head), batch)
+    wanted, wanted_grads = jax.jit(jax.value_and_grad(lambda p: state_loss(p, paths, head)))(
+        reward_params(head=head)
+    )
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(sums["weight"]) == pytest.approx(sum(weight for *_, weight in states(paths)))
+    assert_gradients_close(grads, wanted_grads, 1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("length", [400, 100], ids=["one row", "several"])
 def test_trees_equal_one_sequence_per_state(seed, length):
-    paths = random_paths(seed)
-    batch = batch_of(pack(made_by(tree_sequences, paths, length), length))
-    packed = jax.jit(jax.value_and_grad(explicit.make_loss(CONFIG), has_aux=True))
-    (loss, sums), grads = packed(reward_params(), batch)
-    wanted, wanted_grads = jax.jit(jax.value_and_grad(lambda p: state_loss(p, paths)))(
-        reward_params()
-    )
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
-    assert float(sums["weight"]) == pytest.approx(sum(weight for *_, weight in states(paths)))
-    assert_gradients_close(grads, wanted_grads, 1e-5)
+    assert_equal_to_states(random_paths(seed), tree_sequences, length, MSE)
+
+
+@pytest.mark.parametrize("make", [value_sequences, tree_sequences], ids=["paths", "trees"])
+@pytest.mark.parametrize("kind", ["hl_gauss", "quantile"])
+def test_other_heads_equal_one_sequence_per_state(make, kind):
+    head = HeadConfig(kind=kind, bins=7, huber=0.2)
+    assert_equal_to_states(random_paths(4), make, 200, head)
 
 
 @pytest.mark.parametrize("seed", range(20))

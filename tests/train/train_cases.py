@@ -13,7 +13,7 @@ from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import init_reward
+from agentrm_jax.model.value import MSE, init_reward
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
     cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"
@@ -48,11 +48,11 @@ def policy_params(mesh=None):
     return jax.device_put(copies, None if mesh is None else parameters.shardings(CONFIG, mesh))
 
 
-def reward_params(mesh=None):
+def reward_params(mesh=None, head=MSE):
     """A reward model whose head is no longer at rest, so that gradients reach the trunk."""
-    params = init_reward(policy_params(mesh), 0.3)
-    kernel = 0.3 * jax.random.normal(jax.random.key(1), (CONFIG.d_model,))
-    params["value_head"]["kernel"] = kernel
+    params = init_reward(policy_params(mesh), 0.3, head)
+    shape = params["value_head"]["kernel"].shape
+    params["value_head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), shape)
     return params
 
 
