@@ -122,10 +122,13 @@ class RewardTrainConfig(TrainConfig):
       packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
         for each of them (`pallas` attention knows paths only). The loss is the same.
       head: The value head.
+      head_bias: Whether the value head has a bias. transformers' heads have none: without it an
+        exported reward model gives there the same score as here.
     """
 
     packing: Literal["paths", "trees"] = "trees"
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    head_bias: bool = True
 
     def __post_init__(self) -> None:
         if self.packing not in ("paths", "trees"):

@@ -28,6 +28,8 @@ _COMMANDS = {
     "report": "write report.html, report.json and results.json anew",
     "plan": "whether a run fits TPUs of a topology; no TPU is needed",
     "envs": "environments: list, check, play",
+    "convert": "write a GGUF file of a Llama as a Hugging Face directory",
+    "export": "write a policy or a reward model for transformers and others",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
 }
 _USAGE = """\
@@ -36,6 +38,8 @@ usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm plan CONFIG --topology v5p:4x4x4 [--KEY=VALUE ...]
        agentrm envs list | check [NAME ...] | play NAME
        agentrm import FILE --output DIR
+       agentrm convert FILE.gguf --to DIR
+       agentrm export RUN --what policy|reward --to DIR
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 
@@ -98,6 +102,14 @@ def _main(arguments: list[str]) -> int:
         from agentrm_jax.cli.environments import main as environments
 
         return environments(rest)
+    if command == "convert":
+        from agentrm_jax.cli.convert import main as convert
+
+        return convert(rest)
+    if command == "export":
+        from agentrm_jax.cli.export import main as export
+
+        return export(rest)
     if command == "import":
         from agentrm_jax.cli.imports import main as import_conversations
 

@@ -17,6 +17,7 @@ from agentrm_jax.core.processes import is_first
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import MSE, HeadConfig
 
@@ -49,14 +50,14 @@ def fresh_shape(config: ModelConfig, context: int) -> LlamaConfig:
     return LlamaConfig(**dataclasses.asdict(config), tie_embeddings=True, max_positions=context)
 
 
-def stored_shape(directory: pathlib.Path, kind: str) -> LlamaConfig:
+def stored_shape(directory: pathlib.Path, kind: Kind) -> LlamaConfig:
     """The shape of a model in a folder, without its parameters; `kind` is `policy` or `reward`.
 
     Raises:
       UserError: There is none.
     """
-    if (directory / "config.json").exists() and not (directory / "model.json").exists():
-        return hugging_face.load_config(directory)
+    if _is_exported(directory):
+        return hugging_face.load_config(directory, kind)
     return _stored_config(directory, kind)
 
 
@@ -66,6 +67,8 @@ def stored_head(directory: pathlib.Path) -> HeadConfig:
     Raises:
       UserError: There is no reward model, or its head is of no known kind.
     """
+    if _is_exported(directory):
+        return MSE
     stored = read_model_config(directory, "reward").get("value_head", {})
     try:
         return HeadConfig(**stored)
@@ -79,31 +82,41 @@ def load_policy(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
     Raises:
       UserError: There is none, or it cannot be read.
     """
-    if (directory / "model.json").exists():
-        config = _stored_config(directory, "policy")
-        params = load_model(directory, parameters.abstract(config, jnp.dtype(dtype), mesh))
-    elif (directory / "config.json").exists():
-        config = hugging_face.load_config(directory)
-        params = hugging_face.load_params(directory, config, jnp.dtype(dtype), mesh)
-    else:
-        raise UserError(
-            f"{directory}: no model here; a policy is a Hugging Face directory (config.json, "
-            "*.safetensors, tokenizer.json) or the sft/model folder of a run"
-        )
-    return Model(params=params, config=config, tokenizer=_tokenizer_for(directory, config))
+    return _load(directory, "policy", dtype, mesh)
 
 
 def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
-    """A reward model of a run (`runs/NAME/reward/explicit/model`).
+    """A reward model of a run (`runs/NAME/reward/explicit/model`) or a Hugging Face directory.
 
     Raises:
       UserError: There is none, or it cannot be read.
     """
-    config, head = _stored_config(directory, "reward"), stored_head(directory)
-    description = parameters.describe_reward(config, head.outputs)
-    params = load_model(directory, parameters.abstract_of(description, jnp.dtype(dtype), mesh))
+    return _load(directory, "reward", dtype, mesh)
+
+
+def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
+    head = MSE
+    if _is_exported(directory):
+        config = hugging_face.load_config(directory, kind)
+        params = hugging_face.load_params(directory, config, jnp.dtype(dtype), mesh, kind)
+    elif (directory / "model.json").exists():
+        config = _stored_config(directory, kind)
+        description = parameters.describe(config)
+        if kind == "reward":
+            head = stored_head(directory)
+            description = parameters.describe_reward(config, head.outputs)
+        params = load_model(directory, parameters.abstract_of(description, jnp.dtype(dtype), mesh))
+    else:
+        raise UserError(
+            f"{directory}: no model here; a {kind} is a Hugging Face directory (config.json, "
+            "*.safetensors, tokenizer.json) or a model folder of a run"
+        )
     tokenizer = _tokenizer_for(directory, config)
     return Model(params=params, config=config, tokenizer=tokenizer, head=head)
+
+
+def _is_exported(directory: pathlib.Path) -> bool:
+    return (directory / "config.json").exists() and not (directory / "model.json").exists()
 
 
 def save(directory: pathlib.Path, kind: str, model: Model) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -59,9 +60,8 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
         context = max(config.engine.context, config.sft.fit.length)
         start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
-    sequences, left_out = sft_sequences(
-        start.tokenizer, run.prompt_of, trajectories, config.sft.fit.length
-    )
+    longest = min(config.sft.fit.length, start.config.longest)
+    sequences, left_out = sft_sequences(start.tokenizer, run.prompt_of, trajectories, longest)
     rows = pack(sequences, config.sft.fit.length)
     loss = sft_loss(config, start.config, run.mesh)
     params, last = _fit(run, stage, "sft", start, loss, rows, config.sft, directory)
@@ -83,9 +83,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     model = run.policy(dtype)
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
-    sequences, left_out = sequences_of(
-        model.tokenizer, run.prompt_of, paths, config.train_rm.fit.length
-    )
+    longest = min(config.train_rm.fit.length, model.config.longest)
+    sequences, left_out = sequences_of(model.tokenizer, run.prompt_of, paths, longest)
     rows = pack(sequences, config.train_rm.fit.length)
     mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
     head = config.train_rm.head
@@ -94,6 +93,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         start = init_reward(model.params, mean, head)
     else:
         start = run.reward_init(dtype).params
+    if not config.train_rm.head_bias:
+        start["value_head"]["bias"] = jnp.zeros_like(start["value_head"]["bias"])
     model = dataclasses.replace(model, params=start, head=head)
     loss = reward_loss(config, model.config, run.mesh)
     params, last = _fit(
@@ -110,15 +111,16 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.train_implicit
     model = run.policy(_loaded(run.config, config))
     length, groups = config.fit.length, sampled_trajectories(run)
+    longest = min(length, model.config.longest)
     if config.objective.loss == "dpo":
         pairs = preference_pairs(groups)
         if not pairs:
             raise UserError("sample: no two trajectories of a task differ in outcome")
-        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, length)
+        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, longest)
     else:
         trajectories = [trajectory for group in groups for trajectory in group]
         sequences, left_out = outcome_sequences(
-            model.tokenizer, run.prompt_of, trajectories, length
+            model.tokenizer, run.prompt_of, trajectories, longest
         )
     rows = pack(sequences, length)
     rows = implicit.with_reference(rows, _reference(run, model, rows, directory))
@@ -192,6 +194,7 @@ def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
         remat=fit_config.remat,
         attention=fit_config.attention,
         dtype=_rounded(config),
+        head_bias=config.train_rm.head_bias,
     )
 
 

@@ -1,9 +1,12 @@
-"""The chat format of a Hugging Face model, found by rendering marked turns with its template."""
+"""The chat format of a Hugging Face model: found by rendering marked turns with its template, and
+written as a template."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
@@ -41,6 +44,27 @@ def chat_of_template(directory: pathlib.Path, tokenizer: Any) -> tuple[ChatForma
     if not chat.assistant_open or not set(chat.assistant_close[:1]) <= specials:
         raise UserError(f"{directory}: the chat template ends a reply without a special token")
     return chat, _pad_token(directory, chat, specials, declared_pad)
+
+
+def template_of(chat: ChatFormat, decode: Callable[[Sequence[int]], str]) -> str:
+    """A chat template that puts the same text around turns.
+
+    Behind a last reply it puts the stop token alone, as where the value of an action is read.
+    """
+
+    def text(ids: Sequence[int]) -> str:
+        return json.dumps(decode(ids), ensure_ascii=False)
+
+    user = f"{text(chat.user_open)} + message['content'] + {text(chat.user_close)}"
+    reply = f"{text(chat.assistant_open)} + message['content'] + {text((chat.stop,))}"
+    return (
+        f"{{{{ {text(chat.begin)} }}}}{{% for message in messages %}}"
+        f"{{% if message['role'] == 'user' %}}{{{{ {user} }}}}"
+        f"{{% elif message['role'] == 'assistant' %}}{{{{ {reply} }}}}"
+        f"{{% if not loop.last %}}{{{{ {text(chat.assistant_close[1:])} }}}}{{% endif %}}"
+        "{% else %}{{ raise_exception('turns are of user or assistant') }}{% endif %}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {text(chat.assistant_open)} }}}}{{% endif %}}"
+    )
 
 
 def _probe(directory: pathlib.Path) -> tuple[str, str, str, int | None]:

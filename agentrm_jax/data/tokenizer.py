@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.chat import ChatFormat
-from agentrm_jax.data.chat_template import chat_of_template
+from agentrm_jax.data.chat_template import chat_of_template, template_of
 
 PAD, BEGIN, USER, ASSISTANT, END = "<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"
 _SPECIALS = (PAD, BEGIN, USER, ASSISTANT, END)
@@ -50,6 +50,19 @@ class Tokenizer:
         (directory / _FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
         chat = {**_chat_json(self.chat), "pad_id": self.pad_id}
         (directory / _CHAT_FILE).write_text(json.dumps(chat, indent=1), encoding="utf-8")
+
+    def export(self, directory: pathlib.Path) -> None:
+        """As `save`, and with what transformers needs to render chats in the same tokens."""
+        self.save(directory)
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": template_of(self.chat, self.decode),
+            "pad_token": self._tokenizer.id_to_token(self.pad_id),
+            "eos_token": self._tokenizer.id_to_token(self.chat.stop),
+            "clean_up_tokenization_spaces": False,
+        }
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(settings, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _chat_json(chat: ChatFormat) -> dict[str, list[int]]:

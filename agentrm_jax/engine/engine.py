@@ -110,11 +110,7 @@ class Engine:
         head: Any = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
-        if sizes.context > config.max_positions:
-            raise UserError(
-                f"engine.context: {sizes.context} tokens, but the model reads at most "
-                f"{config.max_positions}"
-            )
+        config.check_length("engine.context", sizes.context)
         check_device("engine.attention", sizes.attention, mesh)
         if sizes.attention == "pallas":
             paged_attention.check_shapes(config, sizes.page_size)

@@ -1,4 +1,4 @@
-"""The shape of a Llama."""
+"""The shape of a Llama, or of a model that differs from one in little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,57 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """What sets models of a kind apart.
+
+    Attributes:
+      architecture: What the names of its classes in transformers begin with.
+      qkv_bias: Whether queries, keys and values have biases.
+      head_norm: Whether each head's queries and keys are normed before they are rotated.
+      fixed: Keys of `config.json` for which the forward pass knows one value only.
+      defaults: What transformers takes where other keys are absent.
+    """
+
+    architecture: str
+    qkv_bias: bool = False
+    head_norm: bool = False
+    fixed: Mapping[str, Any]
+    defaults: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(
+        architecture="Llama",
+        fixed={"attention_bias": False, "mlp_bias": False},
+        defaults={"max_position_embeddings": 2048},
+    ),
+    "mistral": Family(
+        architecture="Mistral",
+        fixed={},
+        defaults={
+            "max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096
+        },
+    ),
+    "qwen2": Family(
+        architecture="Qwen2",
+        qkv_bias=True,
+        fixed={"use_sliding_window": False},
+        defaults={"max_position_embeddings": 32_768, "num_key_value_heads": 32},
+    ),
+    "qwen3": Family(
+        architecture="Qwen3",
+        head_norm=True,
+        fixed={"attention_bias": False, "use_sliding_window": False},
+        defaults={"max_position_embeddings": 32_768, "num_key_value_heads": 32, "head_dim": 128},
+    ),
+}  # fmt: skip
+"""By `model_type`."""
+
+_FIXED = {"hidden_act": "silu", "quantization_config": None}
+"""As `Family.fixed`, for all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +76,7 @@ class LlamaConfig:
     """The shape of a Llama-family model.
 
     Attributes:
+      family: One of `FAMILIES`.
       vocab_size: V.
       d_model: D.
       num_layers: L.
@@ -37,8 +89,10 @@ class LlamaConfig:
       norm_eps: Added to the mean square in the norms.
       tie_embeddings: Whether the logits use the embedding table.
       max_positions: Longest sequence that the model was made for, in tokens.
+      sliding_window: How many tokens a token of Mistral sees, itself included; None sees all.
     """
 
+    family: str = "llama"
     vocab_size: int
     d_model: int
     num_layers: int
@@ -51,6 +105,7 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     max_positions: int = 8192
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -72,6 +127,35 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim: must be even, not {self.head_dim}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise UserError(f"sliding_window: must be at least 1, not {self.sliding_window}")
+
+    @property
+    def traits(self) -> Family:
+        return FAMILIES[self.family]
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that is read as the model means it, in tokens.
+
+        No window slides here: where all is within it, there is no difference.
+        """
+        return min(self.max_positions, self.sliding_window or self.max_positions)
+
+    def check_length(self, key: str, tokens: int) -> None:
+        """Refuses sequences longer than `longest`.
+
+        Args:
+          key: Of the configuration, for the message.
+
+        Raises:
+          UserError: They are.
+        """
+        if tokens > self.longest:
+            reason = "" if self.longest == self.max_positions else " (its sliding window)"
+            raise UserError(
+                f"{key}: {tokens} tokens, but the model reads at most {self.longest}{reason}"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
@@ -81,9 +165,11 @@ class LlamaConfig:
           UserError: Another architecture, a missing or wrong key or an unknown kind of rotary
             scaling; the message begins with the key.
         """
-        if config.get("model_type") != "llama":
-            raise UserError(f"model_type: only llama is read, not {config.get('model_type')!r}")
-        for key, wanted in _FIXED.items():
+        name = config.get("model_type")
+        if not isinstance(name, str) or name not in FAMILIES:
+            raise UserError(f"model_type: {', '.join(FAMILIES)} are read, not {name!r}")
+        family = FAMILIES[name]
+        for key, wanted in {**_FIXED, **family.fixed}.items():
             if config.get(key, wanted) != wanted:
                 raise UserError(f"{key}: only {wanted!r} is supported, not {config[key]!r}")
         # transformers 5 writes `rope_parameters`; before, theta stood beside `rope_scaling`.
@@ -91,27 +177,31 @@ class LlamaConfig:
         if not isinstance(rope, Mapping):
             raise UserError(f"rope_scaling: must be a mapping, not {rope!r}")
         num_heads, d_model = _int(config, "num_attention_heads"), _int(config, "hidden_size")
+        given = {**family.defaults, **config}
+        windowed = given.get("sliding_window") if "sliding_window" in family.defaults else None
         return cls(
+            family=name,
             vocab_size=_int(config, "vocab_size"),
             d_model=d_model,
             num_layers=_int(config, "num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=_int(config, "num_key_value_heads", num_heads),
-            head_dim=_int(config, "head_dim", d_model // max(num_heads, 1)),
+            num_kv_heads=_int(given, "num_key_value_heads", num_heads),
+            head_dim=_int(given, "head_dim", d_model // max(num_heads, 1)),
             d_ff=_int(config, "intermediate_size"),
             rope_theta=_float({**config, **rope}, "rope_theta", 10_000.0),
             rope_scaling=_scaling(rope),
             norm_eps=_float(config, "rms_norm_eps", 1e-6),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            max_positions=_int(config, "max_position_embeddings", 2048),
+            max_positions=_int(given, "max_position_embeddings"),
+            sliding_window=None if windowed is None else _int(given, "sliding_window"),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """A Hugging Face `config.json` in the spelling that old and new versions read."""
         scaling = self.rope_scaling
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        contents = {
+            "architectures": [f"{self.traits.architecture}ForCausalLM"],
+            "model_type": self.family,
             "hidden_act": "silu",
             "vocab_size": self.vocab_size,
             "hidden_size": self.d_model,
@@ -133,18 +223,11 @@ class LlamaConfig:
             "rms_norm_eps": self.norm_eps,
             "tie_word_embeddings": self.tie_embeddings,
             "max_position_embeddings": self.max_positions,
-            "attention_bias": False,
-            "mlp_bias": False,
+            **self.traits.fixed,
         }
-
-
-_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "quantization_config": None,
-}
-"""Keys of `config.json` for which the forward pass knows one value only."""
+        if "sliding_window" in self.traits.defaults:
+            contents["sliding_window"] = self.sliding_window
+        return contents
 
 
 def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:

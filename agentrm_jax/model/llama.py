@@ -1,4 +1,4 @@
-"""The Llama forward pass. One definition of a layer serves training, prefill and decoding.
+"""The forward pass. One definition of a layer serves training, prefill and decoding.
 
 `block` is handed its attention: given rotated queries and keys and the values of the new tokens, it
 returns what they attend to. A full forward pass is the oracle for every other kind.
@@ -117,6 +117,11 @@ def attention_input(
     q = project(weights["q"], x)
     k = project(weights["k"], x)
     v = project(weights["v"], x)
+    if config.traits.qkv_bias:
+        q, k, v = q + weights["q_bias"], k + weights["k_bias"], v + weights["v_bias"]
+    if config.traits.head_norm:
+        q = rms_norm(q, weights["q_norm"], config.norm_eps)
+        k = rms_norm(k, weights["k_norm"], config.norm_eps)
     return rotate(q, rotation), rotate(k, rotation), v
 
 

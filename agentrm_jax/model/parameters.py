@@ -1,4 +1,4 @@
-"""The parameters of a Llama, described once: shape, logical axes and initialiser of each.
+"""The parameters of a model, described once: shape, logical axes and initialiser of each.
 
 Initial values, shardings and checkpoint targets are all derived from the description.
 """
@@ -65,6 +65,17 @@ def describe(config: LlamaConfig) -> Params:
         },
         "final_norm": ParamSpec((D,), (None,), None),
     }
+    if config.traits.qkv_bias:
+        params["layers"] |= {
+            "q_bias": layered((N, H), ("heads", "head_dim"), 0.0),
+            "k_bias": layered((K, H), ("kv_heads", "head_dim"), 0.0),
+            "v_bias": layered((K, H), ("kv_heads", "head_dim"), 0.0),
+        }
+    if config.traits.head_norm:
+        params["layers"] |= {
+            "q_norm": layered((H,), ("head_dim",), None),
+            "k_norm": layered((H,), ("head_dim",), None),
+        }
     if not config.tie_embeddings:
         params["lm_head"] = ParamSpec((V, D), ("vocab", "embed"), into)
     return params
@@ -84,6 +95,10 @@ def describe_reward(config: LlamaConfig, outputs: int | None = None) -> Params:
         "bias": ParamSpec(says, (None,) * len(says), 0.0, jnp.float32),
     }
     return {"trunk": trunk, "value_head": head}
+
+
+DESCRIPTIONS = {"policy": describe, "reward": describe_reward}
+"""By the kind of model."""
 
 
 def _is_spec(value: Any) -> bool:

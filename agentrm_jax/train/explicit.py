@@ -29,6 +29,7 @@ def make_loss(
     remat: str = "none",
     attention: str = "xla",
     dtype: Any = None,
+    head_bias: bool = True,
 ) -> LossFn:
     """Sum of w * loss in float32 over all labelled tokens; the paper's is (value - target)^2.
 
@@ -37,6 +38,7 @@ def make_loss(
       remat: See `llama.forward`.
       attention: See `llama.forward`.
       dtype: Of the trunk's parameters and activations where it is not the parameters' own.
+      head_bias: Whether the head's bias is trained, or left as it is.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
@@ -51,7 +53,11 @@ def make_loss(
             remat=remat,
             attention=attention,
         )
-        outputs = head_outputs(params["value_head"], hidden)
+        value_head = params["value_head"]
+        if not head_bias:
+            bias = jax.lax.stop_gradient(value_head["bias"])
+            value_head = {**value_head, "bias": bias}
+        outputs = head_outputs(value_head, hidden)
         weights, targets = batch["weights"], batch["targets"]
         loss = jnp.sum(weights * losses(outputs, targets, head))
         return loss, moments(weights, value_of(outputs, head), targets)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import tokenizers
-from conversation_cases import PROMPT, trajectory
+from conversation_cases import PROMPT, trajectory, word_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from agentrm_jax.core.errors import UserError
@@ -73,6 +73,43 @@ def test_our_tokens_are_those_of_the_template(model):
     prompt = type(PROMPT)(instruction=PROMPT.instruction, example=PROMPT.example[:2])
     rendered, _ = render(load_tokenizer(model), prompt, whole)
     assert rendered.tokens.tolist() == hugging_face.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("turns", [4, 5])
+def test_an_exported_template_gives_our_tokens(model, turns, tmp_path):
+    """With the whole chat, and with a reply at its end."""
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(model)
+    tokenizer.export(tmp_path / "out")
+    whole = trajectory(2)
+    rendered, _ = render(tokenizer, None, whole)
+    said = [whole.first_observation]
+    for step in whole.steps:
+        said += [step.reply, step.transition.observation]
+    chat = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(said)]
+    hugging_face = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = hugging_face.apply_chat_template(
+        chat[:turns], tokenize=False, add_generation_prompt=turns == 5
+    )
+    end = rendered.state_ends[2] if turns == 5 else rendered.action_ends[1]
+    tokens = hugging_face.encode(text, add_special_tokens=False)
+    assert tokens == rendered.tokens[: end + 1].tolist()
+    assert hugging_face.pad_token_id == tokenizer.pad_id != tokens[-1]
+    assert hugging_face.eos_token_id == tokenizer.chat.stop
+    (tmp_path / "out" / "chat.json").unlink()  # so that it is found from the template
+    again = load_tokenizer(tmp_path / "out")
+    assert render(again, None, whole)[0].tokens.tolist() == rendered.tokens.tolist()
+
+
+def test_an_exported_template_knows_two_roles(tmp_path):
+    from transformers import AutoTokenizer
+
+    word_tokenizer().export(tmp_path)
+    hugging_face = AutoTokenizer.from_pretrained(tmp_path)
+    turns = [{"role": "system", "content": "Be kind."}]
+    with pytest.raises(Exception, match="turns are of user or assistant"):
+        hugging_face.apply_chat_template(turns, tokenize=False)
 
 
 def test_the_stop_token_ends_a_turn_and_cannot_be_written(model):

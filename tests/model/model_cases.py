@@ -1,4 +1,4 @@
-"""Tiny Llamas as transformers would save them, written down without our own table of names."""
+"""Tiny models as transformers would save them, written down without our own table of names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,20 @@ FAMILIES = {
         ),
         **_SIZES,
     ),
-}
+    "mistral": LlamaConfig(
+        family="mistral", num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=10_000.0,
+        sliding_window=200, **_SIZES,
+    ),
+    "qwen2": LlamaConfig(
+        family="qwen2", num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1_000_000.0,
+        tie_embeddings=True, **(_SIZES | {"norm_eps": 1e-6}),
+    ),
+    "qwen3": LlamaConfig(
+        family="qwen3", num_heads=4, num_kv_heads=2, head_dim=16, rope_theta=1_000_000.0,
+        **(_SIZES | {"norm_eps": 1e-6}),
+    ),
+}  # fmt: skip
+OF_EACH_KIND = ("llama31", "mistral", "qwen2", "qwen3")
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 TOKENS = np.random.RandomState(7).randint(0, 96, (2, 24)).astype(np.int32)
 
@@ -49,6 +62,11 @@ def tensors_of(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """
     D, F, V = config.d_model, config.d_ff, config.vocab_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    more: dict[str, tuple[int, ...]] = {}
+    if config.family == "qwen2":
+        more = {f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
+    if config.family == "qwen3":
+        more = {f"self_attn.{x}_norm.weight": (config.head_dim,) for x in "qk"}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, D)}
     for l in range(config.num_layers):
         shapes |= {
@@ -65,6 +83,7 @@ def tensors_of(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
                 "post_attention_layernorm": (D,),
             }.items()
         }
+        shapes |= {f"model.layers.{l}.{name}": shape for name, shape in more.items()}
     shapes["model.norm.weight"] = (D,)
     if not config.tie_embeddings:
         shapes["lm_head.weight"] = (V, D)
@@ -82,8 +101,13 @@ def tensors_of(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
 def config_json(config: LlamaConfig) -> dict:
     """As transformers before version 5 wrote it."""
     scaling = config.rope_scaling
+    more = {
+        "mistral": {"sliding_window": config.sliding_window},
+        "qwen2": _UNUSED,
+        "qwen3": _UNUSED,
+    }
     return {
-        "model_type": "llama",
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.num_layers,
@@ -103,7 +127,11 @@ def config_json(config: LlamaConfig) -> dict:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_positions,
+        **more.get(config.family, {}),
     }
+
+
+_UNUSED = {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1}
 
 
 def write_directory(
@@ -134,8 +162,8 @@ def params_of(config: LlamaConfig, tensors: dict[str, np.ndarray]) -> dict:
     """Our parameters, written out by hand as an oracle for the loader."""
     D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
 
-    def stack(name, change):
-        each = [tensors[f"model.layers.{l}.{name}.weight"] for l in range(config.num_layers)]
+    def stack(name, change, kind="weight"):
+        each = [tensors[f"model.layers.{l}.{name}.{kind}"] for l in range(config.num_layers)]
         return np.stack([change(w) for w in each])
 
     params = {
@@ -153,6 +181,16 @@ def params_of(config: LlamaConfig, tensors: dict[str, np.ndarray]) -> dict:
         },
         "final_norm": tensors["model.norm.weight"],
     }
+    if config.family == "qwen2":
+        params["layers"] |= {
+            "q_bias": stack("self_attn.q_proj", lambda w: w.reshape(N, H), "bias"),
+            "k_bias": stack("self_attn.k_proj", lambda w: w.reshape(K, H), "bias"),
+            "v_bias": stack("self_attn.v_proj", lambda w: w.reshape(K, H), "bias"),
+        }
+    if config.family == "qwen3":
+        params["layers"] |= {
+            f"{x}_norm": stack(f"self_attn.{x}_norm", lambda w: w) for x in ("q", "k")
+        }
     if not config.tie_embeddings:
         params["lm_head"] = tensors["lm_head.weight"]
     return params

@@ -179,6 +179,25 @@ def test_defaults_of_keys_that_old_files_lack():
     assert LlamaConfig.from_hf(contents) == FAMILIES["mha"]
 
 
+def test_defaults_of_each_family():
+    contents = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 64)
+    contents |= {"num_hidden_layers": 1, "num_attention_heads": 32}
+    read = {
+        name: LlamaConfig.from_hf({"model_type": name, **contents, **more})
+        for name, more in {
+            "llama": {},
+            "mistral": {},
+            "qwen2": {"sliding_window": 16},  # not used
+            "qwen3": {"num_key_value_heads": 8},
+        }.items()
+    }
+    assert [c.num_kv_heads for c in read.values()] == [32, 8, 32, 8]
+    assert [c.head_dim for c in read.values()] == [2, 2, 2, 128]
+    assert [c.longest for c in read.values()] == [2048, 4096, 32_768, 32_768]
+    whole = LlamaConfig.from_hf({"model_type": "mistral", **contents, "sliding_window": None})
+    assert whole.longest == whole.max_positions == 131_072
+
+
 def test_written_config_is_read_again(config):
     assert LlamaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
@@ -186,8 +205,20 @@ def test_written_config_is_read_again(config):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model_type": "mistral"}, r"config\.json: model_type: only llama is read, not 'mistral'"),
-        ({"model_type": None}, r"config\.json: model_type: only llama is read, not None"),
+        (
+            {"model_type": "gpt2"},
+            r"config\.json: model_type: llama, .*, qwen3 are read, not 'gpt2'",
+        ),
+        ({"model_type": ["llama"]}, r"config\.json: model_type: .* are read, not \['llama'\]"),
+        ({"model_type": None}, r"config\.json: model_type: .* are read, not None"),
+        (
+            {"model_type": "mistral", "sliding_window": 0},
+            r"config\.json: sliding_window: must be at",
+        ),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True},
+            r"json: use_sliding_window: only False",
+        ),
         ({"hidden_act": "gelu"}, r"config\.json: hidden_act: only 'silu'"),
         ({"attention_bias": True}, r"config\.json: attention_bias: only False"),
         ({"mlp_bias": True}, r"config\.json: mlp_bias: only False"),

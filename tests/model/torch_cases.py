@@ -1,4 +1,4 @@
-"""The tiny Llamas in transformers; needs torch."""
+"""The tiny models in transformers; needs torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import tempfile
 import numpy as np
 import torch
 from model_cases import TOKENS, write_directory
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentrm_jax.model.config import LlamaConfig
 
 
-def read_by_transformers(directory: pathlib.Path) -> LlamaForCausalLM:
-    model, found = LlamaForCausalLM.from_pretrained(
+def read_by_transformers(directory: pathlib.Path) -> PreTrainedModel:
+    model, found = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
 
-def logits_of(model: LlamaForCausalLM, tokens: np.ndarray = TOKENS) -> np.ndarray:
+def logits_of(model: PreTrainedModel, tokens: np.ndarray = TOKENS) -> np.ndarray:
     with torch.no_grad():
         return model(torch.tensor(tokens)).logits.numpy()
 

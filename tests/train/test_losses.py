@@ -11,6 +11,7 @@ from train_cases import (
     mesh_of,
     policy_params,
     reward_params,
+    rows_of,
     sequences,
 )
 
@@ -146,6 +147,17 @@ def test_bfloat16_has_float32_gradients_of_the_rounded_model(make_loss, params_o
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     assert float(loss) == pytest.approx(float(wanted), rel=2e-2)
     assert_gradients_close(grads, wanted_grads, 0.05)
+
+
+def test_without_a_head_bias_all_else_is_trained_alike():
+    params, batch = reward_params(), batch_of(rows_of(6))
+    gradients = [
+        _differentiated(explicit.make_loss(CONFIG, head_bias=with_bias), params, batch)[1]
+        for with_bias in (True, False)
+    ]
+    biases = [float(g["value_head"].pop("bias")) for g in gradients]
+    assert biases[0] != 0.0 == biases[1]
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
 def test_accuracy_counts_weighted_right_tokens():

@@ -1,0 +1,155 @@
+"""`agentrm export`, on models as a run leaves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli_cases import CONFIG, agentrm
+
+from agentrm_jax.cli import models
+from agentrm_jax.cli.main import main
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
+from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.model import parameters
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.value import HeadConfig, init_reward, readout
+
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    config = LlamaConfig(
+        family="qwen2", vocab_size=300, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=8, d_ff=16, tie_embeddings=True,
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["go to red key 1"], 300)
+    params = parameters.init(jax.random.key(0), config, mesh=MESH)
+    policy = models.Model(params=params, config=config, tokenizer=tokenizer)
+    models.save(folder / "sft" / "model", "policy", policy)
+    head = {"kernel": jnp.arange(16, dtype=jnp.float32), "bias": jnp.float32(0.25)}
+    reward = {**init_reward(params, 0.0), "value_head": head}
+    stored = dataclasses.replace(policy, params=reward)
+    models.save(folder / "reward" / "explicit" / "model", "reward", stored)
+    return folder
+
+
+def fails(capsys, *arguments: object) -> str:
+    assert main(["export", *map(str, arguments)]) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("agentrm: error: ")
+    assert written.count("\n") == 1
+    return written
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("what", ["policy", "reward"])
+def test_what_is_exported_is_read_again(what, dtype, run, tmp_path, capsys):
+    source = run / {"policy": "sft/model", "reward": "reward/explicit/model"}[what]
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--what", what, "--to", str(out), "--dtype", dtype]) == 0
+    assert str(source) in capsys.readouterr().out
+    load = {"policy": models.load_policy, "reward": models.load_reward}[what]
+    found, wanted = (load(folder, dtype, MESH) for folder in (out, source))
+    assert jax.tree.structure(found.params) == jax.tree.structure(wanted.params)
+    for x, y in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+    assert found.config == wanted.config == models.stored_shape(out, what)
+    assert found.tokenizer.fingerprint() == wanted.tokenizer.fingerprint()
+    contents = json.loads((out / "config.json").read_text())
+    assert contents["pad_token_id"] == wanted.tokenizer.pad_id
+    assert contents["eos_token_id"] == wanted.tokenizer.chat.stop
+    listed = json.loads((out / "manifest.json").read_text())["sha256"]
+    assert {"README.md", "tokenizer.json", "tokenizer_config.json"} < listed.keys()
+    readme = (out / "README.md").read_text()
+    assert ("agentrm_value_bias" in readme) == (what == "reward")
+
+
+def test_an_export_is_exported_again_in_its_place(run, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    for source, to in ((run, out), (run, out), (out, again)):
+        assert main(["export", str(source), "--what", "reward", "--to", str(to)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in again.iterdir()}
+    for name in names:
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
+    run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+    for folder in ("reward", "eval"):
+        shutil.rmtree(run / folder)
+    agentrm("train-rm", str(CONFIG), "--output", str(run), "--train_rm.head_bias=false", ends=0)
+    trained = models.load_reward(run / "reward" / "explicit" / "model", "float32", MESH)
+    head = trained.params["value_head"]
+    assert float(head["bias"]) == 0.0
+    assert np.abs(head["kernel"]).max() > 0.0
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--what", "reward", "--to", str(out)]) == 0
+    assert "agentrm_value_bias" not in (out / "config.json").read_text()
+    assert "agentrm_value_bias" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["quantile", "hl_gauss"])
+def test_heads_of_other_kinds(kind, run, tmp_path, capsys):
+    """The mean of quantiles is one linear map; that of a softmax is none."""
+    source = run / "reward" / "explicit" / "model"
+    model, head = models.load_reward(source, "float32", MESH), HeadConfig(kind=kind, bins=4)
+    kernel, bias = jax.random.normal(jax.random.key(1), (2, 4, 16))
+    value_head = {"kernel": kernel, "bias": bias[:, 0]}
+    params = {**model.params, "value_head": value_head}
+    models.save(tmp_path / "in", "reward", dataclasses.replace(model, params=params, head=head))
+    if kind == "hl_gauss":
+        message = fails(capsys, tmp_path / "in", "--what", "reward", "--to", tmp_path / "out")
+        assert "the value of a head hl_gauss is not linear" in message
+        return
+    arguments = ["export", str(tmp_path / "in"), "--what", "reward", "--to", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    found = models.load_reward(tmp_path / "out", "float32", MESH)
+    hidden = jax.random.normal(jax.random.key(2), (5, 16))
+    values = readout(found.params["value_head"], hidden, found.head)
+    np.testing.assert_allclose(values, readout(value_head, hidden, head), rtol=1e-5, atol=1e-6)
+    assert models.stored_head(tmp_path / "out") == found.head
+
+
+def test_mistakes(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    nowhere = fails(capsys, tmp_path, "--what", "policy", "--to", out)
+    assert f"{tmp_path}: no model here; a policy is" in nowhere
+    other = fails(capsys, run / "sft" / "model", "--what", "reward", "--to", out)
+    assert "holds a policy model, a reward model is wanted" in other
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    full = fails(capsys, run, "--what", "policy", "--to", tmp_path / "mine")
+    assert f"--to: {tmp_path / 'mine'} holds other files" in full
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_corrupt_export_is_one_error(name, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--what", "reward", "--to", str(out)]) == 0
+    contents = bytearray((out / name).read_bytes())
+    contents[-9] ^= 1
+    (out / name).write_bytes(contents)
+    message = fails(capsys, out, "--what", "reward", "--to", tmp_path / "again")
+    assert str(out / name) in message
+
+
+def test_a_tokenizer_of_another_vocabulary(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--what", "policy", "--to", str(out)]) == 0
+    words = ["".join(chr(97 + i * j % 26) for j in range(9)) for i in range(99)]
+    train_tokenizer(words, 400).save(out)
+    (out / "manifest.json").unlink()
+    message = fails(capsys, out, "--what", "policy", "--to", tmp_path / "again")
+    assert f"{out}: the tokenizer has 400 tokens, the model only 300" in message

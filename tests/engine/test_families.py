@@ -1,0 +1,77 @@
+"""Models with biases and with normed heads: the engine against a dense forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from engine_cases import REQUESTS, STOP
+from tiny_model import CONFIG, SAMPLING, SIZES
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.sharding import MeshConfig, make_mesh
+from agentrm_jax.engine.decoder import generate
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.model import llama, parameters
+from agentrm_jax.model.config import LlamaConfig
+
+
+def drawn(config: LlamaConfig):
+    """Parameters of which every one has a say, biases and norms included."""
+    rng = np.random.default_rng(3)
+
+    def draw(spec):
+        spread = 2 * spec.scale if spec.scale else 0.5
+        values = spread * rng.standard_normal(spec.shape)
+        return jnp.float32(values + (spec.scale is None))
+
+    return jax.tree.map(
+        draw,
+        parameters.describe(config),
+        is_leaf=lambda value: isinstance(value, parameters.ParamSpec),
+    )
+
+
+def readout(head, hidden):
+    return hidden @ head
+
+
+@pytest.mark.parametrize(("family", "tensor"), [("qwen2", 2), ("qwen3", 1)])
+def test_replies_and_scores_equal_a_dense_forward_pass(family, tensor):
+    config = dataclasses.replace(CONFIG, family=family)
+    params = drawn(config)
+    head = jax.random.normal(jax.random.key(5), (config.d_model,))
+    mesh = make_mesh(MeshConfig(tensor=tensor)) if tensor > 1 else None
+    placed = jax.device_put(params, mesh and parameters.shardings(config, mesh))
+    engine = Engine(placed, config, SIZES, readout=readout, head=head, mesh=mesh)
+    replies = generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    scores = engine.score([request.pieces for request in REQUESTS])
+
+    @jax.jit
+    def dense(tokens):
+        positions = jnp.arange(len(tokens))[None]
+        hidden = llama.forward(params, config, tokens[None], positions, jnp.ones_like(positions))
+        logits = llama.logits(params, config, hidden)
+        return jax.nn.log_softmax(logits[0]), hidden[0] @ head
+
+    for request, group, score in zip(REQUESTS, replies, scores, strict=True):
+        before = np.concatenate(request.pieces)
+        for reply in group:
+            said = [*reply.tokens, STOP] if reply.stopped else reply.tokens
+            row = np.zeros(128, np.int32)
+            row[: len(before) + len(said)] = [*before, *said]
+            log_probs, values = dense(row)
+            at = len(before) - 1 + np.arange(len(said))
+            np.testing.assert_allclose(reply.log_probs, log_probs[at, row[at + 1]], atol=1e-4)
+            assert score == pytest.approx(float(values[len(before) - 1]), abs=1e-4)
+
+
+def test_a_context_beyond_the_sliding_window_is_refused():
+    config = dataclasses.replace(CONFIG, family="mistral", sliding_window=SIZES.context - 1)
+    with pytest.raises(UserError, match=r"engine\.context: 256 .* at most 255 \(its sliding wind"):
+        Engine(drawn(config), config, SIZES)
+    whole = dataclasses.replace(config, sliding_window=SIZES.context)
+    assert Engine(drawn(whole), whole, SIZES).config.longest == SIZES.context
