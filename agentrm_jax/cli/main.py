@@ -29,6 +29,7 @@ _COMMANDS = {
     "plan": "whether a run fits TPUs of a topology; no TPU is needed",
     "envs": "environments: list, check, play",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
+    "score": "what a reward model thinks of trajectories, step by step",
 }
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
@@ -36,6 +37,7 @@ usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm plan CONFIG --topology v5p:4x4x4 [--KEY=VALUE ...]
        agentrm envs list | check [NAME ...] | play NAME
        agentrm import FILE --output DIR
+       agentrm score FILE --model RUN [--output OUT.jsonl]
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 
@@ -99,6 +101,11 @@ def _main(arguments: list[str]) -> int:
         from agentrm_jax.cli.imports import main as import_conversations
 
         return import_conversations(rest)
+    if command == "score":
+        from agentrm_jax.cli.score import main as score
+
+        start_jax()
+        return score(rest)
     return _configured(command, rest)
 
 

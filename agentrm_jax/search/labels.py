@@ -9,7 +9,7 @@ from typing import Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.states import LabelledPath
-from agentrm_jax.data.trees import NodeRecord, TreeRecord
+from agentrm_jax.data.trees import TreeRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def labelled_paths(record: TreeRecord, config: LabelConfig) -> Iterator[Labelled
     Every labelled state is carried by exactly one path, so that a model trained on all step ends
     of the paths sees each state's label once. Paths without a label are left out.
     """
-    nodes: dict[int, NodeRecord] = {n.node: n for it in record.iterations for n in it.nodes}
+    nodes = record.nodes
     visits, sums = record.backed_up()
     parents = {node.parent for node in nodes.values()}
     carried: set[int] = set()
