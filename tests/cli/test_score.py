@@ -16,6 +16,7 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.cli.models import load_reward
 from agentrm_jax.cli.scoring import open_reward_model
 from agentrm_jax.cli.trajectory_files import read_trajectories
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines
 from agentrm_jax.core.records import Trajectory, to_json
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
@@ -153,9 +154,8 @@ def test_a_file_of_no_known_format(finished, tmp_path, capsys) -> None:
     path = tmp_path / "file"
     assert f"{path}, line 1: neither a record of ours nor a list" in scored(path, "task,score\n")
     assert f"{path}: is empty" in scored(path, "")
-    assert f"{path}: line 2: not JSON" in scored(tmp_path / "maze.json", "[\n{]").replace(
-        "maze.json", "file"
-    )
+    maze = tmp_path / "maze.json"
+    assert f"{maze}: line 2: not JSON" in scored(maze, "[\n{]")
     assert "give --environment NAME" in scored(tmp_path / "x.json", '[{"id": "a"}]')
     assert "nowhere: not found" in fails(capsys, "score", "nowhere", "--model", finished)
     assert f"{finished}: no trajectories here" in fails(
@@ -205,6 +205,6 @@ def test_replies_that_were_sampled_as_other_tokens(finished) -> None:
     other = dataclasses.replace(step, token_ids=tuple(reversed(step.token_ids)))
     changed = dataclasses.replace(trajectory, steps=(other, *trajectory.steps[1:]))
     model = open_reward_model(finished)
-    with pytest.raises(Exception, match="reads other tokens than those") as caught:
+    with pytest.raises(UserError, match="reads other tokens than those") as caught:
         list(model.score([changed]))
     assert trajectory.task.task_id in str(caught.value)
