@@ -12,6 +12,7 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.in_step import InStepAgent
 from agentrm_jax.cli.models import Model, load_policy
 from agentrm_jax.cli.run import Run
+from agentrm_jax.cli.scoring import explicit_scorer
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.progress import progress
@@ -19,7 +20,6 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
 from agentrm_jax.data.chat import opening_tokens
-from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
@@ -38,7 +38,6 @@ from agentrm_jax.evaluate.results import (
 )
 from agentrm_jax.evaluate.tree_view import most_telling
 from agentrm_jax.model import llama
-from agentrm_jax.model.value import Readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.implicit import ImplicitScorer
 from agentrm_jax.reward.judge import JudgeScorer
@@ -206,16 +205,7 @@ def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
             f"{run.reward_directory}: the reward model reads other tokens than the policy in "
             f"{run.policy_directory}; they must share a tokenizer"
         )
-    engine = Engine(
-        llama.unstacked(model.params["trunk"], consume=True),
-        model.config,
-        run.config.engine,
-        readout=Readout(model.head),
-        head=model.params["value_head"],
-        mesh=run.mesh,
-    )
-    renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context)
-    return ExplicitScorer(engine, renderer)
+    return explicit_scorer(model, run)
 
 
 def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
     given = parser.parse_args(arguments)
-    name = given.environment or _named_in(given.file)
+    name = given.environment or environment_of(given.file)
     load_family(name)  # an error, if there is no such environment
     trajectories = read_conversations(given.file, name)
     write_trajectories(given.output, trajectories)
@@ -56,8 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _named_in(file: pathlib.Path) -> str:
-    """The environment that the first id, or the file's name, begins with."""
+def environment_of(file: pathlib.Path) -> str:
+    """The environment that the first id of a file of conversations, or its name, begins with.
+
+    Raises:
+      UserError: Neither names one, or there is no such file.
+    """
     known = {**{name: name for name in environment_names()}, **_THEIR_NAMES}
     for text in (*itertools.islice(item_names(file), 1), file.name):
         for theirs in sorted(known, key=len, reverse=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import pathlib
 import sys
@@ -31,15 +32,27 @@ _COMMANDS = {
     "convert": "write a GGUF file of a Llama as a Hugging Face directory",
     "export": "write a policy or a reward model for transformers and others",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
+    "score": "what a reward model thinks of trajectories, step by step",
 }
+_OWN_ARGUMENTS = {  # modules of commands that take more or less than a configuration
+    "experts NAME": "agentrm_jax.cli.experts",
+    "plan": "agentrm_jax.cli.plan",
+    "envs": "agentrm_jax.cli.environments",
+    "convert": "agentrm_jax.cli.convert",
+    "export": "agentrm_jax.cli.export",
+    "import": "agentrm_jax.cli.imports",
+    "score": "agentrm_jax.cli.score",
+}
+_COMPUTING = ("score",)  # of those, which compile programs that are worth keeping
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
        agentrm plan CONFIG --topology v5p:4x4x4 [--KEY=VALUE ...]
        agentrm envs list | check [NAME ...] | play NAME
        agentrm import FILE --output DIR
-       agentrm convert FILE.gguf --to DIR
+       agentrm score FILE --model RUN [--output OUT.jsonl]
        agentrm export RUN --what policy|reward --to DIR
+       agentrm convert FILE.gguf --to DIR
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 
@@ -79,9 +92,9 @@ def _main(arguments: list[str]) -> int:
         print(_usage(), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        import importlib.metadata
+        from importlib import metadata
 
-        print(f"agentrm_jax {importlib.metadata.version('agentrm-jax')}")
+        print(f"agentrm_jax {metadata.version('agentrm-jax')}")
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
@@ -91,29 +104,11 @@ def _main(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else "`agentrm --help` lists them"
         raise UserError(f"no command {command!r}; {hint}")
     if command == "experts" and not _names_a_file(rest):
-        from agentrm_jax.cli.experts import main as write_experts
-
-        return write_experts(rest)
-    if command == "plan":
-        from agentrm_jax.cli.plan import main as plan
-
-        return plan(rest)
-    if command == "envs":
-        from agentrm_jax.cli.environments import main as environments
-
-        return environments(rest)
-    if command == "convert":
-        from agentrm_jax.cli.convert import main as convert
-
-        return convert(rest)
-    if command == "export":
-        from agentrm_jax.cli.export import main as export
-
-        return export(rest)
-    if command == "import":
-        from agentrm_jax.cli.imports import main as import_conversations
-
-        return import_conversations(rest)
+        command = "experts NAME"
+    if command in _OWN_ARGUMENTS:
+        if command in _COMPUTING:
+            start_jax()
+        return importlib.import_module(_OWN_ARGUMENTS[command]).main(rest)
     return _configured(command, rest)
 
 

@@ -115,6 +115,11 @@ def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
     return Model(params=params, config=config, tokenizer=tokenizer, head=head)
 
 
+def is_model_directory(directory: pathlib.Path) -> bool:
+    """Whether a folder holds a model, of a run or of Hugging Face."""
+    return _is_exported(directory) or (directory / "model.json").exists()
+
+
 def _is_exported(directory: pathlib.Path) -> bool:
     return (directory / "config.json").exists() and not (directory / "model.json").exists()
 

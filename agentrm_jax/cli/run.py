@@ -101,8 +101,13 @@ class Run:
     def prompt_of(self, task: Task) -> Prompt | None:
         key = (task.environment, task.kind)
         if key not in self._prompts:
-            environment = next(e for e in self._named if e.registered == task.environment)
-            self._prompts[key] = _prompt(environment, task.kind)
+            found = [e for e in self._named if e.registered == task.environment]
+            if not found:
+                raise UserError(
+                    f"task {task.task_id}: `environments` does not name {task.environment}, so "
+                    "nothing says what a model is told there"
+                )
+            self._prompts[key] = _prompt(found[0], task.kind)
         return self._prompts[key]
 
     @functools.cached_property

@@ -75,14 +75,18 @@ class Renderer:
 
     def kept(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], int]:
         """The opening, the steps that fit, and how many of the oldest do not."""
+        opening, turns, firsts = self._read(trajectory)
+        return opening, turns[firsts[-1] :], firsts[-1]
+
+    def _read(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], list[int]]:
+        """The opening, all steps, and the first step that each state keeps."""
         opening = self.opening(trajectory)
         turns = [
             Turn(reply_tokens(self.tokenizer, s), self._observation(s.transition.observation), s)
             for s in trajectory.steps
         ]
         room = self.limit - sum(map(len, opening))
-        dropped = first_steps([len(t.reply) + len(t.observation) for t in turns], room)[-1]
-        return opening, turns[dropped:], dropped
+        return opening, turns, first_steps([len(t.reply) + len(t.observation) for t in turns], room)
 
     def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
         """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit.
@@ -92,6 +96,24 @@ class Renderer:
         opening, turns, dropped = self.kept(trajectory)
         steps = [np.asarray([*t.reply, *t.observation], np.int32) for t in turns]
         return [*opening, *steps], dropped
+
+    def both_ends(self, trajectory: Trajectory) -> tuple[list[Ends], int]:
+        """What a reward model reads at both ends of each step, where values are trained.
+
+        Replies and observations are pieces of their own, so that the last end's pieces hold those
+        of all ends before it, as long as the same steps are kept.
+
+        Returns:
+          The ends of each state, the one before any step first; and how many of the oldest steps
+          did not fit behind the last one.
+        """
+        opening, turns, firsts = self._read(trajectory)
+        pieces = [np.asarray(part, np.int32) for t in turns for part in (t.reply, t.observation)]
+        ends = [Ends(None, opening)]
+        for step, first in enumerate(firsts[1:]):
+            kept = pieces[2 * first : 2 * step + 2]
+            ends.append(Ends([*opening, *kept[:-1]] if kept else None, [*opening, *kept]))
+        return ends, firsts[-1]
 
     def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
         """The same tokens, cut where decoding cuts them: what was read while a reply was decoded
@@ -114,6 +136,17 @@ class Renderer:
             pieces.append(np.asarray([*go, *turn.reply[:read]], np.int32))
             pieces.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
         return pieces, dropped
+
+
+class Ends(NamedTuple):
+    """Pieces up to the end of a step's action, and up to the state behind it.
+
+    There is no action before the first step, nor for a step that is longer than what is left for
+    all of them: the state behind it is the opening alone.
+    """
+
+    action: list[np.ndarray] | None
+    state: list[np.ndarray]
 
 
 class Turn(NamedTuple):

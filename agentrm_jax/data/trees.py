@@ -63,6 +63,18 @@ class TreeRecord:
     def num_nodes(self) -> int:
         return 1 + sum(len(iteration.nodes) for iteration in self.iterations)
 
+    @property
+    def nodes(self) -> dict[int, NodeRecord]:
+        """By number; the root is none of them."""
+        return {node.node: node for iteration in self.iterations for node in iteration.nodes}
+
+    def states(self) -> list[Trajectory]:
+        """By node number: the steps from the root to it."""
+        states = [Trajectory(task=self.task, first_observation=self.first_observation)]
+        for _, node in sorted(self.nodes.items()):  # parents come before their children
+            states.append(states[node.parent].extended(node.step))
+        return states
+
     def backed_up(self) -> tuple[np.ndarray, np.ndarray]:
         """By node number: visit counts [M] int64 and sums of returns [M] float64."""
         visits, sums = np.zeros(self.num_nodes, np.int64), np.zeros(self.num_nodes)
@@ -117,13 +129,13 @@ class TreeStore:
         self._lines.close()
 
     @staticmethod
-    def read(directory: pathlib.Path) -> dict[str, TreeRecord]:
+    def read(directory: pathlib.Path, name: str = FILE) -> dict[str, TreeRecord]:
         """All trees by task id, in the order in which they were begun.
 
         Raises:
           UserError: A corrupt record; names file and line.
         """
-        path = directory / FILE
+        path = directory / name
         trees: dict[str, TreeRecord] = {}
         iterations: dict[str, list[IterationRecord]] = {}
         for number, record in enumerate(read_json_lines(path), start=1):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentrm_jax.core.records import Step
-from agentrm_jax.data.trees import NodeRecord, TreeRecord
+from agentrm_jax.data.trees import TreeRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +40,11 @@ class Branch:
 
 def branches(tree: TreeRecord) -> Branch:
     """The tree from its root; visits and values are added up from the stored iterations."""
-    nodes: dict[int, NodeRecord] = {}
+    nodes = tree.nodes
     children: dict[int, list[int]] = {0: []}
     visits, sums = tree.backed_up()
-    for iteration in tree.iterations:
-        for node in iteration.nodes:
-            nodes[node.node] = node
-            children.setdefault(node.parent, []).append(node.node)
+    for node in nodes.values():
+        children.setdefault(node.parent, []).append(node.node)
 
     def chain(start: int) -> list[int]:
         found = [start]

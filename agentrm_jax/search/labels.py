@@ -58,7 +58,7 @@ def labelled_paths(record: TreeRecord, config: LabelConfig) -> Iterator[Labelled
     Every labelled state is carried by exactly one path, so that a model trained on all step ends
     of the paths sees each state's label once. Paths without a label are left out.
     """
-    nodes: dict[int, NodeRecord] = {n.node: n for it in record.iterations for n in it.nodes}
+    nodes = record.nodes
     visits, sums = record.backed_up()
     values = sums / np.maximum(visits, 1)
     if config.target == "td":

@@ -1,0 +1,99 @@
+"""`agentrm score FILE`: what a reward model thinks of trajectories, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from agentrm_jax.cli.scoring import open_reward_model
+from agentrm_jax.cli.trajectory_files import read_trajectories
+from agentrm_jax.core.progress import progress
+
+_DESCRIPTION = """\
+Scores trajectories with a reward model, without an environment, and writes one JSON line for each:
+
+  task_id            the task
+  score              of the whole trajectory: the last one below that is not null
+  outcome            the return that is stored with it (1 for conversations that do not say)
+  start              the score before any step
+  after_action       for each step, before the environment has answered
+  after_observation  for each step, behind the answer; null where a conversation ends with a reply
+  dropped_steps      how many of the oldest steps did not fit into the context at the end
+
+FILE is a folder experts, trees, states or eval of a run (of trees: each path that was backed up),
+a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list of
+conversations as ETO and AgentGym write them.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Scores the file's trajectories; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="agentrm score",
+        usage="agentrm score FILE --model RUN [--output OUT.jsonl] [--KEY=VALUE ...]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    add_model_arguments(parser)
+    parser.add_argument("--output", type=pathlib.Path, help="file to write; default: stdout")
+    parser.add_argument(
+        "--environment",
+        metavar="NAME",
+        help="what was played in conversations; default: what ids or the file's name begin with",
+    )
+    given, overrides = parser.parse_known_args(arguments)
+    trajectories = read_trajectories(given.file, given.environment)
+    model = open_reward_model(given.model, given.config, overrides)
+    cut = 0
+    with _written(given.output) as file, progress("score", len(trajectories)) as bar:
+        for scored in model.score(trajectories):
+            print(json.dumps(scored.to_json()), file=file)
+            cut += scored.dropped_steps > 0
+            bar.advance()
+    where = f" in {given.output}" if given.output else ""
+    print(f"{len(trajectories)} trajectories scored{where}", file=sys.stderr)
+    if cut:
+        context = model.run.config.engine.context
+        print(
+            f"{cut} of them lost their oldest steps: they are longer than engine.context, "
+            f"{context} tokens",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--config`, which `scoring.open_reward_model` takes."""
+    parser.add_argument(
+        "--model",
+        type=pathlib.Path,
+        required=True,
+        metavar="RUN",
+        help="folder of a run, its reward/explicit/model, or an export",
+    )
+    parser.add_argument(
+        "--config",
+        type=pathlib.Path,
+        help="how states are rendered; default: as the run did. Keys such as --engine.context=4096 "
+        "can be set besides",
+    )
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is there whole or not at all."""
+    if path is None:
+        yield sys.stdout
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        yield file
+    temporary.replace(path)

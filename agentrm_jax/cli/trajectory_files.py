@@ -1,0 +1,99 @@
+"""Trajectories from whatever holds some: the folders of a run, and conversations of others."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentrm_jax.cli.imports import environment_of
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import read_json_lines
+from agentrm_jax.core.records import Trajectory, trajectory_from_json
+from agentrm_jax.data.conversations import read_conversations
+from agentrm_jax.data.dataset import open_dataset
+from agentrm_jax.data.trees import FILE, TreeStore
+from agentrm_jax.envs.registry import load_family
+
+_KINDS = (
+    "give a run's experts, trees, states or eval folder, a folder that `agentrm import` wrote, a "
+    "trees.jsonl or rollouts.jsonl, or a list of conversations (JSON)"
+)
+
+
+def read_trajectories(
+    path: str | os.PathLike[str], environment: str | None = None
+) -> Sequence[Trajectory]:
+    """The trajectories of a folder or file, in its order.
+
+    Of trees these are the paths that were backed up, each once.
+
+    Args:
+      environment: What was played, for conversations whose ids and file name do not say so.
+
+    Raises:
+      UserError: There are none, or something is damaged; names file and line.
+    """
+    path = pathlib.Path(path)
+    found = _of_folder(path) if path.is_dir() else _of_file(path, environment)
+    if not found:
+        raise UserError(f"{path}: holds no trajectory")
+    return found
+
+
+def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
+    for dataset in (folder, folder / "dataset"):
+        if (dataset / "examples").is_dir():
+            return open_dataset(dataset, "experts", _example)
+    if (folder / FILE).exists():
+        return list(_paths(folder))
+    rollouts = [*folder.glob("rollouts.jsonl"), *sorted(folder.glob("*/rollouts.jsonl"))]
+    if not rollouts:
+        raise UserError(f"{folder}: no trajectories here; {_KINDS}")
+    return [trajectory for path in rollouts for trajectory in _rollouts(path)]
+
+
+def _example(value: Mapping[str, Any]) -> Trajectory:
+    """A trajectory of a dataset of trajectories, or of labelled states."""
+    return trajectory_from_json(value.get("trajectory", value))
+
+
+def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024).lstrip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {_KINDS}") from None
+    if not head:
+        raise UserError(f"{path}: is empty; {_KINDS}")
+    if head.startswith(b"["):
+        name = environment or environment_of(path)
+        load_family(name)  # an error, if there is no such environment
+        return read_conversations(path, name)
+    if not head.startswith(b'{"crc32"'):
+        raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
+    first = next(read_json_lines(path), {})
+    if "kind" in first:
+        return list(_paths(path.parent, path.name))
+    return list(_rollouts(path))
+
+
+def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
+    for tree in TreeStore.read(folder, name).values():
+        states = tree.states()
+        for leaf in dict.fromkeys(iteration.path[-1] for iteration in tree.iterations):
+            yield states[leaf]
+
+
+def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
+    for number, record in enumerate(read_json_lines(path), start=1):
+        if "trajectory_text" in record:
+            raise UserError(
+                f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
+                "rollouts.jsonl beside it"
+            )
+        try:
+            yield trajectory_from_json(record["trajectory"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not a rollout ({error})") from None
