@@ -10,6 +10,10 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -23,7 +27,7 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], directory: pathlib.Path) -
       UserError: It is of another kind than byte-level byte pairs, or splits words unknown here.
     """
     import tokenizers
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
     def of(name: str) -> Any:
         return metadata.get(f"tokenizer.ggml.{name}")
@@ -36,13 +40,21 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], directory: pathlib.Path) -
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ],
+        "llama-bpe": [
+            pre_tokenizers.Split(Regex(_LLAMA3_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ],
     }
     if of("pre") not in splits:
         raise UserError(f"tokenizer.ggml.pre: {of('pre')!r} is none of {', '.join(splits)}")
     tokens: list[str] = of("tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in of("merges")]
     tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)  # pyright: ignore[reportArgumentType]
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,  # pyright: ignore[reportArgumentType]
+            ignore_merges=of("pre") == "llama-bpe",  # words that are tokens stay whole
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits[of("pre")])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]

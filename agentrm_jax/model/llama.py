@@ -83,7 +83,7 @@ def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     return project(head, flat, dtype=jnp.float32).reshape(*hidden.shape[:-1], -1)
 
 
-def _stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+def stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
     """Llama-3.1's frequencies: low ones divided by the factor, those between interpolated."""
     turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
     width = scaling.high_freq_factor - scaling.low_freq_factor
@@ -96,7 +96,7 @@ def rope(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Arra
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:
-        frequencies = _stretched(frequencies, config.rope_scaling)
+        frequencies = stretched(frequencies, config.rope_scaling)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.sin(angles), jnp.cos(angles)
 

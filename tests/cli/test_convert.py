@@ -17,6 +17,7 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import llama
+from agentrm_jax.model.config import RopeScaling
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [gguf]")
 
@@ -50,13 +51,13 @@ def tensors():
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write(path, values, tokenizer, *, model="gpt2", pre="smollm", arch="llama"):
+def write(path, values, tokenizer, *, model="gpt2", pre="smollm", arch="llama", theta=20_000.0):
     writer = gguf.GGUFWriter(path, arch)
     for add, number in (
         (writer.add_block_count, 2), (writer.add_context_length, 128),
         (writer.add_embedding_length, D), (writer.add_feed_forward_length, F),
         (writer.add_head_count, N), (writer.add_head_count_kv, K),
-        (writer.add_rope_freq_base, 20_000.0), (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_rope_freq_base, theta), (writer.add_layer_norm_rms_eps, 1e-5),
     ):  # fmt: skip
         add(number)
     stored = json.loads(tokenizer._tokenizer.to_str())["model"]
@@ -113,6 +114,27 @@ def test_parameters_and_tokens(tied, tokenizer, tmp_path):
     assert found.tokenizer.chat.stop == tokenizer.chat.stop
 
 
+def test_llama_3(tokenizer, tmp_path):
+    """Rotary scaling by the formula of llama.cpp's converter; words split as Llama 3 does."""
+    divisors = []
+    for pair in range(H // 2):
+        wavelength = 2 * np.pi * 2e8 ** (2 * pair / H)  # one to interpolate, although H is 6
+        smooth = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0.0, 1.0)
+        divisors.append(1 / ((1 - smooth) / 32.0 + smooth))
+    assert divisors[0] < divisors[1] < divisors[2]
+    values = tensors() | {"rope_freqs": np.asarray(divisors, np.float32)}
+    file = write(tmp_path / "tiny.gguf", values, tokenizer, pre="llama-bpe", theta=2e8)
+    assert main(["convert", str(file), "--to", str(tmp_path / "out")]) == 0
+    found = models.load_policy(tmp_path / "out", "float32", MESH)
+    assert found.config.rope_scaling == RopeScaling(
+        factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+    )
+    splitter = found.tokenizer._tokenizer.pre_tokenizer
+    assert splitter is not None
+    words = [word for word, _ in splitter.pre_tokenize_str("It's 12345 (red)\n\n  key")]
+    assert words == ["It", "'s", "Ġ", "123", "45", "Ġ(", "red", ")ĊĊ", "Ġ", "Ġkey"]
+
+
 def test_mistakes(tokenizer, tmp_path, capsys):
     def fails(file) -> str:
         assert main(["convert", str(file), "--to", str(tmp_path / "out")]) == 2
@@ -130,14 +152,16 @@ def test_mistakes(tokenizer, tmp_path, capsys):
     assert f"{file}: general.architecture: llama is read, not 'gemma'" in fails(file)
     write(file, {k: v for k, v in values.items() if k != "blk.1.attn_k"}, tokenizer)
     assert f"{file}: the tensor blk.1.attn_k.weight is missing" in fails(file)
-    write(file, values | {"rope_freqs": np.ones(3, np.float32)}, tokenizer)
-    assert "the tensor rope_freqs.weight is left over" in fails(file)
+    write(file, values | {"rope_freqs": np.asarray([1, 2, 1], np.float32)}, tokenizer)
+    assert f"{file}: rope_freqs.weight: these are not the divisors" in fails(file)
+    write(file, values | {"extra": np.ones(3, np.float32)}, tokenizer)
+    assert "the tensor extra.weight is left over" in fails(file)
     write(file, values | {"blk.0.ffn_up": np.ones((F, D + 1), np.float32)}, tokenizer)
     assert "blk.0.ffn_up.weight has shape (40, 25), not (40, 24)" in fails(file)
     write(file, values, tokenizer, model="llama")
     assert "tokenizer.ggml.model: only gpt2 is read, not 'llama'" in fails(file)
     write(file, values, tokenizer, pre="new")
-    assert "tokenizer.ggml.pre: 'new' is none of gpt-2, smollm" in fails(file)
+    assert "tokenizer.ggml.pre: 'new' is none of gpt-2, smollm, llama-bpe" in fails(file)
 
 
 SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
