@@ -74,7 +74,7 @@ def begun(finished: pathlib.Path, folder: pathlib.Path, *without: str) -> pathli
 
 
 def only_experts(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    return begun(finished, folder, "sft", "trees", "states", "reward", "eval")
+    return begun(finished, folder, "sft", "trees", "states", "samples", "reward", "eval")
 
 
 def test_two_processes_learn_as_one_does(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
