@@ -9,6 +9,7 @@ from typing import Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.processes import DistributedConfig
 from agentrm_jax.core.sharding import MeshConfig
+from agentrm_jax.core.trackers import TRACKERS
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
@@ -218,6 +219,9 @@ class RunConfig:
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
         one that hangs.
       step_seconds: How long an environment process may take for one action.
+      trackers: Where the metrics of training go besides `metrics.jsonl`: `tensorboard` (event
+        files in the run's folder), `wandb` (WANDB_PROJECT, WANDB_MODE and so on say where to).
+        Each has an extra of its own.
       dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps
         the parameters that it changes in float32 and rounds them anew for every update.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
@@ -238,6 +242,7 @@ class RunConfig:
     seed: int = 0
     workers: int = 0
     step_seconds: float = 30.0
+    trackers: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     policy: str | None = None
     train_policy: bool = True
@@ -264,6 +269,9 @@ class RunConfig:
         names = [environment.registered for environment in self.environments]
         if len(set(names)) < len(names):
             raise UserError("environments: each may be named once")
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise UserError(f"trackers: {name!r} is none of {', '.join(TRACKERS)}")
         if not self.train_policy and self.policy is None:
             raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")
         for kind in self.rewards:

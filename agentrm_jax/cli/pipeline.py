@@ -28,6 +28,7 @@ from agentrm_jax.core.run_directory import (
     write_json_atomic,
     write_text_atomic,
 )
+from agentrm_jax.core.trackers import check_installed
 from agentrm_jax.evaluate.report import comparison_sentences, console_table
 
 
@@ -96,6 +97,7 @@ def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
 def _prepare(run: Run, held: ExitStack) -> None:
     """Makes the run's folder and locks it."""
     config, directory = run.config, run.directory
+    check_installed(config.trackers)
     for spec in stages_of(config):  # a folder of another configuration is left as it is
         completed(directory / spec.folder, depends_on(config, spec))
     directory.mkdir(parents=True, exist_ok=True)

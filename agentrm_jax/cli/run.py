@@ -19,6 +19,7 @@ from agentrm_jax.core.processes import is_first
 from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.sharding import make_mesh
+from agentrm_jax.core.trackers import Tracker, open_tracker
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
@@ -96,7 +97,14 @@ class Run:
 
     def metrics(self, stage: str) -> MetricWriter | None:
         """None in the processes that write none."""
-        return MetricWriter(self.directory / "metrics.jsonl", stage) if is_first() else None
+        if not is_first():
+            return None
+        return MetricWriter(self.directory / "metrics.jsonl", stage, self._trackers)
+
+    @functools.cached_property
+    def _trackers(self) -> list[Tracker]:
+        config = dataclasses.asdict(self.config)
+        return [open_tracker(name, self.directory, config) for name in self.config.trackers]
 
     def prompt_of(self, task: Task) -> Prompt | None:
         key = (task.environment, task.kind)

@@ -6,10 +6,11 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.trackers import Tracker
 
 
 class MetricWriter:
@@ -21,10 +22,12 @@ class MetricWriter:
     Args:
       path: Usually `metrics.jsonl` of the run. A last line torn by a kill is cut off.
       stage: Written into each row. `seconds` counts from here.
+      trackers: Get each row as well.
     """
 
-    def __init__(self, path: pathlib.Path, stage: str) -> None:
+    def __init__(self, path: pathlib.Path, stage: str, trackers: Sequence[Tracker] = ()) -> None:
         self._path, self._stage, self._began = path, stage, time.monotonic()
+        self._trackers = trackers
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
@@ -35,6 +38,8 @@ class MetricWriter:
         row = {"stage": self._stage, "update": update, "seconds": seconds, **values}
         with self._path.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            tracker.write(self._stage, update, values)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
