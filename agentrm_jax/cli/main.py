@@ -33,6 +33,7 @@ _COMMANDS = {
     "export": "write a policy or a reward model for transformers and others",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
     "score": "what a reward model thinks of trajectories, step by step",
+    "eval-rm": "how well a reward model's scores agree with search trees; no environment",
 }
 _OWN_ARGUMENTS = {  # modules of commands that take more or less than a configuration
     "experts NAME": "agentrm_jax.cli.experts",
@@ -42,8 +43,9 @@ _OWN_ARGUMENTS = {  # modules of commands that take more or less than a configur
     "export": "agentrm_jax.cli.export",
     "import": "agentrm_jax.cli.imports",
     "score": "agentrm_jax.cli.score",
+    "eval-rm": "agentrm_jax.cli.eval_rm",
 }
-_COMPUTING = ("score",)  # of those, which compile programs that are worth keeping
+_COMPUTING = ("score", "eval-rm")  # of those, which compile programs that are worth keeping
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
@@ -51,6 +53,7 @@ usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm envs list | check [NAME ...] | play NAME
        agentrm import FILE --output DIR
        agentrm score FILE --model RUN [--output OUT.jsonl]
+       agentrm eval-rm TREES --model RUN --output DIR
        agentrm export RUN --what policy|reward --to DIR
        agentrm convert FILE.gguf --to DIR
 

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agentrm_jax.evaluate.results import SPLITS, row_variant
 
@@ -136,6 +136,43 @@ def score_against_outcome(scores: Sequence[Mapping[str, Any]], reward_model: str
         figure.legend(loc="outside upper right", ncols=2)
         title = f"Scores of the {reward_model} reward model against outcomes"
         return _svg(figure, f"scores-{_identifier(reward_model)}", title)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]], depths: Sequence[Mapping[str, Any]]) -> str:
+    """Mean value of states over their mean score, and pairwise accuracy over depth.
+
+    Args:
+      bins: See `meta_evaluation.reliability`.
+      depths: See `meta_evaluation.by_depth`.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        x = np.array([row["score"] for row in bins])
+        ends = [min(0.0, float(x.min())), max(1.0, float(x.max()))]
+        left.plot(ends, ends, color=_FAINT, linewidth=1.2)
+        _interval(left, x, [row["value"] for row in bins])
+        largest = max(row["states"] for row in bins)
+        left.scatter(
+            x,
+            [row["value"]["mean"] for row in bins],
+            s=[15 + 120 * row["states"] / largest for row in bins],
+            color=_ACCENT,
+        )
+        left.set(xlabel="mean score of each bin", ylabel="mean value", ylim=(-0.04, 1.04))
+        told = [row for row in depths if row["pairwise_accuracy"] is not None]
+        right.axhline(0.5, color=_FAINT, linewidth=1.2)
+        if told:
+            at = np.array([row["depth"] for row in told])
+            _interval(right, at, [row["pairwise_accuracy"] for row in told])
+        right.set(xlabel="steps taken", ylabel="pairwise accuracy", ylim=(-0.04, 1.04))
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "reliability", "Values over scores, and pairwise accuracy over depth")
+
+
+def _interval(axes: Axes, x: np.ndarray, estimates: Sequence[Mapping[str, float]]) -> None:
+    mean, low, high = (np.array([e[key] for e in estimates]) for key in ("mean", "low", "high"))
+    axes.errorbar(x, mean, yerr=_errors(mean, low, high), fmt="o", color=_ACCENT, markersize=4.5)
 
 
 def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
 
 from agentrm_jax.core.run_directory import read_json, write_json_atomic, write_text_atomic
 from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, row_variant
 from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
 from agentrm_jax.evaluate.tree_view import branches
@@ -86,21 +86,10 @@ def render(
     scores: Sequence[Row],
     tree: TreeRecord | None,
 ) -> str:
-    """The page. It holds no script and asks for nothing from outside.
-
-    Whatever an environment or a policy wrote is escaped by the template engine; a content policy
-    in the page forbids scripts besides.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("agentrm_jax.evaluate", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, decimals=_decimals, duration=_duration)
+    """The page."""
     table = method_table(report["results"])
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
         title=title,
         report=report,
         table=table,
@@ -271,24 +260,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _number(value: Any) -> str:
-    """A number as people write it; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)  # noqa: RUF001
-    if isinstance(value, int) or (abs(value) >= 1000 and math.isfinite(value)):
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def _decimals(value: float | None, places: int) -> str:
-    return "–" if value is None else f"{value:.{places}f}"  # noqa: RUF001
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,182 @@
+"""`agentrm eval-rm TREES`: a reward model beside what search trees say of their states."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentrm_jax.cli.score import add_model_arguments
+from agentrm_jax.cli.scoring import RewardModel, open_reward_model
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.progress import progress
+from agentrm_jax.core.run_directory import write_json_atomic, write_text_atomic
+from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
+from agentrm_jax.evaluate import meta_evaluation
+from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
+from agentrm_jax.evaluate.page import page
+
+MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
+_DESCRIPTION = """\
+Scores every visited state of search trees and compares the scores with the states' values, the mean
+returns that were backed up through them. No environment is needed. Writes eval_rm.html (a page
+to look at) and eval_rm.json, and prints:
+
+  pairwise accuracy  how often the better one of two states that follow the same one is scored
+                     higher; equal values are left out, equal scores count half
+  pearson, spearman  correlation of score and value, of ranks
+  calibration error  how far mean score and mean value of ten bins are apart
+  squared error      the mean of (score - value) squared
+
+each with a 95% interval over trees, beside the same of other scores: random numbers, the depth,
+and how likely the policy was to take the step. Trees of tasks that the model was trained on
+are left out (they say little), unless --seen is given; grow others with, for example,
+
+  agentrm explore CONFIG --output OTHER --policy=RUN/sft/model --train_policy=false --seed=1
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compares, writes and prints; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="agentrm eval-rm",
+        usage="agentrm eval-rm TREES --model RUN --output DIR [--KEY=VALUE ...]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("trees", metavar="TREES", type=pathlib.Path, help="a run, or its trees/")
+    add_model_arguments(parser)
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--min-visits", type=int, default=1, metavar="N", help="of a state (default: 1)"
+    )
+    parser.add_argument("--seen", action="store_true", help="also tasks that were trained on")
+    given, overrides = parser.parse_known_args(arguments)
+    trees = _read(given.trees)
+    problems = _trained_on(given.model)
+    seen = [tree for tree in trees if tree.task.problem in problems]
+    if seen and not given.seen:
+        trees = [tree for tree in trees if tree.task.problem not in problems]
+        print(f"{len(seen)} trees are of tasks that were trained on: left out", file=sys.stderr)
+        if not trees:
+            raise UserError(
+                f"{given.trees}: the model was trained on all of these tasks; give --seen, or "
+                "trees of other tasks (agentrm eval-rm --help says how to grow some)"
+            )
+    states = [tree_states(tree, given.min_visits) for tree in trees]
+    known = [i for i, own in enumerate(states) if len(own.nodes)]
+    if not known:
+        raise UserError(f"{given.trees}: no state was visited {given.min_visits} times")
+    trees, states = [trees[i] for i in known], [states[i] for i in known]
+    model = open_reward_model(given.model, given.config, overrides)
+    scores = _scores(model, trees, states)
+    found = {
+        "model": str(given.model),
+        "source": str(given.trees),
+        "min_visits": given.min_visits,
+        "seen": len(seen) if given.seen else 0,
+        **_found(states, scores),
+    }
+    write_json_atomic(given.output / "eval_rm.json", found)
+    write_text_atomic(given.output / "eval_rm.html", _page(found))
+    Console(width=None if Console().is_terminal else 120).print(_table(found))
+    print(f"report: {given.output / 'eval_rm.html'}")
+    return 0
+
+
+def _read(path: pathlib.Path) -> list[TreeRecord]:
+    """The trees of a run, or of its folder of trees.
+
+    Raises:
+      UserError: There are none.
+    """
+    folder = path if (path / FILE).exists() else path / "trees"
+    if not (folder / FILE).exists():
+        raise UserError(f"{path}: no {FILE} here; give a run that has explored, or its trees/")
+    found = list(TreeStore.read(folder).values())
+    if not found:
+        raise UserError(f"{folder / FILE}: holds no tree")
+    return found
+
+
+def _trained_on(model: pathlib.Path) -> set[str]:
+    """The problems whose trees lie in the model's run."""
+    for run in (model, *model.resolve().parents[:3]):
+        if (run / "trees" / FILE).exists():
+            return {tree.task.problem for tree in TreeStore.read(run / "trees").values()}
+    return set()
+
+
+def _scores(
+    model: RewardModel, trees: Sequence[TreeRecord], states: Sequence[TreeStates]
+) -> np.ndarray:
+    """[M] scores of all states, tree after tree."""
+    found: list[float] = []
+    with progress("eval-rm", len(trees)) as bar:
+        for tree, own in zip(trees, states, strict=True):
+            every = tree.states()
+            kept = [every[node] for node in own.nodes]
+            for state in kept:
+                model.check_tokens(state)
+            found += model.scorer.score([kept])[0]
+            bar.advance()
+    return np.asarray(found)
+
+
+def _found(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]:
+    pairs = meta_evaluation.sibling_pairs(states)
+    others = {
+        "random numbers": np.random.default_rng(0).random(len(scores)),
+        "depth": np.concatenate([own.depths for own in states]).astype(float),
+        "likelihood": np.concatenate([own.likelihoods for own in states]),
+    }
+    rows = [{"name": "reward model", **meta_evaluation.measured(states, scores, calibrated=True)}]
+    for name, other in others.items():
+        rows.append({"name": name, **meta_evaluation.measured(states, other, calibrated=False)})
+    return {
+        "trees": len(states),
+        "states": len(scores),
+        "pairs": len(pairs.better),
+        "ties": pairs.ties,
+        "rows": [{name: row.get(name) for name in ("name", *MEASURES)} for row in rows],
+        "by_depth": meta_evaluation.by_depth(states, scores),
+        "reliability": meta_evaluation.reliability(states, scores),
+    }
+
+
+def _page(found: Mapping[str, Any]) -> str:
+    from markupsafe import Markup
+
+    from agentrm_jax.evaluate import plots  # matplotlib is slow to import
+
+    plot = Markup(plots.reliability(found["reliability"], found["by_depth"]))
+    return page("eval_rm.html", title=found["model"], found=found, measures=MEASURES, plot=plot)
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    title = (
+        f"{found['states']:,} states of {found['trees']:,} trees, {found['pairs']:,} pairs of "
+        f"siblings ({found['ties']:,} more are worth the same)"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for name in MEASURES:
+        table.add_column(name.replace("_", " "), justify="right")
+    for number, row in enumerate(found["rows"]):
+        cells = [_cell(row[name]) for name in MEASURES]
+        table.add_row(row["name"], *cells, style="dim" if number else "bold")
+    return table
+
+
+def _cell(estimate: Mapping[str, float] | None) -> Text:
+    if estimate is None:
+        return Text("-")
+    return Text("{mean:.2f} [{low:.2f}, {high:.2f}]".format_map(estimate))

@@ -1,0 +1,249 @@
+"""How well scores of states agree with what search trees say these are worth; numpy only.
+
+A state's value is the mean return that was backed up through it (paper section 3.2). Intervals
+come from resampling whole trees: states of one tree are not independent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.evaluate.statistics import Estimate
+
+RESAMPLES = 1000
+BINS = 10  # of equal width, for calibration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TreeStates:
+    """The visited states of one tree, the root first. All arrays are [M].
+
+    Attributes:
+      nodes: Their numbers in the tree.
+      parents: Numbers of their parents; -1 for the root.
+      depths: Steps behind the first observation.
+      values: Mean returns, in [0, 1].
+      likelihoods: Mean log-probability of the tokens of the step that led there; NaN where there
+        is none.
+    """
+
+    nodes: np.ndarray
+    parents: np.ndarray
+    depths: np.ndarray
+    values: np.ndarray
+    likelihoods: np.ndarray
+
+
+def tree_states(tree: TreeRecord, min_visits: int = 1) -> TreeStates:
+    """Those through which at least `min_visits` returns were backed up."""
+    visits, sums = tree.backed_up()
+    nodes = tree.nodes
+    depths = np.zeros(tree.num_nodes, np.int64)
+    parents = np.full(tree.num_nodes, -1)
+    likelihoods = np.full(tree.num_nodes, np.nan)
+    for number, node in sorted(nodes.items()):
+        parents[number], depths[number] = node.parent, depths[node.parent] + 1
+        if node.step.log_probs:
+            likelihoods[number] = np.mean(node.step.log_probs)
+    kept = np.flatnonzero(visits >= min_visits)
+    return TreeStates(
+        nodes=kept,
+        parents=parents[kept],
+        depths=depths[kept],
+        values=sums[kept] / visits[kept],
+        likelihoods=likelihoods[kept],
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Siblings with different values, as places in the concatenated states. Arrays are [P].
+
+    Attributes:
+      better: Of the one that is worth more.
+      worse: Of the other.
+      ties: How many pairs of siblings are worth the same; they say nothing.
+    """
+
+    better: np.ndarray
+    worse: np.ndarray
+    ties: int
+
+
+def sibling_pairs(trees: Sequence[TreeStates]) -> Pairs:
+    """All pairs of states that follow the same state."""
+    better: list[int] = []
+    worse: list[int] = []
+    ties = start = 0
+    for tree in trees:
+        for parent in np.unique(tree.parents[tree.parents >= 0]):
+            own = np.flatnonzero(tree.parents == parent)
+            a, b = (own[i] for i in np.triu_indices(len(own), 1))
+            difference = tree.values[a] - tree.values[b]
+            better += [*(a[difference > 0] + start), *(b[difference < 0] + start)]
+            worse += [*(b[difference > 0] + start), *(a[difference < 0] + start)]
+            ties += int((difference == 0).sum())
+        start += len(tree.nodes)
+    return Pairs(better=np.asarray(better, int), worse=np.asarray(worse, int), ties=ties)
+
+
+def measured(
+    trees: Sequence[TreeStates], scores: np.ndarray, *, calibrated: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Every measure of one kind of score, with intervals.
+
+    Args:
+      scores: [M] for the concatenated states; those with NaN are left out.
+      calibrated: Whether scores mean values, so that it can be asked how far off they are.
+
+    Returns:
+      `pairwise_accuracy` (equal scores count half), `pearson`, `spearman`, and where it makes sense
+      `calibration_error` and `squared_error`. Entries are None where nothing can be measured.
+    """
+    values, tree_of = _concatenated(trees)
+    pairs = sibling_pairs(trees)
+    right, pairs_of = _ordered(scores, pairs), tree_of[pairs.better]
+    right, pairs_of = right[np.isfinite(right)], pairs_of[np.isfinite(right)]
+    known = np.isfinite(scores)
+    scores, values, tree_of = scores[known], values[known], tree_of[known]
+
+    def estimate(statistic: Callable[[np.ndarray], float], groups: np.ndarray) -> Estimate | None:
+        return resampled(statistic, groups, len(trees), seed)
+
+    found = {
+        "pairwise_accuracy": estimate(lambda w: mean(right, w), pairs_of),
+        "pearson": estimate(lambda w: pearson(scores, values, w), tree_of),
+        "spearman": estimate(lambda w: pearson(ranks(scores, w), ranks(values, w), w), tree_of),
+    }
+    if calibrated:
+        error = (scores - values) ** 2
+        found["calibration_error"] = estimate(
+            lambda w: calibration_error(scores, values, w), tree_of
+        )
+        found["squared_error"] = estimate(lambda w: mean(error, w), tree_of)
+    return {name: value and dataclasses.asdict(value) for name, value in found.items()}
+
+
+def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[dict]:
+    """Pairwise accuracy and correlation of the states at each depth, the root's left out."""
+    depths = np.concatenate([tree.depths for tree in trees])
+    values, tree_of = _concatenated(trees)
+    pairs = sibling_pairs(trees)
+    right = _ordered(scores, pairs)
+    rows = []
+    for depth in range(1, int(depths.max(initial=0)) + 1):
+        own, two = depths == depth, depths[pairs.better] == depth
+        accuracy = resampled(
+            lambda w, two=two: mean(right[two], w), tree_of[pairs.better][two], len(trees), seed
+        )
+        correlation = pearson(scores[own], values[own], np.ones(own.sum()))
+        rows.append(
+            {
+                "depth": depth,
+                "states": int(own.sum()),
+                "pairs": int(two.sum()),
+                "pairwise_accuracy": accuracy and dataclasses.asdict(accuracy),
+                "pearson": correlation if np.isfinite(correlation) else None,
+            }
+        )
+    return rows
+
+
+def reliability(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[dict]:
+    """For each bin of scores that has states: how many, their mean score and their mean value."""
+    values, tree_of = _concatenated(trees)
+    bins, rows = bin_of(scores), []
+    for number in np.unique(bins):
+        own = bins == number
+        worth = resampled(lambda w, own=own: mean(values[own], w), tree_of[own], len(trees), seed)
+        assert worth is not None  # there are states in it
+        rows.append(
+            {
+                "states": int(own.sum()),
+                "score": float(scores[own].mean()),
+                "value": dataclasses.asdict(worth),
+            }
+        )
+    return rows
+
+
+def _concatenated(trees: Sequence[TreeStates]) -> tuple[np.ndarray, np.ndarray]:
+    """[M] values of all states, and the number of each one's tree."""
+    sizes = [len(tree.nodes) for tree in trees]
+    return np.concatenate([tree.values for tree in trees]), np.repeat(np.arange(len(trees)), sizes)
+
+
+def _ordered(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """[P] 1 where the better state is scored higher, a half where both are scored the same."""
+    return (np.sign(scores[pairs.better] - scores[pairs.worse]) + 1) / 2
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], float], groups: np.ndarray, num_groups: int, seed: int
+) -> Estimate | None:
+    """A statistic and its 95% percentile interval, whole groups drawn with replacement.
+
+    Deviations are widened by sqrt(n / (n - 1)), as in `statistics.bootstrap`.
+
+    Args:
+      statistic: Of weights [N], how often each entry counts; NaN where it is not defined.
+      groups: [N] the entries' groups, below `num_groups`.
+
+    Returns:
+      None where the statistic is not defined.
+    """
+    value = statistic(np.ones(len(groups))) if len(groups) else float("nan")
+    if not np.isfinite(value):
+        return None
+    present = np.unique(groups)
+    n = len(present)
+    if n < 2:
+        return Estimate(mean=value, low=value, high=value, n=n)
+    generator, chances = np.random.default_rng(seed), np.full(n, 1 / n)
+    counts = np.zeros((RESAMPLES, num_groups))
+    counts[:, present] = generator.multinomial(n, chances, RESAMPLES)
+    found = np.array([statistic(row[groups]) for row in counts])
+    deviations = (found[np.isfinite(found)] - value) * np.sqrt(n / (n - 1))
+    low, high = value + np.quantile(deviations, [0.025, 0.975])
+    ends = np.clip([low, high], found[np.isfinite(found)].min(), found[np.isfinite(found)].max())
+    return Estimate(mean=value, low=float(ends[0]), high=float(ends[1]), n=n)
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean; NaN where there is no weight."""
+    total = weights.sum()
+    return float(weights @ values / total) if total else float("nan")
+
+
+def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted correlation; NaN where one side is constant."""
+    if weights.sum() == 0:
+        return float("nan")
+    a, b = x - mean(x, weights), y - mean(y, weights)
+    spread = (weights @ (a * a)) * (weights @ (b * b))
+    tiny = 1e-24 * max(1.0, float(np.abs(x).max() * np.abs(y).max())) ** 2
+    return float(weights @ (a * b) / np.sqrt(spread)) if spread > tiny else float("nan")
+
+
+def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks of values that count several times; equal values share their mean rank."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    counts = np.bincount(inverse, weights, len(distinct))
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def bin_of(scores: np.ndarray) -> np.ndarray:
+    """[M] bins of equal width over [0, 1]; what lies outside is in the first or the last."""
+    return np.clip((scores * BINS).astype(int), 0, BINS - 1)
+
+
+def calibration_error(scores: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
+    """The expected calibration error: how far mean scores and mean values of bins are apart."""
+    gaps = np.bincount(bin_of(scores), weights * (scores - values), BINS)
+    total = weights.sum()
+    return float(np.abs(gaps).sum() / total) if total else float("nan")

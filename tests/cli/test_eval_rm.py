@@ -1,0 +1,76 @@
+"""`agentrm eval-rm` on a finished run: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pytest
+
+from agentrm_jax.cli.main import main
+from agentrm_jax.cli.scoring import open_reward_model
+from agentrm_jax.data.trees import TreeStore
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["eval-rm", *map(str, arguments)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("agentrm: error: ")
+    return line
+
+
+def test_accuracy_among_siblings_one_pair_at_a_time(finished, tmp_path, capsys) -> None:
+    given = [finished, "--model", finished, "--output", tmp_path / "out", "--seen"]
+    assert main(["eval-rm", *map(str, given)]) == 0
+    printed = capsys.readouterr().out
+    assert "reward model" in printed
+    assert str(tmp_path / "out" / "eval_rm.html") in printed
+    found = json.loads((tmp_path / "out" / "eval_rm.json").read_text())
+
+    model, right, pairs, states = open_reward_model(finished), 0.0, 0, 0
+    trees = TreeStore.read(finished / "trees")
+    for tree in trees.values():
+        visits, sums = tree.backed_up()
+        known = [node for node in range(tree.num_nodes) if visits[node]]
+        states += len(known)
+        every = tree.states()
+        scores = dict(zip(known, model.scorer.score([[every[n] for n in known]])[0], strict=True))
+        for a, b in itertools.combinations([n for n in known if n], 2):
+            difference = sums[a] / visits[a] - sums[b] / visits[b]
+            if tree.nodes[a].parent != tree.nodes[b].parent or difference == 0:
+                continue
+            pairs += 1
+            gap = (scores[a] - scores[b]) * (1 if difference > 0 else -1)
+            right += 0.5 if gap == 0 else gap > 0
+    assert (found["trees"], found["states"], found["pairs"]) == (len(trees), states, pairs)
+    assert pairs > 5
+    assert found["rows"][0]["pairwise_accuracy"]["mean"] == pytest.approx(right / pairs)
+    assert found["seen"] == len(trees)
+    page = (tmp_path / "out" / "eval_rm.html").read_text()
+    assert f"trained on {len(trees)} of these trees" in page
+    assert "<svg" in page
+    assert "<script" not in page
+
+
+def test_trees_of_tasks_that_were_trained_on_are_left_out(finished, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    said = fails(capsys, finished, "--model", finished, "--output", out)
+    assert f"{finished}: the model was trained on all of these tasks; give --seen" in said
+    assert not out.exists()
+    elsewhere = shutil.copytree(finished / "reward", tmp_path / "reward") / "explicit" / "model"
+    config = finished / "config.resolved.yaml"
+    given = [finished / "trees", "--model", elsewhere, "--config", config, "--output", out]
+    assert main(["eval-rm", *map(str, given)]) == 0  # nothing says what that model has seen
+    assert json.loads((out / "eval_rm.json").read_text())["seen"] == 0
+
+
+def test_mistakes(finished, tmp_path, capsys) -> None:
+    model = ("--model", finished, "--output", tmp_path / "out")
+    assert f"{tmp_path}: no trees.jsonl here" in fails(capsys, tmp_path, *model)
+    (tmp_path / "trees.jsonl").touch()
+    assert "trees.jsonl: holds no tree" in fails(capsys, tmp_path, *model)
+    given = (finished, *model, "--seen", "--min-visits", 10_000)
+    assert f"{finished}: no state was visited 10000 times" in fails(capsys, *given)
+    given = (finished, "--model", tmp_path, "--output", tmp_path / "out", "--seen")
+    assert f"{tmp_path}: no reward model here" in fails(capsys, *given)
