@@ -187,7 +187,7 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
 
 
 def test_a_policy_is_adapted_in_bfloat16(finished, copy) -> None:
-    for folder in ("sft", "trees", "states", "reward", "eval"):
+    for folder in ("sft", "trees", "samples", "states", "reward", "eval"):
         shutil.rmtree(copy / folder)
     start = finished / "sft" / "model"
     agentrm("sft", str(CONFIG), "--output", str(copy), f"--policy={start}", "--dtype=bfloat16",
