@@ -88,7 +88,7 @@ def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
 
 def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
     for number, record in enumerate(read_json_lines(path), start=1):
-        if "trajectory_text" in record:
+        if "outcome" in record:
             raise UserError(
                 f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
                 "rollouts.jsonl beside it"

@@ -112,20 +112,18 @@ def measured(
     known = np.isfinite(scores)
     scores, values, tree_of = scores[known], values[known], tree_of[known]
 
-    def estimate(statistic: Callable[[np.ndarray], float], groups: np.ndarray) -> Estimate | None:
-        return resampled(statistic, groups, len(trees), seed)
+    def estimate(statistic: Callable[[np.ndarray], float]) -> Estimate | None:
+        return resampled(statistic, tree_of, len(trees), seed)
 
     found = {
-        "pairwise_accuracy": estimate(lambda w: mean(right, w), pairs_of),
-        "pearson": estimate(lambda w: pearson(scores, values, w), tree_of),
-        "spearman": estimate(lambda w: pearson(ranks(scores, w), ranks(values, w), w), tree_of),
+        "pairwise_accuracy": _mean_of(right, pairs_of, len(trees), seed),
+        "pearson": estimate(lambda w: pearson(scores, values, w)),
+        "spearman": estimate(lambda w: pearson(ranks(scores, w), ranks(values, w), w)),
     }
     if calibrated:
         error = (scores - values) ** 2
-        found["calibration_error"] = estimate(
-            lambda w: calibration_error(scores, values, w), tree_of
-        )
-        found["squared_error"] = estimate(lambda w: mean(error, w), tree_of)
+        found["calibration_error"] = estimate(lambda w: calibration_error(scores, values, w))
+        found["squared_error"] = estimate(lambda w: mean(error, w))
     return {name: value and dataclasses.asdict(value) for name, value in found.items()}
 
 
@@ -138,9 +136,7 @@ def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> 
     rows = []
     for depth in range(1, int(depths.max(initial=0)) + 1):
         own, two = depths == depth, depths[pairs.better] == depth
-        accuracy = resampled(
-            lambda w, two=two: mean(right[two], w), tree_of[pairs.better][two], len(trees), seed
-        )
+        accuracy = _mean_of(right[two], tree_of[pairs.better][two], len(trees), seed)
         correlation = pearson(scores[own], values[own], np.ones(own.sum()))
         rows.append(
             {
@@ -160,7 +156,7 @@ def reliability(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) 
     bins, rows = bin_of(scores), []
     for number in np.unique(bins):
         own = bins == number
-        worth = resampled(lambda w, own=own: mean(values[own], w), tree_of[own], len(trees), seed)
+        worth = _mean_of(values[own], tree_of[own], len(trees), seed)
         assert worth is not None  # there are states in it
         rows.append(
             {
@@ -183,16 +179,27 @@ def _ordered(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
     return (np.sign(scores[pairs.better] - scores[pairs.worse]) + 1) / 2
 
 
+def _mean_of(values: np.ndarray, groups: np.ndarray, num_groups: int, seed: int) -> Estimate | None:
+    """The mean of values in [0, 1]."""
+    return resampled(lambda w: mean(values, w), groups, num_groups, seed, bounds=(0.0, 1.0))
+
+
 def resampled(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, num_groups: int, seed: int
+    statistic: Callable[[np.ndarray], float],
+    groups: np.ndarray,
+    num_groups: int,
+    seed: int,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate | None:
     """A statistic and its 95% percentile interval, whole groups drawn with replacement.
 
-    Deviations are widened by sqrt(n / (n - 1)), as in `statistics.bootstrap`.
+    Deviations are widened by sqrt(n / (n - 1)), and where all resamples lie on one of the bounds
+    the exact bound of n groups takes over, as in `statistics.bootstrap`.
 
     Args:
       statistic: Of weights [N], how often each entry counts; NaN where it is not defined.
       groups: [N] the entries' groups, below `num_groups`.
+      bounds: What the statistic cannot exceed, where that is known.
 
     Returns:
       None where the statistic is not defined.
@@ -202,15 +209,19 @@ def resampled(
         return None
     present = np.unique(groups)
     n = len(present)
-    if n < 2:
-        return Estimate(mean=value, low=value, high=value, n=n)
     generator, chances = np.random.default_rng(seed), np.full(n, 1 / n)
-    counts = np.zeros((RESAMPLES, num_groups))
-    counts[:, present] = generator.multinomial(n, chances, RESAMPLES)
+    counts = np.zeros((RESAMPLES if n > 1 else 1, num_groups))
+    counts[:, present] = generator.multinomial(n, chances, len(counts))
     found = np.array([statistic(row[groups]) for row in counts])
-    deviations = (found[np.isfinite(found)] - value) * np.sqrt(n / (n - 1))
-    low, high = value + np.quantile(deviations, [0.025, 0.975])
-    ends = np.clip([low, high], found[np.isfinite(found)].min(), found[np.isfinite(found)].max())
+    found = found[np.isfinite(found)]
+    if np.ptp(found) == 0:
+        low = high = value
+        if bounds is not None and value in bounds:
+            reach = (bounds[1] - bounds[0]) * (1 - 0.025 ** (1 / n))
+            low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
+        return Estimate(mean=value, low=low, high=high, n=n)
+    deviations = (found - value) * np.sqrt(n / (n - 1))
+    ends = np.clip(value + np.quantile(deviations, [0.025, 0.975]), found.min(), found.max())
     return Estimate(mean=value, low=float(ends[0]), high=float(ends[1]), n=n)
 
 

@@ -33,8 +33,6 @@ def write_report(
     metrics: Sequence[Row] = (),
     scores: Sequence[Row] = (),
     tree: TreeRecord | None = None,
-    trees: Row | None = None,
-    output: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Writes results.json, report.json and report.html.
 
@@ -46,23 +44,20 @@ def write_report(
       metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
       scores: `reward_model`, `task_id`, `score` and `outcome` of each scored test trajectory.
       tree: The search tree to show.
-      trees: Numbers on all trees; the summary of the stage `explore` where not given.
-      output: Where to write; the run directory where not given.
 
     Returns:
       The path of report.html.
     """
-    output = output or run_directory
     explored = [stage["summary"] for stage in stages if stage["stage"] == "explore"]
     report = {
         "results": list(rows),
         "comparisons": list(comparisons),
         "stages": list(stages),
-        "trees": trees if trees is not None else next(iter(explored), {}),
+        "trees": next(iter(explored), {}),
         "reward_models": score_quality(scores),
     }
-    write_json_atomic(output / "results.json", list(rows))
-    write_json_atomic(output / "report.json", report)
+    write_json_atomic(run_directory / "results.json", list(rows))
+    write_json_atomic(run_directory / "report.json", report)
     page = render(
         title=run_directory.resolve().name,
         report=report,
@@ -72,8 +67,8 @@ def write_report(
         scores=scores,
         tree=tree,
     )
-    write_text_atomic(output / "report.html", page)
-    return output / "report.html"
+    write_text_atomic(run_directory / "report.html", page)
+    return run_directory / "report.html"
 
 
 def render(

@@ -51,7 +51,6 @@ class Episode:
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
       error: Why the answer's trajectory (one of them, where the rule draws) ended early.
       steps: Steps of the answer.
-      trajectory_text: The answer's (reply, observation) pairs, where they were kept.
     """
 
     task: Task
@@ -71,7 +70,6 @@ class Episode:
     truncated_steps: int = 0
     error: str | None = None
     steps: int
-    trajectory_text: tuple[tuple[str, str], ...] | None = None
 
     @property
     def variant(self) -> Variant:
@@ -141,10 +139,7 @@ def read_episodes(path: pathlib.Path) -> list[Episode]:
     episodes = []
     for number, record in enumerate(read_json_lines(path), start=1):
         try:
-            text = record["trajectory_text"]
-            pairs = None if text is None else tuple((reply, answer) for reply, answer in text)
-            task = task_from_json(record["task"])
-            episodes.append(Episode(**{**record, "task": task, "trajectory_text": pairs}))
+            episodes.append(Episode(**{**record, "task": task_from_json(record["task"])}))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: not an episode ({error})") from None
     return episodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +20,6 @@ class Estimate:
     low: float
     high: float
     n: int
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
 
 
 def bootstrap(
@@ -95,16 +91,6 @@ def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         for start in range(0, resamples, block)
     ]
     return np.concatenate(means)
-
-
-def micro_average(groups: Mapping[str, ArrayLike]) -> float:
-    """The mean over all tasks, whatever group they belong to (the paper's overall number)."""
-    return float(np.concatenate([np.asarray(group, float) for group in groups.values()]).mean())
-
-
-def macro_average(groups: Mapping[str, ArrayLike]) -> float:
-    """The mean of the groups' means."""
-    return float(np.mean([np.mean(np.asarray(group, float)) for group in groups.values()]))
 
 
 def pairwise_accuracy(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:

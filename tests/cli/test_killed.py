@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import signal
 
-import jax
+import chex
 import numpy as np
 import pytest
 from cli_cases import CONFIG, HERE, agentrm
@@ -103,4 +103,4 @@ def test_models_are_the_same_to_the_bit(folders, kind: str, folder: str) -> None
     a, b = (load(run / folder / "model", "float32", mesh) for run in folders)
     assert a.config == b.config
     assert a.tokenizer.fingerprint() == b.tokenizer.fingerprint()
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)

@@ -8,7 +8,7 @@ import json
 import pathlib
 import shutil
 
-import jax
+import chex
 import numpy as np
 import pytest
 from cli_cases import CONFIG, agentrm
@@ -147,7 +147,7 @@ def test_reward_training_can_start_from_a_reward_model(finished, copy) -> None:
         load_reward(run / "reward" / "explicit" / "model", "float32", mesh).params
         for run in (finished, copy)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), began, ended)
+    chex.assert_trees_all_close(began, ended, atol=1e-6, rtol=1e-7)
 
 
 def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:

@@ -125,7 +125,7 @@ def test_figures_are_well_formed_and_take_the_pages_colours(written: pathlib.Pat
 
 
 def test_an_empty_run_has_a_report(tmp_path: pathlib.Path) -> None:
-    page = write_report(tmp_path, [], [], output=tmp_path / "elsewhere")
+    page = write_report(tmp_path / "elsewhere", [], [])
     assert page == tmp_path / "elsewhere" / "report.html"
     assert "No method was evaluated" in page.read_text()
 

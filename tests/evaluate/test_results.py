@@ -29,7 +29,7 @@ ROW_KEYS = {
 def test_episodes_round_trip(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "episodes.jsonl"
     made = episodes(2)
-    made[0] = dataclasses.replace(made[0], error="timeout", trajectory_text=(("a", "b"),))
+    made[0] = dataclasses.replace(made[0], error="timeout")
     write_episodes(path, made)
     assert read_episodes(path) == made
     write_episodes(path, made[:1])

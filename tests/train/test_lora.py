@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_fresh_adapters_change_nothing(make_loss, params_of):
     (loss, _), grads = adapted_loss(make_loss)(trained, BATCH, frozen)
     wanted, _ = jax.jit(make_loss(CONFIG))(params, BATCH)
     assert float(loss) == float(wanted)
-    jax.tree.map(np.testing.assert_array_equal, lora.merged(trained, frozen, LORA), params)
+    chex.assert_trees_all_equal(lora.merged(trained, frozen, LORA), params)
     assert all(not np.any(own["a"]) and np.any(own["b"]) for own in grads["adapters"].values())
 
 
@@ -132,7 +133,7 @@ def _fit(directory, mesh, on_update=lambda *_: None):
         describe=explicit.describe,
         on_update=on_update,
     )  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, before, frozen)
+    chex.assert_trees_all_equal(before, frozen)
     return found, row
 
 
@@ -149,7 +150,7 @@ def test_adapters_learn_and_resume_to_the_bit(tmp_path):
     with pytest.raises(_Killed):
         _fit(tmp_path / "cut", mesh_of(), kill)
     again, _ = _fit(tmp_path / "cut", mesh_of())
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    chex.assert_trees_all_equal(whole, again)
 
 
 def test_adapters_lie_as_their_matrices_do():
@@ -166,7 +167,7 @@ def test_adapters_lie_as_their_matrices_do():
     assert found["o", "b"] == (2, 16, 3)
     assert found["down", "a"] == (2, 3, 24)
     one = fresh()
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(adapters), jax.device_get(one))
+    chex.assert_trees_all_equal(jax.device_get(adapters), jax.device_get(one))
 
 
 def test_no_state_is_kept_for_the_base():

@@ -1,5 +1,6 @@
 """The packed losses against one sequence for each state, computed without packing."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +158,7 @@ def test_without_a_head_bias_all_else_is_trained_alike():
     ]
     biases = [float(g["value_head"].pop("bias")) for g in gradients]
     assert biases[0] != 0.0 == biases[1]
-    jax.tree.map(np.testing.assert_array_equal, *gradients)
+    chex.assert_trees_all_equal(*gradients)
 
 
 def test_accuracy_counts_weighted_right_tokens():
