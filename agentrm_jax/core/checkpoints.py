@@ -127,6 +127,7 @@ class TrainingCheckpoints:
           OSError: The one before it could not be written.
         """
         with _quiet():
+            self._checkpointer.wait()  # overwriting one that is being written would tear it
             self._checkpointer.save_async(update, state, force=True, overwrite=True)
 
     def restore(self, target: Any) -> Any:
