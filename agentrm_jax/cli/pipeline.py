@@ -16,7 +16,7 @@ from rich.console import Console
 
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
-from agentrm_jax.cli.run import Run, Summary
+from agentrm_jax.cli.run import RESOLVED, Run, Summary
 from agentrm_jax.cli.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
@@ -107,7 +107,7 @@ def _prepare(run: Run, held: ExitStack) -> None:
     except BlockingIOError:
         raise UserError(f"{directory}: another process works in this folder") from None
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-    write_text_atomic(directory / "config.resolved.yaml", resolved)
+    write_text_atomic(directory / RESOLVED, resolved)
     write_json_atomic(directory / "versions.json", versions())
 
 

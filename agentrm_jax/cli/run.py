@@ -29,6 +29,8 @@ from agentrm_jax.envs.registry import load_family
 Summary = dict[str, Any]
 """What a stage tells people of what it did."""
 
+RESOLVED = "config.resolved.yaml"  # in the run's folder
+
 DATASET = "dataset"  # beside the stage's own record
 
 _ALL = 1_000_000  # more tasks than the paper's lists have

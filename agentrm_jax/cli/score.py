@@ -25,9 +25,9 @@ Scores trajectories with a reward model, without an environment, and writes one 
   after_observation  for each step, behind the answer; null where a conversation ends with a reply
   dropped_steps      how many of the oldest steps did not fit into the context at the end
 
-FILE is a folder experts, trees, states or eval of a run (of trees: each path that was backed up),
-a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list of
-conversations as ETO and AgentGym write them.
+FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
+backed up), a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list
+of conversations as ETO and AgentGym write them.
 """
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.load_config import load_config, make_parser
 from agentrm_jax.cli.models import Model, is_model_directory
-from agentrm_jax.cli.run import Run
+from agentrm_jax.cli.run import RESOLVED, Run
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.conversations import KIND
@@ -23,7 +23,6 @@ from agentrm_jax.model import llama
 from agentrm_jax.model.value import Readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 
-_CONFIG = "config.resolved.yaml"
 _BATCH = 64  # trajectories whose scores are made together
 
 
@@ -140,7 +139,7 @@ def open_reward_model(
     """
     directory = pathlib.Path(path)
     is_model = is_model_directory(directory)
-    if not is_model and not (directory / _CONFIG).exists():
+    if not is_model and not (directory / RESOLVED).exists():
         raise UserError(
             f"{directory}: no reward model here; give the folder of a run, its "
             "reward/explicit/model, or what `agentrm export` wrote"
@@ -157,13 +156,13 @@ def _read_config(
     """The configuration that is given, else that of the run in which a folder lies."""
     if config is None:
         above = (directory, *directory.resolve().parents[:3])
-        runs = [folder for folder in above if (folder / _CONFIG).exists()]
+        runs = [folder for folder in above if (folder / RESOLVED).exists()]
         if not runs:
             raise UserError(
                 f"{directory}: lies in no run, so nothing says how it reads states; give the "
                 "configuration that it was trained with (--config CONFIG)"
             )
-        config = runs[0] / _CONFIG
+        config = runs[0] / RESOLVED
     return load_config(make_parser("agentrm score", ""), pathlib.Path(config), overrides)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.cli.imports import environment_of
+from agentrm_jax.cli.run import RESOLVED
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
 from agentrm_jax.core.records import Trajectory, trajectory_from_json
@@ -17,8 +18,8 @@ from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import load_family
 
 _KINDS = (
-    "give a run's experts, trees, states or eval folder, a folder that `agentrm import` wrote, a "
-    "trees.jsonl or rollouts.jsonl, or a list of conversations (JSON)"
+    "give a run's experts, trees, states, samples or eval folder, a folder that `agentrm import` "
+    "wrote, a trees.jsonl or rollouts.jsonl, or a list of conversations (JSON)"
 )
 
 
@@ -49,7 +50,7 @@ def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
     if (folder / FILE).exists():
         return list(_paths(folder))
     rollouts = [*folder.glob("rollouts.jsonl"), *sorted(folder.glob("*/rollouts.jsonl"))]
-    if not rollouts:
+    if not rollouts or (folder / RESOLVED).exists():  # of a whole run it is not clear which
         raise UserError(f"{folder}: no trajectories here; {_KINDS}")
     return [trajectory for path in rollouts for trajectory in _rollouts(path)]
 

@@ -27,18 +27,22 @@ def logits_of(model: PreTrainedModel, tokens: np.ndarray = TOKENS) -> np.ndarray
 
 
 def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
-    """What each part of the model makes of `TOKENS`, by name."""
+    """What each part of the model makes of `TOKENS`, by name; float32.
+
+    Products are float64: in float32 their last bits differ from one processor to the next.
+    """
     found: dict[str, np.ndarray] = {}
 
     def keep(name):
         def hook(module, given, out):
             out = out[0] if isinstance(out, tuple) else out
-            found[name] = out.detach().numpy()
+            found[name] = out.detach().float().numpy()
 
         return hook
 
     with tempfile.TemporaryDirectory() as folder:
         model = read_by_transformers(write_directory(pathlib.Path(folder) / "model", config))
+    model.double()
     first = model.model.layers[0]
     model.model.embed_tokens.register_forward_hook(keep("embed"))
     first.input_layernorm.register_forward_hook(keep("norm"))
@@ -47,8 +51,8 @@ def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
     for l, layer in enumerate(model.model.layers):
         layer.register_forward_hook(keep(f"block_{l}"))
     model.model.norm.register_forward_hook(keep("final_norm"))
-    found["logits"] = logits_of(model)
+    found["logits"] = logits_of(model).astype(np.float32)
     half = config.head_dim // 2
     cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(512)[None, ::7])
-    found["cos"], found["sin"] = cos[0, :, :half].numpy(), sin[0, :, :half].numpy()
+    found["cos"], found["sin"] = (x[0, :, :half].float().numpy() for x in (cos, sin))
     return found
