@@ -26,6 +26,7 @@ from agentrm_jax.core.run_directory import Stage
 from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.pairs import preference_pairs
 from agentrm_jax.data.sequences import (
+    TokenSequence,
     outcome_sequences,
     pair_sequences,
     sft_sequences,
@@ -39,13 +40,16 @@ from agentrm_jax.model import lora
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
-from agentrm_jax.train import explicit, implicit, sft
+from agentrm_jax.train import explicit, held_out, implicit, sft
 from agentrm_jax.train.fit import fit
 from agentrm_jax.train.step import LossFn
 
 MASTER = "float32"
 """Dtype of the parameters that training updates: steps of a learning rate of 1e-5 would be lost
 between two numbers of bfloat16. They are rounded to the run's dtype for each forward pass."""
+
+
+_SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # beside the progress bar
 
 
 def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
@@ -61,8 +65,13 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         context = max(config.engine.context, config.sft.fit.length)
         start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
     longest = min(config.sft.fit.length, start.config.longest)
-    sequences, left_out = sft_sequences(start.tokenizer, run.prompt_of, trajectories, longest)
-    rows = pack(sequences, config.sft.fit.length)
+    rows = _rows(
+        lambda some: sft_sequences(start.tokenizer, run.prompt_of, some, longest),
+        trajectories,
+        lambda trajectory: trajectory.task.task_id,
+        config.sft,
+        config.seed,
+    )
     loss = sft_loss(config, start.config, run.mesh)
     params, last = _fit(run, stage, "sft", start, loss, rows, config.sft, directory)
     trained = dataclasses.replace(start, params=cast(params, config.dtype))
@@ -70,8 +79,8 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     return {
         "parameters": _size(params),
         "trajectories": len(trajectories),
-        "rows": len(rows),
-        "steps_left_out": left_out,
+        "rows": len(rows.trained),
+        "steps_left_out": rows.left_out,
         **last,
     }
 
@@ -84,11 +93,17 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, model.config.longest)
-    sequences, left_out = sequences_of(model.tokenizer, run.prompt_of, paths, longest)
-    rows = pack(sequences, config.train_rm.fit.length)
-    mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
+    rows = _rows(
+        lambda some: sequences_of(model.tokenizer, run.prompt_of, some, longest),
+        paths,
+        lambda path: path.trajectory.task.task_id,
+        config.train_rm,
+        config.seed,
+    )
+    weights, targets = rows.trained.weights, rows.trained.targets
+    mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
-    head.check_targets(rows.targets[rows.weights > 0])
+    head.check_targets(targets[weights > 0])
     if config.reward_init is None:
         start = init_reward(model.params, mean, head)
     else:
@@ -102,7 +117,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     )
     params["trunk"] = cast(params["trunk"], config.dtype)
     models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
-    return {"rows": len(rows), "labels_left_out": left_out, "target_mean": mean, **last}
+    counts = {"rows": len(rows.trained), "labels_left_out": rows.left_out}
+    return {**counts, "target_mean": mean, **last}
 
 
 def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
@@ -110,20 +126,25 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     section 3.3)."""
     config = run.config.train_implicit
     model = run.policy(_loaded(run.config, config))
-    length, groups = config.fit.length, sampled_trajectories(run)
-    longest = min(length, model.config.longest)
-    if config.objective.loss == "dpo":
+    longest = min(config.fit.length, model.config.longest)
+
+    def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
+        if config.objective.loss != "dpo":
+            trajectories = [trajectory for group in groups for trajectory in group]
+            return outcome_sequences(model.tokenizer, run.prompt_of, trajectories, longest)
         pairs = preference_pairs(groups)
         if not pairs:
             raise UserError("sample: no two trajectories of a task differ in outcome")
-        sequences, left_out = pair_sequences(model.tokenizer, run.prompt_of, pairs, longest)
-    else:
-        trajectories = [trajectory for group in groups for trajectory in group]
-        sequences, left_out = outcome_sequences(
-            model.tokenizer, run.prompt_of, trajectories, longest
-        )
-    rows = pack(sequences, length)
-    rows = implicit.with_reference(rows, _reference(run, model, rows, directory))
+        return pair_sequences(model.tokenizer, run.prompt_of, pairs, longest)
+
+    rows = _rows(
+        sequences,
+        sampled_trajectories(run),
+        lambda group: group[0].task.task_id,
+        config,
+        run.config.seed,
+    )
+    rows = _with_reference(run, model, rows, directory)
     loss = implicit_loss(run.config, model.config, run.mesh)
     describe = dict if config.objective.loss == "dpo" else explicit.describe
     params, last = _fit(
@@ -131,12 +152,52 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     )
     trained = dataclasses.replace(model, params=cast(params, run.config.dtype))
     models.save(directory / "model", "policy", trained)
-    return {"sequences": len(sequences), "rows": len(rows), "steps_left_out": left_out, **last}
+    return {"rows": len(rows.trained), "steps_left_out": rows.left_out, **last}
 
 
-def _reference(run: Run, model: Model, rows: PackedRows, directory: pathlib.Path) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """What is trained on, what is held out, and how much did not fit into a row."""
+
+    trained: PackedRows
+    held_out: PackedRows | None
+    left_out: int
+
+
+def _rows(
+    sequences: Callable[[Any], tuple[list[TokenSequence], int]],
+    examples: Sequence[Any],
+    task_of: Callable[[Any], str],
+    config: TrainConfig,
+    seed: int,
+) -> _Rows:
+    """Rows of the examples' sequences, those of some tasks apart."""
+    held: Sequence[Any] = ()
+    if share := config.fit.held_out:
+        examples, held = held_out.split(examples, task_of, share, seed)
+    made, left_out = sequences(examples)
+    return _Rows(
+        trained=pack(made, config.fit.length),
+        held_out=pack(sequences(held)[0], config.fit.length) if held else None,
+        left_out=left_out,
+    )
+
+
+def _with_reference(run: Run, model: Model, rows: _Rows, directory: pathlib.Path) -> _Rows:
+    """The rows with the log-probabilities of the policy as it is now as targets of its tokens."""
+
+    def known(part: PackedRows, name: str) -> PackedRows:
+        return implicit.with_reference(part, _reference(run, model, part, directory / name))
+
+    return dataclasses.replace(
+        rows,
+        trained=known(rows.trained, "reference.npy"),
+        held_out=rows.held_out and known(rows.held_out, "reference_held_out.npy"),
+    )
+
+
+def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> np.ndarray:
     """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
-    path = directory / "reference.npy"
     if from_first(path.exists):
         return np.load(path, allow_pickle=False)
     config = run.config.train_implicit
@@ -152,7 +213,7 @@ def _reference(run: Run, model: Model, rows: PackedRows, directory: pathlib.Path
             on_rows=bar.advance,
         )
     if is_first():
-        partial = directory / "reference.partial.npy"
+        partial = path.with_suffix(".partial.npy")
         np.save(partial, found)
         partial.rename(path)
     return found
@@ -213,13 +274,13 @@ def _fit(
     name: str,
     start: Model,
     loss: LossFn,
-    rows: PackedRows,
+    rows: _Rows,
     config: TrainConfig,
     directory: pathlib.Path,
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> tuple[Any, Summary]:
     """Trains with a progress bar; checkpoints in the stage's folder."""
-    total, params, frozen = config.fit.total(len(rows)), start.params, None
+    total, params, frozen = config.fit.total(len(rows.trained)), start.params, None
     if config.lora.rank:
         key = jax.random.key(run.config.seed)
         adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
@@ -230,7 +291,7 @@ def _fit(
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
             nonlocal seen
-            shown = {key: row[key] for key in ("loss", "accuracy", "correlation") if key in row}
+            shown = {key: row[key] for key in _SHOWN if key in row}
             bar.advance(update - seen, **shown)
             seen = update
             stage.tick()
@@ -238,7 +299,7 @@ def _fit(
         params, last = fit(
             params,
             loss,
-            rows,
+            rows.trained,
             config.fit,
             config.optimizer,
             directory=directory / "checkpoints",
@@ -246,6 +307,7 @@ def _fit(
             seed=run.config.seed,
             metrics=run.metrics(name),
             frozen=frozen,
+            held_out=rows.held_out,
             describe=describe,
             on_update=on_update,
         )

@@ -21,6 +21,7 @@ from agentrm_jax.core.processes import from_first
 
 _MODEL_FILE = "model.json"
 _PARAMS = "params"
+_LOSS = "held_out_loss"
 
 
 def save_model(directory: pathlib.Path, kind: str, config: Mapping[str, Any], params: Any) -> None:
@@ -100,17 +101,28 @@ class TrainingCheckpoints:
 
     Args:
       directory: One folder for each checkpoint, named by its update.
-      keep: How many of the newest stay.
+      keep: How many of the newest stay, besides the one with the smallest loss on what was held
+        out, where that was measured.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
         training = _orbax().training
+        policies = training.preservation_policies
         self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         with _quiet():
             self._checkpointer = training.Checkpointer(
                 self._directory,
-                preservation_policy=training.preservation_policies.LatestN(keep),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep),
+                        policies.BestN(
+                            get_metric_fn=lambda metrics: -metrics[_LOSS],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
                 cleanup_tmp_directories=True,
             )
 
@@ -120,23 +132,44 @@ class TrainingCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
-    def save(self, update: int, state: Any) -> None:
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The update with the smallest loss on what was held out, and that loss."""
+        self._checkpointer.wait()
+        measured = [
+            (each.metrics[_LOSS], -int(each.step))
+            for each in self._checkpointer.checkpoints
+            if each.metrics
+        ]
+        return (-min(measured)[1], min(measured)[0]) if measured else None
+
+    def save(self, update: int, state: Any, held_out_loss: float | None = None) -> None:
         """Begins to write a checkpoint, as soon as the one before it is on the disk.
+
+        Args:
+          held_out_loss: Decides which checkpoint is the best one.
 
         Raises:
           OSError: The one before it could not be written.
         """
         with _quiet():
             self._checkpointer.wait()  # overwriting one that is being written would tear it
-            self._checkpointer.save_async(update, state, force=True, overwrite=True)
+            self._checkpointer.save_async(
+                update,
+                state,
+                force=True,
+                overwrite=True,
+                metrics=None if held_out_loss is None else {_LOSS: held_out_loss},
+            )
 
-    def restore(self, target: Any) -> Any:
-        """The newest checkpoint, into an abstract tree as in `load_model`.
+    def restore(self, target: Any, update: int | None = None) -> Any:
+        """A checkpoint, by default the newest, into an abstract tree as in `load_model`.
 
         Raises:
           UserError: There is none, it is damaged, or holds a state of another shape.
         """
-        update = self.latest
+        if update is None:
+            update = self.latest
         if update is None:
             raise UserError(f"{self._directory}: there is no checkpoint here")
         path = self._directory / str(update)

@@ -85,7 +85,7 @@ def forest(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """The loss of every stage that recorded one, each in its own panel."""
+    """The loss of every stage that has one, each in its own panel; and that on held-out tasks."""
     stages = list(dict.fromkeys(row["stage"] for row in metrics if "loss" in row))
     with matplotlib.rc_context(_STYLE):
         columns = min(2, len(stages))
@@ -100,6 +100,18 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
                 color=_ACCENT,
                 linewidth=1.4,
             )
+            held_out = [row for row in rows if "held_out_loss" in row]
+            if held_out:
+                axes.plot(
+                    [row["update"] for row in held_out],
+                    [row["held_out_loss"] for row in held_out],
+                    "o-",
+                    color=_SECOND,
+                    markersize=3.5,
+                    linewidth=1.4,
+                    label="held-out tasks",
+                )
+                axes.legend()
             axes.set_title(f"{stage}: loss")
             axes.set_xlabel("update")
             axes.set_ylim(bottom=0)

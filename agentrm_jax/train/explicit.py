@@ -93,5 +93,4 @@ def describe(means: dict[str, float]) -> dict[str, float]:
         "correlation": covariance / math.sqrt(spread) if spread > 1e-10 else 0.0,
         "value": value,
         "target": target,
-        "grad_norm": means["grad_norm"],
     }

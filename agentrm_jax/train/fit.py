@@ -25,6 +25,7 @@ from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.model.llama import check_remat
+from agentrm_jax.train.held_out import make_measure
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
 
@@ -46,6 +47,8 @@ class FitConfig:
       metrics_every: Updates between two rows of metrics.
       checkpoint_every: Updates between two checkpoints.
       keep: How many of the newest checkpoints stay until the stage has ended.
+      held_out: Share of the tasks that are not trained on. The loss on them is measured at every
+        checkpoint and at the end, and the model is that of the smallest. 0: all are trained on.
     """
 
     num_updates: int = 0
@@ -58,6 +61,7 @@ class FitConfig:
     metrics_every: int = 10
     checkpoint_every: int = 200
     keep: int = 2
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -65,6 +69,8 @@ class FitConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}: must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"fit.held_out: must be in [0, 1), not {self.held_out}")
         check_name("fit.attention", self.attention)
         check_remat("fit.remat", self.remat)
         if self.batch_size % self.accumulation:
@@ -104,6 +110,7 @@ def fit(
     seed: int,
     metrics: MetricWriter | None,
     frozen: Any = None,
+    held_out: PackedRows | None = None,
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
     on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None,
 ) -> tuple[Any, dict[str, float]]:
@@ -116,12 +123,14 @@ def fit(
       params: Initial parameters. They are consumed.
       frozen: What the loss reads besides and no update changes; it is in no checkpoint.
       metrics: None in the processes that write none.
-      describe: From the means of the loss's sums over the last updates to a row of metrics.
+      held_out: Rows that decide which checkpoint is the best one.
+      describe: From the means of the loss's sums to a row of metrics.
       on_update: Called with (updates done, of how many, metrics) where metrics were written.
 
     Returns:
-      The trained parameters; and the last row of metrics with `updates`, `tokens_per_second` and
-      `compile_seconds` (of this call; absent where it had nothing left to do).
+      The trained parameters, of the best checkpoint where there are rows to tell; and the last row
+      of metrics with `updates`, `tokens_per_second` and `compile_seconds` (of this call; absent
+      where it had nothing left to do), and `best_update`.
 
     Raises:
       UserError: The loss is not finite, the batch does not fit the mesh, or the checkpoint is of
@@ -141,6 +150,10 @@ def fit(
         lie = jax.tree.map(lambda x: x.sharding, frozen)
         step = make_train_step(loss_fn, optimizer, placed, mesh, config.accumulation, lie)
         first = int(state.update)
+        measure = None
+        if held_out is not None:
+            size = config.batch_size // config.accumulation
+            measure = make_measure(loss_fn, held_out, size, mesh)
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
@@ -152,17 +165,30 @@ def fit(
                 stop = stopping.agreed()
                 save = stop or update % config.checkpoint_every == 0
                 if save or update % config.metrics_every == 0 or update == total:
-                    row = describe(_means(waiting, update))
+                    means, norm = _means(waiting, update)
+                    row = {**describe(means), "grad_norm": norm}
                     waiting.clear()
+                    if measure is not None and (save or update == total):
+                        found = describe(measure(state.params, *still))
+                        row |= {f"held_out_{name}": value for name, value in found.items()}
                     if metrics is not None:
                         metrics.write(update, row)
                     on_update(update, total, row)
                 if save:
-                    checkpoints.save(update, state)
+                    checkpoints.save(update, state, row.get("held_out_loss"))
                 if stop:
                     raise Stopped(f"stopped at update {update} of {total}, which is saved")
         jax.block_until_ready(state.params)
-        return state.params, {"updates": total, **row, **clock.summary()}
+        summary = {"updates": total, **row, **clock.summary()}
+        if held_out is not None:
+            best, loss = checkpoints.best or (total, math.inf)
+            if loss < row.get("held_out_loss", math.inf):
+                state = checkpoints.restore(_abstract(state), best)
+                summary |= {"held_out_loss": loss}
+            else:
+                best = total
+            summary |= {"best_update": best}
+        return state.params, summary
     finally:
         checkpoints.close()
 
@@ -197,8 +223,9 @@ def _global(
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def _means(waiting: Sequence[Sums], update: int) -> dict[str, float]:
-    """Sums over the last updates, the newest of them `update`, as weighted means.
+def _means(waiting: Sequence[Sums], update: int) -> tuple[dict[str, float], float]:
+    """Sums over the last updates, the newest of them `update`, as weighted means; and the mean norm
+    of the gradients.
 
     Raises:
       UserError: A loss or gradient is not finite.
@@ -213,7 +240,7 @@ def _means(waiting: Sequence[Sums], update: int) -> dict[str, float]:
     totals = {name: math.fsum(sums[name] for sums in host) for name in host[0]}
     weight = max(totals.pop("weight"), 1e-6)
     norm = totals.pop("grad_norm") / len(host)
-    return {**{name: value / weight for name, value in totals.items()}, "grad_norm": norm}
+    return {name: value / weight for name, value in totals.items()}, norm
 
 
 class _Clock:

@@ -17,13 +17,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.train.explicit import moments
-from agentrm_jax.train.step import Batch, LossFn, Sums
+from agentrm_jax.train.step import Batch, LossFn, Sums, place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,6 @@ def reference_log_probs(
     Args:
       on_rows: Called with the number of rows that were read.
     """
-    sharding = named_sharding(mesh, ("batch", "length"))
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def read(params: Any, batch: Batch) -> jax.Array:
@@ -140,10 +138,6 @@ def reference_log_probs(
     for begin in range(0, len(rows), batch_size):
         wanted = np.arange(begin, begin + batch_size)
         batch = rows.take(np.minimum(wanted, len(rows) - 1))  # the last row fills the last batch up
-        placed = {
-            name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
-            for name, value in batch.items()
-        }
-        found.append(np.asarray(read(params, placed)))
+        found.append(np.asarray(read(params, place(batch, mesh))))
         on_rows(min(batch_size, len(rows) - begin))
     return np.concatenate(found)[: len(rows)]

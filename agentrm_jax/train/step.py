@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -78,6 +79,15 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: M
         made,
         state_shardings(params, optimizer, mesh),
     )
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch that every process has whole, its rows where training has them."""
+    sharding = named_sharding(mesh, ("batch", "length"))
+    return {
+        name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+        for name, value in batch.items()
+    }
 
 
 def make_train_step(

@@ -20,6 +20,7 @@ from agentrm_jax.cli.models import load_policy, load_reward
 from agentrm_jax.cli.run import DATASET, Run
 from agentrm_jax.cli.stages import STAGES, before, depends_on
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.states import open_paths
@@ -157,9 +158,13 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     given = ("--label.target=td", "--train_rm.head.kind=hl_gauss", "--train_rm.head.bins=20",
              "--train_rm.lora.rank=2", "--train_rm.lora.matrices=[q,o]",
              "--train_rm.optimizer.moments=bfloat16", "--train_rm.fit.num_updates=6",
+             "--train_rm.fit.held_out=0.3", "--train_implicit.fit.held_out=0.3",
              "--train_implicit.lora.rank=2",
              "--evaluate.methods=[best_of_n]")  # fmt: skip
     agentrm("run", str(CONFIG), "--output", str(copy), *given, ends=0)
+    measured = {row["stage"]: row for row in read_metrics(copy / "metrics.jsonl")}
+    assert measured["train-rm"]["held_out_loss"] > 0
+    assert measured["train-implicit"]["held_out_loss"] > 0
     directory, mesh = copy / "reward" / "explicit" / "model", make_mesh(MeshConfig())
     model = load_reward(directory, "float32", mesh)
     assert model.head == HeadConfig(kind="hl_gauss", bins=20)

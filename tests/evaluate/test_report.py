@@ -74,7 +74,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         result_rows(made),
         comparisons(made),
         stages=STAGES,
-        metrics=[{"stage": "sft", "update": u, "loss": 1 / u} for u in range(1, 9)],
+        metrics=[
+            {
+                "stage": "sft",
+                "update": u,
+                "loss": 1 / u,
+                **({} if u % 4 else {"held_out_loss": 0.5}),
+            }
+            for u in range(1, 9)
+        ],
         scores=_scores(),
         tree=tree(EVIL),
     )
@@ -91,7 +99,7 @@ def test_json_files(written: pathlib.Path) -> None:
 
 def test_page_shows_everything(written: pathlib.Path) -> None:
     page = Page((written / "report.html").read_text())
-    for shown in ("beam 5x5, explicit", "upper bound", "9.9.9", "states_per_tree", "1 min 01 s"):
+    for shown in ("beam 5x5, explicit", "upper bound", "9.9.9", "held-out tasks", "1 min 01 s"):
         assert shown in page.text
     figures = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(figures) == 4
