@@ -19,6 +19,10 @@ from typing import Any
 
 import jax
 
+from agentrm_jax.core.allocator import keep_freed_memory
+
+keep_freed_memory()  # as `agentrm` does
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seconds:

@@ -161,7 +161,11 @@ def _configured(command: str, arguments: list[str]) -> int:
 
 
 def start_jax() -> None:
-    """Keeps compiled programs on the disk, so that a second run need not compile them again."""
+    """Keeps compiled programs on the disk, so that a second run need not compile them again; and
+    memory that is freed."""
+    from agentrm_jax.core.allocator import keep_freed_memory
+
+    keep_freed_memory()
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
