@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrm_jax.cli.score import add_model_arguments
+from agentrm_jax.cli.score import model_parser
 from agentrm_jax.cli.scoring import RewardModel, open_reward_model
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.progress import progress
@@ -45,15 +44,9 @@ are left out (they say little), unless --seen is given; grow others with, for ex
 
 def main(arguments: Sequence[str]) -> int:
     """Compares, writes and prints; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm eval-rm",
-        usage="agentrm eval-rm TREES --model RUN --output DIR [--KEY=VALUE ...]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "agentrm eval-rm TREES --model RUN --output DIR [--KEY=VALUE ...]"
+    parser = model_parser(usage, _DESCRIPTION)
     parser.add_argument("trees", metavar="TREES", type=pathlib.Path, help="a run, or its trees/")
-    add_model_arguments(parser)
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR")
     parser.add_argument(
         "--min-visits", type=int, default=1, metavar="N", help="of a state (default: 1)"

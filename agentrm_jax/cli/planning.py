@@ -22,8 +22,8 @@ from agentrm_jax.cli.config import (
     SftTrainConfig,
     TrainConfig,
 )
+from agentrm_jax.cli.losses import MASTER, implicit_loss, reward_loss, sft_loss
 from agentrm_jax.cli.planned import Program, StagePlan, answering_advice, training_advice
-from agentrm_jax.cli.training import MASTER, implicit_loss, reward_loss, sft_loss
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.programs import exchanges_of, memory_of
 from agentrm_jax.core.sharding import make_mesh, named_sharding

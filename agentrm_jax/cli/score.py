@@ -33,15 +33,9 @@ of conversations as ETO and AgentGym write them.
 
 def main(arguments: Sequence[str]) -> int:
     """Scores the file's trajectories; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm score",
-        usage="agentrm score FILE --model RUN [--output OUT.jsonl] [--KEY=VALUE ...]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "agentrm score FILE --model RUN [--output OUT.jsonl] [--KEY=VALUE ...]"
+    parser = model_parser(usage, _DESCRIPTION)
     parser.add_argument("file", metavar="FILE", type=pathlib.Path)
-    add_model_arguments(parser)
     parser.add_argument("--output", type=pathlib.Path, help="file to write; default: stdout")
     parser.add_argument(
         "--environment",
@@ -69,8 +63,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model` and `--config`, which `scoring.open_reward_model` takes."""
+def model_parser(usage: str, description: str) -> argparse.ArgumentParser:
+    """A command's parser with `--model` and `--config`, which `scoring.open_reward_model` takes."""
+    parser = argparse.ArgumentParser(
+        prog=" ".join(usage.split()[:2]),
+        usage=usage,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--model",
         type=pathlib.Path,
@@ -84,6 +85,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="how states are rendered; default: as the run did. Keys such as --engine.context=4096 "
         "can be set besides",
     )
+    return parser
 
 
 @contextlib.contextmanager

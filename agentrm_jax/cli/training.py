@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
-from agentrm_jax.cli.config import RunConfig, TrainConfig
+from agentrm_jax.cli.config import TrainConfig
+from agentrm_jax.cli.losses import MASTER, implicit_loss, loaded_dtype, reward_loss, sft_loss
 from agentrm_jax.cli.models import Model
 from agentrm_jax.cli.playing import sampled_trajectories
 from agentrm_jax.cli.run import DATASET, Run, Summary
@@ -37,17 +37,11 @@ from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.model import lora
-from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
-from agentrm_jax.train import explicit, held_out, implicit, sft
+from agentrm_jax.train import explicit, held_out, implicit
 from agentrm_jax.train.fit import fit
 from agentrm_jax.train.step import LossFn
-
-MASTER = "float32"
-"""Dtype of the parameters that training updates: steps of a learning rate of 1e-5 would be lost
-between two numbers of bfloat16. They are rounded to the run's dtype for each forward pass."""
-
 
 _SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # beside the progress bar
 
@@ -58,7 +52,7 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config
     if config.policy is not None:
         start = models.load_policy(
-            pathlib.Path(config.policy), _loaded(config, config.sft), run.mesh
+            pathlib.Path(config.policy), loaded_dtype(config, config.sft), run.mesh
         )
     else:
         tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
@@ -88,7 +82,7 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Regresses values of states from the policy's trunk (paper section 3.3)."""
     config = run.config
-    dtype = _loaded(config, config.train_rm)
+    dtype = loaded_dtype(config, config.train_rm)
     model = run.policy(dtype)
     paths = open_paths(run.directory / "states" / DATASET)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
@@ -125,7 +119,7 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Trains the policy further, so that its log-ratio to itself before tells outcomes (paper
     section 3.3)."""
     config = run.config.train_implicit
-    model = run.policy(_loaded(run.config, config))
+    model = run.policy(loaded_dtype(run.config, config))
     longest = min(config.fit.length, model.config.longest)
 
     def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
@@ -217,55 +211,6 @@ def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> 
         np.save(partial, found)
         partial.rename(path)
     return found
-
-
-def implicit_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
-    """What `train-implicit` minimises."""
-    own = config.train_implicit
-    return implicit.make_loss(
-        own.objective,
-        shape,
-        mesh,
-        remat=own.fit.remat,
-        attention=own.fit.attention,
-        dtype=_rounded(config),
-        vocab_chunks=own.vocab_chunks,
-    )
-
-
-def sft_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
-    """What `sft` minimises."""
-    return sft.make_loss(
-        shape,
-        mesh,
-        remat=config.sft.fit.remat,
-        attention=config.sft.fit.attention,
-        dtype=_rounded(config),
-        vocab_chunks=config.sft.vocab_chunks,
-    )
-
-
-def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
-    """What `train-rm` minimises."""
-    fit_config = config.train_rm.fit
-    return explicit.make_loss(
-        shape,
-        mesh,
-        head=config.train_rm.head,
-        remat=fit_config.remat,
-        attention=fit_config.attention,
-        dtype=_rounded(config),
-        head_bias=config.train_rm.head_bias,
-    )
-
-
-def _loaded(config: RunConfig, train: TrainConfig) -> str:
-    """Dtype of the parameters that training begins with; those that are frozen need no other."""
-    return config.dtype if train.lora.rank else MASTER
-
-
-def _rounded(config: RunConfig) -> str | None:
-    return None if config.dtype == MASTER else config.dtype
 
 
 def _fit(

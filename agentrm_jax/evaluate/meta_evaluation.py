@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.data.trees import TreeRecord
-from agentrm_jax.evaluate.statistics import Estimate
+from agentrm_jax.evaluate.statistics import Estimate, all_equal, mean, pearson, spearman
 
 RESAMPLES = 1000
 BINS = 10  # of equal width, for calibration
@@ -118,7 +118,7 @@ def measured(
     found = {
         "pairwise_accuracy": _mean_of(right, pairs_of, len(trees), seed),
         "pearson": estimate(lambda w: pearson(scores, values, w)),
-        "spearman": estimate(lambda w: pearson(ranks(scores, w), ranks(values, w), w)),
+        "spearman": estimate(lambda w: spearman(scores, values, w)),
     }
     if calibrated:
         error = (scores - values) ** 2
@@ -137,7 +137,7 @@ def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> 
     for depth in range(1, int(depths.max(initial=0)) + 1):
         own, two = depths == depth, depths[pairs.better] == depth
         accuracy = _mean_of(right[two], tree_of[pairs.better][two], len(trees), seed)
-        correlation = pearson(scores[own], values[own], np.ones(own.sum()))
+        correlation = pearson(scores[own], values[own])
         rows.append(
             {
                 "depth": depth,
@@ -215,37 +215,10 @@ def resampled(
     found = np.array([statistic(row[groups]) for row in counts])
     found = found[np.isfinite(found)]
     if np.ptp(found) == 0:
-        low = high = value
-        if bounds is not None and value in bounds:
-            reach = (bounds[1] - bounds[0]) * (1 - 0.025 ** (1 / n))
-            low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
-        return Estimate(mean=value, low=low, high=high, n=n)
+        return all_equal(value, n, bounds)
     deviations = (found - value) * np.sqrt(n / (n - 1))
     ends = np.clip(value + np.quantile(deviations, [0.025, 0.975]), found.min(), found.max())
     return Estimate(mean=value, low=float(ends[0]), high=float(ends[1]), n=n)
-
-
-def mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted mean; NaN where there is no weight."""
-    total = weights.sum()
-    return float(weights @ values / total) if total else float("nan")
-
-
-def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted correlation; NaN where one side is constant."""
-    if weights.sum() == 0:
-        return float("nan")
-    a, b = x - mean(x, weights), y - mean(y, weights)
-    spread = (weights @ (a * a)) * (weights @ (b * b))
-    tiny = 1e-24 * max(1.0, float(np.abs(x).max() * np.abs(y).max())) ** 2
-    return float(weights @ (a * b) / np.sqrt(spread)) if spread > tiny else float("nan")
-
-
-def ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks of values that count several times; equal values share their mean rank."""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    counts = np.bincount(inverse, weights, len(distinct))
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def bin_of(scores: np.ndarray) -> np.ndarray:

@@ -51,17 +51,24 @@ def bootstrap(
     n = data.size
     if n == 0:
         raise ValueError("no values to take a mean of")
-    mean = float(data.mean())
     if np.ptp(data) == 0:
-        low = high = mean = float(data[0])
-        if bounds is not None and mean in bounds:
-            reach = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (1 / n))
-            low, high = max(bounds[0], mean - reach), min(bounds[1], mean + reach)
-        return Estimate(mean=mean, low=low, high=high, n=n)
-    deviations = (_resampled_means(data, resamples, seed) - mean) * np.sqrt(n / (n - 1))
+        return all_equal(float(data[0]), n, bounds, level)
+    found = float(data.mean())
+    deviations = (_resampled_means(data, resamples, seed) - found) * np.sqrt(n / (n - 1))
     low, high = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
-    ends = np.clip([mean + low, mean + high], data.min(), data.max())
-    return Estimate(mean=mean, low=float(ends[0]), high=float(ends[1]), n=n)
+    ends = np.clip([found + low, found + high], data.min(), data.max())
+    return Estimate(mean=found, low=float(ends[0]), high=float(ends[1]), n=n)
+
+
+def all_equal(
+    value: float, n: int, bounds: tuple[float, float] | None, level: float = 0.95
+) -> Estimate:
+    """The mean of n values that are all the same; see `bootstrap`."""
+    low = high = value
+    if bounds is not None and value in bounds:
+        reach = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (1 / n))
+        low, high = max(bounds[0], value - reach), min(bounds[1], value + reach)
+    return Estimate(mean=value, low=low, high=high, n=n)
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
@@ -113,20 +120,33 @@ def pairwise_accuracy(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     return right / total if total else float("nan")
 
 
-def pearson(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson's correlation; NaN where one side is constant."""
-    a, b = np.asarray(x, float), np.asarray(y, float)
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean; NaN where there is no weight."""
+    total = weights.sum()
+    return float(weights @ values / total) if total else float("nan")
+
+
+def pearson(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Pearson's correlation; NaN where one side is constant.
+
+    Args:
+      weights: How often each pair counts; once by default.
+    """
+    w = np.ones(np.size(x)) if weights is None else np.asarray(weights, float)
+    a, b, w = (np.asarray(side, float)[w > 0] for side in (x, y, w))
     if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+    a, b = a - mean(a, w), b - mean(b, w)
+    return float(w @ (a * b) / np.sqrt((w @ (a * a)) * (w @ (b * b))))
 
 
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
+def spearman(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Spearman's rank correlation; equal values share their mean rank."""
-    return pearson(_ranks(x), _ranks(y))
+    w = np.ones(np.size(x)) if weights is None else np.asarray(weights, float)
+    return pearson(_ranks(x, w), _ranks(y, w), w)
 
 
-def _ranks(values: ArrayLike) -> np.ndarray:
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+def _ranks(values: ArrayLike, weights: np.ndarray) -> np.ndarray:
+    distinct, inverse = np.unique(np.asarray(values), return_inverse=True)
+    counts = np.bincount(inverse, weights, len(distinct))
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -152,8 +152,9 @@ def fit(
         first = int(state.update)
         measure = None
         if held_out is not None:
-            size = config.batch_size // config.accumulation
-            measure = make_measure(loss_fn, held_out, size, mesh)
+            measure = make_measure(
+                loss_fn, held_out, config.batch_size // config.accumulation, mesh
+            )
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
@@ -181,16 +182,22 @@ def fit(
         jax.block_until_ready(state.params)
         summary = {"updates": total, **row, **clock.summary()}
         if held_out is not None:
-            best, loss = checkpoints.best or (total, math.inf)
-            if loss < row.get("held_out_loss", math.inf):
-                state = checkpoints.restore(_abstract(state), best)
-                summary |= {"held_out_loss": loss}
-            else:
-                best = total
-            summary |= {"best_update": best}
+            state, chosen = _best(checkpoints, state, total, row.get("held_out_loss", math.inf))
+            summary |= chosen
         return state.params, summary
     finally:
         checkpoints.close()
+
+
+def _best(
+    checkpoints: TrainingCheckpoints, last: TrainState, update: int, loss: float
+) -> tuple[TrainState, dict[str, float]]:
+    """The last state, or that of a checkpoint with a smaller loss on what is held out."""
+    found = checkpoints.best
+    if found is None or found[1] >= loss:
+        return last, {"best_update": update}
+    state = checkpoints.restore(_abstract(last), found[0])
+    return state, {"best_update": found[0], "held_out_loss": found[1]}
 
 
 def _abstract(state: TrainState) -> TrainState:
