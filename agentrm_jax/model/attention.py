@@ -1,8 +1,9 @@
 """Causal attention of whole sequences, by a backend that has a name.
 
-`xla` runs everywhere and is what all else is compared with; `cudnn` and `pallas` are fused kernels
-of NVIDIA GPUs and TPUs, which never write the scores to memory. All see the same: a token attends
-to the earlier tokens of its own segment, and where the segment is a tree, to those on its own path.
+`xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `pallas` are fused kernels of
+NVIDIA GPUs and TPUs. None writes all scores to memory, as the oracle does. All see the same: a
+token attends to the earlier tokens of its own segment, and where the segment is a tree, to those on
+its own path.
 
 Axis letters: B batch, T query, S key, N heads, K KV heads, H head width.
 """
@@ -19,12 +20,13 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import logical_to_spec
+from agentrm_jax.model.tiled_attention import attend_tiles
 
 _NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
 """Each backend's platform, as JAX names it, and in words; None: any."""
 
-_QUERY_BLOCK = 128  # at least; and a sequence has at most so many blocks, which are compiled each:
-_MOST_BLOCKS = 8
+_TILE, _LARGE_TILE = {"cpu": 128}, 512
+"""Tokens of a tile of `xla` by platform, and of all others: a CPU's caches are small."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +71,16 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
       UserError: They cannot, or there is no such backend.
     """
     check_name(key, name)
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = _device(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:
         raise UserError(f"{key}: {name!r} needs {needs[1]}; this machine has {device.platform}")
     if name == "cudnn" and "cuda" not in device.client.platform_version:
         raise UserError(f"{key}: 'cudnn' needs an NVIDIA GPU; this machine has another one")
+
+
+def _device(mesh: Mesh | None) -> jax.Device:
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -109,7 +115,7 @@ def causal_attention(
       q: [B, T, N, H].
       k: [B, T, K, H].
       v: [B, T, K, H].
-      segments: [B, T] int32.
+      segments: [B, T] int32, equal numbers side by side.
       until: [B, T] int32, of segments that are trees with their nodes in preorder: the first token
         behind a key that does not see it, which is where its node's subtree ends. Without it, that
         is where its segment ends.
@@ -118,23 +124,32 @@ def causal_attention(
       UserError: The backend has no kernel for these shapes, or for trees.
     """
     if backend.name == "xla":
-        return _by_query_blocks(q, k, v, segments, until)
-    if backend.name == "cudnn":
-        attend, seen = _cudnn, _seen(segments, until, 0, q.shape[1])
+        size = _TILE.get(_device(backend.mesh).platform, _LARGE_TILE)
+        attend = functools.partial(attend_tiles, size=size)
+        seen = _segment_ends(segments) if until is None else until
+    elif backend.name == "cudnn":
+        attend = functools.partial(_cudnn, interpret=backend.interpret)
+        seen = _seen(segments, until)
     elif until is None:
-        attend, seen = _splash, segments
+        attend, seen = functools.partial(_splash, interpret=backend.interpret), segments
     else:
         raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
-    attend = functools.partial(attend, interpret=backend.interpret)
     return _on_each_device(attend, backend.mesh, "batch")(q, k, v, seen)
 
 
-def _seen(segments: jax.Array, until: jax.Array | None, begin: int, end: int) -> jax.Array:
-    """[B, end - begin, end] bool: which of the keys up to `end` the queries from `begin` on see, if
-    they come later."""
+def _segment_ends(segments: jax.Array) -> jax.Array:
+    """[B, T] int32: where each token's segment ends, which is at the next number."""
+    T = segments.shape[1]
+    last = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+    ends = jnp.where(last, jnp.arange(1, T + 1), T)
+    return jax.lax.cummin(ends, axis=1, reverse=True)
+
+
+def _seen(segments: jax.Array, until: jax.Array | None) -> jax.Array:
+    """[B, T, T] bool: which of the earlier keys the queries see."""
     if until is None:
-        return segments[:, begin:end, None] == segments[:, None, :end]
-    return jnp.arange(begin, end)[:, None] < until[:, None, :end]
+        return segments[:, :, None] == segments[:, None]
+    return jnp.arange(segments.shape[1])[:, None] < until[:, None]
 
 
 def masked_attention(
@@ -169,37 +184,6 @@ def _on_each_device(
         out_specs=heads,
         check_vma=False,
     )
-
-
-def _by_query_blocks(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, until: jax.Array | None
-) -> jax.Array:
-    """Queries go in blocks that read only the keys up to their end, which halves the work; a block
-    of scores also stays near the processor. Equal to `dense_attention` under the same mask.
-    """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    # Heads before positions, once: every product below then runs along memory.
-    q = (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    size = max(_QUERY_BLOCK, -(-T // _MOST_BLOCKS))
-    blocks = []
-    for begin in range(0, T, size):
-        end = min(begin + size, T)
-        causal = jnp.arange(begin, end)[:, None] >= jnp.arange(end)
-        mask = causal & _seen(segments, until, begin, end)
-        scores = jnp.einsum(
-            "bkgth,bksh->bkgts",
-            q[:, :, :, begin:end],
-            k[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(mask[:, None, None], scores, -1e30)
-        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.exp(scores - largest)
-        out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v[:, :, :end])
-        blocks.append(out / weights.sum(axis=-1, keepdims=True).astype(v.dtype))
-    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, interpret: bool) -> jax.Array:

@@ -20,6 +20,7 @@ from agentrm_jax.model.attention import (
     masked_attention,
 )
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.train.fit import FitConfig
 
 NAMES = ("xla", "cudnn", "pallas")
@@ -73,7 +74,7 @@ def test_packed_sequences_with_gradients(name):
     compare(Backend(name=name, interpret=True), 141)
 
 
-@pytest.mark.parametrize("name", ["cudnn", "pallas"])
+@pytest.mark.parametrize("name", NAMES)
 def test_each_device_computes_its_part(name):
     compare(Backend(name=name, mesh=mesh_of(2, 1, 2), interpret=True), 40, rows=4)
 
@@ -97,7 +98,9 @@ def random_trees(length: int, rows: int):
     return jnp.asarray(until), jnp.asarray(mask & np.tri(length, dtype=bool))
 
 
-@pytest.mark.parametrize(("name", "mesh"), [("xla", None), ("cudnn", None), ("cudnn", (2, 1, 2))])
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("xla", None), ("xla", (2, 1, 2)), ("cudnn", None), ("cudnn", (2, 1, 2))]
+)
 def test_trees_with_gradients(name, mesh):
     q, k, v, segments = packed(141, rows=4)
     until, mask = random_trees(141, 4)
@@ -105,6 +108,30 @@ def test_trees_with_gradients(name, mesh):
     wanted = with_gradients(lambda *x: dense_attention(*x, mask), q, k, v)
     ours = with_gradients(lambda *x: causal_attention(*x, segments, backend, until), q, k, v)
     assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("size", [8, 24, 128])
+def test_tiles_of_all_sizes(size):
+    q, k, v, _ = packed(141, rows=4)
+    until, mask = random_trees(141, 4)
+    wanted = with_gradients(lambda *x: dense_attention(*x, mask), q, k, v)
+    ours = with_gradients(lambda *x: attend_tiles(*x, until, size), q, k, v)
+    assert_close(ours, wanted)
+
+
+def test_tiles_that_nobody_sees_are_left_out():
+    """Two branches behind an opening of 16: what the second tile of each row holds can't matter to
+    the third, not even by a product with zero."""
+    q, k, v, _ = packed(48)
+    until = jnp.asarray([[48] * 16 + [32] * 16 + [48] * 16, [16] * 16 + [32] * 16 + [48] * 16])
+    at = slice(16, 32)
+    broken = [x.at[:, at].set(jnp.nan) for x in (q, k, v)]
+    wanted = with_gradients(lambda *x: attend_tiles(*x, until, 16), q, k, v)
+    ours = with_gradients(lambda *x: attend_tiles(*x, until, 16), *broken)
+    for x, y in zip(ours, wanted, strict=True):
+        np.testing.assert_array_equal(x[:, 32:], y[:, 32:])
+    for x, y in zip(ours, wanted, strict=True):  # in the second row nobody sees them
+        np.testing.assert_array_equal(x[1, :16], y[1, :16])
 
 
 def test_pallas_refuses_trees():
