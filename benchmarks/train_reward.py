@@ -30,11 +30,11 @@ import numpy as np
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.core.sharding import MeshConfig, make_mesh, named_sharding
 from agentrm_jax.data.chat import ChatFormat
-from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.packing import PackedRows, only_labelled, pack
 from agentrm_jax.data.sequences import TokenSequence, tree_sequences
 from agentrm_jax.data.states import LabelledPath
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.work import reading
+from agentrm_jax.model.work import training_flops
 from agentrm_jax.train import explicit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import make_state, make_train_step, state_shardings
@@ -173,7 +173,7 @@ class Ours:
 def one_each(states: Sequence[TokenSequence], multiple: int) -> PackedRows:
     """A row for each state, and empty ones, so that micro-batches are alike."""
     longest = max(len(state.tokens) for state in states)
-    rows = [pack([state], longest).take(np.arange(1)) for state in states]
+    rows = [only_labelled(pack([state], longest)).take(np.arange(1)) for state in states]
     rows += [{name: np.zeros_like(value) for name, value in rows[0].items()}] * (
         -len(rows) % multiple
     )
@@ -197,9 +197,9 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
     assert len(states) == case.states
     padded = one_each(states, 4)
     rows = {
-        "ours": pack([sequence], len(sequence.tokens)),
+        "ours": only_labelled(pack([sequence], len(sequence.tokens))),
         "states": padded,
-        "states packed": pack(states, padded.tokens.shape[1]),
+        "states packed": only_labelled(pack(states, padded.tokens.shape[1])),
     }
     ours = {
         name: Ours(params, config, own, 4 if name == "states" else 1) for name, own in rows.items()
@@ -228,7 +228,7 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
     measuring.table(f"{case.states} states, {len(sequence.tokens)} tokens", timed)
     own = timed["ours"].median.cpu
     limits = probes.ceilings(timed, threads)
-    work = reading(config, 1, len(sequence.tokens), 0, 1, 4)
+    work = training_flops(config, 1, len(sequence.tokens), logits=False, only=case.states)
     return {
         **{
             f"ratio_{name.replace(' ', '_')}": timed[name].median.cpu / own
@@ -236,7 +236,7 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
         },
         "cpu_seconds_per_state": own / case.states,
         "tokens_per_second": len(sequence.tokens) / limits.seconds(timed["ours"]),
-        "mfu": 3 * work.flops / limits.flops / limits.seconds(timed["ours"]),
+        "mfu": work / limits.flops / limits.seconds(timed["ours"]),
         "tokens": {
             "ours": len(sequence.tokens),
             "states": sum(len(state.tokens) for state in states),

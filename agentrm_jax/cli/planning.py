@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -126,13 +127,16 @@ def _training(
     placed, *lie = jax.tree.map(lambda x: x.sharding, (state, *frozen))
     rows = named_sharding(mesh, ("batch", "length"))
 
-    def field(dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((fit.batch_size, fit.length), dtype, sharding=rows)
+    def field(dtype: Any, tokens: int = fit.length) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((fit.batch_size, tokens), dtype, sharding=rows)
 
     batch: dict[str, jax.ShapeDtypeStruct] = dict.fromkeys(
         ("tokens", "segments", "positions"), field(jnp.int32)
     )
-    batch |= dict.fromkeys(("weights", "targets"), field(jnp.float32))
+    labels = _labels(train)
+    batch |= dict.fromkeys(("weights", "targets"), field(jnp.float32, labels or fit.length))
+    if labels:
+        batch["only"] = field(jnp.int32, labels)
     if _rows_are_trees(train):
         batch["until"] = field(jnp.int32)
     step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation, *lie)
@@ -141,8 +145,9 @@ def _training(
     if frozen:
         resident["frozen parameters"] = _bytes_on_chip(frozen)
     model = work.training_flops(
-        shape, fit.batch_size, fit.length, logits=_vocab_chunks(train) > 0, frozen=bool(frozen)
-    )
+        shape, fit.batch_size, fit.length,
+        logits=_vocab_chunks(train) > 0, frozen=bool(frozen), only=labels,
+    )  # fmt: skip
     compiling("update")
     program = _compiled(
         "update", "an update", step.lower(state, batch, *frozen), needed, model,
@@ -160,6 +165,11 @@ def _rows_are_trees(train: TrainConfig) -> bool:
     return isinstance(train, ImplicitTrainConfig) and train.objective.loss == "dpo"
 
 
+def _labels(train: TrainConfig) -> int | None:
+    """Of a row, where only those are computed to the end: both ends of steps of 64 tokens."""
+    return train.fit.length // 32 if isinstance(train, RewardTrainConfig) else None
+
+
 def _vocab_chunks(train: TrainConfig) -> int:
     """Of the losses that need logits; 0 of the others."""
     return train.vocab_chunks if isinstance(train, SftTrainConfig | ImplicitTrainConfig) else 0
@@ -172,8 +182,10 @@ def _training_work(
     written once, the weights are read in each pass over the layers."""
     fit, chunks, frozen = train.fit, _vocab_chunks(train), train.lora.rank > 0
     anew = fit.remat == "block"
-    flops = work.training_flops(shape, fit.batch_size, fit.length, logits=chunks > 0, frozen=frozen)
-    layers = work.training_flops(shape, fit.batch_size, fit.length, logits=False)
+    count = functools.partial(
+        work.training_flops, shape, fit.batch_size, fit.length, only=_labels(train)
+    )
+    flops, layers = count(logits=chunks > 0, frozen=frozen), count(logits=False)
     flops += layers / 3 * anew
     if chunks > 1:
         flops += 2.0 * work.head_weights(shape) * fit.batch_size * fit.length

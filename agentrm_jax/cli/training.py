@@ -23,7 +23,7 @@ from agentrm_jax.core.processes import from_first, is_first
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
-from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.packing import PackedRows, only_labelled, pack
 from agentrm_jax.data.pairs import preference_pairs
 from agentrm_jax.data.sequences import (
     TokenSequence,
@@ -93,7 +93,7 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         lambda path: path.trajectory.task.task_id,
         config.train_rm,
         config.seed,
-    )
+    ).map(only_labelled)
     weights, targets = rows.trained.weights, rows.trained.targets
     mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
@@ -156,6 +156,10 @@ class _Rows:
     trained: PackedRows
     held_out: PackedRows | None
     left_out: int
+
+    def map(self, change: Callable[[PackedRows], PackedRows]) -> _Rows:
+        held_out = self.held_out and change(self.held_out)
+        return dataclasses.replace(self, trained=change(self.trained), held_out=held_out)
 
 
 def _rows(

@@ -19,10 +19,12 @@ class PackedRows:
       tokens: [R, T] int32.
       segments: [R, T] int32, 1, 2, ... for the sequences of a row; 0 is padding.
       positions: [R, T] int32, counted within each sequence, or along each path of a tree.
-      weights: [R, T] float32.
-      targets: [R, T] float32.
+      weights: [R, T] float32; or [R, L], of the tokens `only`.
+      targets: As weights.
       until: [R, T] int32, if any sequence is a tree: which tokens see each one
         (`model.attention.causal_attention`).
+      only: [R, L] int32, the tokens that weights and targets are of, where it is not all. What
+        fills up a row has no weight.
     """
 
     tokens: np.ndarray
@@ -31,6 +33,7 @@ class PackedRows:
     weights: np.ndarray
     targets: np.ndarray
     until: np.ndarray | None = None
+    only: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,6 +71,14 @@ def pack(sequences: Sequence[TokenSequence], length: int) -> PackedRows:
         rows[row].append(i)
         by_room[room - size].append(row)
     return _fill(sequences, rows, length)
+
+
+def only_labelled(rows: PackedRows) -> PackedRows:
+    """The rows with weights and targets of those tokens alone that have a weight."""
+    most = int((rows.weights != 0).sum(axis=1).max())
+    first = np.argsort(rows.weights == 0, axis=1, kind="stable")[:, : max(most, 1)].astype(np.int32)
+    weights, targets = (np.take_along_axis(x, first, axis=1) for x in (rows.weights, rows.targets))
+    return dataclasses.replace(rows, only=first, weights=weights, targets=targets)
 
 
 def _fill(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
         raise UserError(f"{key}: 'cudnn' needs an NVIDIA GPU; this machine has another one")
 
 
-def _device(mesh: Mesh | None) -> jax.Device:
+def _device(mesh: Mesh | None) -> Any:
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
@@ -126,15 +127,15 @@ def causal_attention(
     if backend.name == "xla":
         size = _TILE.get(_device(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
-        seen = _segment_ends(segments) if until is None else until
+        see = _segment_ends(segments) if until is None else until
     elif backend.name == "cudnn":
         attend = functools.partial(_cudnn, interpret=backend.interpret)
-        seen = _seen(segments, until)
+        see = seen(segments, until)
     elif until is None:
-        attend, seen = functools.partial(_splash, interpret=backend.interpret), segments
+        attend, see = functools.partial(_splash, interpret=backend.interpret), segments
     else:
         raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
-    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, seen)
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, see)
 
 
 def _segment_ends(segments: jax.Array) -> jax.Array:
@@ -145,11 +146,19 @@ def _segment_ends(segments: jax.Array) -> jax.Array:
     return jax.lax.cummin(ends, axis=1, reverse=True)
 
 
-def _seen(segments: jax.Array, until: jax.Array | None) -> jax.Array:
-    """[B, T, T] bool: which of the earlier keys the queries see."""
-    if until is None:
-        return segments[:, :, None] == segments[:, None]
-    return jnp.arange(segments.shape[1])[:, None] < until[:, None]
+def seen(
+    segments: jax.Array, until: jax.Array | None = None, only: jax.Array | None = None
+) -> jax.Array:
+    """Which keys the queries see, as a mask [B, T, T] bool; or those of the tokens `only` [B, L],
+    as [B, L, T]."""
+    numbers = jnp.arange(segments.shape[1])
+    at = numbers[None] if only is None else only
+    if until is not None:
+        within = at[:, :, None] < until[:, None]
+    else:
+        own = segments if only is None else jnp.take_along_axis(segments, only, axis=1)
+        within = own[:, :, None] == segments[:, None]
+    return within & (at[:, :, None] >= numbers)
 
 
 def masked_attention(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import constrain
-from agentrm_jax.model.attention import Backend, causal_attention
+from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.lora import Adapted
 from agentrm_jax.model.parameters import Params
@@ -110,11 +110,19 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attention_input(
-    weights: Params, config: LlamaConfig, x: jax.Array, rotation: tuple[jax.Array, jax.Array]
+    weights: Params,
+    config: LlamaConfig,
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    only: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries [B, T, N, H] and keys [B, T, K, H], and values [B, T, K, H]."""
+    """Rotated queries [B, T, N, H] and keys [B, T, K, H], and values [B, T, K, H].
+
+    Args:
+      only: [B, L] int32, the tokens whose queries are wanted: [B, L, N, H].
+    """
     x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-    q = project(weights["q"], x)
+    q = project(weights["q"], _at(x, only))
     k = project(weights["k"], x)
     v = project(weights["v"], x)
     if config.traits.qkv_bias:
@@ -122,7 +130,13 @@ def attention_input(
     if config.traits.head_norm:
         q = rms_norm(q, weights["q_norm"], config.norm_eps)
         k = rms_norm(k, weights["k_norm"], config.norm_eps)
-    return rotate(q, rotation), rotate(k, rotation), v
+    sin, cos = rotation
+    return rotate(q, (_at(sin, only), _at(cos, only))), rotate(k, rotation), v
+
+
+def _at(x: jax.Array, tokens: jax.Array | None) -> jax.Array:
+    """x [B, T, ...] at tokens [B, L], or at all."""
+    return x if tokens is None else jnp.take_along_axis(x, tokens[..., None], axis=1)
 
 
 def mlp(weights: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
@@ -138,12 +152,17 @@ def block(
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     attend: Attend,
+    only: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """One layer: x [B, T, D] to the next x, and what `attend` returns besides."""
+    """One layer: x [B, T, D] to the next x, and what `attend` returns besides.
+
+    Args:
+      only: [B, L] int32, the tokens whose next x is wanted: [B, L, D].
+    """
     with jax.named_scope("attention"):
-        q, k, v = attention_input(weights, config, x, rotation)
+        q, k, v = attention_input(weights, config, x, rotation, only)
         attended, aux = attend(q, k, v)
-        x = x + project(weights["o"], attended, shared=2)
+        x = _at(x, only) + project(weights["o"], attended, shared=2)
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux
 
@@ -197,6 +216,7 @@ def forward(
     positions: jax.Array,
     segments: jax.Array,
     until: jax.Array | None = None,
+    only: jax.Array | None = None,
     *,
     mesh: Mesh | None = None,
     remat: str = "none",
@@ -211,6 +231,8 @@ def forward(
       positions: [B, T] int32, counted within each segment, or along each path of a tree.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
       until: [B, T] int32 where segments are trees (`model.attention.causal_attention`).
+      only: [B, L] int32, the tokens whose hidden states are wanted: [B, L, D]. Of the others, the
+        last layer computes keys and values alone.
       remat: What the backward pass computes anew: one of `REMAT`.
       attention: Name of the backend (`model.attention`).
     """
@@ -228,8 +250,20 @@ def forward(
         x, _ = block(weights, config, x, rotation, attend)
         return constrain(x, axes, mesh), None
 
+    def last(x: jax.Array, weights: Params) -> jax.Array:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            return dense_attention(q, k, v, seen(segments, until, only)), None
+
+        return block(weights, config, x, rotation, attend, only)[0]
+
     if remat != "none":  # within a scan nothing can be shared with the forward pass anyway
         step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+        last = jax.checkpoint(last, policy=REMAT[remat])
     x = constrain(embed(params, tokens), axes, mesh)
-    x, _ = jax.lax.scan(step, x, params["layers"])
+    layers = params["layers"]
+    if only is None:
+        x, _ = jax.lax.scan(step, x, layers)
+    else:
+        x, _ = jax.lax.scan(step, x, jax.tree.map(lambda w: w[:-1], layers))
+        x = last(x, jax.tree.map(lambda w: w[-1], layers))
     return final_norm(params, config, x)

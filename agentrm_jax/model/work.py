@@ -63,7 +63,13 @@ def decoding_token(
 
 
 def training_flops(
-    config: LlamaConfig, rows: int, tokens: int, *, logits: bool, frozen: bool = False
+    config: LlamaConfig,
+    rows: int,
+    tokens: int,
+    *,
+    logits: bool,
+    frozen: bool = False,
+    only: int | None = None,
 ) -> float:
     """An update on rows that are one sequence each: forwards, and twice as much backwards.
 
@@ -72,8 +78,17 @@ def training_flops(
     Args:
       logits: Whether the loss has them.
       frozen: Whether the matrices stay as they are: their gradients are left out.
+      only: Tokens of a row whose hidden states are wanted, if not of all: of the others, the last
+        layer computes keys and values.
     """
     weights = layer_weights(config) + (head_weights(config) if logits else 0)
-    pairs = rows * tokens * (tokens + 1) / 2
     products = (3 - frozen) * 2.0 * weights * rows * tokens
-    return products + 3 * attention_flops(config, pairs)
+    pairs = rows * tokens * (tokens + 1) / 2
+    flops = products + 3 * attention_flops(config, pairs)
+    if only is None:
+        return flops
+    unread, layers = rows * (tokens - only), config.num_layers
+    last = layer_weights(config) / layers
+    last -= 2 * config.d_model * config.num_kv_heads * config.head_dim
+    pairs = unread * (tokens + 1) / 2
+    return flops - (3 - frozen) * 2.0 * last * unread - 3 * attention_flops(config, pairs) / layers

@@ -33,6 +33,9 @@ def make_loss(
 ) -> LossFn:
     """Sum of w * loss in float32 over all labelled tokens; the paper's is (value - target)^2.
 
+    Of rows that tell which tokens these are (`data.packing.only_labelled`), the last layer computes
+    nothing else.
+
     Args:
       head: What is predicted, and its loss.
       remat: See `llama.forward`.
@@ -49,6 +52,7 @@ def make_loss(
             batch["positions"],
             batch["segments"],
             batch.get("until"),
+            batch.get("only"),
             mesh=mesh,
             remat=remat,
             attention=attention,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.chat import render, reply_tokens
-from agentrm_jax.data.packing import pack
+from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import TokenSequence, sft_sequences, value_sequences
 from agentrm_jax.data.states import LabelledPath
 
@@ -57,6 +57,25 @@ def test_every_sequence_is_in_the_rows_once(lengths):
     # No two rows could be one, so at least half of all places are used where rows are many.
     used = np.sort((rows.segments > 0).sum(axis=1))
     assert len(used) == 1 or used[0] + used[1] > 20
+
+
+@quick
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=20), st.floats(0, 1))
+def test_no_label_is_lost_or_there_twice(lengths, share):
+    rng = np.random.default_rng(0)
+    rows = pack([sequence(i, length) for i, length in enumerate(lengths)], 20)
+    rows = dataclasses.replace(
+        rows, weights=rows.weights * (rng.random(rows.weights.shape) < share)
+    )
+    few = only_labelled(rows)
+    assert few.only is not None
+    assert few.only.shape == few.weights.shape == few.targets.shape
+    again = np.zeros_like(rows.weights)
+    np.add.at(again, (np.arange(len(rows))[:, None], few.only), few.weights)
+    np.testing.assert_array_equal(again, rows.weights)
+    wanted = np.take_along_axis(rows.targets, few.only, axis=1)
+    np.testing.assert_array_equal(few.targets, wanted)
+    assert few.only.shape[1] == max(1, (rows.weights != 0).sum(axis=1).max())
 
 
 def test_packing_is_tight_and_repeats():

@@ -16,8 +16,9 @@ from train_cases import (
     sequences,
 )
 
-from agentrm_jax.data.packing import pack
+from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.model import llama
+from agentrm_jax.model.value import MSE, HeadConfig
 from agentrm_jax.train import explicit, sft
 
 CASES = sequences(12, seed=3)
@@ -102,6 +103,23 @@ def test_eight_devices_give_the_same_gradients(make_loss, params_of):
 
 def _differentiated(loss_fn, params, batch):
     return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch)
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+@pytest.mark.parametrize("head", [MSE, HeadConfig(kind="hl_gauss", bins=7)], ids=["mse", "gauss"])
+def test_the_last_layer_of_labelled_tokens_alone_gives_the_same(remat, head):
+    """Rows of several sequences and unequal numbers of labels, the first token among them."""
+    rows = pack(CASES, 48)
+    least, most = np.sort((rows.weights != 0).sum(axis=1))[[0, -1]]
+    assert least < most
+    loss_fn = explicit.make_loss(CONFIG, head=head, remat=remat)
+    params = reward_params(head=head)
+    (loss, sums), grads = _differentiated(loss_fn, params, batch_of(only_labelled(rows)))
+    (wanted, wanted_sums), wanted_grads = _differentiated(loss_fn, params, batch_of(rows))
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
+    for name, value in wanted_sums.items():
+        assert float(sums[name]) == pytest.approx(float(value), rel=1e-5)
+    assert_gradients_close(grads, wanted_grads, 1e-5)
 
 
 @pytest.mark.parametrize("chunks", [4, 5])  # 5 does not divide the vocabulary of 64

@@ -12,7 +12,7 @@ from packed_tree_cases import Letters, random_paths
 from train_cases import CONFIG, assert_gradients_close, batch_of, mesh_of, reward_params
 
 from agentrm_jax.data.chat import render
-from agentrm_jax.data.packing import pack
+from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import MSE, HeadConfig
@@ -75,7 +75,7 @@ def state_loss(params, paths, head):
 
 
 def assert_equal_to_states(paths, make, length, head):
-    batch = batch_of(pack(made_by(make, paths, length), length))
+    batch = batch_of(only_labelled(pack(made_by(make, paths, length), length)))
     packed = jax.jit(jax.value_and_grad(explicit.make_loss(CONFIG, head=head), has_aux=True))
     (loss, sums), grads = packed(reward_params(head=head), batch)
     wanted, wanted_grads = jax.jit(jax.value_and_grad(lambda p: state_loss(p, paths, head)))(
@@ -138,7 +138,7 @@ def test_a_tree_reads_each_node_once():
 
 def test_eight_devices_give_the_same_gradients():
     mesh = mesh_of(2, 2, 2)
-    rows = pack(made_by(tree_sequences, random_paths(0, tasks=12), 150), 150)
+    rows = only_labelled(pack(made_by(tree_sequences, random_paths(0, tasks=12), 150), 150))
     batch = {name: value[:8] for name, value in batch_of(rows).items()}
     assert len(batch["tokens"]) == 8
     placed = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
