@@ -106,8 +106,7 @@ def score_replies(
         tokens=tokens, lengths=lengths, starts=starts, context=context,
         pages=jnp.zeros((R, 0), jnp.int32),
     )  # fmt: skip
-    hidden, _ = read_rows(scorer.params, scorer.config, scorer.pool, rows)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    last, _ = read_rows(scorer.params, scorer.config, scorer.pool, rows)
     return scorer.readout(scorer.head, last)
 
 

@@ -61,17 +61,20 @@ class ExtendRows:
 
 
 def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
-    """Runs the model over the rows.
+    """Runs the model over the rows. The last layer computes keys and values, and all else of each
+    row's last token alone.
 
     Returns:
-      Hidden states [R, T, D] after the final norm, and each layer's new (k, v) [K, R, T, H].
+      That token's hidden state [R, D] after the final norm, and each layer's new (k, v)
+      [K, R, T, H].
     """
     (R, T), G = rows.tokens.shape, rows.starts.shape[0]
-    positions = jnp.repeat(rows.starts, R // G)[:, None] + jnp.arange(T)
+    every = jnp.broadcast_to(jnp.arange(T), (R, T))
+    last = jnp.maximum(rows.lengths - 1, 0)[:, None]
     kind = whole_attention if pool.backend.name == "cudnn" else parted_attention
-    attend_to = kind(config, pool, rows)
+    attend_every, attend_last = (kind(config, pool, rows, at) for at in (every, last))
 
-    def attention(l: int) -> llama.Attend:
+    def attention(l: int, attend_to: AttendTo) -> llama.Attend:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array):
             out = attend_to(l, q, k, v)
             return out, (k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3))
@@ -79,27 +82,34 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
         return attend
 
     x = llama.embed(params, rows.tokens)
-    rotation = llama.rope(positions, config)
+    rotation = llama.rope(jnp.repeat(rows.starts, R // G)[:, None] + every, config)
+    *layers, final = params["layers"]
     new = []
-    for l in range(config.num_layers):
-        x, kv = llama.block(params["layers"][l], config, x, rotation, attention(l))
+    for l, layer in enumerate(layers):
+        x, kv = llama.block(layer, config, x, rotation, attention(l, attend_every))
         new.append(kv)
-    return llama.final_norm(params, config, x), new
+    attend = attention(len(layers), attend_last)
+    x, kv = llama.block(final, config, x, rotation, attend, last)
+    return llama.final_norm(params, config, x)[:, 0], [*new, kv]
 
 
 AttendTo = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(layer, q [R, T, N, H], new k and v [R, T, K, H]) to what attention gives [R, T, N, H]."""
+"""(layer, q [R, Q, N, H], new k and v [R, T, K, H]) to what attention gives [R, Q, N, H]."""
 
 
-def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> AttendTo:
-    """Attention to instructions, conversations and new tokens, each by itself, and then merged."""
-    (R, T), K, G = rows.tokens.shape, config.num_kv_heads, rows.starts.shape[0]
+def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows, at: jax.Array) -> AttendTo:
+    """Attention to instructions, conversations and new tokens, each by itself, and then merged.
+
+    Args:
+      at: [R, Q] int32, which of its tokens a row's queries are of.
+    """
+    (R, Q), K, G = at.shape, config.num_kv_heads, rows.starts.shape[0]
     shared_by = config.num_heads // K
     context, page_size = rows.context, pool.page_size
-    offset = jnp.arange(T)
-    causal = (offset[:, None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, T, T]
-    causal = jnp.repeat(causal, shared_by, axis=1)  # [R, T * N / K, T]
-    reader = jnp.repeat(jnp.arange(G), (R // G) * T * shared_by)  # conversation of each query
+    offset = jnp.arange(rows.tokens.shape[1])
+    causal = (at[..., None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, Q, T]
+    causal = jnp.repeat(causal, shared_by, axis=1)  # [R, Q * N / K, T]
+    reader = jnp.repeat(jnp.arange(G), (R // G) * Q * shared_by)  # conversation of each query
     if pool.backend.name == "pallas":
         instructions = paged_attention.read_instructions(pool, context, reader)
         own = paged_attention.read_own(pool, context.own)
@@ -114,7 +124,7 @@ def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> Atten
         )
 
     def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        grouped = by_kv_head(q, K)  # [K, R, T * N / K, H]
+        grouped = by_kv_head(q, K)  # [K, R, Q * N / K, H]
         k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
         new = attend(grouped, k.swapaxes(2, 3), v, causal)
         before = []
@@ -122,7 +132,7 @@ def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> Atten
             part = read(l, grouped.reshape(K, rows_together, -1, q.shape[-1]))
             before.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, new))
         out = result(merge(merge(*before), new))
-        return by_position(out, T).astype(q.dtype)
+        return by_position(out, Q).astype(q.dtype)
 
     return attend_to
 
@@ -144,22 +154,22 @@ _WIDTHS = (8, 4, 2, 1)
 """Into how many parts a page table is divided; what is read is the smallest one that holds all."""
 
 
-def whole_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> AttendTo:
+def whole_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows, at: jax.Array) -> AttendTo:
     """The same with all keys of a conversation side by side, for kernels that want them so."""
     (R, T), G, page_size = rows.tokens.shape, rows.starts.shape[0], pool.page_size
-    together = R // G * T  # new tokens behind a conversation
-    row, offset = jnp.divmod(jnp.arange(together), T)
-    new = (row[:, None] == row) & (offset[:, None] >= offset)
-    new &= (offset < jnp.repeat(rows.lengths.reshape(G, -1), T, axis=1)[:, None]) | jnp.eye(
-        together, dtype=bool
-    )  # [G, together, together]; each sees itself, so that none sees nothing
+    row, offset = jnp.divmod(jnp.arange(R // G * T), T)  # new tokens behind a conversation
+    of_row = jnp.repeat(jnp.arange(R // G), at.shape[1])[:, None]
+    at = at.reshape(G, -1, 1)
+    there = offset < jnp.repeat(rows.lengths.reshape(G, -1), T, axis=1)[:, None]
+    # [G, R / G * Q, R / G * T]; each sees itself, so that none sees nothing
+    new = (of_row == row) & ((at == offset) | ((at > offset) & there))
     table = rows.context.joined()
     widths = [-(-table.pages.shape[1] // n) for n in _WIDTHS]
     used = jnp.max(jnp.sum(table.fills > 0, axis=1))
     narrowest = jnp.searchsorted(jnp.asarray(widths), used)
 
     def behind(width: int, l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Attention to so many pages and the new tokens; q, k, v with axes [G, together]."""
+        """Attention to so many pages and the new tokens; q, k, v with axes [G, R / G * Q or T]."""
 
         def keys(layer: jax.Array, own: jax.Array) -> jax.Array:
             before = read_chunk(layer, table, 0, width).transpose(1, 2, 0, 3)
@@ -172,7 +182,7 @@ def whole_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows) -> Attend
 
     def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         branches = [functools.partial(behind, width, l) for width in widths]
-        grouped = (x.reshape(G, together, *x.shape[2:]) for x in (q, k, v))
+        grouped = (x.reshape(G, -1, *x.shape[2:]) for x in (q, k, v))
         return jax.lax.switch(narrowest, branches, *grouped).reshape(q.shape)
 
     return attend_to
@@ -188,8 +198,5 @@ def extend(params, config: LlamaConfig, pool: Pool, rows: ExtendRows, head=None,
     Returns:
       Each layer's new (k, v) [K, R, T, H], and the readout.
     """
-    hidden, new = read_rows(params, config, pool, rows)
-    if readout is None:
-        return new, None
-    last = jnp.maximum(rows.lengths - 1, 0)
-    return new, readout(head, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+    last, new = read_rows(params, config, pool, rows)
+    return new, None if readout is None else readout(head, last)

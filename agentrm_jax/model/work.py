@@ -28,6 +28,12 @@ def layer_weights(config: LlamaConfig) -> int:
     return config.num_layers * config.d_model * (attention + 3 * config.d_ff)
 
 
+def _beside_keys_and_values(config: LlamaConfig) -> int:
+    """Weights of one layer but for those of keys and values."""
+    keys_and_values = 2 * config.d_model * config.num_kv_heads * config.head_dim
+    return layer_weights(config) // config.num_layers - keys_and_values
+
+
 def head_weights(config: LlamaConfig) -> int:
     return config.vocab_size * config.d_model
 
@@ -44,12 +50,16 @@ def kv_bytes(config: LlamaConfig, tokens: float, itemsize: int) -> float:
 def reading(
     config: LlamaConfig, rows: float, tokens: int, before: int, shared_by: float, itemsize: int
 ) -> Work:
-    """Reading rows of so many tokens behind `before` others, which some rows share; no logits."""
-    pairs = rows * tokens * (before + (tokens + 1) / 2)
+    """Reading rows of so many tokens behind `before` others, which some rows share; no logits. Of
+    all tokens but each row's last, the last layer computes keys and values alone."""
+    unread = rows * (tokens - 1)
+    pairs = rows * tokens * (before + (tokens + 1) / 2) - unread * (before + tokens / 2) / (
+        config.num_layers
+    )
     moved = layer_weights(config) * itemsize
     moved += kv_bytes(config, rows * before / shared_by + rows * tokens, itemsize)
-    flops = 2.0 * layer_weights(config) * rows * tokens + attention_flops(config, pairs)
-    return Work(flops, moved)
+    weights = layer_weights(config) * rows * tokens - _beside_keys_and_values(config) * unread
+    return Work(2.0 * weights + attention_flops(config, pairs), moved)
 
 
 def decoding_token(
@@ -87,8 +97,7 @@ def training_flops(
     flops = products + 3 * attention_flops(config, pairs)
     if only is None:
         return flops
-    unread, layers = rows * (tokens - only), config.num_layers
-    last = layer_weights(config) / layers
-    last -= 2 * config.d_model * config.num_kv_heads * config.head_dim
-    pairs = unread * (tokens + 1) / 2
-    return flops - (3 - frozen) * 2.0 * last * unread - 3 * attention_flops(config, pairs) / layers
+    unread = rows * (tokens - only)
+    pairs = unread * (tokens + 1) / 2 / config.num_layers
+    flops -= (3 - frozen) * 2.0 * _beside_keys_and_values(config) * unread
+    return flops - 3 * attention_flops(config, pairs)
