@@ -211,23 +211,20 @@ def _placed(
 ) -> Iterator[dict[str, jax.Array]]:
     """Global batches; this process reads the rows that its devices hold, and no others."""
     sharding = named_sharding(mesh, ("batch", "length"))
-    shape = (batch_size, rows.tokens.shape[1])
-    indices = sharding.addressable_devices_indices_map(shape).values()
+    indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
     own = sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
     for batch in batches(rows, batch_size, seed, start_update=start, positions=own):
-        yield {name: _global(value, shape, sharding, own) for name, value in batch.items()}
+        yield {name: _global(value, batch_size, sharding, own) for name, value in batch.items()}
 
 
-def _global(
-    value: np.ndarray, shape: tuple[int, ...], sharding: NamedSharding, own: Sequence[int]
-) -> jax.Array:
+def _global(value: np.ndarray, rows: int, sharding: NamedSharding, own: Sequence[int]) -> jax.Array:
     """An array of all processes from the rows `own` of it."""
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        mine = range(shape[0])[index[0]] if index else range(shape[0])
+        mine = range(rows)[index[0]] if index else range(rows)
         return value[np.searchsorted(own, mine)]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, part)
 
 
 def _means(waiting: Sequence[Sums], update: int) -> tuple[dict[str, float], float]:
