@@ -127,15 +127,15 @@ def causal_attention(
     if backend.name == "xla":
         size = _TILE.get(_device(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
-        see = _segment_ends(segments) if until is None else until
+        sight = _segment_ends(segments) if until is None else until
     elif backend.name == "cudnn":
         attend = functools.partial(_cudnn, interpret=backend.interpret)
-        see = seen(segments, until)
+        sight = seen(segments, until)
     elif until is None:
-        attend, see = functools.partial(_splash, interpret=backend.interpret), segments
+        attend, sight = functools.partial(_splash, interpret=backend.interpret), segments
     else:
         raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
-    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, see)
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, sight)
 
 
 def _segment_ends(segments: jax.Array) -> jax.Array:

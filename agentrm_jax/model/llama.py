@@ -250,11 +250,11 @@ def forward(
         x, _ = block(weights, config, x, rotation, attend)
         return constrain(x, axes, mesh), None
 
-    def last(x: jax.Array, weights: Params) -> jax.Array:
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            return dense_attention(q, k, v, seen(segments, until, only)), None
+    def attend_last(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        return dense_attention(q, k, v, seen(segments, until, only)), None
 
-        return block(weights, config, x, rotation, attend, only)[0]
+    def last(x: jax.Array, weights: Params) -> jax.Array:
+        return block(weights, config, x, rotation, attend_last, only)[0]
 
     if remat != "none":  # within a scan nothing can be shared with the forward pass anyway
         step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
