@@ -48,23 +48,19 @@ def decoding_engine(
 
 
 class Branches:
-    """n replies of fixed length to each of some prompts [G, T], in one batch.
-
-    All rows together are a multiple of eight (see `engine.decoder.places`): where these are not, a
-    lane of single replies, which nobody asks for, fills them up.
-    """
+    """n replies of fixed length to each of some prompts [G, T], in one batch."""
 
     def __init__(
         self, engine: Engine, prompts: np.ndarray, n: int, max_tokens: int, temperature: float = 1.0
     ) -> None:
         self.prompts, self.n = prompts, n
-        self.rows = -(-len(prompts) * n // 8) * 8
+        self.rows = len(prompts) * n
         engine.sizes = dataclasses.replace(engine.sizes, decode_rows=self.rows)
         self._decoder = Decoder(
             engine,
             Sampling(temperature=temperature, max_tokens=max_tokens),
             Stopping(tokens=(models.NEVER,)),
-            [n] if len(prompts) * n == self.rows else [n, 1],
+            [n],
         )
 
     def __call__(self, number: int, prompts: np.ndarray | None = None) -> list[list[Reply]]:

@@ -74,7 +74,6 @@ def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int, int]:
         decoder.sampling,
         decoder._ends,
         decoder._tail_pages,
-        engine.widths[-1],
     )
     lowered = decode.lower(
         engine.params,
@@ -83,8 +82,8 @@ def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int, int]:
         engine.put(rows),
         branches=decoder.branches,
         length=engine.sizes.decode_tokens,
-        chunk=engine.chunk,
-        tail_chunk=decoder._tail_chunk,
+        tile=engine.tile,
+        tiles=engine.tiles(rows.contexts, 1.0),
         filter=decoder.sampling.filter,
     )
     return lowered, len(rows.active), sum(map(len, decoder._lanes))

@@ -70,6 +70,19 @@ def merge(a: Part, b: Part) -> Part:
     )
 
 
+def merge_along(parts: Part, axis: int) -> Part:
+    """Merges the parts along a batch axis, two halves at a time."""
+
+    def some(first: int, end: int) -> Part:
+        return Part(*(jax.lax.slice_in_dim(x, first, end, axis=axis) for x in parts))
+
+    while (size := parts.maximum.shape[axis]) > 1:
+        half = size // 2
+        merged, left = merge(some(0, half), some(half, 2 * half)), some(2 * half, size)
+        parts = Part(*(jnp.concatenate(x, axis) for x in zip(merged, left, strict=True)))
+    return Part(*(jnp.squeeze(x, axis) for x in parts))
+
+
 def result(part: Part) -> jax.Array:
     """The attention output [X, M, H]. Queries without any key give zeros."""
     return part.weighted / jnp.maximum(part.total, 1e-30)[..., None]

@@ -110,7 +110,7 @@ def score_replies(
     return scorer.readout(scorer.head, last)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n", "length", "chunk", "filter"))
+@functools.partial(jax.jit, static_argnames=("config", "n", "length", "tile", "tiles", "filter"))
 def beam_step(
     params,
     config: LlamaConfig,
@@ -124,7 +124,8 @@ def beam_step(
     *,
     n: int,
     length: int,
-    chunk: int,
+    tile: int,
+    tiles: tuple[int, ...],
     filter: Filter,
 ) -> tuple[BeamChoice, Decoded, list[tuple[jax.Array, jax.Array]]]:
     """Decodes n candidates of each beam, scores them after their action, keeps the best P.
@@ -136,13 +137,14 @@ def beam_step(
       finished: [B, P] float32 scores of finished beams, -inf for none: they compete for places.
       stop: int32 scalar, see `score_replies`.
       length: Most tokens of a reply.
+      tile, tiles: See `decode.decode`.
 
     Returns:
       The choice, all candidates, and each layer's (k, v) [K, R, T, H] for `commit`.
     """
     new, decoded = decode_tokens(
         params, config, pool, rows,
-        branches=(n,), length=length, chunk=chunk, tail_chunk=1, filter=filter,
+        branches=(n,), length=length, tile=tile, tiles=tiles, filter=filter,
     )  # fmt: skip
     starts = rows.positions[::n] + 1
     scores = score_replies(scorer, scorer_context, starts, decoded, stop)

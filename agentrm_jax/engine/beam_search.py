@@ -71,7 +71,7 @@ def step_beams(
     Returns:
       For each task what is kept, best first, and the number of tokens decoded.
     """
-    together = places(engine.sizes.decode_rows, beam_width * n)
+    together = places(engine.sizes.decode_rows, beam_width * n, engine.data)
     out: list[tuple[list[Kept], int]] = []
     for first in range(0, len(tasks), together):
         step = _Step(engine, scorer, tasks[first : first + together], together, n, beam_width)
@@ -92,8 +92,8 @@ class _Step:
 
     def run(self, sampling: Sampling, stopping: Stopping) -> list[tuple[list[Kept], int]]:
         engine, scorer = self.engine, self.scorer
-        lane, arguments, length = self.prepare(sampling, stopping)
-        choice, decoded, new = self.call(arguments, sampling, length)
+        lane, arguments, length, tiles = self.prepare(sampling, stopping)
+        choice, decoded, new = self.call(arguments, sampling, length, tiles)
         choice, decoded = jax.device_get((choice, decoded))
         out, pages = self._read(lane, choice, decoded, sampling, stopping, length)
         engine.pool = commit(engine.pool, new, engine.put(pages))
@@ -132,10 +132,11 @@ class _Step:
         context = scorer.context([(leaf, leaf.end) for leaf in whole], len(lane), at)
         size = engine.sizes.page_size
         length = -(-sampling.max_tokens // size) * size
+        tiles = engine.tiles(rows.contexts)
         rows = engine.put((rows, states, finished, np.int32(stopping.tokens[0])))
-        return lane, (*rows, scorer.put(context)), length
+        return lane, (*rows, scorer.put(context)), length, tiles
 
-    def call(self, arguments, sampling: Sampling, length: int):
+    def call(self, arguments, sampling: Sampling, length: int, tiles: tuple[int, ...]):
         """The compiled program; nothing goes to or from the host."""
         rows, states, finished, stop, context = arguments
         engine, scorer = self.engine, self.scorer
@@ -158,7 +159,8 @@ class _Step:
             stop,
             n=self.n,
             length=length,
-            chunk=engine.chunk,
+            tile=engine.tile,
+            tiles=tiles,
             filter=sampling.filter,
         )
 

@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine import paged_attention
+from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.attention import (
     Part,
     Reader,
@@ -26,7 +26,6 @@ from agentrm_jax.engine.attention import (
     by_kv_head,
     by_position,
     merge,
-    nothing,
     result,
 )
 from agentrm_jax.engine.extend import CHUNK
@@ -35,7 +34,6 @@ from agentrm_jax.engine.pages import (
     Context,
     PageTable,
     Pool,
-    chunk_mask,
     instruction_mask,
     read_chunk,
 )
@@ -94,30 +92,11 @@ class Decoded:
     ended: Array
 
 
-def read_own(pool: Pool, table: PageTable, chunk: int) -> Reader:
-    """Copies conversations out of the pool, once for all tokens to come.
-
-    Chunks are arrays of their own: slices of one array would be copied at every token. One that no
-    conversation reaches changes nothing, but costs as much as another.
-    """
+def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
+    """Attention of conversations to their own pages; see `decode`."""
     if pool.backend.name == "pallas":
         return paged_attention.read_own(pool, table)
-    chunks = range(table.pages.shape[1] // chunk)
-    masks = [chunk_mask(table, c, chunk, pool.page_size)[None, :, None] for c in chunks]
-
-    def copied(layer: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-        return [read_chunk(layer, table, c, chunk).transpose(axes) for c in chunks]
-
-    k = [copied(layer, (0, 1, 3, 2)) for layer in pool.k]
-    v = [copied(layer, (0, 1, 2, 3)) for layer in pool.v]
-
-    def attention(l: int, q: jax.Array) -> Part:
-        part = nothing(q)
-        for c in chunks:
-            part = merge(part, attend(q, k[l][c], v[l][c], masks[c]))
-        return part
-
-    return attention
+    return tile_lists.read_own(pool, table, tile, length)
 
 
 def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reader:
@@ -157,20 +136,27 @@ def read_before(
     pool: Pool,
     rows: DecodeRows,
     branches: Sequence[int],
-    chunk: int,
-    tail_chunk: int,
+    tile: int,
+    lengths: Sequence[int],
 ) -> Reader:
     """Attention of all rows' queries [K, R, N / K, H] to what they have in the pages: instructions,
     conversations, and what was decoded before; see `decode`."""
     R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
     shared_by = config.num_heads // K
     lanes = list(zip(branches, rows.contexts, strict=True))
-    owns = [read_own(pool, context.own, chunk) for _, context in lanes]
+    owns = [
+        read_own(pool, context.own, tile, length)
+        for context, length in zip(rows.contexts, lengths, strict=True)
+    ]
     # All lanes' rows read the instructions together.
     begins_with = jnp.concatenate([jnp.repeat(c.begins_with, n) for n, c in lanes])
     everyone = dataclasses.replace(rows.contexts[0], begins_with=begins_with)
     instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
-    tails = None if rows.tails is None else read_own(pool, rows.tails, tail_chunk)
+    tails = None
+    if rows.tails is not None:
+        width = rows.tails.pages.shape[1]
+        tail = min(tile, width)
+        tails = read_own(pool, rows.tails, tail, R * (width // tail))
 
     def by_row(part: Part) -> Part:
         return jax.tree.map(lambda x: x.reshape(K, -1, shared_by, *x.shape[3:]), part)
@@ -197,38 +183,46 @@ def decode_tokens(
     *,
     branches: Sequence[int],
     length: int,
-    chunk: int,
-    tail_chunk: int,
+    tile: int,
+    tiles: Sequence[int],
     filter: Filter,
 ) -> tuple[list[tuple[jax.Array, jax.Array]], Decoded]:
     """At most `length` tokens more for every row; see `decode`."""
     R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
-    attend_before = read_before(config, pool, rows, branches, chunk, tail_chunk)
+    attend_before = read_before(config, pool, rows, branches, tile, tiles)
     keys = jax.vmap(lambda data, b: jax.random.fold_in(jax.random.wrap_key_data(data), b))(
         rows.keys, rows.branches
     )
 
+    # The last rows of an odd number may be multiplied by another routine, whose rounding differs,
+    # and a reply would depend on its place: products have a multiple of eight.
+    missing = -R % 8
+
+    def filled_up(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
+
     def attend_to(l: int, block, j: jax.Array):
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):
+            q, k, v = q[:R], k[:R], v[:R]
             own_k = jax.lax.dynamic_update_slice(block[0], k.transpose(2, 0, 3, 1), (0, 0, 0, j))
             own_v = jax.lax.dynamic_update_slice(block[1], v.transpose(2, 0, 1, 3), (0, 0, j, 0))
             q = by_kv_head(q, K)
             own = attend(q, own_k, own_v, jnp.arange(length) <= j)
             out = result(merge(attend_before(l, q), own))
-            return by_position(out, 1).astype(q.dtype), (own_k, own_v)
+            return filled_up(by_position(out, 1).astype(q.dtype)), (own_k, own_v)
 
         return attention
 
     def step(state):
         j, last, done, blocks, out = state
-        x = llama.embed(params, last[:, None])
-        rotation = llama.rope((rows.positions + j)[:, None], config)
+        x = llama.embed(params, filled_up(last)[:, None])
+        rotation = llama.rope(filled_up(rows.positions + j)[:, None], config)
         new = []
         for l in range(config.num_layers):
             attention = attend_to(l, blocks[l], j)
             x, kv = llama.block(params["layers"][l], config, x, rotation, attention)
             new.append(kv)
-        logits = llama.logits(params, config, llama.final_norm(params, config, x)[:, 0])
+        logits = llama.logits(params, config, llama.final_norm(params, config, x)[:, 0])[:R]
         t = rows.offsets + j
         token, log_prob = sample(
             jax.vmap(jax.random.fold_in)(keys, t), logits, rows.temperature, filter
@@ -263,7 +257,7 @@ def decode_tokens(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "branches", "length", "chunk", "tail_chunk", "filter")
+    jax.jit, static_argnames=("config", "branches", "length", "tile", "tiles", "filter")
 )
 def decode(
     params,
@@ -273,8 +267,8 @@ def decode(
     *,
     branches: tuple[int, ...],
     length: int,
-    chunk: int,
-    tail_chunk: int,
+    tile: int,
+    tiles: tuple[int, ...],
     filter: Filter,
 ) -> tuple[list[tuple[jax.Array, jax.Array]], Decoded]:
     """Decodes at most `length` tokens more for every row.
@@ -283,13 +277,15 @@ def decode(
 
     Args:
       branches: Of each lane, the continuations of a conversation.
-      chunk: Pages of a conversation that are read together; divides the width of the page tables.
-      tail_chunk: The same for what the rows have decoded before.
+      tile: Pages of a conversation that are read together; divides the width of the page tables. Of
+        what the rows have decoded before, as many or all.
+      tiles: Of each lane, how many its conversations have together, at most
+        (`tile_lists.num_tiles`).
 
     Returns:
       Each layer's (k, v) [K, R, T, H] of the tokens read, for `commit`, and the tokens.
     """
     return decode_tokens(
         params, config, pool, rows,
-        branches=branches, length=length, chunk=chunk, tail_chunk=tail_chunk, filter=filter,
+        branches=branches, length=length, tile=tile, tiles=tiles, filter=filter,
     )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -16,11 +15,12 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.decode import Decoded, DecodeRows, decode
-from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.engine import ROOMS, Engine
 from agentrm_jax.engine.pages import PageTable, commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.model import panels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class Decoder:
     ) -> None:
         self.engine, self.sampling, self.stopping = engine, sampling, stopping
         self.branches = tuple(sorted(set(branches), reverse=True))
-        counts = lane_places(engine.sizes.decode_rows, self.branches)
+        counts = lane_places(engine.sizes.decode_rows, self.branches, engine.data)
         self._lanes: list[Lane] = [[None] * count for count in counts]
         self._waiting: list[collections.deque[tuple[int, Request]]] = [
             collections.deque() for _ in self.branches
@@ -113,9 +113,9 @@ class Decoder:
         steps = -(-sampling.max_tokens // size)
         self._pages = size // engine.sizes.page_size  # of a row, each call
         self._most_row_pages = steps * self._pages
-        # What a row has decoded is read in chunks of about 64 tokens.
-        self._tail_chunk = min(max(1, 64 // size), max(1, steps - 1)) * self._pages
-        self._tail_pages = -(-(steps - 1) * self._pages // self._tail_chunk) * self._tail_chunk
+        # What a row has decoded before is read in tiles as well, or in one that is smaller.
+        tails = (steps - 1) * self._pages
+        self._tail_pages = -(-tails // engine.tile) * engine.tile if tails > engine.tile else tails
         self._ends = engine.put(stopping.ends(engine.config.vocab_size))
         self._tickets = 0
         self._in_flight: Decoded | None = None
@@ -123,8 +123,8 @@ class Decoder:
     def warm_up(self) -> None:
         """Compiles what decoding needs, on rows of padding."""
         self.engine.warm_up()
-        for width in self.engine.widths:
-            self._decode(width)
+        for room in ROOMS:
+            self._decode(room)
 
     def submit(self, request: Request, n: int) -> int:
         """Queues a request for n replies and gives its ticket; n is one of `branches`."""
@@ -233,12 +233,13 @@ class Decoder:
             cache.adopt(conversation.leaf, piece, row.pages[:count])
         return conversation.ticket, replies
 
-    def _decode(self, width: int = 0) -> Decoded:
-        """One call of the compiled program, with room for at least so many pages."""
+    def _decode(self, room: float = 0.0) -> Decoded:
+        """One call of the compiled program; see `Engine.tiles`."""
         engine, size = self.engine, self.engine.sizes.page_size
         rows = make_rows(
-            engine, self._lanes, self.branches, self.sampling, self._ends, self._tail_pages, width
+            engine, self._lanes, self.branches, self.sampling, self._ends, self._tail_pages
         )
+        tiles = engine.tiles(rows.contexts, room)
         pages = np.full((len(rows.active), self._pages), engine.cache.num_pages, np.int32)
         for r, conversation, branch in numbered_rows(self._lanes, self.branches):
             row = conversation.rows[branch]
@@ -246,15 +247,16 @@ class Decoder:
                 used = len(row.tokens) // size
                 pages[r] = row.pages[used : used + self._pages]
         rows, pages = engine.put((rows, pages))
+        few = len(rows.active) <= panels.MOST
         new, decoded = decode(
-            engine.params,
+            engine.few_rows_params if few else engine.params,
             engine.config,
             engine.pool,
             rows,
             branches=self.branches,
             length=engine.sizes.decode_tokens,
-            chunk=engine.chunk,
-            tail_chunk=self._tail_chunk,
+            tile=engine.tile,
+            tiles=tiles,
             filter=self.sampling.filter,
         )
         engine.pool = commit(engine.pool, new, pages)
@@ -284,14 +286,12 @@ def make_rows(
     sampling: Sampling,
     ends: np.ndarray | jax.Array,
     tail_pages: int,
-    width: int = 0,
 ) -> DecodeRows:
     """What the compiled decoder takes, on the host.
 
     Args:
       ends: [V] bool, see `DecodeRows`.
       tail_pages: Most pages of what a row has decoded before.
-      width: See `Engine.contexts`.
     """
     R = sum(n * len(lane) for n, lane in zip(branches, lanes, strict=True))
     last_tokens, positions, offsets, branch_of = np.zeros((4, R), np.int32)
@@ -307,7 +307,7 @@ def make_rows(
             used = offset // engine.sizes.page_size
             tail[0, r, :used], tail[1, r, :used] = row.pages[:used], engine.sizes.page_size
     return DecodeRows(
-        contexts=engine.contexts([_beginnings(lane) for lane in lanes], width),
+        contexts=engine.contexts([_beginnings(lane) for lane in lanes]),
         tails=PageTable(pages=tail[0], fills=tail[1]) if tail_pages else None,
         last_tokens=last_tokens,
         positions=positions,
@@ -327,31 +327,23 @@ def _beginnings(lane: Lane) -> tuple[list[tuple[Entry | None, int]], int, list[i
     return [(c.leaf, c.end) for _, c in held], len(lane), [place for place, _ in held]
 
 
-def places(rows: int, n: int) -> int:
-    """How many conversations of n rows each make about so many rows.
-
-    All rows together are a multiple of 8: the last rows of an odd number may be multiplied by
-    another routine, whose rounding differs, and a reply would depend on its place.
-    """
-    step = 8 // math.gcd(n, 8)
-    return max(step, rows // n // step * step)
+def places(rows: int, n: int, data: int) -> int:
+    """How many conversations of n rows each make about so many rows: at least one, and equally many
+    on each of the `data` devices where there are enough of them."""
+    count = max(1, rows // n)
+    return count // data * data or count
 
 
-def lane_places(rows: int, branches: Sequence[int]) -> list[int]:
+def lane_places(rows: int, branches: Sequence[int], data: int) -> list[int]:
     """How many conversations each lane takes; every lane gets its share of about so many rows.
 
     Args:
-      branches: Rows of a conversation, in each lane; the largest first.
+      branches: Rows of a conversation, in each lane; the last lane gets what is left.
     """
     *wide, last = branches
-    counts = [max(1, rows // len(branches) // n) for n in wide]
+    counts = [places(rows // len(branches), n, data) for n in wide]
     taken = sum(n * count for n, count in zip(wide, counts, strict=True))
-    fill = max(1, (rows - taken) // last)
-    # As in `places`: the last lane makes the rows a multiple of 8, where it can.
-    for count in range(fill, fill + 8):
-        if (taken + last * count) % 8 == 0:
-            return [*counts, count]
-    return [places(rows // len(branches), n) for n in branches]
+    return [*counts, places(rows - taken, last, data)]
 
 
 def enter(engine: Engine, request: Request, max_tokens: int) -> tuple[Entry | None, int, int]:

@@ -8,6 +8,8 @@ serves everything and a request's answer does not depend on what else is in its 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,13 +19,19 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import named_sharding
-from agentrm_jax.engine import paged_attention
+from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.model import llama
+from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.model.config import LlamaConfig
+
+TILE = 64
+"""Tokens that decoding reads as one tile. CPUs multiply 64 columns without copying them first."""
+ROOMS = (0.25, 0.375, 0.5, 1.0)
+"""Decoding has a program for each: it reads as many tiles as there is room for, this share of what
+its places could hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class EngineConfig:
 
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.
-      decode_rows: Replies decoded at once, about (`Engine.places`).
+      decode_rows: Replies decoded at once, about (`decoder.lane_places`).
       decode_tokens: Tokens decoded before rows that are done make room for others; a multiple of
         `page_size`.
       extend_rows: Pieces read at once.
@@ -125,13 +133,9 @@ class Engine:
         self.usage = Usage()
         self.readout, self.head = readout, head
         most_pages = -(-sizes.context // page_size) + sizes.max_pieces
-        # An eighth of the longest conversation, so that a program has at most eight chunks, but at
-        # least 256 tokens: each costs some small operations.
-        least = max(1, 256 // (page_size * CHUNK))
-        self.chunk = max(least, -(-most_pages // (8 * CHUNK))) * CHUNK
-        # Decoding has a program for each: it reads as many pages as there is room for.
-        chunks = -(-most_pages // self.chunk)
-        self.widths = tuple(sorted({min(n, chunks) * self.chunk for n in (2, 4, 8)}))
+        self.tile = max(1, TILE // page_size)
+        step = math.lcm(self.tile, CHUNK)
+        self._width = -(-most_pages // step) * step  # of page tables
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
 
     def _on_device(self, params: Any, num_pages: int) -> tuple[Any, Pool]:
@@ -141,6 +145,20 @@ class Engine:
             self.config, num_pages, sizes.page_size, dtype, self._mesh, sizes.attention
         )
         return llama.unstacked(params), pool
+
+    @property
+    def data(self) -> int:
+        """Over how many devices conversations are divided."""
+        return 1 if self._mesh is None else self._mesh.shape["data"]
+
+    @functools.cached_property
+    def few_rows_params(self) -> Any:
+        """The parameters for few rows: on one CPU in float32, other copies of them in panels."""
+        embed = self.params["embed"]
+        platforms = [device.platform for device in embed.devices()]
+        if platforms != ["cpu"] or embed.dtype != np.float32:
+            return self.params
+        return panels.for_few_positions(self.params)
 
     def warm_up(self) -> None:
         """Compiles what reading needs, on rows of padding."""
@@ -272,18 +290,13 @@ class Engine:
           beginnings: Each conversation and the position; at most `places`.
           at: The place of each among them.
         """
-        return self.contexts([(beginnings, places, at)], self.widths[-1])[0]
+        return self.contexts([(beginnings, places, at)])[0]
 
     def contexts(
         self,
         groups: Sequence[tuple[Sequence[tuple[Entry | None, int]], int, Sequence[int]]],
-        width: int = 0,
     ) -> tuple[Context, ...]:
-        """The same for several groups of conversations, with the instructions of all of them.
-
-        Args:
-          width: Least number of pages that there is room for; it is one of `widths` then.
-        """
+        """The same for several groups of conversations, with the instructions of all of them."""
         found: dict[int, Entry] = {}
         begin: list[np.ndarray] = []
         for beginnings, places, at in groups:
@@ -302,17 +315,35 @@ class Engine:
             begin.append(begins_with)
         instructions, owners = self._instructions(found)
         prefixes = [[self.cache.prefix(*one) for one in beginnings] for beginnings, _, _ in groups]
-        longest = max((len(own) for group in prefixes for own, _ in group), default=0)
-        width = next(w for w in self.widths if w >= max(width, longest))
         return tuple(
             Context(
                 instructions=instructions,
                 owners=owners,
                 begins_with=begins_with,
-                own=self._table(group, at, (places, width)),
+                own=self._table(group, at, (places, self._width)),
             )
             for (_, places, at), begins_with, group in zip(groups, begin, prefixes, strict=True)
         )
+
+    def tiles(self, contexts: Sequence[Context], room: float = 0.0) -> tuple[int, ...]:
+        """How many tiles there is room for in each context: the least of `ROOMS` that holds all.
+
+        Args:
+          contexts: On the host.
+          room: Least share of the most that there can be.
+        """
+        lists = [tile_lists.num_lists(len(c.begins_with), self._mesh) for c in contexts]
+        most = [c.own.fills.size // self.tile for c in contexts]
+        needed = [
+            tile_lists.num_tiles(context.own.fills, self.tile, n)
+            for context, n in zip(contexts, lists, strict=True)
+        ]
+
+        def given(room: float) -> tuple[int, ...]:
+            return tuple(n * math.ceil(room * m / n) for m, n in zip(most, lists, strict=True))
+
+        every = (given(share) for share in ROOMS if share >= room)
+        return next(g for g in every if all(a <= b for a, b in zip(needed, g, strict=True)))
 
     def share(self, instruction: Piece | None) -> None:
         """Makes a piece an instruction, as long as there is room for more: conversations that begin

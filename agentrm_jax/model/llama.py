@@ -18,6 +18,7 @@ from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.lora import Adapted
+from agentrm_jax.model.panels import Panels, multiply
 from agentrm_jax.model.parameters import Params
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -37,9 +38,10 @@ FEW = 256
 
 
 def project(
-    weight: jax.Array | Adapted, x: jax.Array, *, shared: int = 1, dtype: Any = None
+    weight: jax.Array | Adapted | Panels, x: jax.Array, *, shared: int = 1, dtype: Any = None
 ) -> jax.Array:
-    """x [B, T, *in] through a matrix [*out, *in], which may be adapted, to [B, T, *out].
+    """x [B, T, *in] through a matrix [*out, *in], which may be adapted or lie in panels, to
+    [B, T, *out].
 
     Of few positions, as in decoding, the product is made with the positions last and then turned,
     so that both sides are read along memory: this takes half of the time on CPUs.
@@ -51,6 +53,8 @@ def project(
     if isinstance(weight, Adapted):
         difference = project(weight.b, project(weight.a, x, shared=shared), dtype=dtype)
         return project(weight.base, x, shared=shared, dtype=dtype) + weight.scale * difference
+    if isinstance(weight, Panels):
+        return multiply(weight, x)
     inner = [tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x)]
     if x.shape[0] * x.shape[1] > FEW:
         within = ((inner[1], inner[0]), ((), ()))
@@ -78,7 +82,7 @@ def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
 
 def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] after the final norm to float32 logits [..., V]."""
-    head = params["embed" if config.tie_embeddings else "lm_head"]
+    head = params.get("lm_head", params["embed"])
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     return project(head, flat, dtype=jnp.float32).reshape(*hidden.shape[:-1], -1)
 

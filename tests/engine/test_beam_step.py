@@ -99,12 +99,12 @@ def test_equal_candidates_of_a_state_are_kept_once(engines):
 def test_the_step_makes_no_trip_to_the_host(engines):
     policy, scorer = engines
     step = _Step(policy, scorer, TASKS, 4, N, WIDTH)
-    _, arguments, length = step.prepare(SAMPLING, Stopping(tokens=(STOP,)))
+    _, arguments, length, tiles = step.prepare(SAMPLING, Stopping(tokens=(STOP,)))
     with jax.transfer_guard("disallow"):
-        choice, _, _ = step.call(arguments, SAMPLING, length)
+        choice, _, _ = step.call(arguments, SAMPLING, length, tiles)
         jax.block_until_ready(choice)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            step.call(jax.device_get(arguments), SAMPLING, length)  # the guard would tell
+            step.call(jax.device_get(arguments), SAMPLING, length, tiles)  # the guard would tell
 
 
 STATES = [

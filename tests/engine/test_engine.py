@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from engine_cases import REQUESTS, SMALL, STOP, conversation, dense_last, reques
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.decode import decode
 from agentrm_jax.engine.decoder import Request, generate
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling, sample
@@ -87,13 +89,27 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
     config = dataclasses.replace(CONFIG, max_positions=1024)
     sizes = dataclasses.replace(SIZES, context=1024, extend_tokens=64, max_pieces=8)
     engine = Engine(params, config, sizes)
-    short, long = request(0, 9, 5), request(1, 600)
-    assert engine.widths[0] < 600 // sizes.page_size
+    short, *long = request(0, 9, 5), request(1, 700), request(2, 700)
     [alone] = generate(engine, [short], n=2, sampling=SAMPLING, stop=STOP)
+    programs = decode._cache_size()
     fresh = Engine(params, config, sizes)
-    fresh.read([fresh.cache.find([long.pieces[0][:-1]])])  # so that they enter together
-    together = generate(fresh, [short, long], n=2, sampling=SAMPLING, stop=STOP)
+    # so that they enter together
+    fresh.read([fresh.cache.find([other.pieces[0][:-1]]) for other in long])
+    together = generate(fresh, [short, *long], n=2, sampling=SAMPLING, stop=STOP)
     assert together[0] == alone
+    assert decode._cache_size() == programs + 1
+
+
+def test_panels_change_the_last_bits_alone(params):
+    engine, plain = Engine(params, CONFIG, SIZES), Engine(params, CONFIG, SIZES)
+    assert engine.few_rows_params is not engine.params
+    plain.few_rows_params = plain.params
+    found, wanted = (
+        generate(e, REQUESTS, n=2, sampling=SAMPLING, stop=STOP) for e in (engine, plain)
+    )
+    for ours, theirs in zip(*map(itertools.chain.from_iterable, (found, wanted)), strict=True):
+        assert (ours.tokens, ours.stopped) == (theirs.tokens, theirs.stopped)
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=2e-5)
 
 
 @pytest.mark.parametrize("n", [1, 3, 5])

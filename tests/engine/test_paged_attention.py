@@ -109,7 +109,7 @@ def read_both(pool: Pool, context: Context, q: jax.Array) -> tuple[Part, Part]:
     rows_of = jnp.repeat(jnp.arange(4), q.shape[2])
     together = q.reshape(K, 1, -1, q.shape[-1])
     return (
-        decode.read_own(pool, context.own, 8)(0, q),
+        decode.read_own(pool, context.own, 8, 4 * context.own.pages.shape[1] // 8)(0, q),
         decode.read_instructions(pool, context, rows_of)(0, together),
     )
 
@@ -272,7 +272,7 @@ def test_tpu_compiler_takes_the_engine(kind, head_dim):
     )  # fmt: skip
     decoding = decode.decode.lower(
         params, config, pool, rows,
-        branches=(n,), length=16, chunk=8, tail_chunk=4, filter=Sampling().filter,
+        branches=(n,), length=16, tile=4, tiles=(G * C // 4,), filter=Sampling().filter,
     ).compile()  # fmt: skip
     assert num_kernels(decoding) == 2 * 3  # own pages, instructions and tails
     reading = extend.lower(

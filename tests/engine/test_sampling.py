@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.sampling import Filter, Sampling, keep, sample
+from agentrm_jax.engine.sampling import Filter, Sampling, keep, largest, sample
 
 V = 8
 FILTERS = [
@@ -100,6 +100,11 @@ def test_temperature_zero_takes_the_likeliest(filter):
     tokens, log_probs = draws(logits, 8000, 0.0, filter)
     assert set(tokens.tolist()) == {1}  # the first of equals
     np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits)[1], atol=1e-6)
+
+
+def test_of_equals_the_first_is_the_largest():
+    x = np.asarray([[1.0, 3.0, 3.0, 2.0], [-np.inf, -2.0, -5.0, -2.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(jax.jit(largest)(jnp.asarray(x)), x.argmax(axis=-1))
 
 
 def test_a_row_depends_on_its_own_key_and_logits():

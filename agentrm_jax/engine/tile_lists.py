@@ -1,0 +1,100 @@
+"""Attention of decoding to pages that were copied out of the pool, as a list of tiles.
+
+A tile is some consecutive pages of one conversation. Conversations have as many tiles as they have
+pages, and a list holds those of all of them: what is copied, and read at every token, is what there
+is, not as many conversations as there are places times the longest of them. Each tile gives a part;
+those of a conversation are merged.
+
+Shapes as in `attention`: K KV heads, G conversations, M queries of each that share the keys; P
+tiles in a list, and D lists where conversations lie on different devices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.engine.attention import MASKED, Part, Reader, attend, merge_along
+from agentrm_jax.engine.pages import PageTable, Pool
+
+
+class Tiles(NamedTuple):
+    """Lists of tiles.
+
+    Attributes:
+      pages: [D, P, tile] int32 page numbers.
+      filled: [D, P, tile * page_size] bool, which slots hold tokens.
+      owners: [D, P] int32, the conversation of each tile among the G / D of its list.
+      places: [D, G / D * C] int32, where the C tiles of each conversation stand; P for none.
+    """
+
+    pages: jax.Array
+    filled: jax.Array
+    owners: jax.Array
+    places: jax.Array
+
+
+def num_lists(conversations: int, mesh: jax.sharding.Mesh | None) -> int:
+    """One for each device along `data`, where they have equally many conversations."""
+    data = 1 if mesh is None else mesh.shape["data"]
+    return 1 if conversations % data else data
+
+
+def num_tiles(fills: np.ndarray, tile: int, lists: int) -> int:
+    """How many tiles lists of equal length need for page fills [G, C], on the host."""
+    used = fills.reshape(lists, -1, tile).any(axis=-1)
+    return lists * int(used.sum(axis=1).max())
+
+
+def list_tiles(table: PageTable, page_size: int, tile: int, length: int, lists: int) -> Tiles:
+    """The tiles of a page table, which must not be more than `length` in all lists together."""
+    P = length // lists
+
+    def listed(pages: jax.Array, fills: jax.Array) -> Tiles:
+        """Of conversations [G / D, C, tile]."""
+        used = jnp.any(fills > 0, axis=-1)
+        [found] = jnp.nonzero(used.reshape(-1), size=P, fill_value=0)
+        there = jnp.arange(P) < used.sum()
+        fills = jnp.where(there[:, None], fills.reshape(-1, tile)[found], 0)
+        return Tiles(
+            pages=pages.reshape(-1, tile)[found],
+            filled=(jnp.arange(page_size) < fills[..., None]).reshape(P, -1),
+            owners=found // pages.shape[1],
+            places=jnp.where(used.reshape(-1), jnp.cumsum(used) - 1, P),
+        )
+
+    G, C = table.pages.shape
+    shape = (lists, G // lists, C // tile, tile)
+    return jax.vmap(listed)(table.pages.reshape(shape), table.fills.reshape(shape))
+
+
+def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
+    """Copies conversations out of the pool, once for all tokens to come."""
+    G = table.pages.shape[0]
+    D = num_lists(G, pool.backend.mesh)
+    tiles = list_tiles(table, pool.page_size, tile, length, D)
+
+    def copied(layer: jax.Array) -> jax.Array:
+        return layer[:, tiles.pages].reshape(layer.shape[0], D, length // D, -1, layer.shape[-1])
+
+    k, v = [copied(layer).swapaxes(3, 4) for layer in pool.k], list(map(copied, pool.v))
+
+    def attention(l: int, q: jax.Array) -> Part:
+        K, _, M, H = q.shape
+        q = q.reshape(K, D, G // D, M, H)
+        q = jnp.take_along_axis(q, tiles.owners[None, :, :, None, None], axis=2)
+        parts = attend(q, k[l], v[l], tiles.filled[None, :, :, None])
+
+        def by_conversation(x: jax.Array, nothing: float) -> jax.Array:
+            """[K, D, P, M, ...] to [K, G, C, M, ...]."""
+            places = tiles.places.reshape(1, D, -1, *(1,) * (x.ndim - 3))
+            x = jnp.take_along_axis(x, places, axis=2, mode="fill", fill_value=nothing)
+            return x.reshape(K, G, -1, *x.shape[3:])
+
+        parts = Part(*map(by_conversation, parts, (0.0, MASKED, 0.0)))
+        return merge_along(parts, axis=2)
+
+    return attention

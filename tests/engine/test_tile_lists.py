@@ -1,0 +1,79 @@
+"""Lists of tiles against the page tables that they come from.
+
+That attention over them is softmax over the tokens is in `test_paged_attention`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agentrm_jax.engine import tile_lists
+from agentrm_jax.engine.decoder import lane_places
+from agentrm_jax.engine.pages import PageTable, Pool
+
+G, C, TILE, PAGE = 6, 8, 2, 4
+
+
+def table() -> PageTable:
+    """Conversations of 0 to 8 pages."""
+    rng = np.random.default_rng(0)
+    used = np.arange(C) < np.asarray([3, 0, 8, 1, 2, 5])[:, None]
+    pages = rng.integers(0, 30, (G, C)).astype(np.int32) * used
+    return PageTable(pages=pages, fills=rng.integers(1, PAGE + 1, (G, C)).astype(np.int32) * used)
+
+
+@pytest.mark.parametrize(("lists", "needed"), [(1, 11), (2, 2 * 6), (3, 3 * 5)])
+def test_each_tile_is_listed_once_where_its_conversation_finds_it(lists, needed):
+    given = table()
+    assert tile_lists.num_tiles(given.fills, TILE, lists) == needed
+    found = jax.device_get(tile_lists.list_tiles(given, PAGE, TILE, needed, lists))
+    share = G // lists
+    listed = 0
+    for g in range(G):
+        d, own = divmod(g, share)
+        places = found.places[d].reshape(share, -1)[own]
+        for c, place in enumerate(places):
+            at = slice(c * TILE, (c + 1) * TILE)
+            if not given.fills[g, at].any():
+                assert place == needed // lists
+                continue
+            listed += 1
+            assert found.owners[d, place] == own
+            np.testing.assert_array_equal(found.pages[d, place], given.pages[g, at])
+            fills = found.filled[d, place].reshape(TILE, PAGE).sum(axis=1)
+            np.testing.assert_array_equal(fills, given.fills[g, at])
+    assert found.filled.any(axis=-1).sum() == listed == 11
+
+
+def test_more_room_than_needed_changes_nothing():
+    """To the bit."""
+    rng = np.random.default_rng(1)
+    k, v = (jnp.asarray(rng.standard_normal((2, 30, PAGE, 16)), jnp.float32) for _ in range(2))
+    pool = Pool(k=(k,), v=(v,), page_size=PAGE)
+    q = jnp.asarray(rng.standard_normal((2, G, 3, 16)), jnp.float32)
+
+    def read(length: int):
+        given = jax.tree.map(jnp.asarray, table())
+        attention = tile_lists.read_own(pool, given, TILE, length)
+        return jax.device_get(jax.jit(lambda q: attention(0, q))(q))
+
+    for x, y in zip(read(11), read(G * C // TILE), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("rows", "branches", "data", "wanted"),
+    [
+        (32, (5, 1), 1, [3, 17]),
+        (5, (5,), 1, [1]),
+        (3, (5, 1), 1, [1, 1]),  # never less than one
+        (64, (5,), 4, [12]),
+        (64, (5, 1), 4, [4, 44]),  # equally many for each device
+        (8, (4,), 4, [2]),  # unless there are too few
+    ],
+)
+def test_lanes_share_the_rows(rows, branches, data, wanted):
+    assert lane_places(rows, branches, data) == wanted
