@@ -153,11 +153,7 @@ class Engine:
 
     @functools.cached_property
     def few_rows_params(self) -> Any:
-        """The parameters for few rows: on one CPU in float32, other copies of them in panels."""
-        embed = self.params["embed"]
-        platforms = [device.platform for device in embed.devices()]
-        if platforms != ["cpu"] or embed.dtype != np.float32:
-            return self.params
+        """The parameters for `panels.MOST` rows or fewer; where it helps, another copy of them."""
         return panels.for_few_positions(self.params)
 
     def warm_up(self) -> None:

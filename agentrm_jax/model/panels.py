@@ -1,13 +1,15 @@
-"""Matrices in panels, for products with few positions on CPUs.
+"""Matrices in panels, for products with few positions on CPUs with one thread.
 
 A CPU's product copies a matrix into panels of some columns before it multiplies. With few
 positions, as in decoding, this costs more than the product itself, which otherwise waits for
 memory. Here the matrix lies in panels from the beginning, and each is multiplied where it lies.
+By one thread: where there are more, all of them make the copies, and nothing is gained.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import flax.struct
 import jax
@@ -19,8 +21,7 @@ from agentrm_jax.model.parameters import Params
 WIDTH = 64
 """Columns of a panel: wider ones are copied again, narrower ones are slower."""
 MOST = 24
-"""Positions up to which panels take less work. They are multiplied by one thread, the copies that
-they save are made by all."""
+"""Positions up to which panels are faster."""
 MATRICES = ("q", "k", "v", "gate", "up", "down")
 """Those of a layer that lie in panels. What goes into `o` would be made anew for every panel."""
 
@@ -57,10 +58,16 @@ def multiply(panels: Panels, x: jax.Array) -> jax.Array:
 
 
 def for_few_positions(params: Params) -> Params:
-    """Parameters with a tuple of layers, with panels where these help."""
+    """Parameters with a tuple of layers, in panels where they are on one CPU in float32 and XLA has
+    one thread."""
+    embed = params["embed"]
+    threads = int(os.environ.get("NPROC", 0)) or len(os.sched_getaffinity(0))  # as XLA counts them
+    platforms = [device.platform for device in embed.devices()]
+    if platforms != ["cpu"] or embed.dtype != np.float32 or threads > 1:
+        return params
     layers = [
         {**weights, **{name: in_panels(weights[name]) for name in MATRICES}}
         for weights in params["layers"]
     ]
-    head = in_panels(params.get("lm_head", params["embed"]))
+    head = in_panels(params.get("lm_head", embed))
     return {**params, "layers": tuple(layers), "lm_head": head}

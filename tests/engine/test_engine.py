@@ -100,10 +100,12 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
     assert decode._cache_size() == programs + 1
 
 
-def test_panels_change_the_last_bits_alone(params):
+def test_panels_change_the_last_bits_alone(params, monkeypatch):
     engine, plain = Engine(params, CONFIG, SIZES), Engine(params, CONFIG, SIZES)
+    monkeypatch.setenv("NPROC", "2")
+    assert plain.few_rows_params is plain.params
+    monkeypatch.setenv("NPROC", "1")
     assert engine.few_rows_params is not engine.params
-    plain.few_rows_params = plain.params
     found, wanted = (
         generate(e, REQUESTS, n=2, sampling=SAMPLING, stop=STOP) for e in (engine, plain)
     )
