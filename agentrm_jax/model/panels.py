@@ -61,9 +61,9 @@ def for_few_positions(params: Params) -> Params:
     """Parameters with a tuple of layers, in panels where they are on one CPU in float32 and XLA has
     one thread."""
     embed = params["embed"]
-    threads = int(os.environ.get("NPROC", 0)) or len(os.sched_getaffinity(0))  # as XLA counts them
+    threads = int(os.environ.get("NPROC") or 0) or os.cpu_count()  # as XLA counts them
     platforms = [device.platform for device in embed.devices()]
-    if platforms != ["cpu"] or embed.dtype != np.float32 or threads > 1:
+    if platforms != ["cpu"] or embed.dtype != np.float32 or threads != 1:
         return params
     layers = [
         {**weights, **{name: in_panels(weights[name]) for name in MATRICES}}
