@@ -29,7 +29,7 @@ from agentrm_jax.model.config import LlamaConfig
 
 TILE = 64
 """Tokens that decoding reads as one tile. CPUs multiply 64 columns without copying them first."""
-ROOMS = (0.25, 0.375, 0.5, 1.0)
+ROOMS = (0.25, 0.5, 1.0)
 """Decoding has a program for each: it reads as many tiles as there is room for, this share of what
 its places could hold."""
 
