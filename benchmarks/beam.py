@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = measuring.parser("beam", __doc__, rounds=3)
     parser.add_argument("--model", choices=sorted(models.SHAPES), help="default: 27m")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--tasks", type=int, default=8, help="a multiple of eight")
+    parser.add_argument("--tasks", type=int, default=8, help="stepped together")
     parser.add_argument("--beam-width", type=int, default=5, help="beams kept")
     parser.add_argument("--expansion-width", type=int, default=5, help="replies to each beam")
     parser.add_argument("--context", type=int, help="tokens of a task's prompt (default: 512)")

@@ -15,12 +15,11 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.decode import Decoded, DecodeRows, decode
-from agentrm_jax.engine.engine import ROOMS, Engine
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.pages import PageTable, commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
-from agentrm_jax.model import panels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +122,7 @@ class Decoder:
     def warm_up(self) -> None:
         """Compiles what decoding needs, on rows of padding."""
         self.engine.warm_up()
-        for room in ROOMS:
+        for room in self.engine.rooms:
             self._decode(room)
 
     def submit(self, request: Request, n: int) -> int:
@@ -247,9 +246,8 @@ class Decoder:
                 used = len(row.tokens) // size
                 pages[r] = row.pages[used : used + self._pages]
         rows, pages = engine.put((rows, pages))
-        few = len(rows.active) <= panels.MOST
         new, decoded = decode(
-            engine.few_rows_params if few else engine.params,
+            engine.params_for(len(rows.active)),
             engine.config,
             engine.pool,
             rows,

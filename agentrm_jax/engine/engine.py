@@ -29,9 +29,6 @@ from agentrm_jax.model.config import LlamaConfig
 
 TILE = 64
 """Tokens that decoding reads as one tile. CPUs multiply 64 columns without copying them first."""
-ROOMS = (0.25, 0.5, 1.0)
-"""Decoding has a program for each: it reads as many tiles as there is room for, this share of what
-its places could hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,9 +148,24 @@ class Engine:
         """Over how many devices conversations are divided."""
         return 1 if self._mesh is None else self._mesh.shape["data"]
 
+    @property
+    def rooms(self) -> tuple[float, ...]:
+        """Decoding has a program for each: it reads as many tiles as there is room for, this share
+        of what its places could hold. The TPU kernel needs no more than one."""
+        return (1.0,) if self.sizes.attention == "pallas" else (0.25, 0.5, 1.0)
+
+    def params_for(self, rows: int) -> Any:
+        """The parameters that decoding so many rows reads."""
+        return self._in_panels if rows <= panels.MOST else self.params
+
     @functools.cached_property
-    def few_rows_params(self) -> Any:
-        """The parameters for `panels.MOST` rows or fewer; where it helps, another copy of them."""
+    def _in_panels(self) -> Any:
+        """Another copy of the parameters, in panels; themselves where that is not faster."""
+        embed = self.params["embed"]
+        threads = int(os.environ.get("NPROC") or 0) or os.cpu_count()  # as XLA counts them
+        on_one_cpu = [device.platform for device in embed.devices()] == ["cpu"] and threads == 1
+        if not on_one_cpu or embed.dtype != np.float32:
+            return self.params
         return panels.for_few_positions(self.params)
 
     def warm_up(self) -> None:
@@ -322,7 +334,7 @@ class Engine:
         )
 
     def tiles(self, contexts: Sequence[Context], room: float = 0.0) -> tuple[int, ...]:
-        """How many tiles there is room for in each context: the least of `ROOMS` that holds all.
+        """How many tiles there is room for in each context: the least of `rooms` that holds all.
 
         Args:
           contexts: On the host.
@@ -338,7 +350,7 @@ class Engine:
         def given(room: float) -> tuple[int, ...]:
             return tuple(n * math.ceil(room * m / n) for m, n in zip(most, lists, strict=True))
 
-        every = (given(share) for share in ROOMS if share >= room)
+        every = (given(share) for share in self.rooms if share >= room)
         return next(g for g in every if all(a <= b for a, b in zip(needed, g, strict=True)))
 
     def share(self, instruction: Piece | None) -> None:

@@ -82,9 +82,11 @@ def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
 
 def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
     """Hidden states [..., D] after the final norm to float32 logits [..., V]."""
-    head = params.get("lm_head", params["embed"])
+    tied = config.tie_embeddings and "lm_head" not in params  # in panels they have a head beside
     flat = hidden.reshape(1, -1, hidden.shape[-1])
-    return project(head, flat, dtype=jnp.float32).reshape(*hidden.shape[:-1], -1)
+    return project(params["embed" if tied else "lm_head"], flat, dtype=jnp.float32).reshape(
+        *hidden.shape[:-1], -1
+    )
 
 
 def stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:

@@ -9,7 +9,6 @@ By one thread: where there are more, all of them make the copies, and nothing is
 from __future__ import annotations
 
 import math
-import os
 
 import flax.struct
 import jax
@@ -58,16 +57,11 @@ def multiply(panels: Panels, x: jax.Array) -> jax.Array:
 
 
 def for_few_positions(params: Params) -> Params:
-    """Parameters with a tuple of layers, in panels where they are on one CPU in float32 and XLA has
-    one thread."""
-    embed = params["embed"]
-    threads = int(os.environ.get("NPROC") or 0) or os.cpu_count()  # as XLA counts them
-    platforms = [device.platform for device in embed.devices()]
-    if platforms != ["cpu"] or embed.dtype != np.float32 or threads != 1:
-        return params
+    """Parameters with a tuple of layers, their matrices in panels; tied embeddings stay, and get a
+    head in panels beside them."""
     layers = [
         {**weights, **{name: in_panels(weights[name]) for name in MATRICES}}
         for weights in params["layers"]
     ]
-    head = in_panels(params.get("lm_head", embed))
+    head = in_panels(params.get("lm_head", params["embed"]))
     return {**params, "layers": tuple(layers), "lm_head": head}

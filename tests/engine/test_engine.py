@@ -103,9 +103,10 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
 def test_panels_change_the_last_bits_alone(params, monkeypatch):
     engine, plain = Engine(params, CONFIG, SIZES), Engine(params, CONFIG, SIZES)
     monkeypatch.setenv("NPROC", "2")
-    assert plain.few_rows_params is plain.params
+    assert plain.params_for(8) is plain.params
     monkeypatch.setenv("NPROC", "1")
-    assert engine.few_rows_params is not engine.params
+    assert engine.params_for(8) is not engine.params
+    assert engine.params_for(32) is engine.params
     found, wanted = (
         generate(e, REQUESTS, n=2, sampling=SAMPLING, stop=STOP) for e in (engine, plain)
     )
