@@ -152,7 +152,7 @@ class Engine:
     def rooms(self) -> tuple[float, ...]:
         """Decoding has a program for each: it reads as many tiles as there is room for, this share
         of what its places could hold. The TPU kernel needs no more than one."""
-        return (1.0,) if self.sizes.attention == "pallas" else (0.25, 0.5, 1.0)
+        return (1.0,) if self.sizes.attention == "pallas" else (0.2, 0.4, 1.0)
 
     def params_for(self, rows: int) -> Any:
         """The parameters that decoding so many rows reads."""
