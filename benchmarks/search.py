@@ -32,7 +32,7 @@ import numpy as np
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.cli.models import Model, load_policy
-from agentrm_jax.core.protocols import EnvPool, Policy, Proposal
+from agentrm_jax.core.protocols import EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import train_tokenizer
@@ -70,7 +70,7 @@ def full_sizes() -> Sizes:
     batch = EngineConfig(
         context=1024,
         decode_rows=32,
-        extend_rows=8,
+        extend_rows=4,
         extend_tokens=64,
         cache_tokens=196_608,  # nothing is given up: what is read again may differ in the last bits
         max_pieces=48,
@@ -119,9 +119,9 @@ class Recorder:
         self.found: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]] = {}
         self._asked: dict[int, tuple[Trajectory, str]] = {}
 
-    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
-        tickets = self.policy.submit(requests)
-        for ticket, (state, purpose, _) in zip(tickets, requests, strict=True):
+    def submit(self, questions: Sequence[Question]) -> list[int]:
+        tickets = self.policy.submit(questions)
+        for ticket, (state, purpose, *_) in zip(tickets, questions, strict=True):
             self._asked[ticket] = (state, purpose)
         return tickets
 
@@ -131,6 +131,9 @@ class Recorder:
             state, purpose = self._asked.pop(ticket)
             self.found[state.task.task_id, purpose] = (state, proposals)
         return found
+
+    def room(self) -> int:
+        return self.policy.room()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.cli.models import Model
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal
-from agentrm_jax.core.records import Task, Trajectory, Transition
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
+from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.engine.sampling import Sampling
@@ -65,8 +65,8 @@ class OneAfterAnother:
         self._policy = policy
         self._found: list[tuple[int, list[Proposal]]] = []
 
-    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
-        tickets = self._policy.submit(requests)
+    def submit(self, questions: Sequence[Question]) -> list[int]:
+        tickets = self._policy.submit(questions)
         left = set(tickets)
         while left:
             found = self._policy.collect()
@@ -78,6 +78,9 @@ class OneAfterAnother:
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         found, self._found = self._found, []
         return found
+
+    def room(self) -> int:
+        return self._policy.room()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Prompt, Proposal
+from agentrm_jax.core.protocols import Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
@@ -75,16 +75,16 @@ class Agent:
         for decoder in dict.fromkeys(self._decoders.values()):
             decoder.warm_up()
 
-    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
+    def submit(self, questions: Sequence[Question]) -> list[int]:
         tickets = []
-        for trajectory, purpose, n in requests:
-            request, dropped = self.request(trajectory, purpose)
+        for state, purpose, n, rank in questions:
+            request, dropped = self.request(state, purpose)
             self.truncated_steps += dropped
             if n not in self._decoders:
                 self._decoders[n] = Decoder(self.engine, self.sampling, self.stopping, [n])
             decoder = self._decoders[n]
             self._asked += 1
-            self._tickets[decoder, decoder.submit(request, n)] = (self._asked, dropped)
+            self._tickets[decoder, decoder.submit(request, n, rank)] = (self._asked, dropped)
             tickets.append(self._asked)
         for decoder in dict.fromkeys(self._decoders.values()):
             decoder.start()
@@ -97,6 +97,9 @@ class Agent:
                 ticket, dropped = self._tickets.pop((decoder, number))
                 found.append((ticket, [self.proposal(reply, dropped) for reply in replies]))
         return found
+
+    def room(self) -> int:
+        return sum(decoder.room() for decoder in dict.fromkeys(self._decoders.values()))
 
     def proposal(self, reply: Reply, dropped_steps: int) -> Proposal:
         text = self.tokenizer.decode(list(reply.tokens))

@@ -293,11 +293,13 @@ def _decoding(
     decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
     name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
     compiling(name)
-    lowered, num_rows, conversations = lowered_decoding(decoder)
+    lowered, num_rows = lowered_decoding(decoder)
+    # Equally many rows of each lane.
+    readers = len(branches) / sum(1 / n for n in branches)
 
     def needed(rows: float) -> Work:
         return work.decoding_token(
-            engine.config, rows, engine.sizes.context // 2, num_rows / conversations,
+            engine.config, rows, engine.sizes.context // 2, readers,
             sampling.max_tokens / 2, jnp.dtype(config.dtype).itemsize,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from agentrm_jax.core.records import Split, Task, Trajectory, Transition
 
@@ -168,26 +168,41 @@ class Proposal:
     dropped_steps: int = 0
 
 
+class Question(NamedTuple):
+    """What a policy is asked: n turns for a state; see `Policy.submit`. Those of lower rank are
+    worked on first, equal ones in the order in which they came."""
+
+    state: Trajectory
+    purpose: str
+    n: int
+    rank: float = 0.0
+
+
 class Policy(Protocol):
     """An agent's model seen from the search.
 
     It works while the caller does something else, for example moves environments.
     """
 
-    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
-        """Queues requests (state, purpose, how many turns) and sets the model to work.
+    def submit(self, questions: Sequence[Question]) -> list[int]:
+        """Queues questions and sets the model to work.
 
         Randomness is drawn from the run's seed, the task's id and the purpose alone: the same
-        request gets the same proposals, whatever is asked beside it. A purpose is used once for
+        question gets the same proposals, whatever is asked beside it. A purpose is used once for
         each thing that should be independent, for example `expand/12` or `sample/3/0`.
 
         Returns:
-          A ticket for each request, at once.
+          A ticket for each question, at once.
         """
         ...
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
-        """Waits for the model; tickets and proposals of requests that are done, perhaps none."""
+        """Waits for the model; tickets and proposals of questions that are done, perhaps none."""
+        ...
+
+    def room(self) -> int:
+        """For how many more turns there is room beside all that it has been asked and is not done:
+        what is missing costs as much as if it were there."""
         ...
 
 
@@ -195,7 +210,7 @@ def propose(
     policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
 ) -> list[list[Proposal]]:
     """Asks for n turns for each (state, purpose) and waits for all of them."""
-    tickets = policy.submit([(state, purpose, n) for state, purpose in requests])
+    tickets = policy.submit([Question(state, purpose, n) for state, purpose in requests])
     found: dict[int, list[Proposal]] = {}
     while len(found) < len(tickets):
         found.update(policy.collect())

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine.decode import decode
-from agentrm_jax.engine.decoder import Decoder, make_rows
+from agentrm_jax.engine.decoder import Decoder
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.extend import extend
 from agentrm_jax.engine.pages import Pool, make_pool
@@ -63,27 +63,9 @@ def lowered_reading(engine: AbstractEngine) -> jax.stages.Lowered:
     )
 
 
-def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int, int]:
-    """What a decoder of an abstract engine runs for its longest conversations; of how many rows and
-    of how many conversations."""
+def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int]:
+    """What a decoder of an abstract engine runs for its longest conversations; of how many rows."""
     engine = decoder.engine
-    rows = make_rows(
-        engine,
-        decoder._lanes,
-        decoder.branches,
-        decoder.sampling,
-        decoder._ends,
-        decoder._tail_pages,
-    )
-    lowered = decode.lower(
-        engine.params,
-        engine.config,
-        engine.pool,
-        engine.put(rows),
-        branches=decoder.branches,
-        length=engine.sizes.decode_tokens,
-        tile=engine.tile,
-        tiles=engine.tiles(rows.contexts, 1.0),
-        filter=decoder.sampling.filter,
-    )
-    return lowered, len(rows.active), sum(map(len, decoder._lanes))
+    seats, rows, settings = decoder.prepare(1.0)
+    lowered = decode.lower(engine.params, engine.config, engine.pool, engine.put(rows), **settings)
+    return lowered, len(seats.rows)

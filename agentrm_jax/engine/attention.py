@@ -71,15 +71,19 @@ def merge(a: Part, b: Part) -> Part:
 
 
 def merge_along(parts: Part, axis: int) -> Part:
-    """Merges the parts along a batch axis, two halves at a time."""
+    """Merges the parts along a batch axis, each with its neighbour: parts of nothing behind the
+    last change nothing, to the bit."""
 
-    def some(first: int, end: int) -> Part:
-        return Part(*(jax.lax.slice_in_dim(x, first, end, axis=axis) for x in parts))
+    def every_other(first: int, size: int) -> Part:
+        return Part(*(jax.lax.slice_in_dim(x, first, size, stride=2, axis=axis) for x in parts))
 
     while (size := parts.maximum.shape[axis]) > 1:
-        half = size // 2
-        merged, left = merge(some(0, half), some(half, 2 * half)), some(2 * half, size)
-        parts = Part(*(jnp.concatenate(x, axis) for x in zip(merged, left, strict=True)))
+        even = size - size % 2
+        merged = merge(every_other(0, even), every_other(1, even))
+        if size % 2:
+            last = (jax.lax.slice_in_dim(x, even, size, axis=axis) for x in parts)
+            merged = Part(*(jnp.concatenate(x, axis) for x in zip(merged, last, strict=True)))
+        parts = merged
     return Part(*(jnp.squeeze(x, axis) for x in parts))
 
 

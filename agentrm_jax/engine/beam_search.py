@@ -15,9 +15,10 @@ from agentrm_jax.engine.decoder import (
     Reply,
     Request,
     Row,
+    Seating,
+    Seats,
     enter,
     make_rows,
-    places,
     read_piece,
 )
 from agentrm_jax.engine.engine import Engine
@@ -71,7 +72,7 @@ def step_beams(
     Returns:
       For each task what is kept, best first, and the number of tokens decoded.
     """
-    together = places(engine.sizes.decode_rows, beam_width * n, engine.data)
+    [together] = Seating.of(engine.sizes.decode_rows, (beam_width * n,), engine.data).places
     out: list[tuple[list[Kept], int]] = []
     for first in range(0, len(tasks), together):
         step = _Step(engine, scorer, tasks[first : first + together], together, n, beam_width)
@@ -121,14 +122,15 @@ class _Step:
         lane: list[Conversation | None] = [None] * (self.together * self.beam_width)
         for place, request, (leaf, end, last) in zip(at, requests, entered, strict=True):
             rows = [Row(pages=[]) for _ in range(self.n)]
-            lane[place] = Conversation(0, request.key, leaf, end, last, rows)
+            lane[place] = Conversation(0.0, 0, request.key, leaf, end, last, rows)
         states = np.zeros((self.together, self.beam_width), np.int32)
         finished = np.full((self.together, self.beam_width), -np.inf, np.float32)
         for b, beams in enumerate(self.batch):
             states[b, : len(beams.states)] = beams.states
             finished[b, : len(beams.finished)] = beams.finished
         ends = stopping.ends(engine.config.vocab_size)
-        rows = make_rows(engine, [lane], (self.n,), sampling, ends, 0)
+        taken = [None if c is None else (c, branch) for c in lane for branch in range(self.n)]
+        rows = make_rows(engine, Seats([lane], taken, None), sampling, ends, 0)
         context = scorer.context([(leaf, leaf.end) for leaf in whole], len(lane), at)
         size = engine.sizes.page_size
         length = -(-sampling.max_tokens // size) * size

@@ -1,10 +1,12 @@
 """Branching decoding: continuations of conversations, some tokens at a time, on the device.
 
-Rows stand in lanes: each lane holds G conversations with n branches each, so that states that want
-many continuations and states that want one are decoded in one batch. The branches of a conversation
-share its pages, which are read once for all of them. A row's own tokens are kept in a block while
-they are decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from
-its pages, and nothing else remains of the call.
+Conversations stand in lanes: each lane has places for G conversations with at most n branches each,
+so that states that want many continuations and states that want one are decoded in one batch. The
+branches of a conversation share its pages, which are read once for all of them. A place has n
+slots, one for the queries of each branch; rows, what all else is computed for, are fewer than slots
+and stand where there is something to decode. A row's own tokens are kept in a block while they are
+decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from its pages,
+and nothing else remains of the call.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.attention import (
@@ -44,11 +47,14 @@ from agentrm_jax.model.config import LlamaConfig
 
 @flax.struct.dataclass
 class DecodeRows:
-    """R rows to continue, lane by lane, conversation by conversation.
+    """R rows to continue.
 
     Attributes:
       contexts: Of each lane, the conversations without what their rows have decoded; all with the
         same instructions, those of all lanes.
+      slots: [D, R / D] int32, the slot of each row among the S / D of its device, lane by lane and
+        place by place; S / D for padding. None where rows are as many as slots and stand in their
+        order.
       tails: Pages of what each row has decoded before, or None where this cannot be.
       last_tokens: [R] int32, the token before the next: what decoding reads first.
       positions: [R] int32, its position.
@@ -62,6 +68,7 @@ class DecodeRows:
     """
 
     contexts: tuple[Context, ...]
+    slots: Array | None
     tails: PageTable | None
     last_tokens: Array
     positions: Array
@@ -148,8 +155,9 @@ def read_before(
         read_own(pool, context.own, tile, length)
         for context, length in zip(rows.contexts, lengths, strict=True)
     ]
+    at_slots, by_rows = slotted(rows, branches)
     # All lanes' rows read the instructions together.
-    begins_with = jnp.concatenate([jnp.repeat(c.begins_with, n) for n, c in lanes])
+    begins_with = by_rows([jnp.repeat(c.begins_with, n)[None] for n, c in lanes])[0]
     everyone = dataclasses.replace(rows.contexts[0], begins_with=begins_with)
     instructions = read_instructions(pool, everyone, jnp.repeat(jnp.arange(R), shared_by))
     tails = None
@@ -158,21 +166,57 @@ def read_before(
         tail = min(tile, width)
         tails = read_own(pool, rows.tails, tail, R * (width // tail))
 
-    def by_row(part: Part) -> Part:
-        return jax.tree.map(lambda x: x.reshape(K, -1, shared_by, *x.shape[3:]), part)
+    def by_branch(x: jax.Array) -> jax.Array:
+        """[K, G, n * M, ...] to [K, G * n, M, ...]."""
+        return x.reshape(K, -1, shared_by, *x.shape[3:])
 
     def attention(l: int, q: jax.Array) -> Part:
-        own, first = [], 0
-        for (n, context), read in zip(lanes, owns, strict=True):
-            G = context.begins_with.shape[0]
-            queries = q[:, first : first + G * n].reshape(K, G, n * shared_by, H)
-            own.append(by_row(read(l, queries)))
-            first += G * n
-        part = by_row(instructions(l, q.reshape(K, 1, -1, H)))
-        part = merge(part, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *own))
+        own = [
+            read(l, queries.reshape(K, context.begins_with.shape[0], n * shared_by, H))
+            for (n, context), read, queries in zip(lanes, owns, at_slots(q), strict=True)
+        ]
+        part = jax.tree.map(lambda *x: by_rows([by_branch(lane) for lane in x]), *own)
+        instructed = jax.tree.map(by_branch, instructions(l, q.reshape(K, 1, -1, H)))
+        part = merge(instructed, part)
         return part if tails is None else merge(part, tails(l, q))
 
     return attention
+
+
+def slotted(rows: DecodeRows, branches: Sequence[int]):
+    """From rows to the slots of each lane, and back.
+
+    Returns:
+      [X, R, ...] to each lane's [X, G * n, ...], where slots without a row hold that of another;
+      and each lane's [X, G * n, ...] to [X, R, ...].
+    """
+    sizes = [n * c.begins_with.shape[0] for n, c in zip(branches, rows.contexts, strict=True)]
+    if rows.slots is None:
+        return lambda x: [x], lambda lanes: lanes[0]
+    slots = jnp.asarray(rows.slots)
+    D, R = slots.shape[0], slots.size
+    ends = np.cumsum(sizes) // D
+    row_at = jax.vmap(
+        lambda own: jnp.zeros(ends[-1], jnp.int32).at[own].set(jnp.arange(R // D), mode="drop")
+    )(slots)
+
+    def taken(x: jax.Array, places: jax.Array) -> jax.Array:
+        """Of [X, D, n, ...], on each device the given ones."""
+        places = places.reshape(1, D, -1, *(1,) * (x.ndim - 3))
+        return jnp.take_along_axis(x, places, axis=2, mode="clip")
+
+    def at_slots(x: jax.Array) -> list[jax.Array]:
+        x = taken(x.reshape(x.shape[0], D, R // D, *x.shape[2:]), row_at)
+        return [
+            lane.reshape(x.shape[0], -1, *x.shape[3:]) for lane in jnp.split(x, ends[:-1], axis=2)
+        ]
+
+    def by_rows(lanes: Sequence[jax.Array]) -> jax.Array:
+        joined = [x.reshape(x.shape[0], D, x.shape[1] // D, *x.shape[2:]) for x in lanes]
+        x = taken(jnp.concatenate(joined, axis=2), slots)
+        return x.reshape(x.shape[0], R, *x.shape[3:])
+
+    return at_slots, by_rows
 
 
 def decode_tokens(
@@ -276,7 +320,7 @@ def decode(
     The token of branch b at offset t depends on the conversation, its key, b and t alone.
 
     Args:
-      branches: Of each lane, the continuations of a conversation.
+      branches: Of each lane, the slots of a conversation.
       tile: Pages of a conversation that are read together; divides the width of the page tables. Of
         what the rows have decoded before, as many or all.
       tiles: Of each lane, how many its conversations have together, at most

@@ -1,14 +1,16 @@
 """Continuous decoding: requests wait in a queue, rows that are done make room for them.
 
 The host's side of `decode.decode`. Between two calls, nothing of a row is on the device but its
-pages.
+pages, so every call seats its rows anew.
 """
 
 from __future__ import annotations
 
-import collections
+import bisect
 import dataclasses
+import heapq
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,12 +81,18 @@ class Row:
 class Conversation:
     """A request whose rows are being decoded; `last_token` stands at position `end`."""
 
+    rank: float
     ticket: int
     key: np.ndarray
     leaf: Entry | None
     end: int
     last_token: int
     rows: list[Row]
+
+    @property
+    def undone(self) -> list[int]:
+        """The branches that go on."""
+        return [branch for branch, row in enumerate(self.rows) if not row.done]
 
 
 class Decoder:
@@ -94,20 +102,17 @@ class Decoder:
       engine: The model.
       sampling: How tokens are chosen.
       stopping: What ends a reply.
-      branches: The numbers of replies that requests will ask for; each gets its share of the rows.
+      branches: The numbers of replies that requests will ask for; for each there is a lane.
     """
 
     def __init__(
         self, engine: Engine, sampling: Sampling, stopping: Stopping, branches: Sequence[int]
     ) -> None:
         self.engine, self.sampling, self.stopping = engine, sampling, stopping
-        self.branches = tuple(sorted(set(branches), reverse=True))
-        counts = lane_places(engine.sizes.decode_rows, self.branches, engine.data)
-        self._lanes: list[Lane] = [[None] * count for count in counts]
-        self._waiting: list[collections.deque[tuple[int, Request]]] = [
-            collections.deque() for _ in self.branches
-        ]
-        self._reading: list[list[Conversation]] = [[] for _ in self.branches]
+        self._seating = Seating.of(engine.sizes.decode_rows, branches, engine.data)
+        self._waiting: list[tuple[float, int, Request, int]] = []  # a heap
+        self._reading: list[Conversation] = []
+        self._running: list[Conversation] = []
         size = engine.sizes.decode_tokens
         steps = -(-sampling.max_tokens // size)
         self._pages = size // engine.sizes.page_size  # of a row, each call
@@ -117,19 +122,26 @@ class Decoder:
         self._tail_pages = -(-tails // engine.tile) * engine.tile if tails > engine.tile else tails
         self._ends = engine.put(stopping.ends(engine.config.vocab_size))
         self._tickets = 0
-        self._in_flight: Decoded | None = None
+        self._in_flight: tuple[Seats, Decoded] | None = None
 
     def warm_up(self) -> None:
         """Compiles what decoding needs, on rows of padding."""
         self.engine.warm_up()
-        for room in self.engine.rooms:
-            self._decode(room)
+        for share in self.engine.shares:
+            self._decode(share)
 
-    def submit(self, request: Request, n: int) -> int:
-        """Queues a request for n replies and gives its ticket; n is one of `branches`."""
+    def submit(self, request: Request, n: int, rank: float = 0.0) -> int:
+        """Queues a request for n replies and gives its ticket; n is one of `branches`. Requests of
+        lower rank go first."""
         self._tickets += 1
-        self._waiting[self.branches.index(n)].append((self._tickets, request))
+        heapq.heappush(self._waiting, (rank, self._tickets, request, n))
         return self._tickets
+
+    def room(self) -> int:
+        """Rows that are left beside all requests that are not done."""
+        entered = num_undone(self._running) + num_undone(self._reading)
+        waiting = sum(n for *_, n in self._waiting)
+        return max(0, self._seating.num_rows - entered - waiting)
 
     def start(self) -> None:
         """Lets waiting requests enter and sets the device to work; returns at once."""
@@ -137,21 +149,20 @@ class Decoder:
             return
         self._begin_waiting()
         self._read()
-        if any(c is not None for lane in self._lanes for c in lane):
+        if self._running:
             self._in_flight = self._decode()
-        elif any(self._waiting):
+        elif self._waiting:
             raise ValueError("another decoder of this engine holds the pages")
 
     def _begin_waiting(self) -> None:
-        """Gives waiting requests pages, as long as there are some: to as many as have places, so
+        """Gives waiting requests pages, as long as there are some: to as many as fill the rows, so
         that they are read while others are decoded."""
-        for lane, n in enumerate(self.branches):
-            while self._waiting[lane] and len(self._reading[lane]) < len(self._lanes[lane]):
-                conversation = self._begin(*self._waiting[lane][0], n)
-                if conversation is None:
-                    return
-                self._waiting[lane].popleft()
-                self._reading[lane].append(conversation)
+        while self._waiting and num_undone(self._reading) < self._seating.num_rows:
+            conversation = self._begin(*self._waiting[0])
+            if conversation is None:
+                return
+            heapq.heappop(self._waiting)
+            bisect.insort(self._reading, conversation, key=lambda c: (c.rank, c.ticket))
 
     def _read(self) -> None:
         """Reads some of the conversations that have begun; those that are read enter.
@@ -162,52 +173,44 @@ class Decoder:
         read_once = False
         while True:
             self._enter()
-            leaves = [c.leaf for lane in self._reading for c in lane if c.leaf is not None]
-            ready = self.engine.ready(leaves)
-            idle = not any(c is not None for lane in self._lanes for c in lane)
+            leaves = [c.leaf for c in self._reading if c.leaf is not None]
+            ready = self.engine.ready(leaves, in_order=True)
             full = len(ready) >= self.engine.sizes.extend_rows // self.engine.sizes.siblings
-            if not ready or (read_once and not idle and not full):
+            if not ready or (read_once and self._running and not full):
                 return
             self.engine.read_ready(ready)
             read_once = True
 
     def _enter(self) -> None:
-        """Gives free places to conversations that are read, in the order in which they came."""
+        """Lets conversations that are read begin to run, in the order in which they came, while
+        there are rows and a place in their lane."""
         cache = self.engine.cache
-        for lane, reading in zip(self._lanes, self._reading, strict=True):
-            free = [place for place, held in enumerate(lane) if held is None]
-            entering = [c for c in reading if c.leaf is None or not cache.missing([c.leaf])]
-            for place, conversation in zip(free, entering, strict=False):
-                lane[place] = conversation
-                reading.remove(conversation)
+        for c in [c for c in self._reading if c.leaf is None or not cache.missing([c.leaf])]:
+            if self._seating.takes(self._running, c):
+                self._reading.remove(c)
+                self._running.append(c)
 
     def collect(self) -> list[tuple[int, list[Reply]]]:
         """Waits for the work that was started; gives the replies to requests that are done."""
         if self._in_flight is None:
             return []
-        decoded: Decoded = jax.device_get(self._in_flight)
+        seats, decoded = self._in_flight[0], jax.device_get(self._in_flight[1])
         self._in_flight = None
-        finished = []
-        for r, conversation, branch in numbered_rows(self._lanes, self.branches):
-            row = conversation.rows[branch]
-            if not row.done:
-                count = int(decoded.lengths[r])
-                self.engine.usage.decoded += count
-                row.take(decoded.tokens[r, :count], decoded.log_probs[r, :count])
-                row.kept = self.stopping.kept(row.tokens)
-                row.done = (
-                    row.kept is not None
-                    or bool(decoded.ended[r])
-                    or len(row.tokens) >= self.sampling.max_tokens
-                )
-        for lane in self._lanes:
-            for place, conversation in enumerate(lane):
-                if conversation is not None and all(row.done for row in conversation.rows):
-                    lane[place] = None
-                    finished.append(self._leave(conversation))
-        return finished
+        for r, conversation, branch in seats.taken():
+            row, count = conversation.rows[branch], int(decoded.lengths[r])
+            self.engine.usage.decoded += count
+            row.take(decoded.tokens[r, :count], decoded.log_probs[r, :count])
+            row.kept = self.stopping.kept(row.tokens)
+            row.done = (
+                row.kept is not None
+                or bool(decoded.ended[r])
+                or len(row.tokens) >= self.sampling.max_tokens
+            )
+        done = [c for c in self._running if not c.undone]
+        self._running = [c for c in self._running if c.undone]
+        return [self._leave(conversation) for conversation in done]
 
-    def _begin(self, ticket: int, request: Request, n: int) -> Conversation | None:
+    def _begin(self, rank: float, ticket: int, request: Request, n: int) -> Conversation | None:
         """A request with the pages for its conversation and replies; None while there are none."""
         cache = self.engine.cache
         leaf, end, last_token = enter(self.engine, request, self.sampling.max_tokens)
@@ -217,7 +220,7 @@ class Decoder:
         if leaf is not None:
             cache.pin(leaf, 1)
         rows = [Row(pages=cache.take(self._most_row_pages)) for _ in range(n)]
-        return Conversation(ticket, request.key, leaf, end, last_token, rows)
+        return Conversation(rank, ticket, request.key, leaf, end, last_token, rows)
 
     def _leave(self, conversation: Conversation) -> tuple[int, list[Reply]]:
         """Commits the replies: their pages become a piece of the conversation."""
@@ -232,55 +235,125 @@ class Decoder:
             cache.adopt(conversation.leaf, piece, row.pages[:count])
         return conversation.ticket, replies
 
-    def _decode(self, room: float = 0.0) -> Decoded:
+    def prepare(self, share: float = 0.0) -> tuple[Seats, DecodeRows, dict[str, Any]]:
+        """Who is decoded in the next call, and what the compiled program takes, on the host."""
+        engine, seats = self.engine, self._seating.seat(self._running)
+        rows = make_rows(engine, seats, self.sampling, self._ends, self._tail_pages)
+        settings = {
+            "branches": self._seating.branches,
+            "length": engine.sizes.decode_tokens,
+            "tile": engine.tile,
+            "tiles": engine.tiles(rows.contexts, share),
+            "filter": self.sampling.filter,
+        }
+        return seats, rows, settings
+
+    def _decode(self, share: float = 0.0) -> tuple[Seats, Decoded]:
         """One call of the compiled program; see `Engine.tiles`."""
         engine, size = self.engine, self.engine.sizes.page_size
-        rows = make_rows(
-            engine, self._lanes, self.branches, self.sampling, self._ends, self._tail_pages
-        )
-        tiles = engine.tiles(rows.contexts, room)
-        pages = np.full((len(rows.active), self._pages), engine.cache.num_pages, np.int32)
-        for r, conversation, branch in numbered_rows(self._lanes, self.branches):
+        seats, rows, settings = self.prepare(share)
+        pages = np.full((len(seats.rows), self._pages), engine.cache.num_pages, np.int32)
+        for r, conversation, branch in seats.taken():
             row = conversation.rows[branch]
-            if not row.done:
-                used = len(row.tokens) // size
-                pages[r] = row.pages[used : used + self._pages]
+            used = len(row.tokens) // size
+            pages[r] = row.pages[used : used + self._pages]
         rows, pages = engine.put((rows, pages))
-        new, decoded = decode(
-            engine.params_for(len(rows.active)),
-            engine.config,
-            engine.pool,
-            rows,
-            branches=self.branches,
-            length=engine.sizes.decode_tokens,
-            tile=engine.tile,
-            tiles=tiles,
-            filter=self.sampling.filter,
-        )
+        params = engine.params_for(len(seats.rows))
+        new, decoded = decode(params, engine.config, engine.pool, rows, **settings)
         engine.pool = commit(engine.pool, new, pages)
-        return decoded
+        return seats, decoded
 
 
 Lane = list[Conversation | None]
-"""The places of conversations with equally many rows."""
+"""The places of conversations with equally many branches."""
 
 
-def numbered_rows(
-    lanes: Sequence[Lane], branches: Sequence[int]
-) -> Iterator[tuple[int, Conversation, int]]:
-    """(row number, conversation, branch) of every row that is taken."""
-    first = 0
-    for n, lane in zip(branches, lanes, strict=True):
-        for conversation in lane:
-            if conversation is not None:
-                yield from ((first + b, conversation, b) for b in range(n))
-            first += n
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seats:
+    """Where the conversations and rows of one call stand; see `DecodeRows`."""
+
+    lanes: Sequence[Lane]
+    rows: Sequence[tuple[Conversation, int] | None]
+    slots: np.ndarray | None
+
+    def taken(self) -> Iterator[tuple[int, Conversation, int]]:
+        """(row number, conversation, branch) of every row that is not padding."""
+        for r, row in enumerate(self.rows):
+            if row is not None:
+                yield r, *row
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seating:
+    """How many rows and places there are, of them equally many on each device along `data`.
+
+    Attributes:
+      num_rows: Rows.
+      branches: Of each lane, the slots of a place.
+      places: Of each lane, its places.
+      data: The number of devices.
+    """
+
+    num_rows: int
+    branches: tuple[int, ...]
+    places: tuple[int, ...]
+    data: int
+
+    @classmethod
+    def of(cls, rows: int, branches: Sequence[int], data: int) -> Seating:
+        """Places that each lane could fill all rows with; for at least one conversation."""
+        lanes = tuple(sorted(set(branches), reverse=True))
+        each = -(-rows // data)
+        if len(lanes) == 1:  # rows and slots are one
+            each = max(1, each // lanes[0]) * lanes[0]
+        places = tuple(data * max(1, each // n) for n in lanes)
+        return cls(num_rows=data * each, branches=lanes, places=places, data=data)
+
+    def takes(self, running: Sequence[Conversation], one: Conversation) -> bool:
+        """Whether there are a row and a place for one more conversation."""
+        n = len(one.rows)
+        beside = sum(len(c.rows) == n for c in running)
+        return num_undone(running) < self.num_rows and beside < self.places[self.branches.index(n)]
+
+    def seat(self, running: Sequence[Conversation]) -> Seats:
+        """Gives rows to what the conversations still have to decode, the first of them first.
+
+        Args:
+          running: Not more of each lane than it has places.
+        """
+        lanes: list[Lane] = [[None] * count for count in self.places]
+        rows: list[tuple[Conversation, int] | None] = [None] * self.num_rows
+        own_places = [count // self.data for count in self.places]
+        own_slots = [n * count for n, count in zip(self.branches, own_places, strict=True)]
+        R, S = self.num_rows // self.data, sum(own_slots)
+        slots = np.full((self.data, R), S, np.int32)
+        num_seated = np.zeros((len(lanes), self.data), int)
+        num_rows = np.zeros(self.data, int)
+        for conversation in running:
+            lane = self.branches.index(len(conversation.rows))
+            free = np.where(num_seated[lane] < own_places[lane], R - num_rows, -1)
+            device = int(free.argmax())
+            place = num_seated[lane, device]
+            slot = sum(own_slots[:lane]) + place * len(conversation.rows)
+            if free[device] <= 0:
+                continue
+            for branch in conversation.undone[: free[device]]:
+                r = slot + branch if S == R else num_rows[device]
+                rows[device * R + r] = conversation, branch
+                slots[device, r] = slot + branch
+                num_rows[device] += 1
+            lanes[lane][device * own_places[lane] + place] = conversation
+            num_seated[lane, device] += 1
+        return Seats(lanes=lanes, rows=rows, slots=None if S == R else slots)
+
+
+def num_undone(conversations: Sequence[Conversation]) -> int:
+    return sum(len(conversation.undone) for conversation in conversations)
 
 
 def make_rows(
     engine: Engine,
-    lanes: Sequence[Lane],
-    branches: Sequence[int],
+    seats: Seats,
     sampling: Sampling,
     ends: np.ndarray | jax.Array,
     tail_pages: int,
@@ -291,21 +364,21 @@ def make_rows(
       ends: [V] bool, see `DecodeRows`.
       tail_pages: Most pages of what a row has decoded before.
     """
-    R = sum(n * len(lane) for n, lane in zip(branches, lanes, strict=True))
+    R = len(seats.rows)
     last_tokens, positions, offsets, branch_of = np.zeros((4, R), np.int32)
     keys, active = np.zeros((R, 2), np.uint32), np.zeros(R, bool)
     tail = np.zeros((2, R, tail_pages), np.int32)
-    for r, conversation, branch in numbered_rows(lanes, branches):
+    for r, conversation, branch in seats.taken():
         row = conversation.rows[branch]
         offset = len(row.tokens)
         last_tokens[r] = row.tokens[-1] if offset else conversation.last_token
         positions[r], offsets[r] = conversation.end + offset, offset
-        branch_of[r], keys[r], active[r] = branch, conversation.key, not row.done
-        if not row.done:  # all pages but the last call's are full
-            used = offset // engine.sizes.page_size
-            tail[0, r, :used], tail[1, r, :used] = row.pages[:used], engine.sizes.page_size
+        branch_of[r], keys[r], active[r] = branch, conversation.key, True
+        used = offset // engine.sizes.page_size  # all pages but the last call's are full
+        tail[0, r, :used], tail[1, r, :used] = row.pages[:used], engine.sizes.page_size
     return DecodeRows(
-        contexts=engine.contexts([_beginnings(lane) for lane in lanes]),
+        contexts=engine.contexts([_beginnings(lane) for lane in seats.lanes]),
+        slots=seats.slots,
         tails=PageTable(pages=tail[0], fills=tail[1]) if tail_pages else None,
         last_tokens=last_tokens,
         positions=positions,
@@ -323,25 +396,6 @@ def _beginnings(lane: Lane) -> tuple[list[tuple[Entry | None, int]], int, list[i
     """See `Engine.contexts`."""
     held = [(place, c) for place, c in enumerate(lane) if c is not None]
     return [(c.leaf, c.end) for _, c in held], len(lane), [place for place, _ in held]
-
-
-def places(rows: int, n: int, data: int) -> int:
-    """How many conversations of n rows each make about so many rows: at least one, and equally many
-    on each of the `data` devices where there are enough of them."""
-    count = max(1, rows // n)
-    return count // data * data or count
-
-
-def lane_places(rows: int, branches: Sequence[int], data: int) -> list[int]:
-    """How many conversations each lane takes; every lane gets its share of about so many rows.
-
-    Args:
-      branches: Rows of a conversation, in each lane; the last lane gets what is left.
-    """
-    *wide, last = branches
-    counts = [places(rows // len(branches), n, data) for n in wide]
-    taken = sum(n * count for n, count in zip(wide, counts, strict=True))
-    return [*counts, places(rows - taken, last, data)]
 
 
 def enter(engine: Engine, request: Request, max_tokens: int) -> tuple[Entry | None, int, int]:

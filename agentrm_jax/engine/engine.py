@@ -38,7 +38,7 @@ class EngineConfig:
 
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.
-      decode_rows: Replies decoded at once, about (`decoder.lane_places`).
+      decode_rows: Replies decoded at once.
       decode_tokens: Tokens decoded before rows that are done make room for others; a multiple of
         `page_size`.
       extend_rows: Pieces read at once.
@@ -149,10 +149,10 @@ class Engine:
         return 1 if self._mesh is None else self._mesh.shape["data"]
 
     @property
-    def rooms(self) -> tuple[float, ...]:
+    def shares(self) -> tuple[float, ...]:
         """Decoding has a program for each: it reads as many tiles as there is room for, this share
         of what its places could hold. The TPU kernel needs no more than one."""
-        return (1.0,) if self.sizes.attention == "pallas" else (0.2, 0.4, 1.0)
+        return (1.0,) if self.sizes.attention == "pallas" else (0.1, 0.2, 0.3, 0.45, 1.0)
 
     def params_for(self, rows: int) -> Any:
         """The parameters that decoding so many rows reads."""
@@ -213,16 +213,19 @@ class Engine:
         """Reads a portion of each entry, of as many as one call takes."""
         self._extend(ready[: self.sizes.extend_rows // self.sizes.siblings])
 
-    def ready(self, leaves: Sequence[Entry]) -> list[list[Entry]]:
+    def ready(self, leaves: Sequence[Entry], *, in_order: bool = False) -> list[list[Entry]]:
         """Which pieces of conversations could be read now, by siblings: what they follow is there.
-        Empty when all is read."""
+        Empty when all is read. In the order of the conversations, or those first that follow
+        least, so that a call reads behind conversations of equal length."""
         ready = [
             entry
             for entry in self.cache.missing(leaves)
             if entry.parent is None
             or entry.parent.portions_read == self.cache.portions(entry.parent)
         ]
-        return self._sibling_groups(sorted(ready, key=lambda entry: entry.start))
+        if not in_order:
+            ready.sort(key=lambda entry: entry.start)
+        return self._sibling_groups(ready)
 
     def completes(self, ready: Sequence[Sequence[Entry]], leaves: Sequence[Entry]) -> bool:
         """Whether one call that reads what is ready leaves nothing to read."""
@@ -333,12 +336,12 @@ class Engine:
             for (_, places, at), begins_with, group in zip(groups, begin, prefixes, strict=True)
         )
 
-    def tiles(self, contexts: Sequence[Context], room: float = 0.0) -> tuple[int, ...]:
-        """How many tiles there is room for in each context: the least of `rooms` that holds all.
+    def tiles(self, contexts: Sequence[Context], share: float = 0.0) -> tuple[int, ...]:
+        """How many tiles there is room for in each context: the least of `shares` that holds all.
 
         Args:
           contexts: On the host.
-          room: Least share of the most that there can be.
+          share: What it must at least be.
         """
         lists = [tile_lists.num_lists(len(c.begins_with), self._mesh) for c in contexts]
         most = [c.own.fills.size // self.tile for c in contexts]
@@ -347,10 +350,14 @@ class Engine:
             for context, n in zip(contexts, lists, strict=True)
         ]
 
-        def given(room: float) -> tuple[int, ...]:
-            return tuple(n * math.ceil(room * m / n) for m, n in zip(most, lists, strict=True))
+        def given(share: float) -> tuple[int, ...]:
+            """Multiples of eight: vectors have ends elsewhere that are computed by other
+            instructions, and a reply would depend on the program."""
+            return tuple(
+                8 * n * math.ceil(share * m / (8 * n)) for m, n in zip(most, lists, strict=True)
+            )
 
-        every = (given(share) for share in self.rooms if share >= room)
+        every = (given(at_least) for at_least in self.shares if at_least >= share)
         return next(g for g in every if all(a <= b for a, b in zip(needed, g, strict=True)))
 
     def share(self, instruction: Piece | None) -> None:

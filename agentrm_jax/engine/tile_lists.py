@@ -17,8 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.attention import MASKED, Part, Reader, attend, merge_along
+from agentrm_jax.engine.attention import (
+    MASKED,
+    Part,
+    Reader,
+    attend,
+    merge,
+    merge_along,
+    nothing,
+)
 from agentrm_jax.engine.pages import PageTable, Pool
+
+SLOTS = 8
+"""So many tiles of each conversation are merged at a time, as far as the longest conversation."""
 
 
 class Tiles(NamedTuple):
@@ -28,13 +39,16 @@ class Tiles(NamedTuple):
       pages: [D, P, tile] int32 page numbers.
       filled: [D, P, tile * page_size] bool, which slots hold tokens.
       owners: [D, P] int32, the conversation of each tile among the G / D of its list.
-      places: [D, G / D * C] int32, where the C tiles of each conversation stand; P for none.
+      places: [D, G / D, C] int32, where the tiles of each conversation stand; P for none. C is a
+        multiple of `SLOTS`, or less.
+      longest: int32 scalar, most tiles of a conversation.
     """
 
     pages: jax.Array
     filled: jax.Array
     owners: jax.Array
     places: jax.Array
+    longest: jax.Array
 
 
 def num_lists(conversations: int, mesh: jax.sharding.Mesh | None) -> int:
@@ -44,7 +58,7 @@ def num_lists(conversations: int, mesh: jax.sharding.Mesh | None) -> int:
 
 
 def num_tiles(fills: np.ndarray, tile: int, lists: int) -> int:
-    """How many tiles lists of equal length need for page fills [G, C], on the host."""
+    """How many tiles lists of equal length need for page fills [G, pages], on the host."""
     used = fills.reshape(lists, -1, tile).any(axis=-1)
     return lists * int(used.sum(axis=1).max())
 
@@ -52,23 +66,27 @@ def num_tiles(fills: np.ndarray, tile: int, lists: int) -> int:
 def list_tiles(table: PageTable, page_size: int, tile: int, length: int, lists: int) -> Tiles:
     """The tiles of a page table, which must not be more than `length` in all lists together."""
     P = length // lists
+    G, pages = table.pages.shape
+    missing = -(pages // tile) % SLOTS if pages > SLOTS * tile else 0
 
     def listed(pages: jax.Array, fills: jax.Array) -> Tiles:
-        """Of conversations [G / D, C, tile]."""
+        """Of conversations [G / D, tiles, tile]."""
         used = jnp.any(fills > 0, axis=-1)
         [found] = jnp.nonzero(used.reshape(-1), size=P, fill_value=0)
         there = jnp.arange(P) < used.sum()
         fills = jnp.where(there[:, None], fills.reshape(-1, tile)[found], 0)
+        places = jnp.where(used, jnp.cumsum(used).reshape(used.shape) - 1, P)
         return Tiles(
             pages=pages.reshape(-1, tile)[found],
             filled=(jnp.arange(page_size) < fills[..., None]).reshape(P, -1),
             owners=found // pages.shape[1],
-            places=jnp.where(used.reshape(-1), jnp.cumsum(used) - 1, P),
+            places=jnp.pad(places, ((0, 0), (0, missing)), constant_values=P),
+            longest=used.sum(axis=1).max(),
         )
 
-    G, C = table.pages.shape
-    shape = (lists, G // lists, C // tile, tile)
-    return jax.vmap(listed)(table.pages.reshape(shape), table.fills.reshape(shape))
+    shape = (lists, G // lists, pages // tile, tile)
+    tiles = jax.vmap(listed)(table.pages.reshape(shape), table.fills.reshape(shape))
+    return tiles._replace(longest=tiles.longest.max())
 
 
 def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
@@ -84,17 +102,27 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
 
     def attention(l: int, q: jax.Array) -> Part:
         K, _, M, H = q.shape
-        q = q.reshape(K, D, G // D, M, H)
+        of_all, q = q, q.reshape(K, D, G // D, M, H)
         q = jnp.take_along_axis(q, tiles.owners[None, :, :, None, None], axis=2)
         parts = attend(q, k[l], v[l], tiles.filled[None, :, :, None])
 
-        def by_conversation(x: jax.Array, nothing: float) -> jax.Array:
-            """[K, D, P, M, ...] to [K, G, C, M, ...]."""
-            places = tiles.places.reshape(1, D, -1, *(1,) * (x.ndim - 3))
-            x = jnp.take_along_axis(x, places, axis=2, mode="fill", fill_value=nothing)
-            return x.reshape(K, G, -1, *x.shape[3:])
+        def by_conversation(places: jax.Array) -> Part:
+            """Of [K, D, P, M, ...] those at places [D, G / D, C], merged: [K, G, M, ...]."""
 
-        parts = Part(*map(by_conversation, parts, (0.0, MASKED, 0.0)))
-        return merge_along(parts, axis=2)
+            def taken(x: jax.Array, empty: float) -> jax.Array:
+                at = places.reshape(1, D, -1, *(1,) * (x.ndim - 3))
+                x = jnp.take_along_axis(x, at, axis=2, mode="fill", fill_value=empty)
+                return x.reshape(K, G, -1, *x.shape[3:])
+
+            return merge_along(Part(*map(taken, parts, (0.0, MASKED, 0.0))), axis=2)
+
+        if tiles.places.shape[2] <= SLOTS:
+            return by_conversation(tiles.places)
+
+        def add(c: jax.Array, part: Part) -> Part:
+            places = jax.lax.dynamic_slice_in_dim(tiles.places, c * SLOTS, SLOTS, axis=2)
+            return merge(part, by_conversation(places))
+
+        return jax.lax.fori_loop(0, (tiles.longest + SLOTS - 1) // SLOTS, add, nothing(of_all))
 
     return attention

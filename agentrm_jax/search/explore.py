@@ -2,8 +2,9 @@
 
 A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
 roll out ask for one, and all are decoded together. While the model works on what some trees asked,
-environments of other processes act for those that it has answered; one jitted call updates all
-trees. A tree that is finished makes room for the next task.
+environments of other processes act for those that it has answered, but for as many as it needs to
+have its rows full; one jitted call updates all trees. A tree that is finished makes room for the
+next task.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
@@ -89,7 +90,13 @@ class Explorer:
         answered: dict[int, list[Proposal]] = {}
         while waiting or any(self._slots):
             self._select()
-            asked.update(self._ask({*asked.values(), *answered}))
+            questions = self._questions({*asked.values(), *answered})
+            while answered and (room := self.policy.room() - sum(q.n for _, q in questions)) > 0:
+                self._act({e: answered.pop(e) for e in list(answered)[:room]})
+                self._select()
+                questions = self._questions({*asked.values(), *answered})
+            tickets = self.policy.submit([question for _, question in questions])
+            asked.update(zip(tickets, (e for e, _ in questions), strict=True))
             self._act(answered)
             self._fill(waiting, stored)
             answered = {asked.pop(ticket): group for ticket, group in self.policy.collect()}
@@ -113,9 +120,9 @@ class Explorer:
         tasks = [waiting.pop() for _ in range(min(room, len(waiting)))]
         if not tasks:
             return
-        cleared = np.zeros(len(self._slots), bool)
-        cleared[free[: len(tasks)]] = True
-        self._trees = tree.clear(self._trees, cleared)
+        changes = tree.Changes.none_of(self._trees)
+        changes.cleared[free[: len(tasks)]] = True
+        self._trees = tree.advance(self._trees, changes)
         for e, task, answer in zip(free, tasks, self.pool.reset(tasks), strict=False):
             record = stored.get(task.task_id)
             failed = isinstance(answer, EnvironmentFailure)
@@ -164,23 +171,23 @@ class Explorer:
                     growing.rolling = leaf
             self._back_up(ended)
 
-    def _ask(self, busy: Collection[int]) -> dict[int, int]:
-        """Asks the policy for the trees that wait for it; gives their slots by its tickets.
+    def _questions(self, busy: Collection[int]) -> list[tuple[int, Question]]:
+        """What the trees that wait for the policy ask, each with its slot.
 
         Args:
           busy: Slots whose question is open, or answered but not yet acted upon.
         """
-        slots: list[int] = []
-        requests: list[tuple[Trajectory, str, int]] = []
+        questions: list[tuple[int, Question]] = []
         for e, growing in self._live().items():
             if e not in busy:
                 purpose, n = "rollout", 1
                 if growing.expanding is not None:
                     purpose, n = "expand", self.config.expansion_width
-                node = growing.nodes[growing.waiting]
-                requests.append((node.trajectory, f"{purpose}/{growing.waiting}", n))
-                slots.append(e)
-        return dict(zip(self.policy.submit(requests), slots, strict=True))
+                state = growing.nodes[growing.waiting].trajectory
+                name = f"{purpose}/{growing.waiting}"
+                # Trees that are behind go first, so that none is left when the others are done.
+                questions.append((e, Question(state, name, n, rank=growing.iteration)))
+        return questions
 
     def _act(self, answered: Mapping[int, list[Proposal]]) -> None:
         """Steps the environments as the policy proposed, attaches the new nodes, backs up."""
@@ -264,36 +271,28 @@ class Explorer:
         self, parents: Mapping[int, int], new: Mapping[int, list[int]], *, expands: bool
     ) -> None:
         """Attaches the new nodes of some trees to one node of each, on the device."""
-        E, _, W = self._trees.children.shape
-        parent = np.full(E, NONE, np.int32)
-        numbers, terminal = np.full((E, W), NONE, np.int32), np.zeros((E, W), bool)
+        changes = tree.Changes.none_of(self._trees)
         for e, number in parents.items():
             nodes = self._tree(e).nodes
-            parent[e] = number
-            numbers[e, : len(new[e])] = new[e]
-            terminal[e, : len(new[e])] = [nodes[n].trajectory.done for n in new[e]]
-        self._trees = tree.attach(
-            self._trees,
-            parent,
-            numbers,
-            terminal,
-            (parent != NONE) & expands,
-        )
+            changes.parent[e], changes.expands[e] = number, expands
+            changes.new[e, : len(new[e])] = new[e]
+            changes.terminal[e, : len(new[e])] = [nodes[n].trajectory.done for n in new[e]]
+        self._trees = tree.advance(self._trees, changes)
 
     def _back_up(self, leaves: Mapping[int, int]) -> None:
         """Ends the iterations that reached these terminal nodes, and stores them."""
         if not leaves:
             return
-        leaf = np.full(len(self._slots), NONE, np.int32)
-        outcome = np.zeros(len(self._slots), np.float32)
+        changes = tree.Changes.none_of(self._trees)
         for e, number in leaves.items():
             growing = self._tree(e)
-            leaf[e], outcome[e] = number, growing.nodes[number].trajectory.outcome
+            changes.leaf[e] = number
+            changes.outcome[e] = growing.nodes[number].trajectory.outcome
             if growing.rollout_handle is not None:
                 self.pool.release([growing.rollout_handle])
             self.store.append(growing.finish_iteration(number))
             self._on_iteration()
-        self._trees = tree.backup(self._trees, leaf, outcome)
+        self._trees = tree.advance(self._trees, changes)
         for e in leaves:
             self._finish_if_complete(e)
 

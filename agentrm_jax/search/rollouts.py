@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
 
@@ -88,12 +88,16 @@ def rollouts(
             yield r.finished(failure)
 
     while waiting or running:
-        requests = [
-            (r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
+        while answered and (room := policy.room() - len(ready)) > 0:
+            acting, answered = answered[:room], answered[room:]
+            yield from act(acting)
+        questions = [
+            Question(r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
         ]
-        asked.update(zip(policy.submit(requests), ready, strict=True))
+        asked.update(zip(policy.submit(questions), ready, strict=True))
         ready = []
-        # While the policy works on these, environments elsewhere act as it proposed for others.
+        # While the policy works on these, environments elsewhere act as it proposed for others; for
+        # as many as fill its rows they have acted before.
         yield from act(answered)
         # Half of the slots at a time: two cohorts, of which one is decoded while the other acts.
         room = min(slots - running, -(-slots // 2), len(waiting))

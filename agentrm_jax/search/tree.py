@@ -64,7 +64,38 @@ def _empty(num_trees: int, num_nodes: int, width: int, full: Callable[..., Any])
     )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@flax.struct.dataclass
+class Changes:
+    """What `advance` does to each tree, on the host; `none_of` changes nothing.
+
+    Attributes:
+      cleared: As in `clear`.
+      parent, new, terminal, expands: As in `attach`.
+      leaf, outcome: As in `backup`.
+    """
+
+    cleared: Any
+    parent: Any
+    new: Any
+    terminal: Any
+    expands: Any
+    leaf: Any
+    outcome: Any
+
+    @classmethod
+    def none_of(cls, trees: Trees) -> Changes:
+        E, _, W = trees.children.shape
+        return cls(
+            cleared=np.zeros(E, bool),
+            parent=np.full(E, NONE, np.int32),
+            new=np.full((E, W), NONE, np.int32),
+            terminal=np.zeros((E, W), bool),
+            expands=np.zeros(E, bool),
+            leaf=np.full(E, NONE, np.int32),
+            outcome=np.zeros(E, np.float32),
+        )
+
+
 def clear(trees: Trees, slots: jax.Array) -> Trees:
     """Empties the trees of the slots [E] bool."""
     E, M, W = trees.children.shape
@@ -118,7 +149,6 @@ def select(trees: Trees, exploration: jax.Array) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def attach(
     trees: Trees, parent: jax.Array, new: jax.Array, terminal: jax.Array, expands: jax.Array
 ) -> Trees:
@@ -146,7 +176,6 @@ def attach(
     )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def backup(trees: Trees, leaf: jax.Array, outcome: jax.Array) -> Trees:
     """N += 1 and value_sum += outcome on every node from the leaf to the root.
 
@@ -168,6 +197,14 @@ def backup(trees: Trees, leaf: jax.Array, outcome: jax.Array) -> Trees:
         return jnp.where(node == NONE, NONE, trees.parent[slots, jnp.maximum(node, 0)]), trees
 
     return jax.lax.while_loop(lambda state: jnp.any(state[0] != NONE), up, (leaf, trees))[1]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def advance(trees: Trees, changes: Changes) -> Trees:
+    """Clears, attaches and backs up, in this order, in one program."""
+    trees = clear(trees, changes.cleared)
+    trees = attach(trees, changes.parent, changes.new, changes.terminal, changes.expands)
+    return backup(trees, changes.leaf, changes.outcome)
 
 
 def from_iterations(

@@ -14,9 +14,10 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.decode import decode
-from agentrm_jax.engine.decoder import Request, generate
+from agentrm_jax.engine.decoder import Decoder, Request, generate
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling, sample
+from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model import llama
 
 
@@ -205,3 +206,18 @@ def test_context_that_is_too_short_is_one_clear_error(params):
         generate(engine, [request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
     with pytest.raises(UserError, match=r"the model reads at most 512"):
         Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))
+
+
+def test_requests_of_lower_rank_go_first(params):
+    engine = Engine(params, CONFIG, dataclasses.replace(SIZES, decode_rows=2))
+    decoder = Decoder(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
+    ranks = {
+        decoder.submit(request(i, 5), 1 + i % 2, rank): rank for i, rank in enumerate((2, 0, 1, 0))
+    }
+    assert decoder.room() == 0
+    done: list[float] = []
+    while len(done) < 4:
+        decoder.start()
+        done += sorted(ranks[ticket] for ticket, _ in decoder.collect())
+    assert done == sorted(done)
+    assert decoder.room() == 2

@@ -261,7 +261,7 @@ def test_tpu_compiler_takes_the_engine(kind, head_dim):
     )
     R = G * n
     rows = decode.DecodeRows(
-        contexts=(context,), tails=PageTable(pages=ints(R, 4), fills=ints(R, 4)),
+        contexts=(context,), slots=None, tails=PageTable(pages=ints(R, 4), fills=ints(R, 4)),
         last_tokens=ints(R), positions=ints(R), offsets=ints(R), keys=ints(R, 2, dtype=jnp.uint32),
         branches=ints(R), temperature=ints(R, dtype=jnp.float32), limits=ints(R),
         active=ints(R, dtype=bool), ends=ints(config.vocab_size, dtype=bool),

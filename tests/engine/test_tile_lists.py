@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.engine import tile_lists
-from agentrm_jax.engine.decoder import lane_places
+from agentrm_jax.engine.attention import result
 from agentrm_jax.engine.pages import PageTable, Pool
 
 G, C, TILE, PAGE = 6, 8, 2, 4
@@ -48,8 +48,10 @@ def test_each_tile_is_listed_once_where_its_conversation_finds_it(lists, needed)
     assert found.filled.any(axis=-1).sum() == listed == 11
 
 
-def test_more_room_than_needed_changes_nothing():
-    """To the bit."""
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_more_room_than_needed_changes_nothing(monkeypatch, slots):
+    """To the bit; and however many tiles are merged at a time, it is softmax over all."""
+    monkeypatch.setattr(tile_lists, "SLOTS", slots)
     rng = np.random.default_rng(1)
     k, v = (jnp.asarray(rng.standard_normal((2, 30, PAGE, 16)), jnp.float32) for _ in range(2))
     pool = Pool(k=(k,), v=(v,), page_size=PAGE)
@@ -60,20 +62,16 @@ def test_more_room_than_needed_changes_nothing():
         attention = tile_lists.read_own(pool, given, TILE, length)
         return jax.device_get(jax.jit(lambda q: attention(0, q))(q))
 
-    for x, y in zip(read(11), read(G * C // TILE), strict=True):
+    found = read(11)
+    for x, y in zip(found, read(G * C // TILE), strict=True):
         np.testing.assert_array_equal(x, y)
-
-
-@pytest.mark.parametrize(
-    ("rows", "branches", "data", "wanted"),
-    [
-        (32, (5, 1), 1, [3, 17]),
-        (5, (5,), 1, [1]),
-        (3, (5, 1), 1, [1, 1]),  # never less than one
-        (64, (5,), 4, [12]),
-        (64, (5, 1), 4, [4, 44]),  # equally many for each device
-        (8, (4,), 4, [2]),  # unless there are too few
-    ],
-)
-def test_lanes_share_the_rows(rows, branches, data, wanted):
-    assert lane_places(rows, branches, data) == wanted
+    given = table()
+    keys, values = (
+        x[:, given.pages].reshape(2, G, C * PAGE, 16) for x in (np.asarray(k), np.asarray(v))
+    )
+    seen = (np.arange(PAGE) < given.fills[..., None]).reshape(G, -1)
+    scores = np.einsum("kgmh,kgsh->kgms", q, keys) / 4
+    weights = np.exp(scores) * seen[:, None]
+    total = weights.sum(axis=-1)
+    expected = np.einsum("kgms,kgsh->kgmh", weights, values) / np.maximum(total, 1e-30)[..., None]
+    np.testing.assert_allclose(result(found), expected, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
-from agentrm_jax.core.protocols import EnvironmentFailure, Proposal
+from agentrm_jax.core.protocols import EnvironmentFailure, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory, Transition
 
 
@@ -107,14 +107,14 @@ class GamePolicy:
     def __init__(self, moves: str = "NESW", remembers: int = 99) -> None:
         self.moves, self.remembers = moves, remembers
         self.asked: list[tuple[str, str]] = []
-        self._open: dict[int, tuple[Trajectory, str, int]] = {}
+        self._open: dict[int, Question] = {}
         self._tickets = self._rounds = 0
 
-    def submit(self, requests: Sequence[tuple[Trajectory, str, int]]) -> list[int]:
-        self.asked.extend((state.task.task_id, purpose) for state, purpose, _ in requests)
-        tickets = [self._tickets + i for i in range(len(requests))]
-        self._tickets += len(requests)
-        self._open.update(zip(tickets, requests, strict=True))
+    def submit(self, questions: Sequence[Question]) -> list[int]:
+        self.asked.extend((state.task.task_id, purpose) for state, purpose, *_ in questions)
+        tickets = [self._tickets + i for i in range(len(questions))]
+        self._tickets += len(questions)
+        self._open.update(zip(tickets, questions, strict=True))
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
@@ -123,7 +123,10 @@ class GamePolicy:
         now = [t for t in self._open if draw("late", t, self._rounds) < 0.7]
         return [(t, self._answer(*self._open.pop(t))) for t in now]
 
-    def _answer(self, trajectory: Trajectory, purpose: str, n: int) -> list[Proposal]:
+    def room(self) -> int:
+        return int(8 * draw("room", self._rounds))
+
+    def _answer(self, trajectory: Trajectory, purpose: str, n: int, rank: float) -> list[Proposal]:
         return [self._one(trajectory, purpose, branch) for branch in range(n)]
 
     def _one(self, trajectory: Trajectory, purpose: str, branch: int) -> Proposal:
