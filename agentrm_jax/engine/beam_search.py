@@ -10,21 +10,12 @@ import numpy as np
 
 from agentrm_jax.engine.beam import BeamChoice, InStepScorer, beam_step, extend_select
 from agentrm_jax.engine.decode import Decoded
-from agentrm_jax.engine.decoder import (
-    Conversation,
-    Reply,
-    Request,
-    Row,
-    Seating,
-    Seats,
-    enter,
-    make_rows,
-    read_piece,
-)
+from agentrm_jax.engine.decoder import Request, enter, make_rows, read_piece
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.pages import commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.seating import Conversation, Reply, Row, Seating, Seats
 from agentrm_jax.engine.stopping import Stopping
 
 Choice = list[tuple[int, float]]

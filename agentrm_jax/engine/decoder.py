@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.pages import PageTable, commit
 from agentrm_jax.engine.prefix_cache import Entry, Piece
 from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.seating import Conversation, Lane, Reply, Row, Seating, Seats, num_undone
 from agentrm_jax.engine.stopping import Stopping
 
 
@@ -36,63 +37,6 @@ class Request:
 
     pieces: Sequence[Piece]
     key: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """One decoded reply.
-
-    Attributes:
-      tokens: Without what ended it.
-      log_probs: Of each token, at temperature 1; one more, of the token behind, where it was ended.
-      stopped: Whether the model ended it, rather than the length limit.
-    """
-
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    stopped: bool
-
-
-@dataclasses.dataclass(slots=True)
-class Row:
-    """A reply in the making; `pages` hold what was read of it, the token before it first."""
-
-    pages: list[int]
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    log_probs: list[float] = dataclasses.field(default_factory=list)
-    kept: int | None = None
-    done: bool = False
-
-    def take(self, tokens: np.ndarray, log_probs: np.ndarray) -> None:
-        self.tokens += tokens.tolist()
-        self.log_probs += log_probs.tolist()
-
-    def reply(self) -> Reply:
-        stopped = self.kept is not None
-        count = self.kept if self.kept is not None else len(self.tokens)
-        return Reply(
-            tokens=tuple(self.tokens[:count]),
-            log_probs=tuple(self.log_probs[: count + stopped]),
-            stopped=stopped,
-        )
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Conversation:
-    """A request whose rows are being decoded; `last_token` stands at position `end`."""
-
-    rank: float
-    ticket: int
-    key: np.ndarray
-    leaf: Entry | None
-    end: int
-    last_token: int
-    rows: list[Row]
-
-    @property
-    def undone(self) -> list[int]:
-        """The branches that go on."""
-        return [branch for branch, row in enumerate(self.rows) if not row.done]
 
 
 class Decoder:
@@ -182,8 +126,8 @@ class Decoder:
             read_once = True
 
     def _enter(self) -> None:
-        """Lets conversations that are read begin to run, in the order in which they came, while
-        there are rows and a place in their lane."""
+        """Lets conversations that are read begin to run, in their order, while there are rows and a
+        place in their lane."""
         cache = self.engine.cache
         for c in [c for c in self._reading if c.leaf is None or not cache.missing([c.leaf])]:
             if self._seating.takes(self._running, c):
@@ -262,93 +206,6 @@ class Decoder:
         new, decoded = decode(params, engine.config, engine.pool, rows, **settings)
         engine.pool = commit(engine.pool, new, pages)
         return seats, decoded
-
-
-Lane = list[Conversation | None]
-"""The places of conversations with equally many branches."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seats:
-    """Where the conversations and rows of one call stand; see `DecodeRows`."""
-
-    lanes: Sequence[Lane]
-    rows: Sequence[tuple[Conversation, int] | None]
-    slots: np.ndarray | None
-
-    def taken(self) -> Iterator[tuple[int, Conversation, int]]:
-        """(row number, conversation, branch) of every row that is not padding."""
-        for r, row in enumerate(self.rows):
-            if row is not None:
-                yield r, *row
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seating:
-    """How many rows and places there are, of them equally many on each device along `data`.
-
-    Attributes:
-      num_rows: Rows.
-      branches: Of each lane, the slots of a place.
-      places: Of each lane, its places.
-      data: The number of devices.
-    """
-
-    num_rows: int
-    branches: tuple[int, ...]
-    places: tuple[int, ...]
-    data: int
-
-    @classmethod
-    def of(cls, rows: int, branches: Sequence[int], data: int) -> Seating:
-        """Places that each lane could fill all rows with; for at least one conversation."""
-        lanes = tuple(sorted(set(branches), reverse=True))
-        each = -(-rows // data)
-        if len(lanes) == 1:  # rows and slots are one
-            each = max(1, each // lanes[0]) * lanes[0]
-        places = tuple(data * max(1, each // n) for n in lanes)
-        return cls(num_rows=data * each, branches=lanes, places=places, data=data)
-
-    def takes(self, running: Sequence[Conversation], one: Conversation) -> bool:
-        """Whether there are a row and a place for one more conversation."""
-        n = len(one.rows)
-        beside = sum(len(c.rows) == n for c in running)
-        return num_undone(running) < self.num_rows and beside < self.places[self.branches.index(n)]
-
-    def seat(self, running: Sequence[Conversation]) -> Seats:
-        """Gives rows to what the conversations still have to decode, the first of them first.
-
-        Args:
-          running: Not more of each lane than it has places.
-        """
-        lanes: list[Lane] = [[None] * count for count in self.places]
-        rows: list[tuple[Conversation, int] | None] = [None] * self.num_rows
-        own_places = [count // self.data for count in self.places]
-        own_slots = [n * count for n, count in zip(self.branches, own_places, strict=True)]
-        R, S = self.num_rows // self.data, sum(own_slots)
-        slots = np.full((self.data, R), S, np.int32)
-        num_seated = np.zeros((len(lanes), self.data), int)
-        num_rows = np.zeros(self.data, int)
-        for conversation in running:
-            lane = self.branches.index(len(conversation.rows))
-            free = np.where(num_seated[lane] < own_places[lane], R - num_rows, -1)
-            device = int(free.argmax())
-            place = num_seated[lane, device]
-            slot = sum(own_slots[:lane]) + place * len(conversation.rows)
-            if free[device] <= 0:
-                continue
-            for branch in conversation.undone[: free[device]]:
-                r = slot + branch if S == R else num_rows[device]
-                rows[device * R + r] = conversation, branch
-                slots[device, r] = slot + branch
-                num_rows[device] += 1
-            lanes[lane][device * own_places[lane] + place] = conversation
-            num_seated[lane, device] += 1
-        return Seats(lanes=lanes, rows=rows, slots=None if S == R else slots)
-
-
-def num_undone(conversations: Sequence[Conversation]) -> int:
-    return sum(len(conversation.undone) for conversation in conversations)
 
 
 def make_rows(

@@ -351,10 +351,13 @@ class Engine:
         ]
 
         def given(share: float) -> tuple[int, ...]:
-            """Multiples of eight: vectors have ends elsewhere that are computed by other
-            instructions, and a reply would depend on the program."""
+            """For the longest conversation at least, and multiples of eight: vectors have ends
+            elsewhere that are computed by other instructions, and a reply would depend on the
+            program."""
+            longest = self._width // self.tile
             return tuple(
-                8 * n * math.ceil(share * m / (8 * n)) for m, n in zip(most, lists, strict=True)
+                8 * n * math.ceil(max(share * m / n, longest) / 8)
+                for m, n in zip(most, lists, strict=True)
             )
 
         every = (given(at_least) for at_least in self.shares if at_least >= share)

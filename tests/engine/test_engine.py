@@ -90,7 +90,7 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
     config = dataclasses.replace(CONFIG, max_positions=1024)
     sizes = dataclasses.replace(SIZES, context=1024, extend_tokens=64, max_pieces=8)
     engine = Engine(params, config, sizes)
-    short, *long = request(0, 9, 5), request(1, 700), request(2, 700)
+    short, *long = request(0, 9, 5), *(request(i, 700) for i in (1, 2, 3))
     [alone] = generate(engine, [short], n=2, sampling=SAMPLING, stop=STOP)
     programs = decode._cache_size()
     fresh = Engine(params, config, sizes)

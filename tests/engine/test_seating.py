@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentrm_jax.engine.decoder import Conversation, Row, Seating
+from agentrm_jax.engine.seating import Conversation, Row, Seating
 
 
 def conversation(n: int, done: int = 0) -> Conversation:

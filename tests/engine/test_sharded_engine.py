@@ -11,8 +11,9 @@ from engine_cases import REQUESTS, STOP, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
-from agentrm_jax.engine.decoder import generate
+from agentrm_jax.engine.decoder import Decoder, generate
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model import parameters
 
 HEAD = np.random.default_rng(5).standard_normal(CONFIG.d_model).astype(np.float32)
@@ -22,6 +23,17 @@ def readout(head, hidden):
     return hidden @ head
 
 
+def in_lanes(engine):
+    """Replies to requests for two and for one."""
+    decoder = Decoder(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
+    tickets = [decoder.submit(given, 2 - i % 2) for i, given in enumerate(REQUESTS)]
+    found = {}
+    while len(found) < len(tickets):
+        decoder.start()
+        found.update(decoder.collect())
+    return [found[ticket] for ticket in tickets]
+
+
 def answers(mesh):
     params = weights(0)
     if mesh is not None:
@@ -29,6 +41,7 @@ def answers(mesh):
     engine = Engine(params, CONFIG, SIZES, readout=readout, head=HEAD, mesh=mesh)
     placed = engine.pool.k[0].sharding, engine.pool.k[0].shape
     replies = generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    replies += in_lanes(engine)
     scores = engine.score([r.pieces for r in REQUESTS])
     assert (engine.pool.k[0].sharding, engine.pool.k[0].shape) == placed  # writing moves nothing
     return engine, replies, scores
