@@ -13,9 +13,10 @@ from agentrm_jax.core.protocols import Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.engine.decoder import Decoder, Reply, Request
+from agentrm_jax.engine.decoder import Decoder, Request
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.seating import Reply
 from agentrm_jax.engine.stopping import stopping_at
 
 

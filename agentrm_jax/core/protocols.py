@@ -201,8 +201,8 @@ class Policy(Protocol):
         ...
 
     def room(self) -> int:
-        """For how many more turns there is room beside all that it has been asked and is not done:
-        what is missing costs as much as if it were there."""
+        """For how many more turns its next batch has room, beside all that it was asked and is not
+        done. A batch costs the same whether it is full or not."""
         ...
 
 

@@ -113,7 +113,7 @@ class _Step:
         lane: list[Conversation | None] = [None] * (self.together * self.beam_width)
         for place, request, (leaf, end, last) in zip(at, requests, entered, strict=True):
             rows = [Row(pages=[]) for _ in range(self.n)]
-            lane[place] = Conversation(0.0, 0, request.key, leaf, end, last, rows)
+            lane[place] = Conversation(request.key, leaf, end, last, rows)
         states = np.zeros((self.together, self.beam_width), np.int32)
         finished = np.full((self.together, self.beam_width), -np.inf, np.float32)
         for b, beams in enumerate(self.batch):

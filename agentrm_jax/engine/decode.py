@@ -3,10 +3,10 @@
 Conversations stand in lanes: each lane has places for G conversations with at most n branches each,
 so that states that want many continuations and states that want one are decoded in one batch. The
 branches of a conversation share its pages, which are read once for all of them. A place has n
-slots, one for the queries of each branch; rows, what all else is computed for, are fewer than slots
-and stand where there is something to decode. A row's own tokens are kept in a block while they are
-decoded and become pages afterwards (`pages.commit`): a row that goes on is decoded from its pages,
-and nothing else remains of the call.
+slots, one for the queries of each branch; rows, what all else is computed for, are fewer than the
+slots of several lanes and stand where there is something to decode. A row's own tokens are kept in
+a block while they are decoded and become pages afterwards (`pages.commit`): a row that goes on is
+decoded from its pages, and nothing else remains of the call.
 """
 
 from __future__ import annotations

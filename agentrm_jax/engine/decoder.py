@@ -164,7 +164,7 @@ class Decoder:
         if leaf is not None:
             cache.pin(leaf, 1)
         rows = [Row(pages=cache.take(self._most_row_pages)) for _ in range(n)]
-        return Conversation(rank, ticket, request.key, leaf, end, last_token, rows)
+        return Conversation(request.key, leaf, end, last_token, rows, rank, ticket)
 
     def _leave(self, conversation: Conversation) -> tuple[int, list[Reply]]:
         """Commits the replies: their pages become a piece of the conversation."""

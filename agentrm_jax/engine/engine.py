@@ -38,7 +38,7 @@ class EngineConfig:
 
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.
-      decode_rows: Replies decoded at once.
+      decode_rows: Replies decoded at once, about (`seating.Seating.of`).
       decode_tokens: Tokens decoded before rows that are done make room for others; a multiple of
         `page_size`.
       extend_rows: Pieces read at once.

@@ -51,15 +51,16 @@ class Row:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Conversation:
-    """A request whose rows are being decoded; `last_token` stands at position `end`."""
+    """A request whose rows are being decoded; `last_token` stands at position `end`. Rank and
+    ticket are those of a `Decoder`'s queue."""
 
-    rank: float
-    ticket: int
     key: np.ndarray
     leaf: Entry | None
     end: int
     last_token: int
     rows: list[Row]
+    rank: float = 0.0
+    ticket: int = 0
 
     @property
     def undone(self) -> list[int]:
@@ -136,10 +137,10 @@ class Seating:
             lane = self.branches.index(len(conversation.rows))
             free = np.where(num_seated[lane] < own_places[lane], R - num_rows, -1)
             device = int(free.argmax())
-            place = num_seated[lane, device]
-            slot = sum(own_slots[:lane]) + place * len(conversation.rows)
             if free[device] <= 0:
                 continue
+            place = num_seated[lane, device]
+            slot = sum(own_slots[:lane]) + place * len(conversation.rows)
             for branch in conversation.undone[: free[device]]:
                 r = slot + branch if S == R else num_rows[device]
                 rows[device * R + r] = conversation, branch

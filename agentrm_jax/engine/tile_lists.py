@@ -28,7 +28,7 @@ from agentrm_jax.engine.attention import (
 )
 from agentrm_jax.engine.pages import PageTable, Pool
 
-SLOTS = 8
+TOGETHER = 8
 """So many tiles of each conversation are merged at a time, as far as the longest conversation."""
 
 
@@ -40,7 +40,7 @@ class Tiles(NamedTuple):
       filled: [D, P, tile * page_size] bool, which slots hold tokens.
       owners: [D, P] int32, the conversation of each tile among the G / D of its list.
       places: [D, G / D, C] int32, where the tiles of each conversation stand; P for none. C is a
-        multiple of `SLOTS`, or less.
+        multiple of `TOGETHER`, or less.
       longest: int32 scalar, most tiles of a conversation.
     """
 
@@ -67,7 +67,7 @@ def list_tiles(table: PageTable, page_size: int, tile: int, length: int, lists: 
     """The tiles of a page table, which must not be more than `length` in all lists together."""
     P = length // lists
     G, pages = table.pages.shape
-    missing = -(pages // tile) % SLOTS if pages > SLOTS * tile else 0
+    missing = -(pages // tile) % TOGETHER if pages > TOGETHER * tile else 0
 
     def listed(pages: jax.Array, fills: jax.Array) -> Tiles:
         """Of conversations [G / D, tiles, tile]."""
@@ -102,9 +102,9 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
 
     def attention(l: int, q: jax.Array) -> Part:
         K, _, M, H = q.shape
-        of_all, q = q, q.reshape(K, D, G // D, M, H)
-        q = jnp.take_along_axis(q, tiles.owners[None, :, :, None, None], axis=2)
-        parts = attend(q, k[l], v[l], tiles.filled[None, :, :, None])
+        owners = tiles.owners[None, :, :, None, None]
+        of_tiles = jnp.take_along_axis(q.reshape(K, D, G // D, M, H), owners, axis=2)
+        parts = attend(of_tiles, k[l], v[l], tiles.filled[None, :, :, None])
 
         def by_conversation(places: jax.Array) -> Part:
             """Of [K, D, P, M, ...] those at places [D, G / D, C], merged: [K, G, M, ...]."""
@@ -116,13 +116,13 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
 
             return merge_along(Part(*map(taken, parts, (0.0, MASKED, 0.0))), axis=2)
 
-        if tiles.places.shape[2] <= SLOTS:
+        if tiles.places.shape[2] <= TOGETHER:
             return by_conversation(tiles.places)
 
         def add(c: jax.Array, part: Part) -> Part:
-            places = jax.lax.dynamic_slice_in_dim(tiles.places, c * SLOTS, SLOTS, axis=2)
+            places = jax.lax.dynamic_slice_in_dim(tiles.places, c * TOGETHER, TOGETHER, axis=2)
             return merge(part, by_conversation(places))
 
-        return jax.lax.fori_loop(0, (tiles.longest + SLOTS - 1) // SLOTS, add, nothing(of_all))
+        return jax.lax.fori_loop(0, (tiles.longest + TOGETHER - 1) // TOGETHER, add, nothing(q))
 
     return attention

@@ -89,12 +89,13 @@ class Explorer:
         asked: dict[int, int] = {}  # slots by the policy's tickets
         answered: dict[int, list[Proposal]] = {}
         while waiting or any(self._slots):
-            self._select()
-            questions = self._questions({*asked.values(), *answered})
-            while answered and (room := self.policy.room() - sum(q.n for _, q in questions)) > 0:
-                self._act({e: answered.pop(e) for e in list(answered)[:room]})
+            while True:
                 self._select()
                 questions = self._questions({*asked.values(), *answered})
+                room = self.policy.room() - sum(question.n for _, question in questions)
+                if not answered or room <= 0:
+                    break
+                self._act({e: answered.pop(e) for e in list(answered)[:room]})
             tickets = self.policy.submit([question for _, question in questions])
             asked.update(zip(tickets, (e for e, _ in questions), strict=True))
             self._act(answered)

@@ -10,7 +10,7 @@ from agentrm_jax.engine.seating import Conversation, Row, Seating
 
 def conversation(n: int, done: int = 0) -> Conversation:
     rows = [Row(pages=[], done=branch < done) for branch in range(n)]
-    return Conversation(0.0, 0, np.zeros(2, np.uint32), None, 0, 0, rows)
+    return Conversation(np.zeros(2, np.uint32), None, 0, 0, rows)
 
 
 @pytest.mark.parametrize(
