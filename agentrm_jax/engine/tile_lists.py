@@ -11,6 +11,7 @@ tiles in a list, and D lists where conversations lie on different devices.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,9 +28,13 @@ from agentrm_jax.engine.attention import (
     nothing,
 )
 from agentrm_jax.engine.pages import PageTable, Pool
+from agentrm_jax.model.attention import device_of
 
 TOGETHER = 8
 """So many tiles of each conversation are merged at a time, as far as the longest conversation."""
+
+RUNS, LEAST = 8, 16
+"""Most runs of a list on CPUs, and the tiles of the smallest."""
 
 
 class Tiles(NamedTuple):
@@ -42,6 +47,7 @@ class Tiles(NamedTuple):
       places: [D, G / D, C] int32, where the tiles of each conversation stand; P for none. C is a
         multiple of `TOGETHER`, or less.
       longest: int32 scalar, most tiles of a conversation.
+      used: int32 scalar, most tiles of a list.
     """
 
     pages: jax.Array
@@ -49,6 +55,7 @@ class Tiles(NamedTuple):
     owners: jax.Array
     places: jax.Array
     longest: jax.Array
+    used: jax.Array
 
 
 def num_lists(conversations: int, mesh: jax.sharding.Mesh | None) -> int:
@@ -82,11 +89,21 @@ def list_tiles(table: PageTable, page_size: int, tile: int, length: int, lists: 
             owners=found // pages.shape[1],
             places=jnp.pad(places, ((0, 0), (0, missing)), constant_values=P),
             longest=used.sum(axis=1).max(),
+            used=used.sum(),
         )
 
     shape = (lists, G // lists, pages // tile, tile)
     tiles = jax.vmap(listed)(table.pages.reshape(shape), table.fills.reshape(shape))
-    return tiles._replace(longest=tiles.longest.max())
+    return tiles._replace(longest=tiles.longest.max(), used=tiles.used.max())
+
+
+def _runs(length: int, platform: str) -> list[slice]:
+    """How a list is divided. A CPU, which waits for memory, leaves runs without any tile out;
+    elsewhere a branch costs more, and a list is read as a whole."""
+    if platform != "cpu":
+        return [slice(0, length)]
+    size = max(LEAST, 8 * -(-length // (8 * RUNS)))
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
@@ -94,17 +111,37 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
     G = table.pages.shape[0]
     D = num_lists(G, pool.backend.mesh)
     tiles = list_tiles(table, pool.page_size, tile, length, D)
+    runs = _runs(length // D, device_of(pool.backend.mesh).platform)
+    K, _, _, H = pool.k[0].shape
 
-    def copied(layer: jax.Array) -> jax.Array:
-        return layer[:, tiles.pages].reshape(layer.shape[0], D, length // D, -1, layer.shape[-1])
+    def copied(run: slice, layer: jax.Array) -> jax.Array:
+        return layer[:, tiles.pages[:, run]].reshape(K, -1, tile * pool.page_size, H)
 
-    k, v = [copied(layer).swapaxes(3, 4) for layer in pool.k], list(map(copied, pool.v))
+    k = [[copied(run, layer).swapaxes(2, 3) for run in runs] for layer in pool.k]
+    v = [[copied(run, layer) for run in runs] for layer in pool.v]
 
     def attention(l: int, q: jax.Array) -> Part:
-        K, _, M, H = q.shape
-        owners = tiles.owners[None, :, :, None, None]
-        of_tiles = jnp.take_along_axis(q.reshape(K, D, G // D, M, H), owners, axis=2)
-        parts = attend(of_tiles, k[l], v[l], tiles.filled[None, :, :, None])
+        M = q.shape[2]
+        by_list = q.reshape(K, D, G // D, M, H)
+
+        def read(run: slice, k: jax.Array, v: jax.Array) -> Part:
+            owners = tiles.owners[None, :, run, None, None]
+            of_tiles = jnp.take_along_axis(by_list, owners, axis=2).reshape(K, -1, M, H)
+            filled = tiles.filled[:, run].reshape(1, of_tiles.shape[1], 1, -1)
+            part = attend(of_tiles, k, v, filled)
+            return jax.tree.map(lambda x: x.reshape(K, D, -1, *x.shape[2:]), part)
+
+        def leave(run: slice, k: jax.Array, v: jax.Array) -> Part:
+            """Anything of that shape: no conversation refers to it."""
+            del k, v
+            return nothing(jnp.zeros((K, D, run.stop - run.start, M, H), q.dtype))
+
+        def read_if_used(run: slice, k: jax.Array, v: jax.Array) -> Part:
+            either = (functools.partial(way, run) for way in (read, leave))
+            return jax.lax.cond(run.start < tiles.used, *either, k, v)
+
+        found = map(read_if_used if len(runs) > 1 else read, runs, k[l], v[l])
+        parts = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), *found)
 
         def by_conversation(places: jax.Array) -> Part:
             """Of [K, D, P, M, ...] those at places [D, G / D, C], merged: [K, G, M, ...]."""

@@ -72,7 +72,7 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
       UserError: They cannot, or there is no such backend.
     """
     check_name(key, name)
-    device = _device(mesh)
+    device = device_of(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:
         raise UserError(f"{key}: {name!r} needs {needs[1]}; this machine has {device.platform}")
@@ -80,7 +80,8 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
         raise UserError(f"{key}: 'cudnn' needs an NVIDIA GPU; this machine has another one")
 
 
-def _device(mesh: Mesh | None) -> Any:
+def device_of(mesh: Mesh | None) -> Any:
+    """One of the devices."""
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
@@ -125,7 +126,7 @@ def causal_attention(
       UserError: The backend has no kernel for these shapes, or for trees.
     """
     if backend.name == "xla":
-        size = _TILE.get(_device(backend.mesh).platform, _LARGE_TILE)
+        size = _TILE.get(device_of(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
         sight = _segment_ends(segments) if until is None else until
     elif backend.name == "cudnn":

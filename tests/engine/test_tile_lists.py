@@ -48,10 +48,11 @@ def test_each_tile_is_listed_once_where_its_conversation_finds_it(lists, needed)
     assert found.filled.any(axis=-1).sum() == listed == 11
 
 
-@pytest.mark.parametrize("together", [1, 2, 8])
-def test_more_room_than_needed_changes_nothing(monkeypatch, together):
-    """To the bit; and however many tiles are merged at a time, it is softmax over all."""
+@pytest.mark.parametrize(("together", "least"), [(1, 24), (2, 16), (8, 8)])
+def test_more_room_than_needed_changes_nothing(monkeypatch, together, least):
+    """To the bit; and however lists are divided and tiles merged, it is softmax over all."""
     monkeypatch.setattr(tile_lists, "TOGETHER", together)
+    monkeypatch.setattr(tile_lists, "LEAST", least)
     rng = np.random.default_rng(1)
     k, v = (jnp.asarray(rng.standard_normal((2, 30, PAGE, 16)), jnp.float32) for _ in range(2))
     pool = Pool(k=(k,), v=(v,), page_size=PAGE)

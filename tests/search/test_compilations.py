@@ -42,7 +42,7 @@ def test_an_exploration_of_a_mixed_task_list_compiles_at_most_a_dozen_programs(t
     assert len(trees) == 9
     assert all(tree.finished and tree.error is None for tree in trees.values())
     # Weights by layer, the pool, reading, writing what was read, decoding behind conversations of
-    # five lengths, writing what was decoded.
-    assert first == 10
+    # three lengths, writing what was decoded.
+    assert first == 8
     # The phases of the trees: selecting, all others.
-    assert counted.count == 12
+    assert counted.count == 10
