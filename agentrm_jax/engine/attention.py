@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # finite, so that a part without keys gives zeros and no NaN
+_LEAST = -1e29  # maximum of such a part: behind it, what is masked weighs exp(-9e29) = 0
 
 
 class Part(NamedTuple):
@@ -43,8 +44,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
     scale = q.shape[-1] ** -0.5
     scores = jnp.einsum("...mh,...hs->...ms", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(mask, scores, MASKED)
-    maximum = scores.max(axis=-1)
-    weights = jnp.where(mask, jnp.exp(scores - maximum[..., None]), 0.0)
+    maximum = jnp.maximum(scores.max(axis=-1), _LEAST)
+    weights = jnp.exp(scores - maximum[..., None])
     weighted = jnp.einsum(
         "...ms,...sh->...mh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
