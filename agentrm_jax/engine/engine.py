@@ -24,7 +24,7 @@ from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.model import llama, panels
-from agentrm_jax.model.attention import check_device, check_name, device_of
+from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.model.config import LlamaConfig
 
 TILE = 64
@@ -151,12 +151,8 @@ class Engine:
     @property
     def shares(self) -> tuple[float, ...]:
         """Decoding has a program for each: it reads as many tiles as there is room for, this share
-        of what its places could hold. The TPU kernel needs no more than one, and on CPUs what is
-        not needed costs little."""
-        if self.sizes.attention == "pallas":
-            return (1.0,)
-        on_cpu = device_of(self._mesh).platform == "cpu"
-        return (0.1, 0.3, 1.0) if on_cpu else (0.1, 0.2, 0.3, 0.45, 1.0)
+        of what its places could hold (`tile_lists.shares`)."""
+        return tile_lists.shares(self.pool.backend)
 
     def params_for(self, rows: int) -> Any:
         """The parameters that decoding so many rows reads."""

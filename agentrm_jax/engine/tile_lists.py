@@ -28,13 +28,13 @@ from agentrm_jax.engine.attention import (
     nothing,
 )
 from agentrm_jax.engine.pages import PageTable, Pool
-from agentrm_jax.model.attention import device_of
+from agentrm_jax.model.attention import Backend, device_of
 
 TOGETHER = 8
 """So many tiles of each conversation are merged at a time, as far as the longest conversation."""
 
 RUNS, LEAST = 8, 16
-"""Most runs of a list on CPUs, and the tiles of the smallest."""
+"""Where runs are left out: most runs of a list, and the tiles of the smallest."""
 
 
 class Tiles(NamedTuple):
@@ -97,12 +97,23 @@ def list_tiles(table: PageTable, page_size: int, tile: int, length: int, lists: 
     return tiles._replace(longest=tiles.longest.max(), used=tiles.used.max())
 
 
-def _runs(length: int, platform: str) -> list[slice]:
-    """How a list is divided. A CPU, which waits for memory, leaves runs without any tile out;
-    elsewhere a branch costs more, and a list is read as a whole."""
-    if platform != "cpu":
-        return [slice(0, length)]
-    size = max(LEAST, 8 * -(-length // (8 * RUNS)))
+def shares(backend: Backend) -> tuple[float, ...]:
+    """Lengths of list to have a program for, as shares of what all places could hold. Fewer on
+    CPUs, where room that is not needed costs little; the TPU kernel reads no lists."""
+    if backend.name == "pallas":
+        return (1.0,)
+    return (0.1, 0.3, 1.0) if _leaves_out(backend) else (0.1, 0.2, 0.3, 0.45, 1.0)
+
+
+def _leaves_out(backend: Backend) -> bool:
+    """Whether runs without any tile are left out: a CPU waits for memory, elsewhere a branch costs
+    more than reading a list as a whole."""
+    return device_of(backend.mesh).platform == "cpu"
+
+
+def _runs(length: int, backend: Backend) -> list[slice]:
+    """How a list is divided."""
+    size = max(LEAST, 8 * -(-length // (8 * RUNS))) if _leaves_out(backend) else length
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
@@ -111,7 +122,7 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
     G = table.pages.shape[0]
     D = num_lists(G, pool.backend.mesh)
     tiles = list_tiles(table, pool.page_size, tile, length, D)
-    runs = _runs(length // D, device_of(pool.backend.mesh).platform)
+    runs = _runs(length // D, pool.backend)
     K, _, _, H = pool.k[0].shape
 
     def copied(run: slice, layer: jax.Array) -> jax.Array:
@@ -131,14 +142,13 @@ def read_own(pool: Pool, table: PageTable, tile: int, length: int) -> Reader:
             part = attend(of_tiles, k, v, filled)
             return jax.tree.map(lambda x: x.reshape(K, D, -1, *x.shape[2:]), part)
 
-        def leave(run: slice, k: jax.Array, v: jax.Array) -> Part:
-            """Anything of that shape: no conversation refers to it."""
-            del k, v
-            return nothing(jnp.zeros((K, D, run.stop - run.start, M, H), q.dtype))
-
         def read_if_used(run: slice, k: jax.Array, v: jax.Array) -> Part:
-            either = (functools.partial(way, run) for way in (read, leave))
-            return jax.lax.cond(run.start < tiles.used, *either, k, v)
+            def leave() -> Part:
+                """Anything of that shape: no conversation refers to it."""
+                return nothing(jnp.zeros((K, D, run.stop - run.start, M, H), q.dtype))
+
+            used = run.start < tiles.used
+            return jax.lax.cond(used, functools.partial(read, run, k, v), leave)
 
         found = map(read_if_used if len(runs) > 1 else read, runs, k[l], v[l])
         parts = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), *found)

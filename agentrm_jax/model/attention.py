@@ -81,7 +81,7 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
 
 
 def device_of(mesh: Mesh | None) -> Any:
-    """One of the devices."""
+    """One of the mesh's devices; JAX's default one without it."""
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
