@@ -75,6 +75,7 @@ class BeamSteps:
             decode_tokens=engines.pages(case.max_tokens),
             extend_rows=case.rows,
             extend_tokens=reply,
+            extend_batch=case.rows * reply,
             siblings=case.n,
             page_size=engines.PAGE,
             cache_tokens=2 * case.rows * (context + 4 * engines.PAGE),

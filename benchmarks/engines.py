@@ -98,6 +98,7 @@ class Candidates:
             decode_tokens=pages(tokens),
             extend_rows=G * n,
             extend_tokens=pages(tokens),
+            extend_batch=G * n * pages(tokens),
             siblings=n,
             page_size=PAGE,
             # A call may hold half of the pages.

@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             decode_rows=8,
             extend_rows=given.prompts,
             extend_tokens=given.piece,
+            extend_batch=given.prompts * given.piece,
             page_size=engines.PAGE,
             cache_tokens=3 * given.prompts * engines.pages(length + engines.PAGE),
             max_pieces=1,

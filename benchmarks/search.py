@@ -71,7 +71,8 @@ def full_sizes() -> Sizes:
         context=1024,
         decode_rows=32,
         extend_rows=4,
-        extend_tokens=64,
+        extend_tokens=48,
+        extend_batch=144,
         cache_tokens=196_608,  # nothing is given up: what is read again may differ in the last bits
         max_pieces=48,
         instruction_tokens=1,
@@ -83,7 +84,7 @@ def full_sizes() -> Sizes:
         max_tokens=48,
         workers=16,
         batch=batch,
-        one=dataclasses.replace(batch, decode_rows=8, extend_rows=2),
+        one=dataclasses.replace(batch, decode_rows=8, extend_rows=1, extend_batch=0),
         same_shapes=4,
     )
 
@@ -106,7 +107,7 @@ def tiny_sizes() -> Sizes:
         max_tokens=8,
         workers=2,
         batch=batch,
-        one=dataclasses.replace(batch, decode_rows=8, extend_rows=2),
+        one=dataclasses.replace(batch, decode_rows=8, extend_rows=1, extend_batch=0),
         same_shapes=2,
     )
 

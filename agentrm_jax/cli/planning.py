@@ -264,8 +264,9 @@ def _reading(
     mesh: Mesh,
     compiling: Callable[[str], None],
 ) -> Iterator[Program]:
-    """A call on full rows behind half of the longest conversation."""
+    """A call as full as can be, behind half of the longest conversation."""
     sizes = engine.sizes
+    num_rows = math.prod(engine.read_at_once) / sizes.extend_tokens
 
     def needed(rows: float) -> Work:
         return work.reading(
@@ -276,8 +277,8 @@ def _reading(
     compiling(name)
     lowered = lowered_reading(engine)
     yield _compiled(
-        name, "a call", lowered, _on_each_chip(needed, sizes.extend_rows, mesh),
-        needed(sizes.extend_rows).flops, _handed(engine),
+        name, "a call", lowered, _on_each_chip(needed, num_rows, mesh),
+        needed(num_rows).flops, _handed(engine),
     )  # fmt: skip
 
 
@@ -309,7 +310,7 @@ def _decoding(
     )  # fmt: skip
 
 
-def _on_each_chip(needed: Callable[[float], Work], rows: int, mesh: Mesh) -> Work:
+def _on_each_chip(needed: Callable[[float], Work], rows: float, mesh: Mesh) -> Work:
     """A chip's part: rows are over `data`, all else at best over the other axes."""
     whole, others = needed(rows / mesh.shape["data"]), mesh.shape["tensor"] * mesh.shape["fsdp"]
     return Work(whole.flops / others, whole.bytes / others)

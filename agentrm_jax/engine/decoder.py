@@ -119,7 +119,7 @@ class Decoder:
             self._enter()
             leaves = [c.leaf for c in self._reading if c.leaf is not None]
             ready = self.engine.ready(leaves, in_order=True)
-            full = len(ready) >= self.engine.sizes.extend_rows // self.engine.sizes.siblings
+            full = self.engine.num_fitting(ready) < len(ready)
             if not ready or (read_once and self._running and not full):
                 return
             self.engine.read_ready(ready)

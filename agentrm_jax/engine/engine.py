@@ -30,6 +30,8 @@ from agentrm_jax.model.config import LlamaConfig
 TILE = 64
 """Tokens that decoding reads as one tile. CPUs multiply 64 columns without copying them first."""
 
+_MAY_BE_ZERO = ("cache_tokens", "extend_batch")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -41,8 +43,11 @@ class EngineConfig:
       decode_rows: Replies decoded at once, about (`seating.Seating.of`).
       decode_tokens: Tokens decoded before rows that are done make room for others; a multiple of
         `page_size`.
-      extend_rows: Pieces read at once.
+      extend_rows: Most pieces read at once.
       extend_tokens: Most tokens of a piece read at once; a multiple of `page_size`.
+      extend_batch: Tokens read at once, of all pieces together: most are shorter than
+        `extend_tokens`, and are packed; a multiple of `page_size`. 0: half of what the rows could
+        hold.
       siblings: Pieces behind the same conversation that are read together: 1 for a policy, a beam's
         candidates for a reward model. It divides `extend_rows`.
       page_size: Tokens of a page.
@@ -59,6 +64,7 @@ class EngineConfig:
     decode_tokens: int = 16
     extend_rows: int = 32
     extend_tokens: int = 64
+    extend_batch: int = 0
     siblings: int = 1
     page_size: int = 16
     cache_tokens: int = 0
@@ -70,9 +76,9 @@ class EngineConfig:
         check_name("engine.attention", self.attention)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < (field.name != "cache_tokens"):
+            if isinstance(value, int) and value < (field.name not in _MAY_BE_ZERO):
                 raise UserError(f"engine.{field.name}: must be at least 1")
-        for name in ("extend_tokens", "decode_tokens"):
+        for name in ("extend_tokens", "extend_batch", "decode_tokens"):
             if getattr(self, name) % self.page_size:
                 raise UserError(
                     f"engine.{name}: {getattr(self, name)} is no multiple of engine.page_size "
@@ -134,6 +140,7 @@ class Engine:
         step = math.lcm(self.tile, CHUNK)
         self._width = -(-most_pages // step) * step  # of page tables
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
+        self._blocks, self._block_tokens = _blocks(sizes, self.data)
 
     def _on_device(self, params: Any, num_pages: int) -> tuple[Any, Pool]:
         """The parameters as the engine reads them, and an empty pool."""
@@ -147,6 +154,14 @@ class Engine:
     def data(self) -> int:
         """Over how many devices conversations are divided."""
         return 1 if self._mesh is None else self._mesh.shape["data"]
+
+    @property
+    def read_at_once(self) -> tuple[int, int]:
+        """The shape of the tokens that are read at once: packed in blocks, or, where that would
+        save nothing, in rows."""
+        R, T = self.sizes.extend_rows, self.sizes.extend_tokens
+        packed = self._block_tokens < R // self._blocks * T
+        return (self._blocks, self._block_tokens) if packed else (R, T)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -211,7 +226,31 @@ class Engine:
 
     def read_ready(self, ready: Sequence[Sequence[Entry]]) -> None:
         """Reads a portion of each entry, of as many as one call takes."""
-        self._extend(ready[: self.sizes.extend_rows // self.sizes.siblings])
+        self._extend(ready[: self.num_fitting(ready)])
+
+    def num_fitting(self, ready: Sequence[Sequence[Entry]]) -> int:
+        """Of how many siblings one call reads a portion: of the first ones."""
+        return len(self._seated(ready))
+
+    def _seated(self, groups: Sequence[Sequence[Entry]]) -> list[int]:
+        """The places of siblings in a call, of as many of the first ones as fit."""
+        places = self.sizes.extend_rows // self.sizes.siblings // self._blocks
+        found: list[int] = []
+        block, taken, tokens = 0, 0, 0
+        for group in groups:
+            needed = sum(len(self._portion(entry)) for entry in group)
+            if taken == places or tokens + needed > self._block_tokens:
+                block, taken, tokens = block + 1, 0, 0
+            if block == self._blocks:
+                break
+            found.append(block * places + taken)
+            taken, tokens = taken + 1, tokens + needed
+        return found
+
+    def _portion(self, entry: Entry) -> Piece:
+        """What is read of an entry next."""
+        T = self.sizes.extend_tokens
+        return entry.tokens[entry.portions_read * T :][:T]
 
     def ready(self, leaves: Sequence[Entry], *, in_order: bool = False) -> list[list[Entry]]:
         """Which pieces of conversations could be read now, by siblings: what they follow is there.
@@ -231,7 +270,7 @@ class Engine:
         """Whether one call that reads what is ready leaves nothing to read."""
         entries = {entry for group in ready for entry in group}
         return (
-            len(ready) <= self.sizes.extend_rows // self.sizes.siblings
+            len(ready) == self.num_fitting(ready)
             and entries == set(self.cache.missing(leaves))
             and all(e.portions_read + 1 == self.cache.portions(e) for e in entries)
         )
@@ -261,33 +300,37 @@ class Engine:
 
     def rows_of(self, groups: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, Entry]]:
         """Where `next_portions` puts each entry."""
-        for g, group in enumerate(groups):
-            yield from enumerate(group, start=g * self.sizes.siblings)
+        for place, group in zip(self._seated(groups), groups, strict=True):
+            yield from enumerate(group, start=place * self.sizes.siblings)
 
     def next_portions(self, groups: Sequence[Sequence[Entry]]) -> ExtendRows:
         """What `extend` takes to read the next portion of each entry, on the host."""
         R, T, page_size = self.sizes.extend_rows, self.sizes.extend_tokens, self.sizes.page_size
-        tokens, lengths = np.zeros((R, T), np.int32), np.zeros(R, np.int32)
+        tokens, lengths = np.zeros(self.read_at_once, np.int32), np.zeros(R, np.int32)
+        in_block = R // len(tokens)
         pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
         starts = np.zeros(R // self.sizes.siblings, np.int32)
-        starts[: len(groups)] = [g[0].start + g[0].portions_read * T for g in groups]
         for row, entry in self.rows_of(groups):
-            offset = entry.portions_read * T
-            portion = entry.tokens[offset : offset + T]
-            tokens[row, : len(portion)], lengths[row] = portion, len(portion)
-            own = entry.pages[offset // page_size :][: -(-len(portion) // page_size)]
+            portion = self._portion(entry)
+            before = lengths[row - row % in_block : row].sum()
+            tokens[row // in_block, before : before + len(portion)] = portion
+            lengths[row] = len(portion)
+            first = entry.portions_read * T // page_size
+            own = entry.pages[first:][: -(-len(portion) // page_size)]
             pages[row, : len(own)] = own
-        beginnings = [(group[0], int(start)) for group, start in zip(groups, starts, strict=False)]
-        context = self.context(beginnings, len(starts), range(len(groups)))
+        at = self._seated(groups)
+        starts[at] = [g[0].start + g[0].portions_read * T for g in groups]
+        beginnings = [(g[0], int(start)) for g, start in zip(groups, starts[at], strict=True)]
+        context = self.context(beginnings, len(starts), at)
         return ExtendRows(
             tokens=tokens, lengths=lengths, starts=starts, context=context, pages=pages
         )
 
     def have_read(self, groups: Sequence[Sequence[Entry]], readouts: jax.Array | None) -> None:
         """Notes that the next portion of each entry has been read, and what was read out."""
-        scores, T = None if readouts is None else np.asarray(readouts), self.sizes.extend_tokens
-        for row, entry in self.rows_of(groups):
-            self.usage.read += len(entry.tokens[entry.portions_read * T :][:T])
+        scores = None if readouts is None else np.asarray(readouts)
+        for row, entry in list(self.rows_of(groups)):
+            self.usage.read += len(self._portion(entry))
             entry.portions_read += 1
             if scores is not None and entry.portions_read == self.cache.portions(entry):
                 entry.readout = float(scores[row])
@@ -413,6 +456,16 @@ class Engine:
             return named_sharding(mesh, tuple(axes))
 
         return jax.tree.map(sharding, rows)
+
+
+def _blocks(sizes: EngineConfig, data: int) -> tuple[int, int]:
+    """In how many blocks pieces are packed, and the tokens of each: a block for each device, where
+    they have equally many rows, in which siblings fit whatever their length."""
+    T = sizes.extend_tokens
+    blocks = 1 if sizes.extend_rows // sizes.siblings % data else data
+    batch = sizes.extend_batch or sizes.extend_rows * T // 2
+    tokens = -(-batch // (blocks * sizes.page_size)) * sizes.page_size
+    return blocks, max(sizes.siblings * T, tokens)
 
 
 def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:

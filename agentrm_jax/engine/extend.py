@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -46,11 +47,12 @@ class ExtendRows:
     g = r // (R / G) follow the same context, side by side.
 
     Attributes:
-      tokens: [R, T] int32.
-      lengths: [R] int32, how many of the T are tokens.
+      tokens: [R, T] int32; or packed, [B, N]: those of R / B rows side by side, then padding.
+      lengths: [R] int32, how many tokens each row has; at most T, and N together.
       starts: [G] int32, position of the first one: what the context holds.
       context: The pages of the G conversations.
-      pages: [R, T / page_size] int32, where to write; a number past the pool is not written.
+      pages: [R, T / page_size] int32, where to write; a number past the pool is not written. Packed
+        rows tell by them what T is.
     """
 
     tokens: Array
@@ -59,38 +61,95 @@ class ExtendRows:
     context: Context
     pages: Array
 
+    def most_tokens(self, page_size: int) -> int:
+        """T."""
+        if self.tokens.shape[0] == self.lengths.shape[0]:
+            return self.tokens.shape[1]
+        return self.pages.shape[1] * page_size
+
+
+class Places(NamedTuple):
+    """Where the tokens of R rows stand in B blocks.
+
+    Attributes:
+      rows: [B, N] int32, the row of each token among those of its block.
+      offsets: [B, N] int32, which of the row's tokens it is.
+      last: [B, R / B] int32, where each row's last token stands.
+      spread: [B, N, ...] to [R, T, ...], where anything is behind a row's last token.
+      joined: [R, T, ...] to [B, N, ...].
+    """
+
+    rows: jax.Array
+    offsets: jax.Array
+    last: jax.Array
+    spread: Callable[[jax.Array], jax.Array]
+    joined: Callable[[jax.Array], jax.Array]
+
+
+def places(rows: ExtendRows, page_size: int) -> Places:
+    """Where the rows' tokens stand."""
+    (B, N), R, T = rows.tokens.shape, rows.lengths.shape[0], rows.most_tokens(page_size)
+    lengths = rows.lengths.reshape(B, -1)
+    ends = jnp.cumsum(lengths, axis=1)
+    begin = ends - lengths
+    number = jnp.arange(N)
+    row = jnp.sum(number[:, None] >= ends[:, None, :-1], axis=2)
+    offset = number - jnp.take_along_axis(begin, row, axis=1)
+
+    def taken(x: jax.Array, at: jax.Array) -> jax.Array:
+        at = at.reshape(B, -1, *(1,) * (x.ndim - 2))
+        return jnp.take_along_axis(x, at, axis=1, mode="clip")
+
+    def spread(x: jax.Array) -> jax.Array:
+        x = taken(x, begin[..., None] + jnp.arange(T))
+        return x.reshape(R, T, *x.shape[2:])
+
+    def joined(x: jax.Array) -> jax.Array:
+        return taken(x.reshape(B, -1, *x.shape[2:]), row * T + offset)
+
+    last = jnp.maximum(ends - 1, 0)
+    if B == R:
+        return Places(row, offset, last, lambda x: x, lambda x: x)
+    return Places(row, offset, last, spread, joined)
+
 
 def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
-    """Runs the model over the rows. The last layer computes keys and values, and all else of each
-    row's last token alone.
+    """Runs the model over the rows. Packed rows are apart for attention alone. The last layer
+    computes keys and values, and all else of each row's last token alone.
 
     Returns:
       That token's hidden state [R, D] after the final norm, and each layer's new (k, v)
       [K, R, T, H].
     """
-    (R, T), G = rows.tokens.shape, rows.starts.shape[0]
+    at, T = places(rows, pool.page_size), rows.most_tokens(pool.page_size)
+    B, R, G = rows.tokens.shape[0], rows.lengths.shape[0], rows.starts.shape[0]
+    kind = whole_attention if pool.backend.name == "cudnn" else parted_attention
     every = jnp.broadcast_to(jnp.arange(T), (R, T))
     last = jnp.maximum(rows.lengths - 1, 0)[:, None]
-    kind = whole_attention if pool.backend.name == "cudnn" else parted_attention
-    attend_every, attend_last = (kind(config, pool, rows, at) for at in (every, last))
+    attend_every, attend_last = (kind(config, pool, rows, to) for to in (every, last))
 
-    def attention(l: int, attend_to: AttendTo) -> llama.Attend:
+    def attention(l: int) -> llama.Attend:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array):
-            out = attend_to(l, q, k, v)
+            k, v = at.spread(k), at.spread(v)
+            if l == config.num_layers - 1:
+                own = q.reshape(R, 1, *q.shape[2:])
+                out = attend_last(l, own, k, v).reshape(q.shape)
+            else:
+                out = at.joined(attend_every(l, at.spread(q), k, v))
             return out, (k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3))
 
         return attend
 
     x = llama.embed(params, rows.tokens)
-    rotation = llama.rope(jnp.repeat(rows.starts, R // G)[:, None] + every, config)
-    *layers, final = params["layers"]
+    starts = jnp.repeat(rows.starts, R // G).reshape(B, -1)
+    positions = jnp.take_along_axis(starts, at.rows, axis=1) + at.offsets
+    rotation = llama.rope(positions, config)
     new = []
-    for l, layer in enumerate(layers):
-        x, kv = llama.block(layer, config, x, rotation, attention(l, attend_every))
+    for l, layer in enumerate(params["layers"]):
+        only = at.last if l == config.num_layers - 1 else None
+        x, kv = llama.block(layer, config, x, rotation, attention(l), only)
         new.append(kv)
-    attend = attention(len(layers), attend_last)
-    x, kv = llama.block(final, config, x, rotation, attend, last)
-    return llama.final_norm(params, config, x)[:, 0], [*new, kv]
+    return llama.final_norm(params, config, x).reshape(R, -1), new
 
 
 AttendTo = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -106,7 +165,7 @@ def parted_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows, at: jax.
     (R, Q), K, G = at.shape, config.num_kv_heads, rows.starts.shape[0]
     shared_by = config.num_heads // K
     context, page_size = rows.context, pool.page_size
-    offset = jnp.arange(rows.tokens.shape[1])
+    offset = jnp.arange(rows.most_tokens(page_size))
     causal = (at[..., None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, Q, T]
     causal = jnp.repeat(causal, shared_by, axis=1)  # [R, Q * N / K, T]
     reader = jnp.repeat(jnp.arange(G), (R // G) * Q * shared_by)  # conversation of each query
@@ -156,7 +215,8 @@ _WIDTHS = (8, 4, 2, 1)
 
 def whole_attention(config: LlamaConfig, pool: Pool, rows: ExtendRows, at: jax.Array) -> AttendTo:
     """The same with all keys of a conversation side by side, for kernels that want them so."""
-    (R, T), G, page_size = rows.tokens.shape, rows.starts.shape[0], pool.page_size
+    R, G, page_size = rows.lengths.shape[0], rows.starts.shape[0], pool.page_size
+    T = rows.most_tokens(page_size)
     row, offset = jnp.divmod(jnp.arange(R // G * T), T)  # new tokens behind a conversation
     of_row = jnp.repeat(jnp.arange(R // G), at.shape[1])[:, None]
     at = at.reshape(G, -1, 1)

@@ -200,6 +200,41 @@ def test_scores_equal_the_dense_readout(params):
     assert engine.usage.read == read  # told from memory
 
 
+@pytest.mark.parametrize("siblings", [1, 2])
+@pytest.mark.parametrize("batch", [16, 40, 64], ids=["least", "packed", "not packed"])
+def test_pieces_are_packed_into_calls_and_read_as_in_the_dense_pass(params, batch, siblings):
+    """Pieces of all lengths up to a row's: as many of them in a call as there is room for."""
+    sizes = dataclasses.replace(SIZES, extend_batch=batch, siblings=siblings)
+    head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
+    engine = Engine(params, CONFIG, sizes, readout=lambda head, h: h @ head, head=head)
+    shared = request(40, 9).pieces
+    conversations = [[*shared, *request(i, length).pieces] for i, length in enumerate(range(1, 17))]
+    calls: list[list[int]] = []
+    extend = engine._extend
+
+    def counted(groups):
+        calls.append([len(engine._portion(entry)) for group in groups for entry in group])
+        extend(groups)
+
+    engine._extend = counted
+    scores = engine.score(conversations)
+    for pieces, score in zip(conversations, scores, strict=True):
+        assert score == pytest.approx(float(dense_last(params, pieces) @ head), abs=1e-4)
+    room = max(batch, siblings * sizes.extend_tokens)
+    assert all(sum(lengths) <= room and len(lengths) <= sizes.extend_rows for lengths in calls)
+    assert sum(map(sum, calls)) == engine.usage.read
+    left = calls[1:]
+    for lengths, after in itertools.pairwise(left):  # no call leaves room for what comes next
+        more = len(lengths) + siblings > sizes.extend_rows
+        assert more or sum(lengths) + sum(after[:siblings]) > room
+
+
+def test_how_pieces_are_packed_is_checked():
+    for name in ("extend_batch", "extend_tokens"):
+        with pytest.raises(UserError, match=rf"engine\.{name}: 6 is no multiple of .*page_size"):
+            dataclasses.replace(SIZES, **{name: 6})
+
+
 def test_context_that_is_too_short_is_one_clear_error(params):
     engine = Engine(params, CONFIG, SIZES)
     with pytest.raises(UserError, match=r"engine\.context: a conversation of 250 tokens"):
