@@ -62,13 +62,13 @@ class ExtendRows:
     pages: Array
 
     def most_tokens(self, page_size: int) -> int:
-        """T."""
+        """T, most tokens of a row."""
         if self.tokens.shape[0] == self.lengths.shape[0]:
             return self.tokens.shape[1]
         return self.pages.shape[1] * page_size
 
 
-class Places(NamedTuple):
+class Packing(NamedTuple):
     """Where the tokens of R rows stand in B blocks.
 
     Attributes:
@@ -86,7 +86,7 @@ class Places(NamedTuple):
     joined: Callable[[jax.Array], jax.Array]
 
 
-def places(rows: ExtendRows, page_size: int) -> Places:
+def packing(rows: ExtendRows, page_size: int) -> Packing:
     """Where the rows' tokens stand."""
     (B, N), R, T = rows.tokens.shape, rows.lengths.shape[0], rows.most_tokens(page_size)
     lengths = rows.lengths.reshape(B, -1)
@@ -109,8 +109,8 @@ def places(rows: ExtendRows, page_size: int) -> Places:
 
     last = jnp.maximum(ends - 1, 0)
     if B == R:
-        return Places(row, offset, last, lambda x: x, lambda x: x)
-    return Places(row, offset, last, spread, joined)
+        return Packing(row, offset, last, lambda x: x, lambda x: x)
+    return Packing(row, offset, last, spread, joined)
 
 
 def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
@@ -121,7 +121,7 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
       That token's hidden state [R, D] after the final norm, and each layer's new (k, v)
       [K, R, T, H].
     """
-    at, T = places(rows, pool.page_size), rows.most_tokens(pool.page_size)
+    at, T = packing(rows, pool.page_size), rows.most_tokens(pool.page_size)
     B, R, G = rows.tokens.shape[0], rows.lengths.shape[0], rows.starts.shape[0]
     kind = whole_attention if pool.backend.name == "cudnn" else parted_attention
     every = jnp.broadcast_to(jnp.arange(T), (R, T))
