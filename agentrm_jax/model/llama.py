@@ -54,7 +54,7 @@ def project(
         difference = project(weight.b, project(weight.a, x, shared=shared), dtype=dtype)
         return project(weight.base, x, shared=shared, dtype=dtype) + weight.scale * difference
     if isinstance(weight, Panels):
-        return multiply(weight, x)
+        return multiply(weight, x.reshape(*x.shape[:-shared], -1))
     inner = [tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x)]
     if x.shape[0] * x.shape[1] > FEW:
         within = ((inner[1], inner[0]), ((), ()))

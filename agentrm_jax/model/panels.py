@@ -21,8 +21,8 @@ WIDTH = 64
 """Columns of a panel: wider ones are copied again, narrower ones are slower."""
 MOST = 24
 """Positions up to which panels are faster."""
-MATRICES = ("q", "k", "v", "gate", "up", "down")
-"""Those of a layer that lie in panels. What goes into `o` would be made anew for every panel."""
+MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+"""Those of a layer that lie in panels, and how many axes their input is."""
 
 
 @flax.struct.dataclass
@@ -38,18 +38,22 @@ class Panels:
     out: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
 
-def in_panels(matrix: jax.Array) -> Panels:
-    """A matrix [*out, in], copied on the host."""
-    *out, width = matrix.shape
+def in_panels(matrix: jax.Array, shared: int = 1) -> Panels:
+    """A matrix [*out, *in], copied on the host; `in` is its last `shared` axes."""
+    out, width = matrix.shape[:-shared], math.prod(matrix.shape[-shared:])
     rows = np.asarray(matrix).reshape(-1, width)
     rows = np.pad(rows, ((0, -len(rows) % WIDTH), (0, 0)))
     values = rows.reshape(-1, WIDTH, width).swapaxes(1, 2)
-    return Panels(jnp.asarray(np.ascontiguousarray(values)), tuple(out))
+    return Panels(jnp.asarray(np.ascontiguousarray(values)), out)
 
 
 def multiply(panels: Panels, x: jax.Array) -> jax.Array:
     """x [B, T, in] through the matrix: [B, T, *out]."""
     B, T, D = x.shape
+    # What makes x would be fused into its copies, and computed anew for every panel. Barriers are
+    # dropped before that; a branch that the compiler cannot foresee keeps it apart.
+    first = panels.values[0, 0, 0]
+    x = jax.lax.cond(first == first, lambda: x, lambda: jnp.full_like(x, jnp.nan))
     for_each = jnp.broadcast_to(x.reshape(-1, D), (panels.values.shape[0], B * T, D))
     found = jax.lax.dot_general(for_each, panels.values, (((2,), (1,)), ((0,), (0,))))
     found = found.swapaxes(0, 1).reshape(B * T, -1)[:, : math.prod(panels.out)]
@@ -60,7 +64,7 @@ def for_few_positions(params: Params) -> Params:
     """Parameters with a tuple of layers, their matrices in panels; tied embeddings stay, and get a
     head in panels beside them."""
     layers = [
-        {**weights, **{name: in_panels(weights[name]) for name in MATRICES}}
+        {**weights, **{name: in_panels(weights[name], n) for name, n in MATRICES.items()}}
         for weights in params["layers"]
     ]
     head = in_panels(params.get("lm_head", params["embed"]))
