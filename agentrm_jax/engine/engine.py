@@ -23,6 +23,7 @@ from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
+from agentrm_jax.engine.seating import seat_pieces
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import check_device, check_name
 from agentrm_jax.model.config import LlamaConfig
@@ -235,22 +236,8 @@ class Engine:
     def _seated(self, groups: Sequence[Sequence[Entry]]) -> list[int]:
         """The places of siblings in a call, of as many of the first ones as fit."""
         places = self.sizes.extend_rows // self.sizes.siblings // self._blocks
-        found: list[int] = []
-        block, taken, tokens = 0, 0, 0
-        for group in groups:
-            needed = sum(len(self._portion(entry)) for entry in group)
-            if taken == places or tokens + needed > self._block_tokens:
-                block, taken, tokens = block + 1, 0, 0
-            if block == self._blocks:
-                break
-            found.append(block * places + taken)
-            taken, tokens = taken + 1, tokens + needed
-        return found
-
-    def _portion(self, entry: Entry) -> Piece:
-        """What is read of an entry next."""
-        T = self.sizes.extend_tokens
-        return entry.tokens[entry.portions_read * T :][:T]
+        lengths = (sum(len(self.cache.next_portion(e)) for e in group) for group in groups)
+        return seat_pieces(lengths, self._blocks, places, self._block_tokens)
 
     def ready(self, leaves: Sequence[Entry], *, in_order: bool = False) -> list[list[Entry]]:
         """Which pieces of conversations could be read now, by siblings: what they follow is there.
@@ -311,7 +298,7 @@ class Engine:
         pages = np.full((R, T // page_size), self.cache.num_pages, np.int32)
         starts = np.zeros(R // self.sizes.siblings, np.int32)
         for row, entry in self.rows_of(groups):
-            portion = self._portion(entry)
+            portion = self.cache.next_portion(entry)
             before = lengths[row - row % in_block : row].sum()
             tokens[row // in_block, before : before + len(portion)] = portion
             lengths[row] = len(portion)
@@ -329,8 +316,8 @@ class Engine:
     def have_read(self, groups: Sequence[Sequence[Entry]], readouts: jax.Array | None) -> None:
         """Notes that the next portion of each entry has been read, and what was read out."""
         scores = None if readouts is None else np.asarray(readouts)
-        for row, entry in list(self.rows_of(groups)):
-            self.usage.read += len(self._portion(entry))
+        for row, entry in list(self.rows_of(groups)):  # told by what is not read yet
+            self.usage.read += len(self.cache.next_portion(entry))
             entry.portions_read += 1
             if scores is not None and entry.portions_read == self.cache.portions(entry):
                 entry.readout = float(scores[row])

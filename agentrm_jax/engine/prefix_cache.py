@@ -111,6 +111,10 @@ class PrefixCache:
     def portions(self, entry: Entry) -> int:
         return -(-len(entry.tokens) // self.portion)
 
+    def next_portion(self, entry: Entry) -> Piece:
+        """What is to be read of an entry next."""
+        return entry.tokens[entry.portions_read * self.portion :][: self.portion]
+
     def num_pages_of(self, entry: Entry) -> int:
         return -(-len(entry.tokens) // self.page_size)
 

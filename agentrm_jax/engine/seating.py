@@ -1,9 +1,9 @@
-"""Replies in the making, and where they stand in a call of the decoder."""
+"""Where replies in the making stand in a call of the decoder, and pieces in one that reads."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -153,3 +153,23 @@ class Seating:
 
 def num_undone(conversations: Sequence[Conversation]) -> int:
     return sum(len(conversation.undone) for conversation in conversations)
+
+
+def seat_pieces(lengths: Iterable[int], blocks: int, places: int, room: int) -> list[int]:
+    """The places of pieces that are packed into blocks, of as many of the first ones as fit.
+
+    Args:
+      lengths: Of each piece; at most `room`.
+      places: Of a block.
+      room: Tokens of a block.
+    """
+    found: list[int] = []
+    block, taken, tokens = 0, 0, 0
+    for length in lengths:
+        if taken == places or tokens + length > room:
+            block, taken, tokens = block + 1, 0, 0
+        if block == blocks:
+            break
+        found.append(block * places + taken)
+        taken, tokens = taken + 1, tokens + length
+    return found

@@ -213,7 +213,7 @@ def test_pieces_are_packed_into_calls_and_read_as_in_the_dense_pass(params, batc
     extend = engine._extend
 
     def counted(groups):
-        calls.append([len(engine._portion(entry)) for group in groups for entry in group])
+        calls.append([len(engine.cache.next_portion(entry)) for group in groups for entry in group])
         extend(groups)
 
     engine._extend = counted

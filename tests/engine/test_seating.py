@@ -1,11 +1,11 @@
-"""Where conversations and their rows stand in a call of the decoder."""
+"""Where conversations, their rows and pieces stand in a call."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from agentrm_jax.engine.seating import Conversation, Row, Seating
+from agentrm_jax.engine.seating import Conversation, Row, Seating, seat_pieces
 
 
 def conversation(n: int, done: int = 0) -> Conversation:
@@ -71,3 +71,16 @@ def test_one_lane_has_a_row_for_every_slot():
     assert [(r, c is running[0], b) for r, c, b in seats.taken()] == [
         (0, True, 0), (1, True, 1), (2, True, 2), (3, True, 3), (11, False, 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "blocks", "found"),
+    [
+        ([5, 5, 6, 1], 1, [0, 1, 2]),  # the block is full of tokens
+        ([1, 1, 1, 1, 1], 1, [0, 1, 2, 3]),  # the block has no place
+        ([9, 8, 7, 9, 1], 2, [0, 4, 5]),  # what comes later waits, though it would fit
+        ([], 2, []),
+    ],
+)
+def test_pieces_stand_in_blocks_in_their_order(lengths, blocks, found):
+    assert seat_pieces(lengths, blocks, places=4, room=16) == found
