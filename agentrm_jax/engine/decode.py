@@ -245,13 +245,21 @@ def decode_tokens(
     def filled_up(x: jax.Array) -> jax.Array:
         return jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
 
+    # Once for all tokens: within the loop every layer would compute its sines anew.
+    sin, cos = llama.rope(filled_up(rows.positions)[:, None] + jnp.arange(length), config)
+
+    def taken(x: jax.Array, j: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, j, 1, axis=1)
+
+    def put(own: jax.Array, new: jax.Array, j: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(own, new.transpose(2, 0, 1, 3), (0, 0, j, 0))
+
     def attend_to(l: int, block, j: jax.Array):
         def attention(q: jax.Array, k: jax.Array, v: jax.Array):
             q, k, v = q[:R], k[:R], v[:R]
-            own_k = jax.lax.dynamic_update_slice(block[0], k.transpose(2, 0, 3, 1), (0, 0, 0, j))
-            own_v = jax.lax.dynamic_update_slice(block[1], v.transpose(2, 0, 1, 3), (0, 0, j, 0))
+            own_k, own_v = put(block[0], k, j), put(block[1], v, j)
             q = by_kv_head(q, K)
-            own = attend(q, own_k, own_v, jnp.arange(length) <= j)
+            own = attend(q, own_k.swapaxes(2, 3), own_v, jnp.arange(length) <= j)
             out = result(merge(attend_before(l, q), own))
             return filled_up(by_position(out, 1).astype(q.dtype)), (own_k, own_v)
 
@@ -260,7 +268,7 @@ def decode_tokens(
     def step(state):
         j, last, done, blocks, out = state
         x = llama.embed(params, filled_up(last)[:, None])
-        rotation = llama.rope(filled_up(rows.positions + j)[:, None], config)
+        rotation = taken(sin, j), taken(cos, j)
         new = []
         for l in range(config.num_layers):
             attention = attend_to(l, blocks[l], j)
@@ -280,15 +288,12 @@ def decode_tokens(
         )
         return j + 1, jnp.where(done, last, token), done | ending | (t + 1 >= rows.limits), new, out
 
-    empty = (
-        jnp.zeros((K, R, H, length), pool.k[0].dtype),
-        jnp.zeros((K, R, length, H), pool.v[0].dtype),
-    )
+    k, v = (jnp.zeros((K, R, length, H), x[0].dtype) for x in (pool.k, pool.v))
     state = (
         jnp.int32(0),
         rows.last_tokens,
         ~rows.active,
-        [empty] * config.num_layers,
+        [(k, v)] * config.num_layers,
         Decoded(
             tokens=jnp.zeros((R, length), jnp.int32),
             log_probs=jnp.zeros((R, length), jnp.float32),
@@ -297,7 +302,7 @@ def decode_tokens(
         ),
     )
     state = jax.lax.while_loop(lambda s: (s[0] < length) & ~jnp.all(s[2]), step, state)
-    return [(k.swapaxes(2, 3), v) for k, v in state[3]], state[4]
+    return state[3], state[4]
 
 
 @functools.partial(

@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.attention import (
     Part,
@@ -34,7 +35,7 @@ from agentrm_jax.engine.pages import (
     read_chunk,
 )
 from agentrm_jax.model import llama
-from agentrm_jax.model.attention import masked_attention
+from agentrm_jax.model.attention import device_of, masked_attention
 from agentrm_jax.model.config import LlamaConfig
 
 CHUNK = 8
@@ -144,6 +145,8 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
     starts = jnp.repeat(rows.starts, R // G).reshape(B, -1)
     positions = jnp.take_along_axis(starts, at.rows, axis=1) + at.offsets
     rotation = llama.rope(positions, config)
+    if device_of(pool.backend.mesh).platform == "cpu":  # each layer would compute its sines anew
+        rotation = computed_once(rotation, rotation[1][0, 0, 0])
     new = []
     for l, layer in enumerate(params["layers"]):
         only = at.last if l == config.num_layers - 1 else None

@@ -88,9 +88,14 @@ def sample(
     Returns:
       Tokens [R] int32 and their log-probabilities [R] at temperature 1, before any filter.
     """
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(keys)
-    scale = jnp.maximum(temperature, 1e-6)[:, None]
-    drawn = largest(keep(logits / scale, filter) + noise)
-    tokens = jnp.where(temperature > 0, drawn, largest(logits))
-    return tokens, jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
+    likeliest = largest(logits)
+
+    def draw() -> jax.Array:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(keys)
+        scale = jnp.maximum(temperature, 1e-6)[:, None]
+        drawn = largest(keep(logits / scale, filter) + noise)
+        return jnp.where(temperature > 0, drawn, likeliest)
+
+    tokens = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: likeliest)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -34,7 +34,8 @@ TOGETHER = 8
 """So many tiles of each conversation are merged at a time, as far as the longest conversation."""
 
 RUNS, LEAST = 8, 16
-"""Where runs are left out: most runs of a list, and the tiles of the smallest."""
+"""Where runs are left out: most runs of a list, and the tiles of the smallest where there are more
+than two."""
 
 
 class Tiles(NamedTuple):
@@ -113,7 +114,8 @@ def _leaves_out(backend: Backend) -> bool:
 
 def _runs(length: int, backend: Backend) -> list[slice]:
     """How a list is divided."""
-    size = max(LEAST, 8 * -(-length // (8 * RUNS))) if _leaves_out(backend) else length
+    runs = min(RUNS, max(2, length // LEAST)) if _leaves_out(backend) else 1
+    size = 8 * -(-length // (8 * runs))
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 

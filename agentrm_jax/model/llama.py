@@ -72,8 +72,36 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32."""
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return weight * x32.astype(x.dtype)
+    x32 = _scaled(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
+    return _scaled(x32.astype(x.dtype), weight)
+
+
+@jax.custom_vjp
+def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [..., D] times a scale [..., 1] or [D].
+
+    The gradient of the scale is a sum of products, for which CPUs need a tenth of the time if it is
+    written as a contraction.
+    """
+    return x * scale
+
+
+def _scaled_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    x, scale = kept
+    rows = scale.ndim == x.ndim and scale.shape[-1] == 1
+
+    def contracted(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum("nd,nd->n" if rows else "nd,nd->d", a, b)
+
+    def summed(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum(a * b, axis=1 if rows else 0)
+
+    sides = (side.reshape(-1, side.shape[-1]).astype(jnp.float32) for side in (gradient, x))
+    sums = jax.lax.platform_dependent(*sides, cpu=contracted, default=summed)
+    return gradient * scale, sums.reshape(scale.shape).astype(scale.dtype)
+
+
+_scaled.defvjp(lambda x, scale: (x * scale, (x, scale)), _scaled_backward)
 
 
 def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.model.parameters import Params
 
 WIDTH = 64
@@ -50,10 +51,7 @@ def in_panels(matrix: jax.Array, shared: int = 1) -> Panels:
 def multiply(panels: Panels, x: jax.Array) -> jax.Array:
     """x [B, T, in] through the matrix: [B, T, *out]."""
     B, T, D = x.shape
-    # What makes x would be fused into its copies, and computed anew for every panel. Barriers are
-    # dropped before that; a branch that the compiler cannot foresee keeps it apart.
-    first = panels.values[0, 0, 0]
-    x = jax.lax.cond(first == first, lambda: x, lambda: jnp.full_like(x, jnp.nan))
+    x = computed_once(x, panels.values[0, 0, 0])  # else anew for every panel
     for_each = jnp.broadcast_to(x.reshape(-1, D), (panels.values.shape[0], B * T, D))
     found = jax.lax.dot_general(for_each, panels.values, (((2,), (1,)), ((0,), (0,))))
     found = found.swapaxes(0, 1).reshape(B * T, -1)[:, : math.prod(panels.out)]

@@ -1,10 +1,10 @@
 """Causal attention in tiles of queries by keys, of which those that no query sees are left out.
 
 Which tiles those are is known only with the data: half of them for a single sequence, most of them
-for a tree, where a token sees its own path and no other branch. So one loop runs over the tiles
-that are left, as many as there are, and merges what each adds to the softmax of its queries; the
-backward pass computes the scores anew, tile by tile (FlashAttention: Dao et al. 2022). Nothing as
-large as queries by keys is ever in memory.
+for a tree, where a token sees its own path and no other branch. So for each tile of queries a loop
+runs over the tiles of keys that are left, as many as there are, and merges what each adds to the
+softmax; the backward pass computes the scores anew, tile by tile (FlashAttention: Dao et al. 2022).
+Nothing as large as queries by keys is ever in memory.
 
 Axis letters: B batch, T tokens, N heads, K KV heads, G query heads of each, H head width; I tiles
 of a row, Q tokens of a tile, M = B * I.
@@ -52,15 +52,15 @@ def attend_tiles(
     return out.transpose(0, 3, 1, 2, 4).reshape(B, tiles * size, N, H)[:, :T]
 
 
-def _pairs(until: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tiles of queries and tiles of keys that they see, [B * I * I] each, and how many of them
-    count: the first."""
-    _, tiles, size = until.shape
+def _pairs(until: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tiles of keys [B * I * I] that tiles of queries see, one tile of queries after another, and
+    where those of each begin, and the last ones end: [B * I + 1]."""
+    B, tiles, size = until.shape
     number = jnp.arange(tiles)
     sees = (number[:, None] >= number) & (number[:, None] * size < until.max(axis=2)[:, None])
     [found] = jnp.nonzero(sees.reshape(-1), size=sees.size, fill_value=0)
-    queries = found // tiles
-    return queries, queries // tiles * tiles + found % tiles, sees.sum()
+    ends = jnp.cumsum(sees.reshape(B * tiles, tiles).sum(axis=1))
+    return found // tiles // tiles * tiles + found % tiles, jnp.pad(ends, (1, 0))
 
 
 def _seen(until: jax.Array, query: jax.Array, key: jax.Array) -> jax.Array:
@@ -86,25 +86,30 @@ def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, until: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Attended values [M, K, G, Q, H], and the log-sum-exp of each query's scores."""
-    queries, keys, count = _pairs(until)
+    keys, begins = _pairs(until)
+    k = k.swapaxes(2, 3)
 
-    def merge(step: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """Of each query: weighted values, largest score and sum of weights so far."""
-        i, j = queries[step], keys[step]
-        out, largest, total = (_at(x, i) for x in found)
-        scores = _dot("kgqh,ksh->kgqs", _at(q, i), _at(k, j))
-        scores = jnp.where(_seen(until, i, j), scores, _LEAST)
-        new = jnp.maximum(largest, scores.max(axis=-1))
-        weights, keep = jnp.exp(scores - new[..., None]), jnp.exp(largest - new)
-        added = _dot("kgqs,ksh->kgqh", weights.astype(v.dtype), _at(v, j))
-        merged = (out * keep[..., None] + added, new, total * keep + weights.sum(axis=-1))
-        return tuple(_put(x, i, value) for x, value in zip(found, merged, strict=True))
+    def attend(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, own_q = tile
 
-    zeros = jnp.zeros(q.shape[:-1], jnp.float32)
-    found = jnp.zeros(q.shape, jnp.float32), jnp.full_like(zeros, _LEAST), zeros
-    out, largest, total = jax.lax.fori_loop(0, count, merge, found)
-    total = jnp.where(total == 0, 1, total)  # of queries that fill up a row
-    return (out / total[..., None]).astype(v.dtype), largest + jnp.log(total)
+        def merge(step: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            """Of each query: weighted values, largest score and sum of weights so far."""
+            j = keys[step]
+            out, largest, total = found
+            scores = _dot("kgqh,khs->kgqs", own_q, _at(k, j))
+            scores = jnp.where(_seen(until, i, j), scores, _LEAST)
+            new = jnp.maximum(largest, scores.max(axis=-1))
+            weights, keep = jnp.exp(scores - new[..., None]), jnp.exp(largest - new)
+            added = _dot("kgqs,ksh->kgqh", weights.astype(v.dtype), _at(v, j))
+            return out * keep[..., None] + added, new, total * keep + weights.sum(axis=-1)
+
+        zeros = jnp.zeros(own_q.shape[:-1], jnp.float32)
+        found = jnp.zeros(own_q.shape, jnp.float32), jnp.full_like(zeros, _LEAST), zeros
+        out, largest, total = jax.lax.fori_loop(begins[i], begins[i + 1], merge, found)
+        total = jnp.where(total == 0, 1, total)  # of queries that fill up a row
+        return (out / total[..., None]).astype(v.dtype), largest + jnp.log(total)
+
+    return jax.lax.map(attend, (jnp.arange(len(q)), q))
 
 
 @jax.custom_vjp
@@ -123,31 +128,37 @@ def _backward(
     kept: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, until, out, normalizer = kept
-    queries, keys, count = _pairs(until)
+    keys, begins = _pairs(until)
     # What a change of all of a query's weights would do, which softmax takes from each.
     common = _dot("mkgqh,mkgqh->mkgq", gradient, out)
+    # Sums over queries have the keys last, so that no tile of scores need be turned.
+    k_turned, v_turned = k.swapaxes(2, 3), v.swapaxes(2, 3)
+    q_turned, gradient_turned = (x.transpose(0, 1, 4, 2, 3) for x in (q, gradient))
 
-    def add(step: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        i, j = queries[step], keys[step]
-        own_q, own_k, own_v, own = _at(q, i), _at(k, j), _at(v, j), _at(gradient, i)
-        scores = _dot("kgqh,ksh->kgqs", own_q, own_k) - _at(normalizer, i)[..., None]
-        weights = jnp.where(_seen(until, i, j), jnp.exp(scores), 0)
-        by_weight = _dot("kgqh,ksh->kgqs", own, own_v) - _at(common, i)[..., None]
-        by_score = (weights * by_weight).astype(q.dtype)
-        added = (
-            (i, _dot("kgqs,ksh->kgqh", by_score, own_k)),
-            (j, _dot("kgqs,kgqh->ksh", by_score, own_q)),
-            (j, _dot("kgqs,kgqh->ksh", weights.astype(q.dtype), own)),
-        )
-        return tuple(
-            _put(x, tile, _at(x, tile) + value)
-            for x, (tile, value) in zip(sums, added, strict=True)
-        )
+    def add_queries(sums: tuple[jax.Array, ...], tile: tuple[jax.Array, ...]):
+        i, own_q, own_q_turned, own, own_turned, own_normalizer, own_common = tile
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    sums = jax.lax.fori_loop(0, count, add, zeros)
-    dq, dk, dv = (total.astype(x.dtype) for x, total in zip((q, k, v), sums, strict=True))
-    return dq, dk, dv, None
+        def add(step: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            dq, dk, dv = sums
+            j = keys[step]
+            scores = _dot("kgqh,khs->kgqs", own_q, _at(k_turned, j)) - own_normalizer[..., None]
+            weights = jnp.where(_seen(until, i, j), jnp.exp(scores), 0)
+            by_weight = _dot("kgqh,khs->kgqs", own, _at(v_turned, j)) - own_common[..., None]
+            by_score = (weights * by_weight).astype(q.dtype)
+            dq += _dot("kgqs,ksh->kgqh", by_score, _at(k, j))
+            by_key = _dot("khgq,kgqs->khs", own_q_turned, by_score)
+            by_value = _dot("khgq,kgqs->khs", own_turned, weights.astype(q.dtype))
+            return dq, _put(dk, j, _at(dk, j) + by_key), _put(dv, j, _at(dv, j) + by_value)
+
+        dq = jnp.zeros(own_q.shape, jnp.float32)
+        dq, dk, dv = jax.lax.fori_loop(begins[i], begins[i + 1], add, (dq, *sums))
+        return (dk, dv), dq
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_turned, v_turned))
+    tiles = (jnp.arange(len(q)), q, q_turned, gradient, gradient_turned, normalizer, common)
+    (dk, dv), dq = jax.lax.scan(add_queries, zeros, tiles)
+    dk, dv = dk.swapaxes(2, 3), dv.swapaxes(2, 3)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _attend.defvjp(_attend_and_keep, _backward)
