@@ -88,6 +88,22 @@ def test_rms_norm_computes_in_float32():
     np.testing.assert_allclose(out, 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 64), (3, 64), (2, 5, 4, 64)])  # tokens, ends, heads
+def test_gradient_of_a_norm_is_that_of_its_formula(shape):
+    x, seen = jax.random.normal(jax.random.key(0), (2, *shape))
+    weight = jax.random.normal(jax.random.key(1), shape[-1:])
+
+    def formula(x, weight):
+        return weight * x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+
+    def gradients(norm):
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(seen * norm(x, w)), argnums=(0, 1)))(x, weight)
+
+    found = gradients(lambda x, w: llama.rms_norm(x, w, 1e-5))
+    for own, expected in zip(found, gradients(formula), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_rope(config, golden):
     sin, cos = jax.jit(llama.rope, static_argnums=1)(jnp.arange(512)[None, ::7], config)
     close(sin[0], golden["sin"])
