@@ -6,6 +6,7 @@ returns what they attend to. A full forward pass is the oracle for every other k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
@@ -173,11 +175,30 @@ def _at(x: jax.Array, tokens: jax.Array | None) -> jax.Array:
     return x if tokens is None else jnp.take_along_axis(x, tokens[..., None], axis=1)
 
 
+@jax.custom_vjp
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up. For its gradient it keeps these two, and nothing that lies between."""
+    return jax.nn.silu(gate) * up
+
+
+def _gated_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    gate, up = kept
+    share = jax.nn.sigmoid(gate)
+    silu = gate * share
+    found = gradient * up * (share + silu * (1 - share)), gradient * silu
+    # CPUs would compute them anew, along the other axis, for the gradients of the matrices.
+    once = functools.partial(computed_once, number=gate[(0,) * gate.ndim])
+    return jax.lax.platform_dependent(found, cpu=once, default=lambda found: found)
+
+
+_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
+
+
 def mlp(weights: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
     x = rms_norm(x, weights["mlp_norm"], config.norm_eps)
     gate = project(weights["gate"], x)
     up = project(weights["up"], x)
-    return project(weights["down"], jax.nn.silu(gate) * up)
+    return project(weights["down"], _gated(gate, up))
 
 
 def block(

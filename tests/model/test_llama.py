@@ -104,6 +104,23 @@ def test_gradient_of_a_norm_is_that_of_its_formula(shape):
         np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_gradient_of_an_mlp_is_that_of_its_formula(config, params):
+    weights = llama.unstacked(params)["layers"][0]
+    x, seen = jax.random.normal(jax.random.key(0), (2, 2, 5, config.d_model))
+
+    def formula(weights, x):
+        x = llama.rms_norm(x, weights["mlp_norm"], config.norm_eps)
+        gate, up = (x @ weights[name].T for name in ("gate", "up"))
+        return (gate / (1 + jnp.exp(-gate)) * up) @ weights["down"].T
+
+    def gradients(mlp):
+        return jax.jit(jax.grad(lambda w, x: jnp.sum(seen * mlp(w, x)), argnums=(0, 1)))(weights, x)
+
+    found, expected = (gradients(mlp) for mlp in (lambda w, x: llama.mlp(w, config, x), formula))
+    for own, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-5)
+
+
 def test_rope(config, golden):
     sin, cos = jax.jit(llama.rope, static_argnums=1)(jnp.arange(512)[None, ::7], config)
     close(sin[0], golden["sin"])
