@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +37,15 @@ class Request:
 
     pieces: Sequence[Piece]
     key: np.ndarray
+
+
+class _Call(NamedTuple):
+    """A call of the compiled program that the device works on."""
+
+    seats: Seats
+    pages: jax.Array
+    new: list[tuple[jax.Array, jax.Array]]
+    decoded: Decoded
 
 
 class Decoder:
@@ -66,13 +75,13 @@ class Decoder:
         self._tail_pages = -(-tails // engine.tile) * engine.tile if tails > engine.tile else tails
         self._ends = engine.put(stopping.ends(engine.config.vocab_size))
         self._tickets = 0
-        self._in_flight: tuple[Seats, Decoded] | None = None
+        self._in_flight: _Call | None = None
 
     def warm_up(self) -> None:
         """Compiles what decoding needs, on rows of padding."""
         self.engine.warm_up()
         for share in self.engine.shares:
-            self._decode(share)
+            self._commit(self._decode(share))
 
     def submit(self, request: Request, n: int, rank: float = 0.0) -> int:
         """Queues a request for n replies and gives its ticket; n is one of `branches`. Requests of
@@ -138,9 +147,10 @@ class Decoder:
         """Waits for the work that was started; gives the replies to requests that are done."""
         if self._in_flight is None:
             return []
-        seats, decoded = self._in_flight[0], jax.device_get(self._in_flight[1])
-        self._in_flight = None
-        for r, conversation, branch in seats.taken():
+        call, self._in_flight = self._in_flight, None
+        self._commit(call)
+        decoded = jax.device_get(call.decoded)
+        for r, conversation, branch in call.seats.taken():
             row, count = conversation.rows[branch], int(decoded.lengths[r])
             self.engine.usage.decoded += count
             row.take(decoded.tokens[r, :count], decoded.log_probs[r, :count])
@@ -192,7 +202,7 @@ class Decoder:
         }
         return seats, rows, settings
 
-    def _decode(self, share: float = 0.0) -> tuple[Seats, Decoded]:
+    def _decode(self, share: float = 0.0) -> _Call:
         """One call of the compiled program; see `Engine.tiles`."""
         engine, size = self.engine, self.engine.sizes.page_size
         seats, rows, settings = self.prepare(share)
@@ -204,8 +214,12 @@ class Decoder:
         rows, pages = engine.put((rows, pages))
         params = engine.params_for(len(seats.rows))
         new, decoded = decode(params, engine.config, engine.pool, rows, **settings)
-        engine.pool = commit(engine.pool, new, pages)
-        return seats, decoded
+        return _Call(seats, pages, new, decoded)
+
+    def _commit(self, call: _Call) -> None:
+        """Writes what a call has read. Not before it is waited for: on several CPU devices, writing
+        to pages that are still being read would wait for that, and environments with it."""
+        self.engine.pool = commit(self.engine.pool, call.new, call.pages)
 
 
 def make_rows(

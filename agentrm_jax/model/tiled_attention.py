@@ -131,12 +131,12 @@ def _backward(
     keys, begins = _pairs(until)
     # What a change of all of a query's weights would do, which softmax takes from each.
     common = _dot("mkgqh,mkgqh->mkgq", gradient, out)
-    # Sums over queries have the keys last, so that no tile of scores need be turned.
     k_turned, v_turned = k.swapaxes(2, 3), v.swapaxes(2, 3)
-    q_turned, gradient_turned = (x.transpose(0, 1, 4, 2, 3) for x in (q, gradient))
 
     def add_queries(sums: tuple[jax.Array, ...], tile: tuple[jax.Array, ...]):
-        i, own_q, own_q_turned, own, own_turned, own_normalizer, own_common = tile
+        i, own_q, own, own_normalizer, own_common = tile
+        # Sums over queries have the keys last, so that no tile of scores need be turned.
+        q_turned, own_turned = (x.transpose(0, 3, 1, 2) for x in (own_q, own))
 
         def add(step: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             dq, dk, dv = sums
@@ -146,7 +146,7 @@ def _backward(
             by_weight = _dot("kgqh,khs->kgqs", own, _at(v_turned, j)) - own_common[..., None]
             by_score = (weights * by_weight).astype(q.dtype)
             dq += _dot("kgqs,ksh->kgqh", by_score, _at(k, j))
-            by_key = _dot("khgq,kgqs->khs", own_q_turned, by_score)
+            by_key = _dot("khgq,kgqs->khs", q_turned, by_score)
             by_value = _dot("khgq,kgqs->khs", own_turned, weights.astype(q.dtype))
             return dq, _put(dk, j, _at(dk, j) + by_key), _put(dv, j, _at(dv, j) + by_value)
 
@@ -155,7 +155,7 @@ def _backward(
         return (dk, dv), dq
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_turned, v_turned))
-    tiles = (jnp.arange(len(q)), q, q_turned, gradient, gradient_turned, normalizer, common)
+    tiles = (jnp.arange(len(q)), q, gradient, normalizer, common)
     (dk, dv), dq = jax.lax.scan(add_queries, zeros, tiles)
     dk, dv = dk.swapaxes(2, 3), dv.swapaxes(2, 3)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None

@@ -187,7 +187,8 @@ class Explorer:
                 state = growing.nodes[growing.waiting].trajectory
                 name = f"{purpose}/{growing.waiting}"
                 # Trees that are behind go first, so that none is left when the others are done.
-                questions.append((e, Question(state, name, n, rank=growing.iteration)))
+                rank = growing.iteration + len(state.steps) / (1 + state.task.max_steps)
+                questions.append((e, Question(state, name, n, rank)))
         return questions
 
     def _act(self, answered: Mapping[int, list[Proposal]]) -> None:
