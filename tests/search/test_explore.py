@@ -213,6 +213,22 @@ def test_slots_do_not_change_trees(tmp_path):
     assert one == all_
 
 
+def test_a_question_has_a_higher_rank_the_further_its_tree_is(tmp_path):
+    class Ranks(GamePolicy):
+        def submit(self, questions):
+            for state, _, _, rank in questions:
+                ranks.setdefault(state.task.task_id, []).append(rank)
+            return super().submit(questions)
+
+    ranks = {}
+    explore(tmp_path, [game(i) for i in range(6)], policy=Ranks())
+    assert len(ranks) == 6
+    for found in ranks.values():
+        assert found == sorted(set(found))
+        assert found[0] == 0
+        assert {int(rank) for rank in found} <= set(range(CONFIG.num_iterations))
+
+
 BREAKS = {
     "reset": lambda actions: actions == (),
     "expand": lambda actions: len(actions) == 1 and actions[0].endswith(("N", "n")),
