@@ -195,10 +195,6 @@ class Bench:
         self._one = min(seconds, key=lambda mesh: seconds[mesh])
         return {str(1 if mesh is None else mesh.size): wall for mesh, wall in seconds.items()}
 
-    @property
-    def _branches(self) -> tuple[int, int]:
-        return (self.sizes.expansion_width, 1)
-
     def _explore(
         self,
         sizes: EngineConfig,
@@ -207,11 +203,12 @@ class Bench:
         slots: int,
         seed: int,
     ) -> Explored:
-        params, shape, branches = self.model.params, self.model.config, self._branches
+        params, shape = self.model.params, self.model.config
         if mesh is not None:
             params = jax.device_put(params, parameters.shardings(shape, mesh))
         engine = Engine(params, shape, sizes, mesh=mesh)
         sampling = Sampling(max_tokens=self.sizes.max_tokens)
+        branches = (self.sizes.expansion_width, 1)
         agent = Agent(engine, self.model.tokenizer, lambda task: None, sampling, seed, branches)
         agent.warm_up()
         policy = Recorder(agent)
@@ -338,9 +335,9 @@ def measure(bench: Bench, *, rounds: int) -> dict[str, Any]:
     }
 
 
-def meshes_of(model: Model, cores: int) -> list[Mesh | None]:
-    """One device; and, on CPUs, as many as there are cores, as far as they divide the model."""
-    devices = min(cores, jax.device_count()) if jax.default_backend() == "cpu" else 1
+def meshes_of(model: Model) -> list[Mesh | None]:
+    """One device; and, on CPUs, as many as there are, as far as they divide the model."""
+    devices = jax.device_count() if jax.default_backend() == "cpu" else 1
     tensor = math.gcd(devices, model.config.num_kv_heads, model.config.vocab_size)
     return [None] if tensor == 1 else [None, make_mesh(MeshConfig(tensor=tensor))]
 
@@ -402,10 +399,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         model = (
             tiny_policy() if given.tiny else trained_policy(given.policy or pathlib.Path(folder))
         )
+        meshes = meshes_of(model)
         for name in given.environments:
             pool = make_pool(sizes.workers)
             try:
-                meshes = meshes_of(model, threads)
                 bench = Bench(model, pool, tasks_of(name, sizes), sizes, meshes)
                 found[name] = measure(bench, rounds=given.rounds)
             finally:
