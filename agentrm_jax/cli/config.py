@@ -159,8 +159,7 @@ class ExploreConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Whole trajectories of the policy on the tasks of `explore`: what the implicit reward model
-    learns from.
+    """Whole trajectories on the tasks of `explore`, of which an implicit reward model learns.
 
     Attributes:
       num_samples: Trajectories of each task.

@@ -36,8 +36,9 @@ _MAY_BE_ZERO = ("cache_tokens", "extend_batch")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Sizes of the engine. Beside `context` they decide memory and speed, never results: at equal
-    sizes to the bit, across sizes but for near-ties of the logits.
+    """Sizes of the engine: but for `context` they decide memory and speed, no results.
+
+    Those are equal to the bit at equal sizes, across sizes but for near-ties of the logits.
 
     Attributes:
       context: Longest conversation, in tokens, the reply to come included.

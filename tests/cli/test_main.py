@@ -7,6 +7,8 @@ import fcntl
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import chex
 import numpy as np
@@ -330,7 +332,23 @@ def test_help_explains(capsys) -> None:
     assert main(["run", "--help"]) == 0
     text = capsys.readouterr().out
     assert "usage: agentrm run CONFIG --output DIR" in text
-    assert "Rounds" in text or "Iterations of each tree" in text
+    assert "Iterations of each tree" in text
+
+
+def test_headings_of_help_are_whole() -> None:
+    """They are the first lines of docstrings."""
+    config = RunConfig(environments=[EnvironmentConfig(name="maze")])
+    kinds = {type(value) for value in _configs(config)}
+    assert len(kinds) > 10
+    assert [k.__name__ for k in kinds if not k.__doc__.splitlines()[0].endswith(".")] == []
+
+
+def _configs(value: Any) -> Iterator[Any]:
+    """A config and those that it holds."""
+    if dataclasses.is_dataclass(value):
+        yield value
+        for field in dataclasses.fields(value):
+            yield from _configs(getattr(value, field.name))
 
 
 def test_experts_of_an_environment(tmp_path, capsys) -> None:
