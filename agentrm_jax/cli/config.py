@@ -32,6 +32,7 @@ class EnvironmentConfig:
       name: Registered name.
       wording: One of the environment's wordings, in which the agent reads and speaks it (`using`,
         `move_to`, `from_take` and `paraphrase` of alfworld: see `envs.perturbations`).
+      train: Whether anything is learned here. With false the environment is held out as a whole.
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
       max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
@@ -43,6 +44,7 @@ class EnvironmentConfig:
 
     name: str
     wording: str = ""
+    train: bool = True
     kinds: Sequence[str] = ()
     held_out: Sequence[str] = ()
     max_steps: int = 0
@@ -52,6 +54,13 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 0:
             raise UserError(f"environments: max_steps must not be negative, not {self.max_steps}")
+        if both := set(self.kinds) & set(self.held_out):
+            raise UserError(f"environments: {self.name} trains on {both.pop()} and holds it out")
+        if self.held_out and not self.train:
+            raise UserError(
+                f"environments: {self.name} is held out as a whole (train: false); name what is "
+                "tested in kinds, and nothing in held_out"
+            )
 
     @property
     def registered(self) -> str:
@@ -268,6 +277,12 @@ class RunConfig:
         names = [environment.registered for environment in self.environments]
         if len(set(names)) < len(names):
             raise UserError("environments: each may be named once")
+        explicit = "explicit" in self.rewards and self.reward_model is None
+        learns = self.train_policy or explicit or "implicit" in self.rewards
+        if learns and not any(environment.train for environment in self.environments):
+            raise UserError(
+                "environments: all are held out (train: false), and none is left to learn from"
+            )
         for name in self.trackers:
             if name not in TRACKERS:
                 raise UserError(f"trackers: {name!r} is none of {', '.join(TRACKERS)}")

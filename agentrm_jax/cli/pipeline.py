@@ -29,7 +29,7 @@ from agentrm_jax.core.run_directory import (
     write_text_atomic,
 )
 from agentrm_jax.core.trackers import check_installed
-from agentrm_jax.evaluate.report import comparison_sentences, console_table
+from agentrm_jax.evaluate.report import comparison_sentences, console_table, environment_table
 
 
 def run_all(config: RunConfig, directory: pathlib.Path) -> None:
@@ -157,6 +157,8 @@ def _report(run: Run) -> None:
     rows, compared = evaluation.report(run, folders)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(console_table(rows))
+    if (by_environment := environment_table(rows)) is not None:
+        console.print(by_environment)
     for sentence in comparison_sentences(compared):
         print(sentence)
     print(f"report: {run.directory / 'report.html'}")

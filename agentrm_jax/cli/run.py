@@ -136,13 +136,13 @@ class Run:
         """
         experts: list[Task] = []
         explored: list[Task] = []
-        for environment, n, m in zip(
-            self._named,
-            self._shares(self.config.experts.num_tasks),
-            self._shares(self.config.explore.num_tasks),
-            strict=True,
-        ):
-            tasks = self._tasks(environment, "train", _train_kinds(environment), n + m)
+        trained = [(each, kinds) for each in self._named if (kinds := _kinds(each)[0])]
+        shares = (
+            _shares(n, len(trained))
+            for n in (self.config.experts.num_tasks, self.config.explore.num_tasks)
+        )
+        for (environment, kinds), n, m in zip(trained, *shares, strict=True):
+            tasks = self._tasks(environment, "train", kinds, n + m)
             experts += tasks[:n]
             explored += tasks[n:]
         return experts, explored
@@ -151,15 +151,15 @@ class Run:
         """Those of `experts.imported`, in order.
 
         Raises:
-          UserError: One is of an environment that the run does not name.
+          UserError: One is of an environment that the run does not train on.
         """
-        names = {environment.registered for environment in self._named}
+        names = {each.registered for each in self._named if each.train}
         for folder in self.config.experts.imported:
             for trajectory in open_trajectories(pathlib.Path(folder), made_by="import"):
                 if trajectory.task.environment not in names:
                     raise UserError(
                         f"experts.imported: {folder} holds trajectories of "
-                        f"{trajectory.task.environment}, which `environments` does not name"
+                        f"{trajectory.task.environment}, on which `environments` does not train"
                     )
                 yield trajectory
 
@@ -177,13 +177,12 @@ class Run:
 
     def _test_tasks(self, n: int) -> list[Task]:
         total, split = n or _ALL * len(self._named), self.config.evaluate.split
-        return [
-            dataclasses.replace(task, held_out=task.kind in environment.held_out)
-            for environment, share in zip(self._named, self._shares(total), strict=True)
-            for task in self._tasks(
-                environment, split, [*_train_kinds(environment), *environment.held_out], share
-            )
-        ]
+        found = []
+        for environment, share in zip(self._named, _shares(total, len(self._named)), strict=True):
+            trained, held_out = _kinds(environment)
+            tasks = self._tasks(environment, split, [*trained, *held_out], share)
+            found += [dataclasses.replace(t, held_out=t.kind in held_out) for t in tasks]
+        return found
 
     def _tasks(
         self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
@@ -213,10 +212,10 @@ class Run:
         if overlap := self.overlap():
             raise UserError(f"evaluate: {overlap} test tasks pose problems that are trained on")
 
-    def _shares(self, n: int) -> list[int]:
-        """n spread evenly over the environments."""
-        share, rest = divmod(n, len(self._named))
-        return [share + (i < rest) for i in range(len(self._named))]
+
+def _shares(n: int, environments: int) -> list[int]:
+    """n spread evenly over the environments."""
+    return [n // environments + (i < n % environments) for i in range(environments)]
 
 
 def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
@@ -229,11 +228,11 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
     return load_family(environment.registered).prompt()
 
 
-def _train_kinds(environment: EnvironmentConfig) -> list[str]:
-    """The kinds that are trained on: those named, else all that are not held out.
+def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """The kinds that are trained on, and those that are tested only.
 
     Raises:
-      UserError: A kind is both trained on and held out, or does not exist.
+      UserError: The configuration names one that does not exist.
     """
     known = load_family(environment.registered).kinds()
     for kind in (*environment.kinds, *environment.held_out):
@@ -242,7 +241,5 @@ def _train_kinds(environment: EnvironmentConfig) -> list[str]:
                 f"environments: {environment.name} has no kind {kind!r}; known are "
                 f"{', '.join(known)}"
             )
-    both = set(environment.kinds) & set(environment.held_out)
-    if both:
-        raise UserError(f"environments: {environment.name} trains on {both.pop()} and holds it out")
-    return [k for k in environment.kinds or known if k not in environment.held_out]
+    named = environment.kinds or [kind for kind in known if kind not in environment.held_out]
+    return (named, environment.held_out) if environment.train else ([], named)

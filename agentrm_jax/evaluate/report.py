@@ -14,7 +14,7 @@ from markupsafe import Markup
 from agentrm_jax.core.run_directory import read_json, write_json_atomic, write_text_atomic
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
-from agentrm_jax.evaluate.results import SPLITS, row_variant
+from agentrm_jax.evaluate.results import SPLITS, level, row_variant
 from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
 from agentrm_jax.evaluate.tree_view import branches
 
@@ -88,7 +88,7 @@ def render(
         title=title,
         report=report,
         table=table,
-        kinds=_kind_table(report["results"], table),
+        parts=[part_table(report["results"], of) for of in ("environment", "kind")],
         sentences=comparison_sentences(report["comparisons"]),
         plots=_plots(report, metrics, scores),
         stages=_stage_table(report["stages"]),
@@ -119,21 +119,26 @@ def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry for each method: those with a reward model, then baselines, the oracle last.
 
     Returns:
-      `label`, `baseline`, `oracle`, `macro` (mean of the kinds' means), `cost` (the row over all
-      tasks) and `cells`: for each split its row, None where the method has no task of it.
+      `label`, `baseline`, `oracle`, `macro` (mean of the environments' means; of the kinds' where
+      there is one environment), `cost` (the row over all tasks) and `cells`: for each split its
+      row, None where the method has no task of it.
     """
     methods: dict[Any, dict[tuple[str, str], Row]] = {}
     for row in rows:
         methods.setdefault(row_variant(dict(row)), {})[row["task"], row["split"]] = row
     entries = []
     for variant, own in methods.items():
-        kinds = [row["score_mean"] for (task, _), row in own.items() if task != "all"]
+        means: dict[str, list[float]] = {"environment": [], "kind": [], "all": []}
+        for row in own.values():
+            if level(row) == "kind" or row["split"] == "all":
+                means[level(row)].append(row["score_mean"])
+        several = means["environment"] if len(means["environment"]) > 1 else means["kind"]
         entries.append(
             {
                 "label": variant.label,
                 "baseline": variant.is_baseline,
                 "oracle": variant.method == "oracle_of_n",
-                "macro": float(np.mean(kinds)) if kinds else None,
+                "macro": float(np.mean(several)) if several else None,
                 "cost": own["all", "all"],
                 "cells": [own.get(("all", split)) for split in SPLITS],
             }
@@ -141,13 +146,22 @@ def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: (entry["baseline"], entry["oracle"]))
 
 
-def _kind_table(rows: Sequence[Row], table: Sequence[Row]) -> dict[str, Any]:
-    """Mean scores by method (down, in the order of `table`) and kind (across)."""
-    own = [row for row in rows if row["task"] != "all"]
-    scores: dict[str, dict[tuple[str, str], Row]] = {entry["label"]: {} for entry in table}
-    for row in own:
-        scores[row_variant(dict(row)).label][row["task"], row["split"]] = row
-    return {"kinds": list(dict.fromkeys((r["task"], r["split"]) for r in own)), "scores": scores}
+def part_table(rows: Sequence[Row], of: str) -> dict[str, Any]:
+    """Mean scores by method (down, in the order of `method_table`) and `environment` or `kind`
+    (across).
+
+    Returns:
+      `of`; `names` of the columns, with whether nothing of it was trained on; and `scores`: for
+      each label the rows by name.
+    """
+    scores: dict[str, dict[str, Row]] = {entry["label"]: {} for entry in method_table(rows)}
+    names: dict[str, bool] = {}
+    for row in rows:
+        if level(row) == of:
+            names[row["task"]] = names.get(row["task"], True) and row["split"] != "held_in"
+            if of == "kind" or row["split"] == "all":
+                scores[row_variant(dict(row)).label][row["task"]] = row
+    return {"of": of, "names": names, "scores": scores}
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -177,6 +191,28 @@ def console_table(rows: Sequence[Row]) -> Table:
             f"{cost['policy_tokens'] / cost['n_tasks']:,.0f}",
             style="dim" if entry["baseline"] else "bold",
             end_section=last_of_block,
+        )
+    return table
+
+
+def environment_table(rows: Sequence[Row]) -> Table | None:
+    """The same by environment, of the methods with a reward model and greedy; None where there is
+    one environment."""
+    from rich.table import Table
+
+    part = part_table(rows, "environment")
+    if len(part["names"]) < 2:
+        return None
+    shown = [e["label"] for e in method_table(rows) if not e["baseline"] or e["label"] == "greedy"]
+    table = Table(title="By environment", title_justify="left")
+    table.add_column("environment")
+    for label in shown:
+        table.add_column(label, justify="right")
+    for name, held_out in part["names"].items():
+        cells = [part["scores"][label].get(name) for label in shown]
+        table.add_row(
+            f"{name} (held out)" if held_out else name,
+            *("-" if cell is None else _score(cell) for cell in cells),
         )
     return table
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -148,20 +148,28 @@ def read_episodes(path: pathlib.Path) -> list[Episode]:
 def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     """The rows of `results.json`.
 
-    For each variant one row for each kind ("environment/kind"), and rows with task "all" for each
-    split and for both together. Means are over tasks (micro); tokens, environment steps, seconds
-    and errors are sums over the `n_tasks` tasks. `success_rate` is the share fully solved,
-    `progress_rate` the mean return, and `score_mean`, the paper's number, equals it.
+    For each variant one row for each kind ("environment/kind"); and for each environment, and for
+    "all" of them, a row for each split and for both together. Means are over tasks (micro); tokens,
+    environment steps, seconds and errors are sums over the `n_tasks` tasks. `success_rate` is the
+    share fully solved, `progress_rate` the mean return, and `score_mean`, the paper's number,
+    equals it.
     """
     rows = []
     for variant, own in _grouped(episodes, lambda episode: episode.variant):
         by_kind = _grouped(own, lambda episode: (episode.split, episode.task_name))
         rows.extend(_row(task, split, variant, group) for (split, task), group in by_kind)
-        for split in SPLITS:
-            group = [episode for episode in own if split in ("all", episode.split)]
-            if group:
-                rows.append(_row("all", split, variant, group))
+        by_environment = _grouped(own, lambda episode: episode.task.environment)
+        for task, group in (*by_environment, ("all", own)):
+            for split in SPLITS:
+                part = [episode for episode in group if split in ("all", episode.split)]
+                if part:
+                    rows.append(_row(task, split, variant, part))
     return rows
+
+
+def level(row: Mapping[str, Any]) -> Literal["kind", "environment", "all"]:
+    """What a row of `results.json` is about."""
+    return "kind" if "/" in row["task"] else "all" if row["task"] == "all" else "environment"
 
 
 def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_imported_trajectories_take_the_place_of_the_experts(conversations, tmp_
     ("write", "reason"),
     [
         (False, "not found; `agentrm import` makes it"),
-        (True, "holds trajectories of babyai, which `environments` does not name"),
+        (True, "holds trajectories of babyai, on which `environments` does not train"),
     ],
 )
 def test_what_cannot_be_taken_is_one_error(conversations, tmp_path, capsys, write, reason):

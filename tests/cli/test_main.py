@@ -375,6 +375,37 @@ def test_the_quickstart_tests_no_problem_that_it_trains_on(tmp_path) -> None:
     assert not held_out & {task.kind for task in (*experts, *explored)}
 
 
+def test_an_environment_is_held_out_as_a_whole(tmp_path) -> None:
+    pddl = EnvironmentConfig(name="pddl", kinds=["gripper", "blockworld"], held_out=["barman"])
+    named = [EnvironmentConfig(name="maze", train=False, kinds=["generated"]), pddl]
+    run = Run(config=RunConfig(environments=named), directory=tmp_path)
+    for tasks, n in zip(run.train_tasks, (2000, 100), strict=True):
+        assert len(tasks) == n
+        assert {task.environment for task in tasks} == {"pddl"}
+        assert {task.kind for task in tasks} == {*pddl.kinds}
+    tested = {(task.environment, task.kind, task.held_out) for task in run.test_tasks}
+    assert tested == {
+        ("maze", "generated", True),
+        ("pddl", "gripper", False),
+        ("pddl", "blockworld", False),
+        ("pddl", "barman", True),
+    }
+
+
+def test_what_cannot_be_held_out(tmp_path) -> None:
+    maze = EnvironmentConfig(name="maze", train=False)
+    with pytest.raises(UserError, match="environments: all are held out"):
+        RunConfig(environments=[maze])
+    with pytest.raises(UserError, match=r"maze is held out as a whole \(train: false\)"):
+        dataclasses.replace(maze, held_out=["double_t"])
+    with pytest.raises(UserError, match="maze trains on double_t and holds it out"):
+        EnvironmentConfig(name="maze", kinds=["double_t"], held_out=["double_t"])
+    models = {"policy": "p", "train_policy": False, "reward_model": "r"}
+    only_tested = Run(config=RunConfig(environments=[maze], **models), directory=tmp_path)
+    assert only_tested.train_tasks == ([], [])
+    assert all(task.held_out for task in only_tested.test_tasks)
+
+
 def test_overlap_is_found_where_there_is_one(tmp_path, monkeypatch) -> None:
     config = RunConfig(environments=[EnvironmentConfig(name="maze")])
     run = Run(config=config, directory=tmp_path)

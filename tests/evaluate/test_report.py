@@ -19,6 +19,7 @@ from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord
 from agentrm_jax.evaluate.report import (
     comparison_sentences,
     console_table,
+    environment_table,
     method_table,
     score_quality,
     write_report,
@@ -157,6 +158,31 @@ def test_macro_is_the_mean_over_kinds() -> None:
     (entry,) = method_table(result_rows(uneven))
     assert entry["macro"] == pytest.approx(1 / 3)
     assert entry["cells"][2]["score_mean"] == pytest.approx(4 / 6)
+
+
+def test_several_environments(tmp_path: pathlib.Path) -> None:
+    """Macro is the mean of their means, and there are tables of them."""
+    own = [e for e in episodes(4) if e.method in ("greedy", "best_of_n", "random_of_n")]
+    own = [dataclasses.replace(e, outcome=float(e.task.kind == "PickupLoc")) for e in own]
+    other = task(9, "PickupLoc")
+    other = dataclasses.replace(other, environment="maze", kind="double_t", task_id="maze/9")
+    mazes = [
+        dataclasses.replace(e, task=other, outcome=0.5) for e in own if e.task.task_id[-2:] == "/0"
+    ]
+    made = [*own, *{e.variant: e for e in mazes}.values()]
+    rows = result_rows(made)
+    entries = method_table(rows)
+    assert [entry["macro"] for entry in entries] == [pytest.approx((1 / 3 + 0.5) / 2)] * 3
+    file = io.StringIO()
+    Console(file=file, width=120).print(environment_table(rows))
+    [babyai] = [line for line in file.getvalue().splitlines() if "babyai" in line]
+    [maze] = [line for line in file.getvalue().splitlines() if "maze (held out)" in line]
+    assert babyai.count("0.333 ±") == maze.count("0.500 ±") == 2  # of best-of-5 and greedy
+    page = Page(write_report(tmp_path, rows, comparisons(made)).read_text())
+    assert "By environment" in page.text
+    assert "By kind" in page.text
+    assert "mean of the environments' means" in page.text
+    assert environment_table(result_rows(own)) is None
 
 
 def test_console_table() -> None:
