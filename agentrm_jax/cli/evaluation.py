@@ -25,6 +25,7 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import (
     chosen_episodes,
+    scores_by_n,
     single_episodes,
     stored_rollouts,
 )
@@ -135,6 +136,8 @@ class _Bench:
             if not math.isnan(score)
         ]
         write_json_atomic(self._directory / "best_of_n" / "scores.json", rows)
+        alone = {kind: own for kind, own in scores.items() if kind != "judge"}  # it compares n
+        write_json_atomic(self._directory / "best_of_n" / "by_n.json", scores_by_n(found, alone))
         self._keep("best_of_n", episodes)
 
     def beam(self) -> None:
@@ -256,7 +259,7 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
     episodes = [e for name in names for e in read_episodes(root / name / "episodes.jsonl")]
     rows, compared = result_rows(episodes), comparisons(episodes)
-    scores = root / "best_of_n" / "scores.json"
+    scores, by_n = (root / "best_of_n" / f"{name}.json" for name in ("scores", "by_n"))
     trees = list(TreeStore.read(run.directory / "trees").values())
     write_report(
         run.directory,
@@ -265,6 +268,7 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         stages=list(stages(folders)),
         metrics=read_metrics(run.directory / "metrics.jsonl"),
         scores=read_json(scores) if scores.exists() else (),
+        by_n=read_json(by_n) if by_n.exists() else (),
         tree=most_telling([tree for tree in trees if tree.iterations]),
     )
     return rows, compared

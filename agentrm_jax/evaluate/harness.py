@@ -19,8 +19,9 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json, trajectory_from_json
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
+from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.search.beam import BeamConfig
-from agentrm_jax.search.choose import BASELINES, best
+from agentrm_jax.search.choose import BASELINES, best, best_of_fewer
 from agentrm_jax.search.rollouts import Rollout
 
 METHODS = ("greedy", "best_of_n", "beam")
@@ -160,6 +161,53 @@ def chosen_episodes(
     return episodes, all_scores
 
 
+def scores_by_n(
+    rollouts: Sequence[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[dict[str, Any]]:
+    """What best-of-n would give with fewer samples: its exact expectation over all ways to draw k
+    of each task's n trajectories.
+
+    Args:
+      scores: By reward model and task, of models that score a trajectory by itself.
+
+    Returns:
+      For each reward model and the oracle, and each k: `task` (an environment, or "all"),
+      `reward_model`, `n` (which is k), `score_mean`, `score_ci95` and `n_tasks`.
+    """
+    groups = by_task(rollouts)
+    oracle = {name: [r.trajectory.outcome for r in group] for name, group in groups.items()}
+    rows = []
+    for reward_model, own in {**scores, "oracle": oracle}.items():
+        found: dict[str, list[np.ndarray]] = {"all": []}
+        for name, group in groups.items():
+            means = np.zeros(len(group))
+            if not np.isnan(own[name]).any():
+                weights = best_of_fewer([r.trajectory for r in group], own[name])
+                means = weights @ _outcomes(group)
+            environment = group[0].trajectory.task.environment
+            for task in ("all", environment):
+                found.setdefault(task, []).append(means)
+        for task, each in found.items():
+            for k, means in enumerate(np.stack(each, axis=1), start=1):
+                score = bootstrap(means, bounds=(0.0, 1.0))
+                rows.append(
+                    {
+                        "task": task,
+                        "reward_model": reward_model,
+                        "n": k,
+                        "score_mean": score.mean,
+                        "score_ci95": [score.low, score.high],
+                        "n_tasks": score.n,
+                    }
+                )
+    return rows
+
+
+def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
+    """Those of trajectories that ended by an error are 0."""
+    return np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
+
+
 def _choice(group: Sequence[Rollout], scores: Sequence[float]) -> np.ndarray:
     """No weight at all where the reward model could not decide."""
     if np.isnan(scores).any():
@@ -185,7 +233,6 @@ def _episode(
     Args:
       error: Why there is no answer; its outcome is then that of no weights, 0.
     """
-    outcomes = np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
     successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
     best = group[int(np.argmax(weights))]
     errors = [r.error for r, w in zip(group, weights, strict=True) if r.error and w > 0]
@@ -198,7 +245,7 @@ def _episode(
         beam_width=beam_width,
         expansion_width=expansion_width,
         seed=seed,
-        outcome=float(weights @ outcomes),
+        outcome=float(weights @ _outcomes(group)),
         success=float(weights @ successes),
         policy_tokens=sum(r.policy_tokens for r in group),
         reward_tokens=reward_tokens,

@@ -211,6 +211,45 @@ def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "budget", "Mean score of each method against its policy tokens")
 
 
+def score_by_n(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Mean score of best-of-n over n, a line each reward model; a panel each environment."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) == 2:  # one environment is all there is
+        tasks = ["all"]
+    models = sorted({row["reward_model"] for row in rows}, key=lambda name: name == "oracle")
+    columns = min(3, len(tasks))
+    lines = -(-len(tasks) // columns)
+    with matplotlib.rc_context(_STYLE):
+        size = (8.2, 3.2) if columns == 1 else (2.73 * columns, 2.3 * lines + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            for i, model in enumerate(models):
+                own = [r for r in rows if (r["task"], r["reward_model"]) == (task, model)]
+                n = [row["n"] for row in own]
+                colour = _INK if model == "oracle" else (_ACCENT, _SECOND)[i % 2]
+                (line,) = axes.plot(
+                    n,
+                    [row["score_mean"] for row in own],
+                    color=colour,
+                    linestyle="--" if model == "oracle" else "-",
+                    marker="o",
+                    markersize=3.5,
+                    label=model,
+                )
+                if model != "oracle":
+                    low, high = np.array([row["score_ci95"] for row in own]).T
+                    axes.fill_between(n, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.set_title(task if len(tasks) > 1 else "")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        figure.supxlabel("n, trajectories to choose from", fontsize=10)
+        figure.supylabel("mean score, 95% interval", fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        return _svg(figure, "by-n", "Mean score of best-of-n over the number of trajectories")
+
+
 def _label_apart(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> None:
     """Writes each label right of its point, pushed up where it would lie on another one."""
     span = axes.get_ylim()[1] - axes.get_ylim()[0]

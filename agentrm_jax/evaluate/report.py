@@ -32,6 +32,7 @@ def write_report(
     stages: Sequence[Row] = (),
     metrics: Sequence[Row] = (),
     scores: Sequence[Row] = (),
+    by_n: Sequence[Row] = (),
     tree: TreeRecord | None = None,
 ) -> pathlib.Path:
     """Writes results.json, report.json and report.html.
@@ -43,6 +44,7 @@ def write_report(
       stages: `stage`, `seconds` and `summary` of each, in order.
       metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
       scores: `reward_model`, `task_id`, `score` and `outcome` of each scored test trajectory.
+      by_n: See `harness.scores_by_n`.
       tree: The search tree to show.
 
     Returns:
@@ -55,6 +57,7 @@ def write_report(
         "stages": list(stages),
         "trees": next(iter(explored), {}),
         "reward_models": score_quality(scores),
+        "by_n": list(by_n),
     }
     write_json_atomic(run_directory / "results.json", list(rows))
     write_json_atomic(run_directory / "report.json", report)
@@ -103,11 +106,15 @@ def _plots(report: Row, metrics: Sequence[Row], scores: Sequence[Row]) -> dict[s
     # matplotlib is slow to import, and only this needs it.
     from agentrm_jax.evaluate import plots
 
-    found: dict[str, list[Markup]] = {"forest": [], "budget": [], "curves": [], "scores": []}
+    found: dict[str, list[Markup]] = {
+        "forest": [], "budget": [], "by_n": [], "curves": [], "scores": [],
+    }  # fmt: skip
     if report["comparisons"]:
         found["forest"].append(Markup(plots.forest(report["comparisons"])))
     if report["results"]:
         found["budget"].append(Markup(plots.score_against_budget(report["results"])))
+    if any(row["n"] > 1 for row in report["by_n"]):
+        found["by_n"].append(Markup(plots.score_by_n(report["by_n"])))
     if any("loss" in row for row in metrics):
         found["curves"].append(Markup(plots.learning_curves(metrics)))
     for name in report["reward_models"]:

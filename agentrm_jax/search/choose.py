@@ -7,6 +7,7 @@ exact and needs no further sampling. All rules look at the same n trajectories.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,8 +24,26 @@ def argmax_weights(scores: Sequence[float]) -> np.ndarray:
 
 def best(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
     """All weight on the largest score of those whose environment did not break, if any."""
-    ended = [s if t.done else -np.inf for t, s in zip(trajectories, scores, strict=True)]
-    return argmax_weights(ended)
+    return argmax_weights(_ended(trajectories, scores))
+
+
+def best_of_fewer(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
+    """The weights of `best` where only k of the n trajectories were sampled, for every k.
+
+    Returns:
+      [n, n], k - 1 down: how often each trajectory is the best of k, over all ways to draw them.
+    """
+    n = len(trajectories)
+    order = np.argsort(-np.array(_ended(trajectories, scores)), kind="stable")
+    weights = np.zeros((n, n))
+    for k in range(1, n + 1):
+        for place, i in enumerate(order):  # the others of the k are drawn from those behind it
+            weights[k - 1, i] = math.comb(n - 1 - place, k - 1) / math.comb(n, k)
+    return weights
+
+
+def _ended(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> list[float]:
+    return [s if t.done else -np.inf for t, s in zip(trajectories, scores, strict=True)]
 
 
 def random_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:

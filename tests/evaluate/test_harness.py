@@ -13,6 +13,7 @@ from agentrm_jax.evaluate.harness import (
     EvaluateConfig,
     by_task,
     chosen_episodes,
+    scores_by_n,
     single_episodes,
     stored_rollouts,
 )
@@ -196,6 +197,35 @@ def test_every_rule_chooses_among_the_same_trajectories():
         assert episode.reward_model == ("letters" if method == "best_of_n" else None)
         assert episode.reward_tokens == (40 if method == "best_of_n" else 0)
         assert episode.seed == 2
+
+
+def test_scores_by_n_begin_at_random_and_end_at_best_of_n():
+    episodes, scores = chosen_episodes([*GROUP, *OTHER], {"letters": LastLetter()}, seed=0)
+    rows = scores_by_n([*GROUP, *OTHER], scores)
+    assert {(r["task"], r["reward_model"]) for r in rows} == {
+        (task, model) for task in ("all", "toy") for model in ("letters", "oracle")
+    }
+    means = {(r["reward_model"], r["n"]): r["score_mean"] for r in rows if r["task"] == "all"}
+    outcome = {
+        method: np.mean([e.outcome for e in episodes if e.method == method])
+        for method in ("random_of_n", "best_of_n", "oracle_of_n")
+    }
+    assert means["letters", 1] == means["oracle", 1] == pytest.approx(outcome["random_of_n"])
+    assert means["letters", 4] == pytest.approx(outcome["best_of_n"])
+    assert means["oracle", 4] == pytest.approx(outcome["oracle_of_n"])
+    assert [means["oracle", n] for n in range(1, 5)] == sorted(
+        means["oracle", n] for n in range(1, 5)
+    )
+    [row] = [r for r in rows if (r["task"], r["reward_model"], r["n"]) == ("toy", "letters", 2)]
+    assert row["n_tasks"] == 2
+    assert row["score_ci95"][0] <= row["score_mean"] <= row["score_ci95"][1]
+
+
+def test_an_undecided_task_is_worth_nothing_at_any_n():
+    ran = [rollout(n, s, outcome=1.0) for n in range(2) for s in range(2)]
+    _, scores = chosen_episodes(ran, {"odd": Undecided()}, seed=0)
+    rows = scores_by_n(ran, scores)
+    assert [r["score_mean"] for r in rows if r["reward_model"] == "odd"] == [0.5] * 4
 
 
 def test_an_error_counts_where_it_is_chosen():

@@ -63,6 +63,22 @@ def _scores() -> list[dict]:
     ]
 
 
+def _by_n(*environments: str) -> list[dict]:
+    return [
+        {
+            "task": task,
+            "reward_model": model,
+            "n": n,
+            "score_mean": 0.1 * n + 0.05 * i,
+            "score_ci95": [0.1 * n - 0.05, 0.1 * n + 0.1],
+            "n_tasks": 9,
+        }
+        for task in ("all", *environments)
+        for i, model in enumerate((f"explicit {EVIL}", "oracle"))
+        for n in range(1, 6)
+    ]
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("runs") / "demo"
@@ -85,6 +101,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             for u in range(1, 9)
         ],
         scores=_scores(),
+        by_n=_by_n("babyai"),
         tree=tree(EVIL),
     )
     return directory
@@ -103,7 +120,7 @@ def test_page_shows_everything(written: pathlib.Path) -> None:
     for shown in ("beam 5x5, explicit", "upper bound", "9.9.9", "held-out tasks", "1 min 01 s"):
         assert shown in page.text
     figures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(figures) == 4
+    assert len(figures) == 5
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
@@ -178,7 +195,9 @@ def test_several_environments(tmp_path: pathlib.Path) -> None:
     [babyai] = [line for line in file.getvalue().splitlines() if "babyai" in line]
     [maze] = [line for line in file.getvalue().splitlines() if "maze (held out)" in line]
     assert babyai.count("0.333 ±") == maze.count("0.500 ±") == 2  # of best-of-5 and greedy
-    page = Page(write_report(tmp_path, rows, comparisons(made)).read_text())
+    by_n = _by_n("babyai", "maze")
+    page = Page(write_report(tmp_path, rows, comparisons(made), by_n=by_n).read_text())
+    assert page.text.count("maze") >= 3  # in both tables, and in a panel
     assert "By environment" in page.text
     assert "By kind" in page.text
     assert "mean of the environments' means" in page.text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 from random_game import game
 
 from agentrm_jax.core.records import Step, Trajectory, Transition
-from agentrm_jax.search.choose import BASELINES, argmax_weights
+from agentrm_jax.search.choose import BASELINES, argmax_weights, best, best_of_fewer
 
 
 def trajectory(*actions: str, outcome: float = 0.0, log_probs: tuple[float, ...] = (-1.0,)):
@@ -78,6 +79,20 @@ def test_a_broken_trajectory_is_chosen_only_where_all_broke(name):
     rule = BASELINES[name]
     np.testing.assert_array_equal(rule([broken, earned, earned, whole]), [0, 0, 0, 1])
     np.testing.assert_array_equal(rule([broken, earned]), [1, 0])
+
+
+def test_best_of_fewer_is_the_mean_over_all_draws():
+    """Against every draw, with equal scores and one that broke."""
+    own = [trajectory(*"a" * length) for length in (2, 1, 3, 1, 2, 1)]
+    own[1] = Trajectory(task=game(0), first_observation="")
+    scores = [0.5, 9.0, 0.5, -1.0, 0.75, 0.5]
+    weights = best_of_fewer(own, scores)
+    for k in range(1, 7):
+        draws = [list(draw) for draw in itertools.combinations(range(6), k)]
+        expected = np.zeros(6)
+        for draw in draws:
+            expected[draw] += best([own[i] for i in draw], [scores[i] for i in draw]) / len(draws)
+        np.testing.assert_allclose(weights[k - 1], expected, atol=1e-12)
 
 
 def test_majority_is_a_vote_where_sequences_repeat():
