@@ -17,7 +17,7 @@ from rich.console import Console
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.run import RESOLVED, Run, Summary
-from agentrm_jax.cli.stages import STAGES, StageSpec, before, depends_on, stages_of
+from agentrm_jax.cli.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.processes import from_first, is_first
@@ -71,8 +71,8 @@ def _check_processes(specs: Sequence[StageSpec]) -> None:
 def _check_before(run: Run, spec: StageSpec) -> None:
     """Refuses a stage whose input is not there."""
     for each in before(run.config, spec):
-        folder = run.directory / each.folder
-        if completed(folder, depends_on(run.config, each)) is None:
+        if _completed(run.config, run.directory, each) is None:
+            folder = run.directory / each.folder
             raise UserError(
                 f"{folder}: {each.name} has not ended yet; give `agentrm {each.name}` or "
                 "`agentrm run` first"
@@ -99,7 +99,7 @@ def _prepare(run: Run, held: ExitStack) -> None:
     config, directory = run.config, run.directory
     check_installed(config.trackers)
     for spec in stages_of(config):  # a folder of another configuration is left as it is
-        completed(directory / spec.folder, depends_on(config, spec))
+        _completed(config, directory, spec)
     directory.mkdir(parents=True, exist_ok=True)
     lock = held.enter_context((directory / ".lock").open("w"))
     try:
@@ -111,6 +111,11 @@ def _prepare(run: Run, held: ExitStack) -> None:
     write_json_atomic(directory / "versions.json", versions())
 
 
+def _completed(config: RunConfig, directory: pathlib.Path, spec: StageSpec) -> Summary | None:
+    """A stage's summary, if it has ended."""
+    return completed(directory / spec.folder, depends_on(config, spec), defaults(config))
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, for YAML."""
     if isinstance(value, dict):
@@ -120,12 +125,13 @@ def _plain(value: Any) -> Any:
 
 def _do(run: Run, spec: StageSpec, mark: str) -> None:
     """Does a stage unless its output is there."""
-    folder, needed = run.directory / spec.folder, depends_on(run.config, spec)
-    summary = from_first(lambda: completed(folder, needed))
+    folder = run.directory / spec.folder
+    summary = from_first(lambda: _completed(run.config, run.directory, spec))
     if summary is not None:
         _say(f"{mark}{spec.name}: done before ({_line(summary)})")
         return
     _say(f"{mark}{spec.name}")
+    needed = depends_on(run.config, spec)
     with Stage(spec.name, folder, needed, writes=is_first()) as stage:
         with compilations() as compiled:
             if spec.processes == "first":

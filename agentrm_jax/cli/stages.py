@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from agentrm_jax.cli.config import RunConfig
@@ -169,6 +169,21 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
                 value = value[part]
             needed[key] = _without(value, key)
     return needed
+
+
+def defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The defaults of a configuration's keys, and of those of all that it holds, by dotted key."""
+    found: dict[str, Any] = {}
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        for number, inner in enumerate(config):
+            found |= defaults(inner, f"{prefix}{number}.")
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            key = f"{prefix}{field.name}"
+            if field.default is not dataclasses.MISSING:
+                found[key] = field.default
+            found |= defaults(getattr(config, field.name), f"{key}.")
+    return found
 
 
 def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:

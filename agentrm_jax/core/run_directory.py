@@ -16,7 +16,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
@@ -97,12 +97,18 @@ def _git_commit(directory: pathlib.Path) -> str | None:
     return None
 
 
-def completed(directory: pathlib.Path, depends_on: Mapping[str, Any]) -> dict[str, Any] | None:
+def completed(
+    directory: pathlib.Path,
+    depends_on: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any] | None:
     """The summary of a stage that has ended, None where it has not.
 
     Args:
       directory: The stage's folder.
       depends_on: The part of the configuration that decides what the stage makes, as JSON values.
+      defaults: By dotted key. A record of an earlier version may lack a key: it counts as left at
+        its default.
 
     Raises:
       UserError: The folder holds the output of another configuration, ended or begun; names the
@@ -112,7 +118,7 @@ def completed(directory: pathlib.Path, depends_on: Mapping[str, Any]) -> dict[st
         path = directory / name
         if path.exists():
             stored = read_json(path)
-            _require_same(path, stored, depends_on)
+            _require_same(path, stored, depends_on, defaults)
             if name == STAGE_FILE:
                 return stored["summary"]
             return None
@@ -124,12 +130,16 @@ def completed(directory: pathlib.Path, depends_on: Mapping[str, Any]) -> dict[st
     return None
 
 
-def _require_same(path: pathlib.Path, stored: Any, depends_on: Mapping[str, Any]) -> None:
+def _require_same(
+    path: pathlib.Path, stored: Any, depends_on: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     if not isinstance(stored, dict) or not isinstance(stored.get("depends_on"), dict):
         raise UserError(f"{path}: not a stage record; delete the folder to run the stage again")
     if path.name == STAGE_FILE and not isinstance(stored.get("summary"), dict):
         raise UserError(f"{path}: lacks its summary; delete the folder to run the stage again")
     before, now = _flat(stored["depends_on"]), _flat(_as_json(depends_on))
+    assumed = _as_json({key: defaults[key] for key in now if key in defaults})
+    before = {**assumed, **before}
     for key in [*now, *before]:
         if before.get(key) != now.get(key):
             shown = [json.dumps(side[key]) if key in side else "unset" for side in (before, now)]
@@ -145,7 +155,9 @@ def _as_json(value: Any) -> Any:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys, in their order. Lists stay whole."""
+    """Nested mappings, and lists of mappings, as dotted keys, in their order."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
     flat = {}
@@ -164,11 +176,8 @@ class Stage:
     Args:
       name: The stage's name.
       directory: Its folder; made where it is absent.
-      depends_on: See `completed`.
+      depends_on: See `completed`, which must have agreed.
       writes: Whether it is recorded: one of several processes does.
-
-    Raises:
-      UserError: The folder holds what another configuration made.
     """
 
     def __init__(
@@ -182,7 +191,6 @@ class Stage:
         self._name, self._directory, self._depends_on = name, directory, depends_on
         self._before, self._writes = 0.0, writes
         if writes and (directory / SECONDS_FILE).exists():
-            completed(directory, depends_on)
             self._before = float(read_json(directory / SECONDS_FILE).get("seconds", 0.0))
         self._start = self._saved = time.monotonic()
         self._save()

@@ -261,6 +261,19 @@ def test_a_stage_rests_on_those_that_it_reads() -> None:
     assert names["evaluate"] == [spec.name for spec in STAGES[:-1]]
 
 
+def test_a_run_of_an_earlier_version_goes_on(copy, capsys) -> None:
+    """Its records lack the keys that have come since."""
+    for path in copy.rglob("stage.json"):
+        record = read_json(path)
+        del record["depends_on"]["environments"][0]["train"]
+        record["depends_on"].get("train_rm", {}).pop("head_bias", None)
+        path.write_text(json.dumps(record))
+    assert main(["run", str(CONFIG), "--output", str(copy)]) == 0
+    assert capsys.readouterr().out.count("done before") == 8
+    other = fails(capsys, "run", CONFIG, "--output", copy, "--train_rm.head_bias=false")
+    assert "train_rm.head_bias = true, but it is now false" in other
+
+
 def test_two_processes_do_not_share_a_folder(copy, capsys) -> None:
     with (copy / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -74,6 +74,21 @@ def test_a_key_that_appears_or_vanishes_counts_as_different(tmp_path: pathlib.Pa
         completed(tmp_path, {})
 
 
+def test_a_key_that_a_record_lacks_counts_as_left_at_its_default(tmp_path: pathlib.Path) -> None:
+    before = {"environments": [{"name": "maze"}, {"name": "pddl"}], "fit": {"epochs": 3}}
+    with Stage("x", tmp_path, before) as stage:
+        stage.finish({})
+    defaults = {"environments.0.train": True, "environments.1.train": True, "fit.names": ("a",)}
+    now = {
+        "environments": [{"name": "maze", "train": True}, {"name": "pddl", "train": True}],
+        "fit": {"epochs": 3, "names": ("a",)},
+    }
+    assert completed(tmp_path, now, defaults) == {}
+    now["environments"][1]["train"] = False
+    with pytest.raises(UserError, match=r"environments\.1\.train = true, but it is now false"):
+        completed(tmp_path, now, defaults)
+
+
 def test_seconds_add_up_over_interruptions(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
