@@ -216,7 +216,7 @@ def score_by_n(rows: Sequence[Mapping[str, Any]]) -> str:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     if len(tasks) == 2:  # one environment is all there is
         tasks = ["all"]
-    models = sorted({row["reward_model"] for row in rows}, key=lambda name: name == "oracle")
+    models = list(dict.fromkeys(row["reward_model"] for row in rows))
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
     with matplotlib.rc_context(_STYLE):
@@ -242,6 +242,8 @@ def score_by_n(rows: Sequence[Mapping[str, Any]]) -> str:
                     axes.fill_between(n, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             axes.set_title(task if len(tasks) > 1 else "")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in panels[len(tasks) - columns : len(tasks)]:  # none stands below these
+            axes.tick_params(labelbottom=True)
         for axes in panels[len(tasks) :]:
             axes.set_axis_off()
         figure.supxlabel("n, trajectories to choose from", fontsize=10)
