@@ -189,6 +189,8 @@ class Run:
     ) -> list[Task]:
         family, most = load_family(environment.registered), environment.max_steps
         try:
+            if reason := family.missing():  # a run would else find out at the first reset
+                raise UserError(reason)
             tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
         except UserError:
             raise

@@ -405,6 +405,16 @@ def test_an_environment_is_held_out_as_a_whole(tmp_path) -> None:
     }
 
 
+def test_what_a_held_out_environment_lacks_is_said_at_once(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    path = tmp_path / "run.yaml"
+    path.write_text("environments: [{name: maze}, {name: scienceworld, train: false}]\n")
+    said = fails(capsys, "run", path, "--output", tmp_path / "run")
+    assert "scienceworld needs Java" in said
+    assert not (tmp_path / "run" / "experts").exists()
+
+
 def test_what_cannot_be_held_out(tmp_path) -> None:
     maze = EnvironmentConfig(name="maze", train=False)
     with pytest.raises(UserError, match="environments: all are held out"):
