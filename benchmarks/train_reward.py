@@ -68,6 +68,9 @@ class Numbers:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
 
 def labelled_paths(config: LlamaConfig, case: Case) -> list[LabelledPath]:
     """The case's tree as paths, of random tokens and values; all states but the root's count."""

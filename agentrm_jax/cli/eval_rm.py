@@ -116,10 +116,7 @@ def _scores(
     with progress("eval-rm", len(trees)) as bar:
         for tree, own in zip(trees, states, strict=True):
             every = tree.states()
-            kept = [every[node] for node in own.nodes]
-            for state in kept:
-                model.check_tokens(state)
-            found += model.scorer.score([kept])[0]
+            found += model.scorer.score([[every[node] for node in own.nodes]])[0]
             bar.advance()
     return np.asarray(found)
 

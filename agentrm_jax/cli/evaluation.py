@@ -20,6 +20,7 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
 from agentrm_jax.data.chat import opening_tokens
+from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
@@ -50,6 +51,7 @@ from agentrm_jax.search.rollouts import Rollout, rollouts
 def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
     """Runs the test-time methods on the test tasks (paper section 3.4)."""
     run.check_overlap()
+    _check_in_step(run)
     bench = _Bench(run, stage, directory)
     for method in run.config.evaluate.methods:
         {"greedy": bench.greedy, "best_of_n": bench.best_of_n, "beam": bench.beam}[method]()
@@ -93,7 +95,7 @@ class _Bench:
     def _scorer_of(self, kind: str) -> _AnyScorer:
         if kind not in self._scorers:
             make = {
-                "explicit": lambda: _explicit_scorer(self._run, self._policy),
+                "explicit": lambda: explicit_scorer(self._run.reward_model(), self._run),
                 "implicit": lambda: _implicit_scorer(self._run),
                 "judge": lambda: _judge(self._run, self._policy, self._engine),
             }
@@ -201,14 +203,18 @@ class _Bench:
         write_json_atomic(self._directory / name / "results.json", result_rows(episodes))
 
 
-def _explicit_scorer(run: Run, policy: Model) -> ExplicitScorer:
-    model = run.reward_model()
-    if model.tokenizer.fingerprint() != policy.tokenizer.fingerprint():
+def _check_in_step(run: Run) -> None:
+    """Refuses to score inside of decoding where the models have different tokens."""
+    config = run.config.evaluate
+    if "beam" not in config.methods or config.beam.score_at != "action":
+        return
+    policy, reward = (load_tokenizer(d) for d in (run.policy_directory, run.reward_directory))
+    if policy.fingerprint() != reward.fingerprint():
         raise UserError(
-            f"{run.reward_directory}: the reward model reads other tokens than the policy in "
-            f"{run.policy_directory}; they must share a tokenizer"
+            f"evaluate.beam.score_at: at the action the reward model in {run.reward_directory} "
+            f"reads the tokens of the policy in {run.policy_directory}, and has another "
+            "tokenizer; take observation"
         )
-    return explicit_scorer(model, run)
 
 
 def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:

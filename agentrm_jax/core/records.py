@@ -68,8 +68,8 @@ class Step:
       reply: The policy's whole text, `Thought: ... Action: ...`.
       action: The parsed action; empty when the reply holds none.
       transition: The environment's answer.
-      token_ids: The tokens of `reply` as they were sampled, stop token excluded: never re-encoded
-        from text. Empty for an expert's step.
+      token_ids: The tokens of `reply` as they were sampled, stop token excluded. Models with that
+        tokenizer read these, never what the text encodes to. Empty for an expert's step.
       log_probs: Log-probability of each token under the sampling policy at temperature 1, and of
         the stop token where the policy ended the reply itself.
     """

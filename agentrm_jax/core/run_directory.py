@@ -230,8 +230,12 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writes and (self._directory / SECONDS_FILE).exists():
-            self._save()
+        record = self._directory / SECONDS_FILE
+        if not self._writes or not record.exists():
+            return
+        self._save()
+        if isinstance(error, UserError) and list(self._directory.iterdir()) == [record]:
+            record.unlink()  # nothing was made, so another configuration may take the folder
 
 
 def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from agentrm_jax.core.protocols import Prompt
-from agentrm_jax.core.records import Step, Trajectory
+from agentrm_jax.core.records import Trajectory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +45,8 @@ class ChatTokenizer(Protocol):
     def chat(self) -> ChatFormat: ...
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +103,14 @@ def first_observation_tokens(tokenizer: ChatTokenizer, first_observation: str) -
     ]
 
 
-def reply_tokens(tokenizer: ChatTokenizer, step: Step) -> list[int]:
-    """A reply as it was sampled, or encoded where an expert wrote it, and the stop token."""
-    return [*(step.token_ids or tokenizer.encode(step.reply)), tokenizer.chat.stop]
+def reply_tokens(tokenizer: ChatTokenizer, reply: str, sampled: Sequence[int] = ()) -> list[int]:
+    """A reply as it was sampled, and the stop token.
+
+    It is encoded where an expert wrote it, and where what was sampled is another text here: the
+    tokens of a model with another tokenizer.
+    """
+    own = bool(sampled) and tokenizer.decode(sampled) == reply
+    return [*(sampled if own else tokenizer.encode(reply)), tokenizer.chat.stop]
 
 
 def observation_tokens(tokenizer: ChatTokenizer, observation: str) -> list[int]:
@@ -128,7 +135,7 @@ def render(
     opening = opening_tokens(tokenizer, prompt, trajectory.first_observation)
     pieces = [
         (
-            reply_tokens(tokenizer, step),
+            reply_tokens(tokenizer, step.reply, step.token_ids),
             observation_tokens(tokenizer, step.transition.observation),
         )
         for step in trajectory.steps

@@ -37,11 +37,15 @@ class Renderer:
         self._prompt_of = prompt_of
         self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
-        # Observations repeat between branches, and every state repeats those before it.
+        # They repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
+        self._reply = functools.lru_cache(maxsize=65_536)(self._encode_reply)
 
     def _encode_observation(self, text: str) -> tuple[int, ...]:
         return tuple(observation_tokens(self.tokenizer, text))
+
+    def _encode_reply(self, text: str, sampled: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(reply_tokens(self.tokenizer, text, sampled))
 
     def instruction(self, task: Task) -> np.ndarray | None:
         """What all tasks with the same prompt begin with, or None for a model without prompts."""
@@ -82,7 +86,7 @@ class Renderer:
         """The opening, all steps, and the first step that each state keeps."""
         opening = self.opening(trajectory)
         turns = [
-            Turn(reply_tokens(self.tokenizer, s), self._observation(s.transition.observation), s)
+            Turn(self._reply(s.reply, s.token_ids), self._observation(s.transition.observation), s)
             for s in trajectory.steps
         ]
         room = self.limit - sum(map(len, opening))
@@ -152,7 +156,7 @@ class Ends(NamedTuple):
 class Turn(NamedTuple):
     """A step's tokens: the reply with its stop token, and what follows."""
 
-    reply: list[int]
+    reply: tuple[int, ...]
     observation: tuple[int, ...]
     step: Step
 

@@ -7,20 +7,23 @@ import json
 import pathlib
 import re
 import shutil
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
-from agentrm_jax.cli.models import load_reward
+from agentrm_jax.cli.models import load_reward, save
 from agentrm_jax.cli.scoring import open_reward_model
 from agentrm_jax.cli.trajectory_files import read_trajectories
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines
 from agentrm_jax.core.records import Trajectory, to_json
+from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.chat import render
+from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 
@@ -199,12 +202,43 @@ def test_an_environment_that_the_run_does_not_name(finished, conversations, caps
     assert "`environments` does not name babyai" in fails(capsys, *arguments)
 
 
-def test_replies_that_were_sampled_as_other_tokens(finished) -> None:
+def test_replies_that_were_sampled_as_other_tokens_are_read_as_texts(finished) -> None:
     trajectory = read_trajectories(finished / "eval" / "greedy")[0]
-    step = trajectory.steps[0]
-    other = dataclasses.replace(step, token_ids=tuple(reversed(step.token_ids)))
-    changed = dataclasses.replace(trajectory, steps=(other, *trajectory.steps[1:]))
+
+    def sampled(change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Trajectory:
+        steps = [dataclasses.replace(s, token_ids=change(s.token_ids)) for s in trajectory.steps]
+        return dataclasses.replace(trajectory, steps=tuple(steps))
+
+    as_other_tokens = sampled(lambda ids: tuple(id + 1_000_000 for id in reversed(ids)))
+    as_text = sampled(lambda ids: ())
     model = open_reward_model(finished)
-    with pytest.raises(UserError, match="reads other tokens than those") as caught:
-        list(model.score([changed]))
-    assert trajectory.task.task_id in str(caught.value)
+    assert list(model.score([as_other_tokens])) == list(model.score([as_text]))
+
+
+def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None:
+    """It reads what the policy said as texts, and steers it all the same."""
+    own = load_reward(finished / MODEL, "float32", make_mesh(MeshConfig()))
+    texts = ["Thought: zz. Action: move up", "Your position is 3, 4."]
+    other = dataclasses.replace(own, tokenizer=train_tokenizer(texts, 300))
+    save(tmp_path / "other", "reward", other)
+    assert other.tokenizer.encode(texts[0]) != own.tokenizer.encode(texts[0])
+    arguments = [
+        "evaluate", str(CONFIG), "--output", str(tmp_path / "run"), "--train_policy=false",
+        f"--policy={finished / 'sft' / 'model'}", f"--reward_model={tmp_path / 'other'}",
+        "--rewards=[explicit]", "--evaluate.num_tasks=2", "--evaluate.beam_tasks=2",
+        "--evaluate.random_beam=false",
+    ]  # fmt: skip
+    assert "take observation" in fails(capsys, *arguments, "--evaluate.beam.score_at=action")
+    assert main([*arguments, "--evaluate.beam.score_at=observation"]) == 0
+    found = tmp_path / "run" / "eval"
+    trajectories = read_trajectories(found / "best_of_n")
+    scores = [row["score"] for row in read_json(found / "best_of_n" / "scores.json")]
+    model = open_reward_model(tmp_path / "other", config=tmp_path / "run" / "config.resolved.yaml")
+    as_texts = [
+        dataclasses.replace(t, steps=tuple(dataclasses.replace(s, token_ids=()) for s in t.steps))
+        for t in trajectories
+    ]
+    again = sorted(s.score for s in model.score(as_texts))
+    np.testing.assert_allclose(again, sorted(scores), atol=1e-5)
+    assert np.std(scores) > 0
+    assert (found / "beam" / "results.json").exists()

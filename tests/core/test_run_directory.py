@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 
@@ -87,6 +88,17 @@ def test_a_key_that_a_record_lacks_counts_as_left_at_its_default(tmp_path: pathl
     now["environments"][1]["train"] = False
     with pytest.raises(UserError, match=r"environments\.1\.train = true, but it is now false"):
         completed(tmp_path, now, defaults)
+
+
+def test_a_mistake_before_anything_is_made_leaves_no_record(tmp_path: pathlib.Path) -> None:
+    for made, kept in (((), []), (("some.jsonl",), ["seconds.json", "some.jsonl"])):
+        with contextlib.suppress(UserError), Stage("x", tmp_path, {"a": 1}):
+            for name in made:
+                (tmp_path / name).touch()
+            raise UserError("a: wrong")
+        assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    with pytest.raises(UserError, match="a = 1, but it is now 2"):
+        completed(tmp_path, {"a": 2})
 
 
 def test_seconds_add_up_over_interruptions(

@@ -69,13 +69,16 @@ hostile_text = st.one_of(
 
 @st.composite
 def trajectories(draw: st.DrawFn) -> Trajectory:
-    """Some steps written by an expert, some sampled."""
-    ids = st.one_of(st.just(()), st.lists(st.integers(5, 300), max_size=5).map(tuple))
+    """Some steps written by an expert, some sampled, some sampled as another tokenizer's tokens."""
+    ids = st.lists(st.integers(5, 300), max_size=5).map(tuple)
+    written = hostile_text.map(lambda reply: (reply, ()))
+    sampled = ids.map(lambda ids: (word_tokenizer().decode(ids), ids))
+    replies = st.one_of(written, sampled, st.tuples(hostile_text, ids))
     steps = draw(
         st.lists(
             st.builds(
-                lambda reply, observation, token_ids: step(reply, observation, token_ids=token_ids),
-                hostile_text, hostile_text, ids,
+                lambda reply, observation: step(reply[0], observation, token_ids=reply[1]),
+                replies, hostile_text,
             ),
             max_size=5,
         )

@@ -103,7 +103,11 @@ def test_sft_learns_exactly_the_replies(wholes):
     wholes = [whole for whole in wholes if whole.steps]
     assert len(sequences) == len(wholes)
     for whole, one in zip(wholes, sequences, strict=True):
-        learned = [token for step in whole.steps for token in reply_tokens(tokenizer, step)]
+        learned = [
+            token
+            for step in whole.steps
+            for token in reply_tokens(tokenizer, step.reply, step.token_ids)
+        ]
         assert one.tokens[one.weights == 1].tolist() == learned
         assert ((one.weights == 0) | (one.weights == 1)).all()
 
@@ -132,7 +136,8 @@ def test_values_stand_at_both_ends_of_each_labelled_step(number):
         ends = [render(tokenizer, PROMPT, state)[0].tokens]
         if i:
             before = dataclasses.replace(state, steps=state.steps[:-1])
-            reply = reply_tokens(tokenizer, state.steps[-1])
+            last = state.steps[-1]
+            reply = reply_tokens(tokenizer, last.reply, last.token_ids)
             ends.append(np.concatenate([render(tokenizer, PROMPT, before)[0].tokens, reply]))
         for tokens in ends:
             np.testing.assert_array_equal(one.tokens[: len(tokens)], tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
@@ -18,6 +20,9 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return [7 + ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + number - 7) for number in ids)
 
 
 def random_text(rng: np.random.Generator) -> str:
