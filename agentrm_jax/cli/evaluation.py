@@ -51,6 +51,7 @@ from agentrm_jax.search.rollouts import Rollout, rollouts
 def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
     """Runs the test-time methods on the test tasks (paper section 3.4)."""
     run.check_overlap()
+    run.check_given_models()
     _check_in_step(run)
     bench = _Bench(run, stage, directory)
     for method in run.config.evaluate.methods:

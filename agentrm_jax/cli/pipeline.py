@@ -38,6 +38,7 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     with _opened(config, directory) as run:
         specs = stages_of(config)
         from_first(run.check_overlap)
+        from_first(run.check_given_models)
         for number, spec in enumerate(specs, start=1):
             _do(run, spec, f"[{number}/{len(specs)}] ")
         from_first(lambda: _report(run))

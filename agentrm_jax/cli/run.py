@@ -25,6 +25,7 @@ from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
+from agentrm_jax.model.hugging_face import Kind
 
 Summary = dict[str, Any]
 """What a stage tells people of what it did."""
@@ -93,6 +94,20 @@ class Run:
 
     def reward_model(self) -> Model:
         return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)
+
+    def check_given_models(self) -> None:
+        """Refuses given models that cannot read what the run would have them read.
+
+        Raises:
+          UserError: One is not there, or `engine.context` is too long for it.
+        """
+        given: tuple[tuple[Kind, str | None], ...] = (
+            ("policy", self.config.policy), ("reward", self.config.reward_model),
+        )  # fmt: skip
+        for kind, directory in given:
+            if directory is not None:
+                shape = models.stored_shape(pathlib.Path(directory), kind)
+                shape.check_length(f"{directory}: engine.context", self.config.engine.context)
 
     def implicit_model(self) -> Model:
         return models.load_policy(self.implicit_directory, self.config.dtype, self.mesh)

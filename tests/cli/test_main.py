@@ -332,6 +332,18 @@ def test_no_model(tmp_path, capsys) -> None:
     assert "/nowhere/at/all: no model here" in message
 
 
+def test_a_given_model_that_reads_less_is_refused_at_once(finished, tmp_path, capsys) -> None:
+    policy = finished / "sft" / "model"
+    for command in ("run", "evaluate"):
+        message = fails(
+            capsys, command, CONFIG, "--output", tmp_path / command, "--train_policy=false",
+            f"--policy={policy}", f"--reward_model={finished / 'reward' / 'explicit' / 'model'}",
+            "--rewards=[explicit]", "--engine.context=4096",
+        )  # fmt: skip
+        assert f"{policy}: engine.context: 4096 tokens, but the model reads at most" in message
+        assert not (tmp_path / command / "eval" / "greedy").exists()
+
+
 def test_wrong_words(tmp_path, capsys) -> None:
     assert "did you mean explore?" in fails(capsys, "exlore", CONFIG)
     assert "--output" in fails(capsys, "run", CONFIG)
