@@ -277,12 +277,6 @@ class RunConfig:
         names = [environment.registered for environment in self.environments]
         if len(set(names)) < len(names):
             raise UserError("environments: each may be named once")
-        explicit = "explicit" in self.rewards and self.reward_model is None
-        learns = self.train_policy or explicit or "implicit" in self.rewards
-        if learns and not any(environment.train for environment in self.environments):
-            raise UserError(
-                "environments: all are held out (train: false), and none is left to learn from"
-            )
         for name in self.trackers:
             if name not in TRACKERS:
                 raise UserError(f"trackers: {name!r} is none of {', '.join(TRACKERS)}")
@@ -302,3 +296,12 @@ class RunConfig:
             raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")
         if self.sft.lora.rank and self.policy is None:
             raise UserError("sft.lora.rank: needs `policy`, random matrices are worth no adapters")
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether an explicit reward model is trained."""
+        return "explicit" in self.rewards and self.reward_model is None
+
+    @property
+    def trains_implicit(self) -> bool:
+        return "implicit" in self.rewards

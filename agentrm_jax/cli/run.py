@@ -148,13 +148,19 @@ class Run:
         """Train tasks that the expert is asked to solve, and others, which get a tree.
 
         They are the same for runs that start from models of other runs.
+
+        Raises:
+          UserError: The run trains something, and all kinds are held out.
         """
         experts: list[Task] = []
         explored: list[Task] = []
         trained = [(each, kinds) for each in self._named if (kinds := _kinds(each)[0])]
+        config = self.config
+        learns = config.train_policy or config.trains_reward or config.trains_implicit
+        if learns and not trained:
+            raise UserError("environments: all is held out, and nothing is left to learn from")
         shares = (
-            _shares(n, len(trained))
-            for n in (self.config.experts.num_tasks, self.config.explore.num_tasks)
+            _shares(n, len(trained)) for n in (config.experts.num_tasks, config.explore.num_tasks)
         )
         for (environment, kinds), n, m in zip(trained, *shares, strict=True):
             tasks = self._tasks(environment, "train", kinds, n + m)

@@ -44,18 +44,6 @@ class StageSpec:
     processes: Literal["all", "first", "one"]
 
 
-def _trains_policy(config: RunConfig) -> bool:
-    return config.train_policy
-
-
-def _trains_reward(config: RunConfig) -> bool:
-    return "explicit" in config.rewards and config.reward_model is None
-
-
-def _trains_implicit(config: RunConfig) -> bool:
-    return "implicit" in config.rewards
-
-
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
@@ -66,7 +54,7 @@ STAGES = (
         folder="experts",
         after=(),
         sections=(*_SHARED, "experts"),
-        wanted=_trains_policy,
+        wanted=lambda config: config.train_policy,
         work=experts,
         processes="first",
     ),
@@ -75,7 +63,7 @@ STAGES = (
         folder="sft",
         after=("experts",),
         sections=_POLICY,
-        wanted=_trains_policy,
+        wanted=lambda config: config.train_policy,
         work=train_policy,
         processes="all",
     ),
@@ -84,7 +72,7 @@ STAGES = (
         folder="trees",
         after=("sft",),
         sections=(*_POLICY, "explore"),
-        wanted=_trains_reward,
+        wanted=lambda config: config.trains_reward,
         work=explore,
         processes="one",
     ),
@@ -93,7 +81,7 @@ STAGES = (
         folder="states",
         after=("explore",),
         sections=("label",),
-        wanted=_trains_reward,
+        wanted=lambda config: config.trains_reward,
         work=label,
         processes="first",
     ),
@@ -102,7 +90,7 @@ STAGES = (
         folder="reward/explicit",
         after=("label",),
         sections=("train_rm", "reward_init"),
-        wanted=_trains_reward,
+        wanted=lambda config: config.trains_reward,
         work=train_reward,
         processes="all",
     ),
@@ -111,7 +99,7 @@ STAGES = (
         folder="samples",
         after=("sft",),
         sections=(*_POLICY, "explore.num_tasks", "sample"),
-        wanted=_trains_implicit,
+        wanted=lambda config: config.trains_implicit,
         work=sample,
         processes="one",
     ),
@@ -120,7 +108,7 @@ STAGES = (
         folder="reward/implicit",
         after=("sample",),
         sections=("train_implicit",),
-        wanted=_trains_implicit,
+        wanted=lambda config: config.trains_implicit,
         work=train_implicit,
         processes="all",
     ),

@@ -429,8 +429,10 @@ def test_what_a_held_out_environment_lacks_is_said_at_once(tmp_path, capsys, mon
 
 def test_what_cannot_be_held_out(tmp_path) -> None:
     maze = EnvironmentConfig(name="maze", train=False)
-    with pytest.raises(UserError, match="environments: all are held out"):
-        RunConfig(environments=[maze])
+    for held_out in ({"train": False}, {"held_out": ["generated", "double_t"]}):
+        named = RunConfig(environments=[EnvironmentConfig(name="maze", **held_out)])
+        with pytest.raises(UserError, match="environments: all is held out"):
+            _ = Run(config=named, directory=tmp_path).train_tasks
     with pytest.raises(UserError, match=r"maze is held out as a whole \(train: false\)"):
         dataclasses.replace(maze, held_out=["double_t"])
     with pytest.raises(UserError, match="maze trains on double_t and holds it out"):
