@@ -15,6 +15,7 @@ from agentrm_jax.cli.run import Run
 from agentrm_jax.cli.scoring import explicit_scorer
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.processes import from_all, from_first, is_first, own_share
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
@@ -25,7 +26,9 @@ from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import (
+    ROLLOUTS,
     chosen_episodes,
+    read_rollouts,
     scores_by_n,
     single_episodes,
     stored_rollouts,
@@ -34,6 +37,7 @@ from agentrm_jax.evaluate.report import write_report
 from agentrm_jax.evaluate.results import (
     Episode,
     comparisons,
+    episode_from_json,
     read_episodes,
     result_rows,
     write_episodes,
@@ -57,9 +61,7 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
     for method in run.config.evaluate.methods:
         {"greedy": bench.greedy, "best_of_n": bench.best_of_n, "beam": bench.beam}[method]()
     ran = bench.ran
-    return {
-        "tasks": len(run.test_tasks),
-        "test_problems_trained_on": run.overlap(),
+    own = {
         "trajectories": len(ran),
         "errors": sum(rollout.error is not None for rollout in ran),
         "invalid_actions": sum(
@@ -68,20 +70,29 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
         "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
         **bench.usage(),
     }
+    parts = from_all(own)
+    return {
+        "tasks": len(run.test_tasks),
+        "test_problems_trained_on": run.overlap(),
+        **{name: sum(part[name] for part in parts) for name in own},
+    }
 
 
 _AnyScorer = ExplicitScorer | ImplicitScorer | JudgeScorer
 
 
 class _Bench:
-    """The models at work on the test tasks. They are loaded when the first method needs them."""
+    """The models at work on the test tasks. They are loaded when the first method needs them.
+
+    Each of several processes has its share of the tasks; the first writes what all have found.
+    """
 
     def __init__(self, run: Run, stage: Stage, directory: pathlib.Path) -> None:
         self._run, self._stage, self._directory = run, stage, directory
         self._config, self._seed = run.config.evaluate, run.config.seed
-        self._policy = run.policy()
+        self._policy = run.acting_policy()
         params = llama.unstacked(self._policy.params, consume=True)
-        self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.mesh)
+        self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.engine_mesh)
         self._scorers: dict[str, _AnyScorer] = {}
         self.ran: list[Rollout] = []
 
@@ -113,15 +124,35 @@ class _Bench:
 
     def greedy(self) -> None:
         agent = self._agent(temperature=0.0)
-        found = self._stored("greedy", [(task, 0) for task in self._run.test_tasks], agent)
+        tasks = own_share(self._run.test_tasks)
+        found = self._stored("greedy", [(task, 0) for task in tasks], agent)
         self._keep("greedy", single_episodes(found, "greedy", seed=self._seed))
 
     def best_of_n(self) -> None:
         """Best-of-n and its baselines, over the same n trajectories of each task."""
-        samples = [(task, s) for task in self._run.test_tasks for s in range(self._config.n)]
+        tasks = own_share(self._run.test_tasks)
+        samples = [(task, s) for task in tasks for s in range(self._config.n)]
         found = self._stored("best_of_n", samples, self._agent())
         scorers = {kind: self._scorer_of(kind) for kind in self._run.config.rewards}
         episodes, scores = chosen_episodes(found, scorers, seed=self._seed)
+        self._keep("best_of_n", episodes)
+        parts = from_all(scores)
+        from_first(lambda: self._keep_scores(self._directory / "best_of_n", parts))
+
+    def _keep_scores(
+        self, directory: pathlib.Path, parts: Sequence[dict[str, dict[str, list[float]]]]
+    ) -> None:
+        """Writes what the reward models said of all trajectories, and what fewer were worth."""
+        order = self._order()
+        found = sorted(
+            read_rollouts(directory / ROLLOUTS),
+            key=lambda r: (order[r.trajectory.task.task_id], r.sample),
+        )
+        scores = {
+            name: {task_id: part[name][task_id] for task_id in order for part in parts
+                   if task_id in part[name]}
+            for name in parts[0]
+        }  # fmt: skip
         outcomes = {
             (r.trajectory.task.task_id, r.sample): 0.0 if r.error else r.trajectory.outcome
             for r in found
@@ -138,10 +169,9 @@ class _Bench:
             for sample, score in enumerate(own)
             if not math.isnan(score)
         ]
-        write_json_atomic(self._directory / "best_of_n" / "scores.json", rows)
+        write_json_atomic(directory / "scores.json", rows)
         alone = {kind: own for kind, own in scores.items() if kind != "judge"}  # it compares n
-        write_json_atomic(self._directory / "best_of_n" / "by_n.json", scores_by_n(found, alone))
-        self._keep("best_of_n", episodes)
+        write_json_atomic(directory / "by_n.json", scores_by_n(found, alone))
 
     def beam(self) -> None:
         """Beam search, and the same search with random scores where that is asked for."""
@@ -160,7 +190,7 @@ class _Bench:
         config = self._config.beam
         if in_step is None:  # random scores are drawn when the environment has answered
             config = dataclasses.replace(config, score_at="observation")
-        tasks = self._run.beam_tasks
+        tasks = own_share(self._run.beam_tasks)
 
         def search(episodes: Sequence[tuple[Task, int]]) -> Iterator[Rollout]:
             own = [task for task, _ in episodes]
@@ -188,8 +218,8 @@ class _Bench:
         episodes: Sequence[tuple[Task, int]],
         search: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
     ) -> list[Rollout]:
-        path = self._directory / name / "rollouts.jsonl"
-        with progress(name.replace("_", " "), len(episodes)) as bar:
+        path = self._directory / name / ROLLOUTS
+        with progress(name.replace("_", " "), len(episodes), shown=is_first()) as bar:
 
             def on_rollout() -> None:
                 bar.advance()
@@ -200,8 +230,21 @@ class _Bench:
         return found
 
     def _keep(self, name: str, episodes: list[Episode]) -> None:
-        write_episodes(self._directory / name / "episodes.jsonl", episodes)
-        write_json_atomic(self._directory / name / "results.json", result_rows(episodes))
+        parts = from_all([dataclasses.asdict(episode) for episode in episodes])
+
+        def keep() -> None:
+            found = [episode_from_json(record) for part in parts for record in part]
+            variants = list(dict.fromkeys(episode.variant for episode in found))
+            order = self._order()
+            found.sort(key=lambda e: (variants.index(e.variant), order[e.task.task_id]))
+            write_episodes(self._directory / name / "episodes.jsonl", found)
+            write_json_atomic(self._directory / name / "results.json", result_rows(found))
+
+        from_first(keep)
+
+    def _order(self) -> dict[str, int]:
+        """The number of each test task."""
+        return {task.task_id: number for number, task in enumerate(self._run.test_tasks)}
 
 
 def _check_in_step(run: Run) -> None:
@@ -221,9 +264,9 @@ def _check_in_step(run: Run) -> None:
 def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:
     config = run.config.judge
     if config.policy is not None:
-        policy = load_policy(pathlib.Path(config.policy), run.config.dtype, run.mesh)
+        policy = load_policy(pathlib.Path(config.policy), run.config.dtype, run.engine_mesh)
         params = llama.unstacked(policy.params, consume=True)
-        engine = Engine(params, policy.config, run.config.engine, mesh=run.mesh)
+        engine = Engine(params, policy.config, run.config.engine, mesh=run.engine_mesh)
     sampling = Sampling(temperature=0.0, max_tokens=config.max_tokens)
     agent = Agent(engine, policy.tokenizer, lambda task: None, sampling, run.config.seed)
     return JudgeScorer(
@@ -238,7 +281,7 @@ def _implicit_scorer(run: Run) -> ImplicitScorer:
     model, config = run.implicit_model(), run.config
     return ImplicitScorer(
         model.params,
-        run.policy().params,  # the acting policy's own have given up their stacked form
+        run.acting_policy().params,  # the acting policy's own have given up their stacked form
         model.config,
         model.tokenizer,
         run.prompt_of,
@@ -246,7 +289,7 @@ def _implicit_scorer(run: Run) -> ImplicitScorer:
         limit=config.engine.context,
         reduction=config.train_implicit.reduction,
         rows=config.engine.extend_rows,
-        mesh=run.mesh,
+        mesh=run.engine_mesh,
     )
 
 

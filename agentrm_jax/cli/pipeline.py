@@ -6,11 +6,10 @@ import dataclasses
 import fcntl
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import jax
 import yaml
 from rich.console import Console
 
@@ -34,7 +33,6 @@ from agentrm_jax.evaluate.report import comparison_sentences, console_table, env
 
 def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     """Every stage in turn, then the report."""
-    _check_processes(stages_of(config))
     with _opened(config, directory) as run:
         specs = stages_of(config)
         from_first(run.check_overlap)
@@ -52,21 +50,9 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
     """
     spec = next(stage for stage in STAGES if stage.name == name)
     depends_on(config, spec)
-    _check_processes([spec])
     with _opened(config, directory) as run:
         from_first(lambda: _check_before(run, spec))
         _do(run, spec, "")
-
-
-def _check_processes(specs: Sequence[StageSpec]) -> None:
-    """Refuses stages that several processes cannot do."""
-    count = jax.process_count()
-    alone = [spec.name for spec in specs if spec.processes == "one"]
-    if count > 1 and alone:
-        raise UserError(
-            f"{alone[0]}: takes one process, there are {count}; several can do "
-            + ", ".join(spec.name for spec in STAGES if spec.processes != "one")
-        )
 
 
 def _check_before(run: Run, spec: StageSpec) -> None:

@@ -9,21 +9,20 @@ import numpy as np
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.cli.run import DATASET, Run, Summary
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.processes import from_all, from_first, gather, is_first, own_share
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
 from agentrm_jax.data.states import write_paths
 from agentrm_jax.data.trajectories import write_trajectories
-from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs.experts import expert_trajectories
-from agentrm_jax.evaluate.harness import read_rollouts, stored_rollouts
+from agentrm_jax.evaluate.harness import ROLLOUTS, read_rollouts, stored_rollouts
 from agentrm_jax.model import llama
 from agentrm_jax.search.explore import Explorer
 from agentrm_jax.search.labels import labelled_paths
 from agentrm_jax.search.rollouts import Rollout, rollouts
-
-ROLLOUTS = "rollouts.jsonl"
 
 
 def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
@@ -50,20 +49,22 @@ def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Grows a search tree for each task (paper section 3.2)."""
     config = run.config.explore
-    _, tasks = run.train_tasks
-    model = run.policy()
+    tasks = own_share(run.train_tasks[1])
+    model = run.acting_policy()
     params = llama.unstacked(model.params, consume=True)
-    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.engine_mesh)
     branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
     agent = Agent(
         engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
     )
     agent.warm_up()
+    gather(directory / FILE)
     stored = TreeStore.read(directory)
     store = TreeStore(directory)
     total = len(tasks) * config.search.num_iterations
-    done = sum(len(tree.iterations) for tree in stored.values())
-    with progress("explore", total, done=done) as bar:
+    own = (stored[task.task_id] for task in tasks if task.task_id in stored)
+    done = sum(len(tree.iterations) for tree in own)
+    with progress("explore", total, done=done, shown=is_first()) as bar:
 
         def on_iteration() -> None:
             bar.advance()
@@ -71,11 +72,12 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
 
         Explorer(agent, run.pool, store, config.search, on_iteration).run(tasks, stored)
     store.close()
+    gather(directory / FILE)
     return {
-        **_tree_summary(directory),
-        "tokens_decoded": engine.usage.decoded,  # by this process, as what follows
-        "tokens_read": engine.usage.read,
-        "truncated_steps": agent.truncated_steps,
+        **from_first(lambda: _tree_summary(directory)),
+        "tokens_decoded": sum(from_all(engine.usage.decoded)),  # since this start, as what follows
+        "tokens_read": sum(from_all(engine.usage.read)),
+        "truncated_steps": sum(from_all(agent.truncated_steps)),
     }
 
 
@@ -100,24 +102,33 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
 def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Runs the policy to the end several times on each task that `explore` would search."""
     config = run.config.sample
-    _, tasks = run.train_tasks
-    model = run.policy()
+    tasks = own_share(run.train_tasks[1])
+    model = run.acting_policy()
     params = llama.unstacked(model.params, consume=True)
-    engine = Engine(params, model.config, run.config.engine, mesh=run.mesh)
+    engine = Engine(params, model.config, run.config.engine, mesh=run.engine_mesh)
     agent = Agent(engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed)
     episodes = [(task, number) for task in tasks for number in range(config.num_samples)]
-    with progress("sample", len(episodes)) as bar:
+    with progress("sample", len(episodes), shown=is_first()) as bar:
 
         def on_rollout() -> None:
             bar.advance()
             stage.tick()
 
-        found = stored_rollouts(
+        stored_rollouts(
             directory / ROLLOUTS,
             episodes,
             lambda missing: rollouts(agent, run.pool, missing, slots=config.slots),
             on_rollout,
         )
+    return {
+        **from_first(lambda: _sample_summary(directory / ROLLOUTS)),
+        "tokens_decoded": sum(from_all(engine.usage.decoded)),
+        "tokens_read": sum(from_all(engine.usage.read)),
+    }
+
+
+def _sample_summary(path: pathlib.Path) -> Summary:
+    found = list(read_rollouts(path))
     sound = [rollout.trajectory for rollout in found if rollout.error is None]
     if not sound:
         raise UserError(f"sample: every environment failed, the first with: {found[0].error}")
@@ -125,8 +136,6 @@ def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         "trajectories": len(sound),
         "errors": len(found) - len(sound),
         "mean_outcome": float(np.mean([trajectory.outcome for trajectory in sound])),
-        "tokens_decoded": engine.usage.decoded,
-        "tokens_read": engine.usage.read,
     }
 
 
@@ -145,7 +154,8 @@ def sampled_trajectories(run: Run) -> list[list[Trajectory]]:
 
 def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Takes the values of states from the stored trees (paper section 3.2)."""
-    trees = TreeStore.read(run.directory / "trees").values()
+    stored = TreeStore.read(run.directory / "trees").values()
+    trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
     paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
     write_paths(directory / DATASET, paths)
     values = np.array([v for path in paths for v in path.values])

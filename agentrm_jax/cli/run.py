@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from agentrm_jax.cli import models
@@ -64,7 +65,13 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
+        """The devices of all processes, which train together."""
         return make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def engine_mesh(self) -> Mesh:
+        """This process's own devices: each has engines, and environments, of its own."""
+        return make_mesh(self.config.mesh, jax.local_devices())
 
     @functools.cached_property
     def pool(self) -> EnvPool:
@@ -74,9 +81,13 @@ class Run:
         if "pool" in self.__dict__:
             self.pool.close()
 
-    def policy(self, dtype: str | None = None) -> Model:
-        """The policy that acts, in the run's dtype or another."""
-        return models.load_policy(self.policy_directory, dtype or self.config.dtype, self.mesh)
+    def acting_policy(self) -> Model:
+        """The policy that acts, for an engine."""
+        return models.load_policy(self.policy_directory, self.config.dtype, self.engine_mesh)
+
+    def policy(self, dtype: str) -> Model:
+        """The same for training that starts from it."""
+        return models.load_policy(self.policy_directory, dtype, self.mesh)
 
     def reward_init(self, dtype: str) -> Model:
         """What reward training starts from, where that is given.
@@ -93,7 +104,7 @@ class Run:
         return found
 
     def reward_model(self) -> Model:
-        return models.load_reward(self.reward_directory, self.config.dtype, self.mesh)
+        return models.load_reward(self.reward_directory, self.config.dtype, self.engine_mesh)
 
     def check_given_models(self) -> None:
         """Refuses given models that cannot read what the run would have them read.
@@ -110,7 +121,7 @@ class Run:
                 shape.check_length(f"{directory}: engine.context", self.config.engine.context)
 
     def implicit_model(self) -> Model:
-        return models.load_policy(self.implicit_directory, self.config.dtype, self.mesh)
+        return models.load_policy(self.implicit_directory, self.config.dtype, self.engine_mesh)
 
     def metrics(self, stage: str) -> MetricWriter | None:
         """None in the processes that write none."""

@@ -162,7 +162,7 @@ def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
         run.config.engine,
         readout=Readout(model.head),
         head=model.params["value_head"],
-        mesh=run.mesh,
+        mesh=run.engine_mesh,
     )
     renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context)
     return ExplicitScorer(engine, renderer)

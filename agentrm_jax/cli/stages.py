@@ -31,8 +31,7 @@ class StageSpec:
         that it reads.
       wanted: Whether a run with this configuration needs it.
       work: Does it; returns a summary for people.
-      processes: Of several processes `all` work together, or the `first` does and the others wait;
-        `one`: a run of several cannot do it.
+      processes: Of several processes `all` work, or the `first` does and the others wait.
     """
 
     name: str
@@ -41,7 +40,7 @@ class StageSpec:
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Run, Stage, pathlib.Path], Summary]
-    processes: Literal["all", "first", "one"]
+    processes: Literal["all", "first"]
 
 
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
@@ -74,7 +73,7 @@ STAGES = (
         sections=(*_POLICY, "explore"),
         wanted=lambda config: config.trains_reward,
         work=explore,
-        processes="one",
+        processes="all",
     ),
     StageSpec(
         name="label",
@@ -101,7 +100,7 @@ STAGES = (
         sections=(*_POLICY, "explore.num_tasks", "sample"),
         wanted=lambda config: config.trains_implicit,
         work=sample,
-        processes="one",
+        processes="all",
     ),
     StageSpec(
         name="train-implicit",
@@ -119,7 +118,7 @@ STAGES = (
         sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
-        processes="one",
+        processes="all",
     ),
 )
 

@@ -7,11 +7,12 @@ names file and line.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,36 @@ def _records(path: pathlib.Path) -> Iterator[tuple[Any, int]]:
                 ) from None
             end += len(line)
             yield record, end
+
+
+def move_records(sources: Iterable[pathlib.Path], path: pathlib.Path) -> None:
+    """Appends what the sources hold to a file, but for records that it has, and deletes them.
+
+    Where this is interrupted, it can be done again.
+    """
+    sources = sorted(sources)
+    if not sources:
+        return
+    there: set[bytes] = set()
+    merged = path.with_name(f".{path.name}.tmp")
+    with merged.open("wb") as file:
+        for source in [path, *sources] if path.exists() else sources:
+            end = 0
+            for _, end in _records(source):  # noqa: B007 (the last offset counts)
+                pass
+            with source.open("rb") as lines:
+                for line in lines:
+                    end -= len(line)
+                    digest = hashlib.blake2b(line, digest_size=16).digest()
+                    if end < 0 or digest in there:  # a torn last line, or one moved before
+                        continue
+                    there.add(digest)
+                    file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    merged.replace(path)
+    for source in sources:
+        source.unlink()
 
 
 def read_json_lines(path: pathlib.Path) -> Iterator[Any]:

@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import move_records
 
 T = TypeVar("T")
 
@@ -155,6 +157,43 @@ def from_first(work: Callable[[], T]) -> T:
         raise
     _send(json.dumps({"value": value}))
     return value
+
+
+def from_all(value: T) -> list[T]:
+    """What every process has, as it comes back from JSON, in all processes and in their order.
+
+    It waits for all of them.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """Those of the items that are this process's to work on."""
+    return list(items[jax.process_index() :: jax.process_count()])
+
+
+def own_part(path: pathlib.Path) -> pathlib.Path:
+    """Where this process writes what belongs into a file; see `gather`."""
+    number = jax.process_index()
+    if jax.process_count() == 1:
+        return path
+    return path.with_name(f"{path.stem}.part{number}{path.suffix}")
+
+
+def gather(path: pathlib.Path) -> None:
+    """Moves what processes have written into the file it belongs to, also those of earlier runs.
+
+    It waits for all of them.
+    """
+    from_all(None)
+    from_first(lambda: move_records(path.parent.glob(f"{path.stem}.part*{path.suffix}"), path))
 
 
 def _send(text: str) -> None:

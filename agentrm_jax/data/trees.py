@@ -10,6 +10,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
+from agentrm_jax.core.processes import own_part
 from agentrm_jax.core.records import (
     Step,
     Task,
@@ -107,11 +108,12 @@ class TreeRecord:
 class TreeStore:
     """Trees open for appending.
 
-    What was appended survives the process; a finished tree survives the machine too.
+    What was appended survives the process; a finished tree survives the machine too. Of several
+    processes each has a part of the file (`core.processes.gather`).
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self._lines = JsonLines(directory / FILE)
+        self._lines = JsonLines(own_part(directory / FILE))
 
     def begin(self, task: Task, first_observation: str) -> None:
         self._lines.append(

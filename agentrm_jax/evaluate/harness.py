@@ -15,6 +15,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
+from agentrm_jax.core.processes import gather, own_part
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json, trajectory_from_json
 from agentrm_jax.engine.sampling import Sampling
@@ -24,6 +25,7 @@ from agentrm_jax.search.beam import BeamConfig
 from agentrm_jax.search.choose import BASELINES, best, best_of_fewer
 from agentrm_jax.search.rollouts import Rollout
 
+ROLLOUTS = "rollouts.jsonl"
 METHODS = ("greedy", "best_of_n", "beam")
 UNDECIDED = "the reward model did not decide"
 
@@ -85,20 +87,26 @@ def stored_rollouts(
 ) -> list[Rollout]:
     """The rollouts of all (task, sample number); only those that `path` lacks are run.
 
+    Each of several processes has episodes of its own, and all come here together.
+
     Returns:
       In the order of `episodes`.
     """
+    gather(path)
+    wanted = {(task.task_id, sample) for task, sample in episodes}
     found = {}
     for rollout in read_rollouts(path):
-        found[rollout.trajectory.task.task_id, rollout.sample] = rollout
-        on_rollout()
+        if (key := (rollout.trajectory.task.task_id, rollout.sample)) in wanted:
+            found[key] = rollout
+            on_rollout()
     missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]
-    with JsonLines(path) as lines:
+    with JsonLines(own_part(path)) as lines:
         for rollout in run(missing) if missing else ():
             fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
             lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
             found[rollout.trajectory.task.task_id, rollout.sample] = rollout
             on_rollout()
+    gather(path)
     return [found[task.task_id, sample] for task, sample in episodes]
 
 

@@ -128,6 +128,10 @@ def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
     temporary.replace(path)
 
 
+def episode_from_json(record: Mapping[str, Any]) -> Episode:
+    return Episode(**{**record, "task": task_from_json(record["task"])})
+
+
 def read_episodes(path: pathlib.Path) -> list[Episode]:
     """The episodes of a file.
 
@@ -139,7 +143,7 @@ def read_episodes(path: pathlib.Path) -> list[Episode]:
     episodes = []
     for number, record in enumerate(read_json_lines(path), start=1):
         try:
-            episodes.append(Episode(**{**record, "task": task_from_json(record["task"])}))
+            episodes.append(episode_from_json(record))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: not an episode ({error})") from None
     return episodes
