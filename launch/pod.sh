@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A training stage (sft, train-rm, train-implicit) on all workers of a TPU pod slice. OUTPUT must be a folder that
-# all of them see (Filestore, a mounted bucket), with what the stages before it left there. Each worker has this
-# repository in ~/agentrm_jax, installed in .venv with the extra [tpu]. After a preemption give the same command again.
+# A run, or a stage of it, on all workers of a TPU pod slice. OUTPUT must be a folder that all of them see (Filestore,
+# a mounted bucket); a stage finds there what the stages before it left. Each worker has this repository in
+# ~/agentrm_jax, installed in .venv with the extra [tpu]. After a preemption give the same command again.
 #
-#   TPU=NAME ZONE=ZONE launch/pod.sh STAGE CONFIG OUTPUT [--KEY=VALUE ...]
+#   TPU=NAME ZONE=ZONE launch/pod.sh run|STAGE CONFIG OUTPUT [--KEY=VALUE ...]
 set -euo pipefail
 
 if [ $# -lt 3 ]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A training stage (sft, train-rm, train-implicit) under SLURM, one process for each GPU. OUTPUT must be a folder that
-# all nodes see, with what the stages before it left there. What SIGTERM stops was saved; the same command goes on.
+# A run, or a stage of it, under SLURM, one process for each GPU. OUTPUT must be a folder that all nodes see; a stage
+# finds there what the stages before it left. What SIGTERM stops was saved; the same command goes on.
 #
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh STAGE CONFIG OUTPUT [--KEY=VALUE ...]
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh run|STAGE CONFIG OUTPUT [--KEY=VALUE ...]
 #SBATCH --job-name=agentrm
 #SBATCH --gpus-per-task=1
 #SBATCH --requeue

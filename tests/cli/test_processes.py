@@ -16,6 +16,8 @@ import pytest
 from cli_cases import CONFIG, HERE
 
 from agentrm_jax.core.metrics import read_metrics
+from agentrm_jax.core.run_directory import read_json
+from agentrm_jax.data.trees import TreeStore
 
 HEARTBEAT = 15
 SFT = ("--sft.fit.batch_size=8", "--sft.fit.num_updates=6", "--sft.fit.metrics_every=1")
@@ -27,7 +29,7 @@ def start(count: int, devices: int, *arguments: str) -> list[subprocess.Popen[st
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = ("--mesh.data=2", "--mesh.fsdp=-1")
+    found = ("--mesh.data=2", "--mesh.fsdp=-1") if devices > 1 else ("--mesh.data=-1",)
     started = []
     for number in range(count):
         joined = (
@@ -97,6 +99,52 @@ def test_two_processes_learn_as_one_does(finished: pathlib.Path, tmp_path: pathl
     assert sorted(p.name for p in (two / "sft").iterdir()) == sorted(
         p.name for p in (one / "sft").iterdir()
     )
+
+
+def nodes(folder: pathlib.Path) -> dict[str, list[tuple]]:
+    """What the iterations of each tree found."""
+    return {
+        name: [
+            (i.path, i.outcome, [(n.node, n.parent, n.multiplicity, n.step.reply) for n in i.nodes])
+            for i in tree.iterations
+        ]
+        for name, tree in TreeStore.read(folder / "trees").items()
+    }
+
+
+def results(folder: pathlib.Path) -> list[dict]:
+    return [
+        {key: value for key, value in row.items() if key != "wall_seconds"}
+        for name in ("greedy", "best_of_n", "beam", "beam_random")
+        for row in read_json(folder / "eval" / name / "results.json")
+    ]
+
+
+def test_two_processes_explore_and_evaluate_as_one_does(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """One that was killed when a tree was begun goes on with two."""
+    folder = begun(finished, tmp_path / "two", "eval")
+    trees = folder / "trees"
+    (trees / "stage.json").rename(trees / "seconds.json")
+    lines = (trees / "trees.jsonl").read_bytes().splitlines(keepends=True)
+    (trees / "trees.jsonl").write_bytes(b"".join(lines[:9]))
+    (trees / "trees.part1.jsonl").write_bytes(b"".join(lines[5:14]) + lines[14][:40])
+    agentrm_together(2, 1, "explore", "--output", str(folder))
+    assert [path.name for path in sorted(trees.iterdir())] == ["stage.json", "trees.jsonl"]
+    assert nodes(folder) == nodes(finished)
+    agentrm_together(2, 1, "evaluate", "--output", str(folder))
+    assert results(folder) == results(finished)
+    one, two = (f / "eval" / "best_of_n" for f in (finished, folder))
+    assert read_json(two / "by_n.json") == read_json(one / "by_n.json")
+    scores = zip(read_json(one / "scores.json"), read_json(two / "scores.json"), strict=True)
+    assert all(b == pytest.approx(a, abs=1e-5) for a, b in scores)
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_a_whole_run(tmp_path: pathlib.Path) -> None:
+    agentrm_together(2, 1, "run", "--output", str(tmp_path / "run"), "--sft.fit.batch_size=4")
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.slow
@@ -182,7 +230,6 @@ def test_a_mistake_ends_all(finished: pathlib.Path, tmp_path: pathlib.Path) -> N
     ended = end(start(2, 4, "sft", "--output", str(folder), *SFT), timeout=120)
     assert [status for status, *_ in ended] == [2, 2], ended
     assert all("agentrm: error: " in err and "experts" in err for *_, err in ended)
-    ended = end(start(2, 4, "explore", "--output", str(folder), *SFT), timeout=120)
+    ended = end(start(2, 4, "explore", "--output", str(folder), "--mesh.fsdp=4"), timeout=120)
     assert [status for status, *_ in ended] == [2, 2], ended
-    for *_, err in ended:
-        assert "explore: takes one process, there are 2; several can do experts, sft" in err
+    assert all("experts: holds files, but no record" in err for *_, err in ended)
