@@ -39,8 +39,8 @@ def _decode(line: bytes) -> Any:
     return json.loads(record)
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[Any, int]]:
-    """Each sound record and the offset of its end; stops before a torn last line."""
+def _records(path: pathlib.Path) -> Iterator[tuple[Any, bytes]]:
+    """Each sound record and its line; stops before a torn last line."""
     size, end = path.stat().st_size, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -54,7 +54,7 @@ def _records(path: pathlib.Path) -> Iterator[tuple[Any, int]]:
                     "it to make it again"
                 ) from None
             end += len(line)
-            yield record, end
+            yield record, line
 
 
 def move_records(sources: Iterable[pathlib.Path], path: pathlib.Path) -> None:
@@ -69,15 +69,9 @@ def move_records(sources: Iterable[pathlib.Path], path: pathlib.Path) -> None:
     merged = path.with_name(f".{path.name}.tmp")
     with merged.open("wb") as file:
         for source in [path, *sources] if path.exists() else sources:
-            end = 0
-            for _, end in _records(source):  # noqa: B007 (the last offset counts)
-                pass
-            with source.open("rb") as lines:
-                for line in lines:
-                    end -= len(line)
-                    digest = hashlib.blake2b(line, digest_size=16).digest()
-                    if end < 0 or digest in there:  # a torn last line, or one moved before
-                        continue
+            for _, line in _records(source):
+                digest = hashlib.blake2b(line, digest_size=16).digest()
+                if digest not in there:
                     there.add(digest)
                     file.write(line)
         file.flush()
@@ -99,11 +93,8 @@ class JsonLines:
 
     def __init__(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
         if path.exists():
-            for _, end in _records(path):  # noqa: B007 (the last offset counts)
-                pass
-            os.truncate(path, end)
+            os.truncate(path, sum(len(line) for _, line in _records(path)))
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: Any) -> None:
