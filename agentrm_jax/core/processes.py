@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -24,6 +25,9 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import move_records
 
 T = TypeVar("T")
+
+_LONGEST_WAIT = 30 * 24 * 3600  # seconds
+_waits = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,7 @@ def from_all(value: T) -> list[T]:
     """
     if jax.process_count() == 1:
         return [value]
+    _wait()
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
     padded = np.zeros(sizes.max(), np.uint8)
@@ -196,12 +201,24 @@ def gather(path: pathlib.Path) -> None:
     from_first(lambda: move_records(path.parent.glob(f"{path.stem}.part*{path.suffix}"), path))
 
 
+def _wait() -> None:
+    """Waits for all processes, however long they work: a collective gives up after some time, on
+    CPUs after half an hour."""
+    from jax._src import distributed  # nothing public waits without a collective
+
+    client = distributed.global_state.client
+    assert client is not None  # there are several processes
+    client.wait_at_barrier(f"agentrm/{next(_waits)}", 1000 * _LONGEST_WAIT)
+
+
 def _send(text: str) -> None:
+    _wait()
     data = np.frombuffer(text.encode(), np.uint8)
     multihost_utils.broadcast_one_to_all(np.int32(len(data)))
     multihost_utils.broadcast_one_to_all(data)
 
 
 def _received() -> bytes:
+    _wait()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
     return multihost_utils.broadcast_one_to_all(np.zeros(size, np.uint8)).tobytes()
