@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, share values and wait.
+"""Several processes of one run: how they find each other, share values and work, and wait.
 
 Every process runs the same program on the same global arrays. What only one of them may do, such
 as writing a file, the first does.

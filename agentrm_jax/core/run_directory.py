@@ -137,7 +137,7 @@ def _require_same(
         raise UserError(f"{path}: not a stage record; delete the folder to run the stage again")
     if path.name == STAGE_FILE and not isinstance(stored.get("summary"), dict):
         raise UserError(f"{path}: lacks its summary; delete the folder to run the stage again")
-    before, now = _flat(stored["depends_on"]), _flat(_as_json(depends_on))
+    before, now = flat(stored["depends_on"]), flat(_as_json(depends_on))
     assumed = _as_json({key: defaults[key] for key in now if key in defaults})
     before = {**assumed, **before}
     for key in [*now, *before]:
@@ -154,16 +154,16 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings, and lists of mappings, as dotted keys, in their order."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
-    flat = {}
+    found = {}
     for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        found.update(flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return found
 
 
 class Stage:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from markupsafe import Markup
 
-from agentrm_jax.core.run_directory import read_json, write_json_atomic, write_text_atomic
+from agentrm_jax.core.run_directory import flat, read_json, write_json_atomic, write_text_atomic
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, level, row_variant
@@ -95,8 +95,8 @@ def render(
         sentences=comparison_sentences(report["comparisons"]),
         plots=_plots(report, metrics, scores),
         stages=_stage_table(report["stages"]),
-        config=list(_flat(config)),
-        versions=list(_flat(versions)),
+        config=_settings(config),
+        versions=_settings(versions),
         tree=tree,
         root=None if tree is None else branches(tree),
     )
@@ -272,7 +272,7 @@ def _stage_table(stages: Sequence[Row]) -> list[dict[str, Any]]:
             "stage": stage["stage"],
             "seconds": stage["seconds"],
             "share": 100 * stage["seconds"] / longest,
-            "summary": list(_flat(stage["summary"])),
+            "summary": _settings(stage["summary"]),
         }
         for stage in stages
     ]
@@ -289,12 +289,9 @@ def _versions(run_directory: pathlib.Path) -> Row:
     return read_json(path) if path.exists() else {}
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings, and lists of mappings, as dotted keys."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = dict(enumerate(value))
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else value
+def _settings(value: Row) -> list[tuple[str, Any]]:
+    """Keys and values for a table."""
+    return [
+        (key, ", ".join(map(str, found)) if isinstance(found, list) else found)
+        for key, found in flat(dict(value)).items()
+    ]
