@@ -128,12 +128,11 @@ def _names_a_file(arguments: Sequence[str]) -> bool:
 
 def _configured(command: str, arguments: list[str]) -> int:
     """A command over a configuration file."""
-    from agentrm_jax.cli.load_config import load_config, make_parser
+    from agentrm_jax.cli.load_config import load_config, print_help
 
     prog = f"agentrm {command}"
-    parser = make_parser(prog, _COMMANDS[command])
     if not arguments or {"-h", "--help"} & set(arguments):
-        parser.print_help()
+        print_help(prog, _COMMANDS[command])
         return 0 if arguments else 2
     own = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     own.add_argument("config", type=pathlib.Path, nargs="?")
@@ -142,7 +141,7 @@ def _configured(command: str, arguments: list[str]) -> int:
     if known.config is None or known.output is None:
         missing = "CONFIG" if known.config is None else "--output"
         raise UserError(f"{missing} is missing: {prog} CONFIG --output DIR [--KEY=VALUE ...]")
-    config = load_config(parser, known.config, overrides)
+    config = load_config(known.config, overrides)
 
     from agentrm_jax.cli import pipeline
     from agentrm_jax.core.processes import check_joined, ended_with_others, join
