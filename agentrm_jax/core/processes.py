@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_fields, shown
 from agentrm_jax.core.json_lines import move_records
+from agentrm_jax.core.text import first_line
 
 T = TypeVar("T")
 
@@ -87,8 +88,9 @@ def join(config: DistributedConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:  # also those of the network
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"distributed.coordinator: no other process was found ({reason})") from None
+        raise UserError(
+            f"distributed.coordinator: no other process was found ({first_line(error)})"
+        ) from None
     # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -118,9 +120,9 @@ def ended_with_others() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
         print(
-            f"agentrm: error: another process ended, or a device failed ({reason}); the same "
+            "agentrm: error: another process ended, or a device failed "
+            f"({first_line(error)}); the same "
             "command goes on from the newest checkpoint",
             file=sys.stderr,
             flush=True,
@@ -152,7 +154,9 @@ def from_first(work: Callable[[], T]) -> T:
         value = work()
     except BaseException as error:
         reason = (
-            str(error) if isinstance(error, UserError) else f"the first process ended: {error!r}"
+            str(error)
+            if isinstance(error, UserError)
+            else f"the first process ended: {type(error).__name__}: {first_line(error)}"
         )
         _send(json.dumps({"error": reason}))
         raise
