@@ -75,6 +75,10 @@ class Noise:
             if summary:
                 self._hidden.append(summary)
 
+    def silence(self) -> None:
+        """Keeps libraries quiet that report at exit what ended the command."""
+        logging.getLogger().addHandler(logging.NullHandler())
+
     def show_hidden(self) -> None:
         """Prints one line of each report that was not printed: the command did not fail."""
         for line in self._hidden:
