@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
