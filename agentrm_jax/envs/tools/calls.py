@@ -77,6 +77,18 @@ def read_call(action: str) -> Call:
         raise ToolError(f"ERROR | Exception({_NOT_VALID})") from None
 
 
+def call_key(action: str) -> str:
+    """Returns the normal form of an action: the tool's name and the values that it is given.
+
+    Blanks and quotes within the syntax do not count; names, values and their order do.
+    """
+    try:
+        call = read_call(action)
+        return f"call {call.name} {call.arguments!r}"
+    except (ToolError, ValueError):  # no call, or an integer that is too long to be written
+        return f"text {action.strip()}"
+
+
 def _value(text: str) -> Any:
     if len(text) > _LONGEST:
         raise ValueError("too long")

@@ -50,6 +50,18 @@ def parse(action: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
+def action_key(action: str) -> str:
+    """Returns an action as the shop reads it: the verb exactly, what stands in the brackets in
+    lower case, the blanks between words of a search folded."""
+    parsed = parse(action.strip())
+    if parsed is None:
+        return action.strip()
+    verb, words = parsed
+    if verb == "search":
+        words = " ".join(words.split()) or words  # `search[ ]` is a search, `search[]` is none
+    return f"{verb}[{words}]"
+
+
 def clickable(view: View, catalogue: Catalogue) -> list[str]:
     """All that can be clicked, in lower case."""
     if view.kind == "start":
