@@ -85,7 +85,15 @@ class Service:
                 f"{self.name}: {asked} was not recorded ({path}); {VARIABLE}=record asks for it"
             )
         reply = _ask(endpoint, given, dict(self.headers))
-        _write(path, {"endpoint": endpoint, "parameters": given, **dataclasses.asdict(reply)})
+        _write(
+            path,
+            {
+                "endpoint": endpoint,
+                "parameters": given,
+                **dataclasses.asdict(reply),
+                "sha256": canonical_form(reply.text),
+            },
+        )
         return reply
 
     @property
@@ -119,6 +127,8 @@ def _read(path: Path, endpoint: str, given: Mapping[str, str]) -> Reply:
         kept = parse_json(path.read_bytes())
         same = kept["endpoint"] == endpoint and kept["parameters"] == given
         reply = Reply(status=kept["status"], text=kept["text"])
+        if kept.get("sha256", canonical := canonical_form(reply.text)) != canonical:
+            raise ValueError("damaged: its text is not the one that was kept")
         if not isinstance(reply.status, int) or not isinstance(reply.text, str):
             raise ValueError("status must be an integer, text a text")
     except (OSError, ValueError, KeyError, TypeError) as error:
