@@ -19,7 +19,8 @@ from agentrm_jax.envs.contract import ContractError, Episode, reason_of
 
 _LISTED = 30  # tasks of each list that is compared
 _SEEDS = (0, 1, 2)
-_JUNK = (
+_COMPARED: tuple[Split, ...] = ("train", "test")
+_JUNK: tuple[str, ...] = (
     "", " ", "\x00", "\ufffd", "\U0001f600" * 20, "\u202e", "x" * 5000, "two\nlines", "[" * 300,
     "%s{}\\", "\x1b[2J", "help", "0", "-1", "f with Action Input: {", "search[a]]", "....",
 )  # fmt: skip
@@ -86,10 +87,11 @@ class _Trial:
     """The promises, each a method that raises a `ContractError` if it is broken."""
 
     def __init__(self, family: EnvironmentFamily, parse: Parse, n: int, split: Split) -> None:
-        self._family, self._parse, self._n, self._split = family, parse, n, split
+        self._family, self._parse, self._n = family, parse, n
+        self._split: Split = split
 
     def lists(self) -> None:
-        for split in ("train", "test"):
+        for split in _COMPARED:
             tasks = self._listed(split)
             if tasks != self._listed(split):
                 raise ContractError(f"{split}: another list the second time")
@@ -107,7 +109,7 @@ class _Trial:
     def problems(self) -> None:
         named: dict[str, Task] = {}
         splits: dict[str, Task] = {}
-        for split in ("train", "test"):
+        for split in _COMPARED:
             for seed in _SEEDS:
                 for task in self._listed(split, seed=seed):
                     form = canonical_form([task.kind, dict(task.spec)])
