@@ -6,19 +6,35 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.progress import progress
+from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
+from agentrm_jax.core.text import admit_text, first_line, printable
+from agentrm_jax.envs.conformance import Finding, findings
+from agentrm_jax.envs.contract import (
+    ContractError,
+    Episode,
+    admit_prompt,
+    admit_tasks,
+    reason_of,
+    reset,
+)
 from agentrm_jax.envs.measuring import Check, check
-from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.envs.registry import environment_names, family_at, load_family
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
+_MOST = 100_000  # tasks
+_MOST_TRIED = 3  # tasks on which promises are tried
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|check|play")
     commands.add_parser("list", help="what is installed, and how many tasks each has")
     tests = commands.add_parser(
-        "check", help="plays each one's expert; times resets, steps and forks"
+        "check", help="plays each one's expert, tries its contract; times resets, steps and forks"
     )
-    tests.add_argument("names", metavar="NAME", nargs="*", help="(default: all)")
+    tests.add_argument("names", metavar="NAME", nargs="*", help="or module:Class (default: all)")
     tests.add_argument("--n", type=int, default=10, help="tasks of each (default 10)")
     tests.add_argument("--split", default="train", choices=_SPLITS)
     tests.add_argument("--json", action="store_true", help="one list of rows on stdout")
@@ -56,40 +72,67 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(given: argparse.Namespace) -> int:
     table = Table("name", "ready", "kinds", *_SPLITS, "return")
-    missing: dict[str, str] = {}
+    lacking: dict[str, str] = {}
     for name in environment_names():
-        family = load_family(name)
-        if reason := family.missing():
-            missing[name] = reason
-        counts: Mapping[Split, int | None] = {}
-        with contextlib.suppress(UserError):
-            counts = family.counts()
-        sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
-        ready = "no" if name in missing else "yes"
-        table.add_row(name, ready, str(len(family.kinds())), *sizes, family.metric)
+        try:
+            reason, *row = _row(load_family(name))
+        except Exception as error:  # whatever a stranger's environment raises
+            reason = first_line(error) if isinstance(error, UserError) else reason_of(error)
+            row = ["", *[""] * len(_SPLITS), ""]
+        if reason:
+            lacking[name] = reason
+        table.add_row(*map(_cell, (name, "no" if reason else "yes", *row)))
     Console().print(table)
-    for name, reason in missing.items():
-        print(f"{name}: {reason}")
+    for name, reason in lacking.items():
+        _say(f"{name}: {reason}")
     return 0
 
 
+def _row(family: EnvironmentFamily) -> list[str]:
+    """What an environment lacks or "", its kinds, the sizes of its splits and its metric."""
+    counts: Mapping[Split, int | None] = {}
+    with contextlib.suppress(UserError):
+        counts = family.counts()
+    sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
+    return [family.missing() or "", str(len(family.kinds())), *sizes, family.metric]
+
+
 def _check(given: argparse.Namespace) -> int:
-    names = given.names or environment_names()
-    families = [load_family(name) for name in names]
+    _require("--n", given.n, 1, _MOST)
+    families = [_family(name) for name in given.names or environment_names()]
     rows: list[Check] = []
+    found: dict[str, list[Finding]] = {}
     # Whatever libraries print must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
         for family in families:
-            with progress(family.name, given.n) as bar:
-                rows.append(check(family, given.n, given.split, bar.advance))
+            with progress(printable(family.name), given.n) as bar:
+                row = check(family, given.n, given.split, bar.advance)
+            tried = [] if row.expert is None else list(_tried(family, given))
+            found[family.name] = tried
+            broken = next((f"{f.name}: {f.broken}" for f in tried if f.broken), "")
+            if row.ok and broken:
+                row = dataclasses.replace(row, ok=False, reason=broken)
+            rows.append(row)
     if given.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         Console().print(_table(rows))
         for row in rows:
-            if row.reason:
-                print(f"{row.name}: {row.reason}")
+            _show(row, found[row.name])
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _tried(family: EnvironmentFamily, given: argparse.Namespace) -> Iterator[Finding]:
+    return findings(family, parse_action, min(given.n, _MOST_TRIED), given.split)
+
+
+def _show(row: Check, tried: Sequence[Finding]) -> None:
+    """One line for each promise, or the reason why none could be tried."""
+    if row.reason and not any(f.broken for f in tried):
+        _say(f"{row.name}: {row.reason}")
+    for finding in tried:
+        said = finding.broken and f"BROKEN: {finding.broken}"
+        _say(f"{row.name}: {finding.name}: {said or finding.skipped or 'ok'}")
 
 
 def _table(rows: Sequence[Check]) -> Table:
@@ -100,43 +143,91 @@ def _table(rows: Sequence[Check]) -> Table:
             for value in (row.reset_ms, row.step_ms, row.fork_ms)
         ]
         expert = "" if row.expert is None else f"{row.expert:.0%}"
-        table.add_row(row.name, "yes" if row.ok else "no", *figures, expert)
+        table.add_row(_cell(row.name), "yes" if row.ok else "no", *figures, expert)
     return table
 
 
 def _play(given: argparse.Namespace) -> int:
-    family = load_family(given.name)
+    family = _family(given.name)
     if reason := family.missing():
-        raise UserError(reason)
-    task = _chosen(given)
-    print(family.prompt().instruction, end="\n\n")
-    environment = family.create()
-    print(f"[{task.task_id}: {task.max_steps} steps at most; an empty line ends it]\n")
-    print(environment.reset(task))
-    outcome = 0.0
-    for number in range(1, task.max_steps + 1):
-        try:
-            action = input(f"\n[step {number}, score {outcome:.2f}] > ").strip()
-        except EOFError:
-            action = ""
-        if not action:
-            break
-        transition = environment.step(action.removeprefix("Action:").strip())
-        outcome += transition.reward
-        print(transition.observation)
-        if transition.done:
-            print("solved" if transition.success else "over")
-            break
-    print(f"{family.metric}: {outcome:.2f}")
+        raise UserError(printable(admit_text(reason)))
+    task = _chosen(family, given)
+    try:
+        _say(admit_prompt(family.prompt()).instruction + "\n")
+        episode, text = reset(family.create(), task)
+        _say(f"[{task.task_id}: {task.max_steps} steps at most; an empty line ends it]\n")
+        _say(text)
+        _act(episode)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's environment raises
+        reason = str(error) if isinstance(error, ContractError) else reason_of(error)
+        raise UserError(f"environment {family.name!r}, task {task.task_id!r}: {reason}") from error
+    _say(f"{family.metric}: {episode.total:.2f}")
     return 0
 
 
-def _chosen(given: argparse.Namespace) -> Task:
-    family = load_family(given.name)
+def _act(episode: Episode) -> None:
+    while not episode.done:
+        action = _asked(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
+        if not action:
+            return
+        transition = episode.step(action.removeprefix("Action:").strip())
+        _say(transition.observation)
+        if transition.done:
+            _say("solved" if transition.success else "over")
+
+
+def _asked(question: str) -> str:
+    """A line of the standard input; empty at its end, or if there is none."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return input(question).strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not text: {first_line(error)}") from None
+    except (EOFError, ValueError):  # a closed stream is a ValueError
+        return ""
+
+
+def _chosen(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
+    _require("--task", given.task, 0, _MOST)
+    _require("--seed", given.seed, 0, 2**63 - 1)
     kinds = given.kinds.split(",") if given.kinds else family.kinds()
-    if given.task < 0:
-        raise UserError(f"--task: must not be negative, not {given.task}")
-    tasks = family.tasks(given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
+    listed = family.tasks(given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
+    tasks = admit_tasks(family.name, listed)
     if len(tasks) <= given.task:
         raise UserError(f"--task: split {given.split} has {len(tasks)} tasks, counted from 0")
     return tasks[given.task]
+
+
+def _family(name: str) -> EnvironmentFamily:
+    """A registered environment, or the class `module:Class` of the working folder."""
+    if ":" not in name:
+        return load_family(name)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return family_at(name)
+
+
+def _require(option: str, value: int, least: int, most: int) -> None:
+    if value < least:
+        what = "not be negative" if least == 0 else f"be at least {least}"
+        raise UserError(f"{option}: must {what} (got {value})")
+    if value > most:
+        raise UserError(f"{option}: must be at most {most} (got {value})")
+
+
+def _cell(text: str) -> Text:
+    return Text(_visible(text))
+
+
+def _say(text: str) -> None:
+    print(_visible(text, keep="\n"))
+
+
+def _visible(text: str, keep: str = "") -> str:
+    """The text without control characters, in what the standard output can show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = printable(admit_text(text), keep=keep)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Step, Task, Trajectory
+from agentrm_jax.envs.contract import reason_of
 from agentrm_jax.envs.registry import load_family
 
 _TOGETHER = 256  # episodes that are open at the same time
@@ -34,9 +35,10 @@ def _demonstrations(
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's expert raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"environment {task.environment!r}: the expert raised {reason} in task "
-                            f"{task.task_id}") from error  # fmt: skip
+            raise UserError(
+                f"environment {task.environment!r}: the expert raised {reason_of(error)} in task "
+                f"{task.task_id!r}"
+            ) from error
         if demonstrations:
             found.append((task, demonstrations))
         on_task()

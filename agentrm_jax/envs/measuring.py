@@ -12,6 +12,8 @@ from typing import TypeVar
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Environment, EnvironmentFamily
 from agentrm_jax.core.records import Split, Task, Transition
+from agentrm_jax.core.text import admit_text, first_line, printable
+from agentrm_jax.envs.contract import reason_of
 
 T = TypeVar("T")
 
@@ -47,17 +49,17 @@ def check(
 ) -> Check:
     """Plays the expert on n tasks and forks on the way; nothing is raised."""
     try:
-        if reason := family.missing():
+        if (reason := family.missing()) is not None:
+            reason = printable(admit_text(reason))
             return Check(name=family.name, ok=False, reason=reason)
         tasks = family.tasks(split, kinds=family.kinds(), n=n)
         if not tasks:
             return Check(name=family.name, ok=False, reason=f"split {split} has no task")
         return _check(family, tasks, on_task)
     except UserError as error:
-        return Check(name=family.name, ok=False, reason=str(error))
+        return Check(name=family.name, ok=False, reason=first_line(error, limit=1000))
     except Exception as error:  # whatever the software underneath raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Check(name=family.name, ok=False, reason=reason)
+        return Check(name=family.name, ok=False, reason=reason_of(error))
 
 
 def _check(family: EnvironmentFamily, tasks: Sequence[Task], on_task: Callable[[], None]) -> Check:

@@ -7,7 +7,8 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFamily
+from agentrm_jax.core.protocols import ComparesActions, EnvironmentFamily
+from agentrm_jax.envs.contract import reason_of
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
 
 GROUP = "agentrm_jax.environments"
@@ -44,19 +45,48 @@ def load_family(name: str) -> EnvironmentFamily:
     return _created(points[0])
 
 
+def action_key(environment: str, action: str) -> str:
+    """Returns the normal form in which an environment compares an action; raises nothing.
+
+    An environment without `action_key`, or whose `action_key` raises or returns no text, compares
+    actions exactly but for blanks at both ends.
+    """
+    plain = action.strip()
+    try:
+        family = load_family(environment)
+        key = family.action_key(action) if isinstance(family, ComparesActions) else plain
+    except Exception:  # a search goes on: at worst equal actions stay apart
+        return plain
+    return key if isinstance(key, str) else plain
+
+
+def family_at(path: str) -> EnvironmentFamily:
+    """The environment of a class, `module:Class`, that need not be registered.
+
+    Raises:
+      UserError: It cannot be imported or used.
+    """
+    point = EntryPoint(name=path, value=path, group=GROUP)
+    return _usable(f"environment {path!r}", point)
+
+
 def _created(point: EntryPoint) -> EnvironmentFamily:
     where = f"environment {point.name!r} ({_origin(point)})"
+    family = _usable(where, point)
+    if family.name != point.name:
+        raise UserError(f"{where}: calls itself {family.name!r}; `name` must be {point.name!r}")
+    return family
+
+
+def _usable(where: str, point: EntryPoint) -> EnvironmentFamily:
     try:
         family = point.load()()
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's module raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{where}: cannot be loaded: {reason}") from error
+        raise UserError(f"{where}: cannot be loaded: {reason_of(error)}") from error
     if missing := [member for member in _members() if not hasattr(family, member)]:
         raise UserError(f"{where}: lacks {', '.join(missing)} of core.protocols.EnvironmentFamily")
-    if family.name != point.name:
-        raise UserError(f"{where}: calls itself {family.name!r}; `name` must be {point.name!r}")
     return family
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 from agentrm_jax.envs.tools.calls import Call, Tool, ToolError
 from agentrm_jax.envs.tools.episode import Result
-from agentrm_jax.envs.tools.sheet_formula import column_letters, column_number
+from agentrm_jax.envs.tools.patterns import Pattern
+from agentrm_jax.envs.tools.sheet_formula import Formula
 from agentrm_jax.envs.tools.sheet_grid import (
     COLUMNS,
     ROWS,
     Box,
     Cell,
-    Formula,
     Grid,
     GridError,
     Value,
 )
 from agentrm_jax.envs.tools.sheet_numbers import GENERAL, as_number, typed
+from agentrm_jax.envs.tools.sheet_references import column_letters, column_number
 
 _OPERATORS = ("SUM", "AVERAGE", "COUNT", "MAX", "MIN", "MINUS", "PRODUCT")
 _AREA = ("start_position", "end_position")
@@ -84,6 +85,13 @@ class SheetWorld:
     sheets: Mapping[str, Grid]
     name: str
 
+    def __post_init__(self) -> None:
+        """Tells the open sheet its name and the others, which formulas may refer to."""
+        grid = self.sheets[self.name]
+        if grid.name != self.name or len(grid.others) < len(self.sheets):
+            linked = dataclasses.replace(grid, name=self.name, others=self.sheets)
+            object.__setattr__(self, "sheets", {**self.sheets, self.name: linked})
+
     @property
     def tools(self) -> Sequence[Tool]:
         return TOOLS
@@ -119,7 +127,7 @@ class SheetWorld:
             return Result(str(refusal), valid=False), self
         except GridError as error:
             return Result(_api_error(str(error)), valid=False), self
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
+        except Exception as error:  # AgentBoard answers with whatever a tool raises
             return Result(repr(error), valid=False), self
         return Result(answer), world
 
@@ -134,7 +142,11 @@ class SheetWorld:
         if name not in self.sheets:
             raise _Refused(f"WorksheetNotFound({name!r})")
         number = list(self.sheets).index(name)
-        return f"<Worksheet {name!r} id:{number}>", dataclasses.replace(self, name=name)
+        sheets = {
+            key: dataclasses.replace(grid, name="", others={}) if key == self.name else grid
+            for key, grid in self.sheets.items()
+        }
+        return f"<Worksheet {name!r} id:{number}>", SheetWorld(sheets, name)
 
     def _delete_sheet(self, name: Any) -> tuple[Any, SheetWorld]:
         # So it is in AgentBoard, which hands a name to a function that wants a sheet.
@@ -303,8 +315,9 @@ class SheetWorld:
             ]
         if isinstance(query, str):
             hits = [(n, m) for n, m, text in found if text == query]
-        elif isinstance(query, re.Pattern):
-            hits = [(n, m) for n, m, text in found if query.search(text[:1000])]
+        elif isinstance(query, Pattern):
+            search = query.searcher()
+            hits = [(n, m) for n, m, text in found if search(text[:1000])]
         else:
             raise AttributeError(f"{type(query).__name__!r} object has no attribute 'search'")
         return [_label(n, m) for n, m in hits if n > 0 and m > 0], self
