@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.progress import progress
 from agentrm_jax.data.trajectories import write_trajectories
+from agentrm_jax.envs.contract import admit_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import environment_names, load_family
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     family = load_family(given.name)
     kinds = given.kinds.split(",") if given.kinds else family.kinds()
-    tasks = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
+    listed = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
+    tasks = admit_tasks(family.name, listed)
     if not tasks:
         raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
     pool = make_pool(given.workers)

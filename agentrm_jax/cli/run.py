@@ -22,6 +22,7 @@ from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.sharding import make_mesh
 from agentrm_jax.core.trackers import Tracker, open_tracker
 from agentrm_jax.data.trajectories import open_trajectories
+from agentrm_jax.envs.contract import ContractError, admit_prompt, admit_tasks
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
@@ -223,7 +224,8 @@ class Run:
         try:
             if reason := family.missing():  # a run would else find out at the first reset
                 raise UserError(reason)
-            tasks = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
+            listed = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
+            tasks = admit_tasks(environment.registered, listed)
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's environment raises
@@ -259,7 +261,11 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
         name, _, wording = environment.registered.partition(SEPARATOR)
         prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
         return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
-    return load_family(environment.registered).prompt()
+    name = environment.registered
+    try:
+        return admit_prompt(load_family(name).prompt())
+    except ContractError as error:
+        raise UserError(f"environment {name!r}: {error}") from None
 
 
 def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]]:

@@ -105,6 +105,22 @@ class EnvironmentFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class ComparesActions(Protocol):
+    """An environment family that says which actions are the same one. Optional.
+
+    Without `action_key` two actions are the same if they are equal but for blanks at both ends.
+    """
+
+    def action_key(self, action: str) -> str:
+        """Returns the environment's own normal form of an action.
+
+        Two actions with equal keys get equal transitions in every state of every task. The method
+        is cheap, needs no data and no package, and raises for no text.
+        """
+        ...
+
+
 class EnvPool(Protocol):
     """Many episodes at once, addressed by handles. One call for whatever forking means.
 
@@ -130,6 +146,15 @@ class EnvPool(Protocol):
 
     def release(self, handles: Sequence[int]) -> None:
         """Forgets episodes. Unknown handles are ignored."""
+        ...
+
+    def action_key(self, task: Task, action: str) -> str:
+        """Returns the form in which the task's environment compares actions.
+
+        Actions with equal keys have equal transitions in the same state. Cheap, in this process.
+        It never raises: an environment that offers no `action_key`, or whose `action_key` fails,
+        compares actions exactly but for blanks at both ends.
+        """
         ...
 
     def elsewhere(self, task: Task) -> bool:

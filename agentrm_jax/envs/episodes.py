@@ -7,13 +7,13 @@ as JSON.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Environment
 from agentrm_jax.core.records import Task, Transition, task_from_json, to_json
+from agentrm_jax.core.text import first_line, printable
+from agentrm_jax.envs import contract
 from agentrm_jax.envs.registry import load_family
 
 
@@ -53,10 +53,13 @@ Answer = str | Transition | Fault
 
 
 class Episodes:
-    """Environments by handle. No method raises for what an environment does."""
+    """Environments by handle. No method raises for what an environment does.
+
+    Every answer passes `envs.contract`, in this process and in workers alike.
+    """
 
     def __init__(self) -> None:
-        self._environments: dict[int, Environment] = {}
+        self._episodes: dict[int, contract.Episode] = {}
 
     def perform(self, request: Request) -> Answer:
         """Carries out one request. An episode that took part in a fault is dropped."""
@@ -65,48 +68,32 @@ class Episodes:
                 return self._reset(request)
             return self._act(request)
         except UserError as error:
-            return Fault(str(error), mendable=True)
-        except (Exception, SystemExit) as error:
-            self._environments.pop(request.handle, None)
-            return Fault(_one_line(error))
+            return Fault(first_line(error, limit=1000), mendable=True)
+        except contract.ContractError as error:
+            self._episodes.pop(request.handle, None)
+            return Fault(printable(str(error)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and cancellations are an environment's, too
+            self._episodes.pop(request.handle, None)
+            return Fault(contract.reason_of(error))
 
     def release(self, handles: Iterable[int]) -> None:
         for handle in handles:
-            self._environments.pop(handle, None)
+            self._episodes.pop(handle, None)
 
     def _reset(self, request: Reset) -> str:
         environment = load_family(request.task.environment).create()
-        observation = environment.reset(request.task)
-        if not isinstance(observation, str):
-            raise TypeError(f"reset must return a str, not {type(observation).__name__}")
-        self._environments[request.handle] = environment
-        return observation
+        self._episodes[request.handle], text = contract.reset(environment, request.task)
+        return text
 
     def _act(self, request: Act) -> Transition:
-        environment = self._environments[request.handle]
+        episode = self._episodes[request.handle]
         if request.into != request.handle:
-            environment = environment.fork()
-        transition = _checked(environment.step(request.action))
-        self._environments[request.into] = environment
+            episode = episode.fork()
+        transition = episode.step(request.action)
+        self._episodes[request.into] = episode
         return transition
-
-
-def _checked(transition: Any) -> Transition:
-    """The transition, if every field is what it should be."""
-    if not isinstance(transition, Transition):
-        raise TypeError(f"step must return a Transition, not {type(transition).__name__}")
-    kinds = {"observation": str, "reward": (int, float), "done": bool, "success": bool}
-    for field, kind in (kinds | {"valid": bool}).items():
-        value = getattr(transition, field)
-        if not isinstance(value, kind):
-            raise TypeError(f"{field} of a Transition cannot be a {type(value).__name__}")
-    if not math.isfinite(transition.reward):
-        raise ValueError(f"reward must be a finite number, not {transition.reward}")
-    return transition
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
 def request_to_json(request: Request) -> list[Any]:

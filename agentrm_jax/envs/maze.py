@@ -114,6 +114,9 @@ class Maze:
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
 
+    def action_key(self, action: str) -> str:
+        return action_key(action)
+
     def create(self) -> MazeEpisode:
         return MazeEpisode()
 
@@ -132,6 +135,11 @@ class Maze:
         return steps
 
 
+def action_key(action: str) -> str:
+    """Returns an action as the maze reads it: letter case and the number of blanks do not count."""
+    return " ".join(action.lower().split())
+
+
 @dataclasses.dataclass(slots=True)
 class MazeEpisode:
     """One episode. The reward is 1 for the step that reaches the goal, else 0."""
@@ -148,7 +156,7 @@ class MazeEpisode:
 
     def step(self, action: str) -> Transition:
         self._steps_left -= 1
-        verb, _, move = " ".join(action.lower().split()).partition(" ")
+        verb, _, move = action_key(action).partition(" ")
         valid = False
         if verb == "move" and move in _MOVES:
             row, column = _moved(self._position, move)

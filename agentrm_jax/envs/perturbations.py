@@ -16,7 +16,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Demonstration, Environment, EnvironmentFamily, Prompt
+from agentrm_jax.core.protocols import (
+    ComparesActions,
+    Demonstration,
+    Environment,
+    EnvironmentFamily,
+    Prompt,
+)
 from agentrm_jax.core.records import Split, Task, Transition
 
 SEPARATOR = "@"
@@ -133,6 +139,11 @@ class _Perturbed:
 
     def prompt(self) -> Prompt:
         return reworded(self._family.prompt(), self._wording)
+
+    def action_key(self, action: str) -> str:
+        own = understood(action, self._wording)
+        family = self._family
+        return family.action_key(own) if isinstance(family, ComparesActions) else own.strip()
 
     def create(self) -> Environment:
         return _PerturbedEpisode(self._family.create(), self._family.name, self._wording)

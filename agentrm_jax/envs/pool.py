@@ -14,7 +14,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
-from agentrm_jax.envs.registry import load_family
+from agentrm_jax.envs.registry import action_key, load_family
 from agentrm_jax.envs.worker_process import WorkerProcess, read_answers
 
 _ATTEMPTS = 2
@@ -174,6 +174,9 @@ class _Pool:
     def _new_handle(self) -> int:
         self._next_handle += 1
         return self._next_handle
+
+    def action_key(self, task: Task, action: str) -> str:
+        return action_key(task.environment, action)
 
     def elsewhere(self, task: Task) -> bool:
         return bool(self._workers) and load_family(task.environment).pooled

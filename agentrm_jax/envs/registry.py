@@ -7,7 +7,7 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFamily
+from agentrm_jax.core.protocols import ComparesActions, EnvironmentFamily
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
 
 GROUP = "agentrm_jax.environments"
@@ -42,6 +42,21 @@ def load_family(name: str) -> EnvironmentFamily:
         claims = " and ".join(_origin(point) for point in points)
         raise UserError(f"environment {name!r}: registered by {claims}; uninstall one")
     return _created(points[0])
+
+
+def action_key(environment: str, action: str) -> str:
+    """Returns the normal form in which an environment compares an action; raises nothing.
+
+    An environment without `action_key`, or whose `action_key` raises or returns no text, compares
+    actions exactly but for blanks at both ends.
+    """
+    plain = action.strip()
+    try:
+        family = load_family(environment)
+        key = family.action_key(action) if isinstance(family, ComparesActions) else plain
+    except Exception:  # a search goes on: at worst equal actions stay apart
+        return plain
+    return key if isinstance(key, str) else plain
 
 
 def _created(point: EntryPoint) -> EnvironmentFamily:

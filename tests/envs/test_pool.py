@@ -242,11 +242,11 @@ def test_the_deadline_is_for_each_request(pools):
     [
         ("throw", "ValueError: first line second line"),
         ("quit", "SystemExit: 3"),
-        ("nothing", "NoneType"),
-        ("text", "step must return a Transition, not list"),
-        ("nan", "reward must be a finite number, not nan"),
-        ("octets", "observation of a Transition cannot be a bytes"),
-        ("truth", "done of a Transition cannot be a int"),
+        ("nothing", "step 1: step must return a Transition (got None)"),
+        ("text", "step 1: step must return a Transition (got list)"),
+        ("nan", "step 1: reward must be a finite number (got nan)"),
+        ("octets", "step 1: observation must be a str (got bytes)"),
+        ("truth", "step 1: done must be True or False (got 1)"),
     ],
 )
 def test_a_misdeed_fails_its_own_handle_only(pools, workers, action, what):
@@ -376,11 +376,11 @@ def test_what_the_user_can_mend_is_raised(pools, workers):
         pool.reset([task(1, environment="no-such")])
 
 
-def test_texts_arrive_as_they_are(pools):
+def test_texts_arrive_as_valid_unicode_from_anywhere(pools):
     here, there = pools(0), pools(1)
     answers = [pool.step([(begin(pool, 1)[0], "strange")])[0] for pool in (here, there)]
     assert answers[0] == answers[1]
-    assert answers[0].observation == "\ud800 \u2028 \n \x00 \u00e9"
+    assert answers[0].observation == "\ufffd \u2028 \n \x00 \u00e9"
     (noisy,) = there.step([(begin(there, 1)[0], "talk")])
     assert noisy.observation == "talked"
 

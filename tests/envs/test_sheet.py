@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.envs.tools.calls import Call, ToolError
+from agentrm_jax.envs.tools.patterns import Pattern
 from agentrm_jax.envs.tools.sheet_formula import (
     FormulaError,
     after_deletion,
@@ -246,9 +247,7 @@ def test_a_merged_area_shows_its_first_cell():
 def test_what_the_tools_find():
     positions, _ = played(world(), ("filter_cells", {"query": "4"}))
     assert positions == ["C2"]
-    positions, _ = played(
-        world(), ("filter_cells", {"query": re.compile("^[a-z]"), "in_column": 1})
-    )
+    positions, _ = played(world(), ("filter_cells", {"query": Pattern("^[a-z]"), "in_column": 1}))
     assert positions == ["A2", "A3"]
     assert played(world(), ("get_A1_annotation", {"row": "3", "col": 2}))[0] == "B3"
     product = {"position_list": ["B2", "C2"], "operator": "PRODUCT"}

@@ -1,13 +1,16 @@
 """Actions of the tool environments, and what is read of their arguments."""
 
 import contextlib
+import json
 import re
+import time
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrm_jax.envs.tools.calls import FORMAT_ERROR, ToolError, compiled, read_call
+from agentrm_jax.envs.tools.calls import FORMAT_ERROR, Call, ToolError, read_call
 from agentrm_jax.envs.tools.score import agreement, same
 
 
@@ -29,7 +32,8 @@ def test_arguments_of_python_and_json(action, name, arguments):
 
 def test_a_regular_expression_as_agentboard_s_tasks_write_it():
     call = read_call("filter_cells with Action Input: {'query': re.compile('^(A|B)$')}")
-    assert call.arguments["query"] == re.compile("^(A|B)$")
+    assert repr(call.arguments["query"]) == repr(re.compile("^(A|B)$"))
+    assert call.arguments["query"].searcher()("B")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,11 @@ def test_other_texts_are_no_actions(action):
         "1e308 * 10",
         "(" * 300 + ")" * 300,
         "-" * 15_000 + "1",
-        "re.compile('(a+)+$')",
+        "re.compile(1)",
+        "re.compile('a', 'b')",
+        "~1",
+        "1" + " + 1" * 200,
+        "9" * 5000,
         "re.compile('(')",
         '"' + "x" * 30_000 + '"',
         "{[]: 1}",
@@ -73,14 +81,70 @@ def test_any_arguments_are_answered(text):
         assert read_call(f"f with Action Input: {text}").name == "f"
 
 
-@pytest.mark.parametrize("pattern", ["(a|b)*", "a*b*c*d*", "(x)+", "x" * 300, "(ab){3}", None])
-def test_patterns_that_could_take_long_are_refused(pattern):
-    with pytest.raises(ValueError, match=r"repeats|string"):
-        compiled(pattern)
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        (r"'\ud83d\ude00'", "\U0001f600"),
+        (r'{"a": "\ud83d\ude00", ' + r"'b': '\/'}", {"a": "\U0001f600", "b": "/"}),
+        (r'"\ud83d"', "\ufffd"),
+        (r'"\ude00\ud83d"', "\ufffd\ufffd"),
+        (r'"\ud83d" "\ude00"', "\U0001f600"),
+        (r'"\/"', "/"),
+        (r"'https:\/\/a\/b'", "https://a/b"),
+        (r'"""a\/"b"""', 'a/"b'),
+        (r'"a""\/"', "a/"),
+        (r'"\\/"', r"\/"),
+        (r'r"\/"', r"\/"),
+        (r'"\d"', r"\d"),
+        (r'"\"\\\b\f\n\r\t\u0041"', '"\\\b\f\n\r\tA'),
+        (r'"a" # a comment "\/ ', "a"),
+    ],
+)  # fmt: skip
+def test_escapes_are_those_of_python_and_json(text, value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_call(f"f with Action Input: {text}").arguments == value
 
 
-def test_repeats_inside_brackets_are_characters():
-    assert compiled(r"[*+]{2}\d+").search("a*+7")
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+))  # fmt: skip
+def test_all_of_json_is_read_as_json_reads_it(value):
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert read_call(f"f with Action Input: {text.replace('/', chr(92) + '/')}") == Call(
+            "f", value
+        )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("(?=a)b", "looking ahead or behind"),
+        (r"(a)\1", "references"),
+        ("x" * 300, "200 characters"),
+    ],
+)
+def test_a_pattern_that_is_refused_is_answered_with_the_reason(pattern, why):
+    with pytest.raises(ToolError, match=why):
+        read_call(f"filter_cells with Action Input: {{'query': re.compile({pattern!r})}}")
+
+
+def test_no_action_takes_long():
+    blank, quote = " " * 1_000_000, '"' + "\\"
+    for action in (
+        f"f{blank}",
+        f"f with{blank}",
+        "with " * 200_000,
+        "f with Action Input: " + quote * 9000,
+    ):
+        begin = time.perf_counter()
+        with pytest.raises(ToolError):
+            read_call(action)
+        assert time.perf_counter() - begin < 1.0
 
 
 def test_places_nearby_are_the_same():
@@ -89,6 +153,7 @@ def test_places_nearby_are_the_same():
     assert not same(here, {**here, "latitude": 40.5})
     assert not same(here, {**here, "daily": [2]})
     assert not same(here, 3)
+    assert not same(here, {**here, "latitude": "40"})
     assert same([2], [2.0])
 
 

@@ -11,7 +11,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task
 from agentrm_jax.envs.alfworld.files import missing_games
-from agentrm_jax.envs.alfworld.game import Simulator
+from agentrm_jax.envs.alfworld.game import Simulator, as_command
 from agentrm_jax.envs.alfworld.tasks import (
     KINDS,
     NAME,
@@ -125,6 +125,9 @@ class Alfworld:
 
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
+
+    def action_key(self, action: str) -> str:
+        return as_command(action)
 
     def create(self) -> ReplayedEpisode:
         self._check()

@@ -37,7 +37,7 @@ class BabyAIEpisode:
     def act(self, action: str, on_move: Callable[[int], None]) -> Transition:
         """`step`, with a call after each low-level move but the one that reaches the goal."""
         self._steps_left -= 1
-        action = _normalised(action)
+        action = action_key(action)
         if action == "":
             return self._transition("No change in state.", valid=False)
         found = options(self._world, self._view)
@@ -90,6 +90,7 @@ class BabyAIEpisode:
         return copy
 
 
-def _normalised(action: str) -> str:
+def action_key(action: str) -> str:
+    """Returns an action as the episode reads it: case, blanks, `pickup` for `pick up`."""
     action = " ".join(action.lower().split())
     return "pickup " + action.removeprefix("pick up ") if action.startswith("pick up ") else action

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, is_test_problem
-from agentrm_jax.envs.babyai.episode import BabyAIEpisode
+from agentrm_jax.envs.babyai.episode import BabyAIEpisode, action_key
 from agentrm_jax.envs.babyai.world import World, build, problem_form
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
@@ -109,6 +109,9 @@ class BabyAI:
 
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
+
+    def action_key(self, action: str) -> str:
+        return action_key(action)
 
     def create(self) -> BabyAIEpisode:
         return BabyAIEpisode()

@@ -11,9 +11,9 @@ from agentrm_jax.envs.jericho.labels import next_reached
 from agentrm_jax.envs.jericho.simulator import Simulator, State, simulator
 from agentrm_jax.envs.jericho.text import (
     REFUSED,
+    action_key,
     asks_for_actions,
     clean,
-    command,
     is_refused,
     opening,
     was_understood,
@@ -56,7 +56,7 @@ class JerichoEpisode:
         if asks_for_actions(action):
             names = [*possible_actions(self._simulator, self._state), "check valid actions"]
             return self._answer("You can take the following actions: " + ", ".join(names))
-        said = command(action)
+        said = action_key(action)
         if is_refused(said, *vocabulary(self._simulator)):
             return self._answer(REFUSED, valid=False)
         self._state = self._simulator.play(self._state, said)

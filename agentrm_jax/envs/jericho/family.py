@@ -71,6 +71,9 @@ class Jericho:
     def prompt(self) -> Prompt:
         return jericho_text.PROMPT
 
+    def action_key(self, action: str) -> str:
+        return jericho_text.action_key(action)
+
     def create(self) -> JerichoEpisode:
         return JerichoEpisode()
 

@@ -43,6 +43,12 @@ def command(action: str) -> str:
     return " ".join(first.split()[:_MOST_WORDS])[:_MOST_CHARACTERS]
 
 
+def action_key(action: str) -> str:
+    """Returns an action as a game reads it: its first command in lower case, as every story file
+    since version 5 gets it, or the question for possible actions."""
+    return "check valid actions" if asks_for_actions(action) else command(action).lower()
+
+
 def asks_for_actions(action: str) -> bool:
     said = action.lower()
     return "check" in said and "action" in said

@@ -75,6 +75,9 @@ class Pddl:
     def prompt(self) -> Prompt:
         return pddl_text.PROMPT
 
+    def action_key(self, action: str) -> str:
+        return pddl_text.action_key(action)
+
     def create(self) -> PddlEpisode:
         return PddlEpisode()
 

@@ -134,6 +134,16 @@ def words_of(action: str) -> list[str]:
     return _WORD.findall(action.lower())
 
 
+def action_key(action: str) -> str:
+    """Returns the normal form of what an agent says: one of two questions, or the words."""
+    said = action.lower()
+    if "check" in said:
+        return "[check valid actions]"
+    if "look around" in said:
+        return "[look around]"  # without brackets two blanks would make it three words
+    return " ".join(words_of(action))
+
+
 def _described(*descriptions: tuple[str, str]) -> str:
     """One line for each action: its sentence with `<roles>` for objects, and what it needs."""
     forms = [(sentence(words.split()).strip(" ."), what) for words, what in descriptions]

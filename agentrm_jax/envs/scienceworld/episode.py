@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 
 from agentrm_jax.core.records import Task, Transition
@@ -58,6 +59,10 @@ _NOT_DONE_ENDS = (
 )
 
 
+_BLANKS = re.compile(r"[ \t\n\x0b\f\r]+")  # Java's \s
+_ENDS = "".join(map(chr, range(33)))  # what Java's trim takes away
+
+
 def episode() -> ReplayedEpisode:
     return ReplayedEpisode(simulators())
 
@@ -93,7 +98,8 @@ class ScienceWorldSimulator:
     def step(self, action: str) -> Transition:
         self._steps_left -= 1
         # The library answers these itself.
-        match action.strip().lower():
+        action = action_key(action)
+        match action:
             case "help":
                 return self._told("Possible actions: ", self._java.possible_actions(self._world))
             case "objects":
@@ -121,6 +127,11 @@ class ScienceWorldSimulator:
             done=self._steps_left <= 0,
             success=False,
         )
+
+
+def action_key(action: str) -> str:
+    """Returns an action as the game's own parser reads it: lower case, ASCII blanks folded."""
+    return _encodable(_BLANKS.sub(" ", action.strip(_ENDS)).lower())
 
 
 def was_done(said: str) -> bool:

@@ -137,6 +137,9 @@ class ScienceWorld:
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
 
+    def action_key(self, action: str) -> str:
+        return scienceworld_episode.action_key(action)
+
     def create(self) -> ReplayedEpisode:
         return scienceworld_episode.episode()
 

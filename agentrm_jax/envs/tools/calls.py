@@ -1,8 +1,9 @@
-"""Actions of the tool environments: `name with Action Input: {arguments}`.
+r"""Actions of the tool environments: `name with Action Input: {arguments}`.
 
 AgentBoard hands the arguments to Python's `eval`. Here they are read from the syntax tree, and only
 values are understood: literals of Python and JSON, sums and products of numbers, and
-`re.compile("...")`, which AgentBoard's own tasks use in a search.
+`re.compile("...")`, which AgentBoard's own tasks use in a search. Escapes in texts are those of
+both languages, whatever the quotes: `"\ud83d\ude00"` is one character, `"\/"` is a slash.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_ACTION = re.compile(r"\s*(.*?)\s*with\s*Action Input:\s*(.*?)\s*\Z", re.DOTALL)
+from agentrm_jax.core.text import admit_text
+from agentrm_jax.envs.tools.patterns import Pattern, PatternError
+
+_INPUT = re.compile(r"with\s*Action Input:")
+_OPENING = re.compile(r"#[^\n]*|\"\"\"|'''|[\"']")
+_BODIES = {
+    quote: re.compile(rf"(?:[^\\{quote[0]}]|\\.{inner})*", re.DOTALL)
+    for quote, inner in (('"', ""), ("'", ""), ('"""', '|"(?!"")'), ("'''", "|'(?!'')"))
+}
+_RAW = re.compile(r"[rR][bBfF]?$")  # before a quote
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPES = frozenset("\n\\'\"abfnrtvNuUx01234567")  # Python's
+_DEEPEST = 100  # values within values
 _LONGEST = 20_000  # characters
 _NAMES = {"true": True, "false": False, "null": None}
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
@@ -28,7 +41,6 @@ _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-_MOST_REPEATS, _LONGEST_PATTERN = 3, 200
 
 # AgentBoard's own sentences.
 FORMAT_ERROR = (
@@ -68,49 +80,99 @@ def read_call(action: str) -> Call:
     Raises:
       ToolError: It is none.
     """
-    found = _ACTION.fullmatch(action)
+    found = _INPUT.search(action)
     if found is None:
         raise ToolError(FORMAT_ERROR)
     try:
-        return Call(found[1], _value(found[2]))
+        return Call(action[: found.start()].strip(), _value(action[found.end() :].strip()))
+    except PatternError as error:
+        raise ToolError(f"ERROR | Exception({_NOT_VALID} {error})") from None
     except (ValueError, SyntaxError, ArithmeticError, TypeError, RecursionError, MemoryError):
         raise ToolError(f"ERROR | Exception({_NOT_VALID})") from None
+
+
+def call_key(action: str) -> str:
+    """Returns the normal form of an action: the tool's name and the values that it is given.
+
+    Blanks and quotes within the syntax do not count; names, values and their order do.
+    """
+    try:
+        call = read_call(action)
+        return f"call {call.name} {call.arguments!r}"
+    except (ToolError, ValueError):  # no call, or an integer that is too long to be written
+        return f"text {action.strip()}"
 
 
 def _value(text: str) -> Any:
     if len(text) > _LONGEST:
         raise ValueError("too long")
-    return _of(ast.parse(text, mode="eval").body)
+    return _of(ast.parse(_python_escapes(text), mode="eval").body)
 
 
-def _of(node: ast.expr) -> Any:
+def _python_escapes(text: str) -> str:
+    r"""The text with JSON's `\/` as `/`, and a backslash that escapes nothing as `\\`.
+
+    The latter is what Python makes of it, after a warning. Texts such as r"..." stay as they are.
+    """
+    if "\\" not in text:
+        return text
+    parts, at = [], 0
+    while opening := _OPENING.search(text, at):
+        begin, quote = opening.end(), opening[0]
+        parts.append(text[at:begin])
+        at = begin
+        if quote in _BODIES:
+            body = _BODIES[quote].match(text, begin)
+            assert body is not None  # it may be empty
+            raw = _RAW.search(text, max(0, opening.start() - 2), opening.start()) is not None
+            parts.append(body[0] if raw else _ESCAPE.sub(_escape, body[0]))
+            at = body.end() + len(quote)
+            parts.append(text[body.end() : at])
+    return "".join([*parts, text[at:]])
+
+
+def _escape(found: re.Match[str]) -> str:
+    if found[1] == "/":
+        return "/"
+    return found[0] if found[1] in _ESCAPES else "\\" + found[0]
+
+
+def _of(node: ast.expr, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError("nested too deep")
+    depth += 1
     match node:
-        case ast.Constant(value=str() | int() | float() | None):
+        case ast.Constant(value=str() as text):
+            return admit_text(text)  # two halves of a character become one
+        case ast.Constant(value=int() | float() | None):
             return node.value
         case ast.Name(id=name) if name in _NAMES:
             return _NAMES[name]
         case ast.List() | ast.Set():
-            return [_of(element) for element in node.elts]
+            return [_of(element, depth) for element in node.elts]
         case ast.Tuple():
-            return tuple(_of(element) for element in node.elts)
+            return tuple(_of(element, depth) for element in node.elts)
         case ast.Dict():
             pairs = zip(node.keys, node.values, strict=True)
-            return {_of(key): _of(value) for key, value in pairs if key is not None}
-        case ast.UnaryOp():
-            return _number(_OPERATORS[type(node.op)], node.operand)
+            return {_of(key, depth): _of(value, depth) for key, value in pairs if key is not None}
+        case ast.UnaryOp() if type(node.op) in _OPERATORS:
+            return _number(_OPERATORS[type(node.op)], depth, node.operand)
         case ast.BinOp() if type(node.op) in _OPERATORS:
-            return _number(_OPERATORS[type(node.op)], node.left, node.right)
+            return _number(_OPERATORS[type(node.op)], depth, node.left, node.right)
         case ast.Call(
             func=ast.Attribute(value=ast.Name(id="re"), attr="compile"),
             args=[argument],
             keywords=[],
         ):
-            return compiled(_of(argument))
+            pattern = _of(argument, depth)
+            if not isinstance(pattern, str):
+                raise TypeError("not a pattern")
+            return Pattern(pattern)
     raise ValueError("not a value")
 
 
-def _number(operation: Callable[..., Any], *operands: ast.expr) -> float:
-    numbers = [_of(operand) for operand in operands]
+def _number(operation: Callable[..., Any], depth: int, *operands: ast.expr) -> float:
+    numbers = [_of(operand, depth) for operand in operands]
     if not all(isinstance(number, int | float) for number in numbers):
         raise TypeError("not numbers")
     result = operation(*numbers)
@@ -119,23 +181,6 @@ def _number(operation: Callable[..., Any], *operands: ast.expr) -> float:
     return result
 
 
-def compiled(pattern: Any) -> re.Pattern[str]:
-    """A regular expression that cannot take long on a cell's text.
-
-    Raises:
-      ValueError: It is none, or might: a repeated group, or many repeats.
-    """
-    if not isinstance(pattern, str) or len(pattern) > _LONGEST_PATTERN:
-        raise ValueError("not a short string")
-    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "c", pattern)
-    if re.search(r"\)\s*[*+{?]", plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
-        raise ValueError("too many repeats")
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise ValueError(str(error)) from None
-
-
 def error_text(error: Exception) -> str:
-    """How AgentBoard answers where a tool raises."""
+    """How AgentBoard answers if a tool raises."""
     return f"ERROR | {type(error).__name__}({error})"

@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs.tools.calls import Call, Tool, ToolError, error_text, read_call
+from agentrm_jax.envs.tools.http import NotRecordedError, ServiceError
 
 # What AgentBoard tells before the first step.
 FINISH_HINT = (
     "Once you have finished the goal, please remember to take 'finish' action to end this goal."
 )
-_RAISED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
-
 
 NOTHING = object()
 """What an answer counts for that is no part of any goal."""
@@ -47,7 +47,8 @@ class World(Protocol):
 
         Raises:
           ToolError: It cannot; the message is the answer.
-          KeyError, TypeError, ...: An argument is missing or unusable; answered as AgentBoard does.
+          KeyError, OverflowError, ...: An argument is missing or unusable; whatever it is, it is
+            answered as AgentBoard does.
         """
         ...
 
@@ -92,26 +93,27 @@ class ToolEpisode:
 
     def step(self, action: str) -> Transition:
         self._steps_left -= 1
-        result: Result | None = None
-        finished = False
+        finished, before = False, self._score.progress
         try:
             call = read_call(action)
-            result, self._world = self._world.call(call)
+            result, world = self._world.call(call)
+            text, valid, score = str(result.value), result.valid, self._score
             finished = call.name == "finish"
-            text = str(result.value)
+            if valid:
+                score = score.after(result, world, finished)
+            self._world, self._score = world, score
+        except (UserError, NotRecordedError, ServiceError):
+            raise  # the user can mend it, or nobody knows the answer
         except ToolError as error:
-            text = str(error)
-        except _RAISED as error:
-            text = error_text(error)
-        before = self._score.progress
-        if result is not None and result.valid:
-            self._score = self._score.after(result, self._world, finished)
+            text, valid, finished = str(error), False, False
+        except Exception as error:  # as AgentBoard answers whatever a tool raises
+            text, valid, finished = error_text(error), False, False
         return Transition(
             observation=text,
             reward=self._score.progress - before,
             done=finished or self._steps_left <= 0,
             success=finished and self._score.success,
-            valid=result is not None and result.valid,
+            valid=valid,
         )
 
     def fork(self) -> ToolEpisode:

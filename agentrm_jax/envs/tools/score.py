@@ -61,7 +61,9 @@ def same(part: Any, reached: Any) -> bool:
 
 
 def _is_place(value: Any) -> bool:
-    return isinstance(value, Mapping) and "latitude" in value and "longitude" in value
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), int | float) for name in ("latitude", "longitude")
+    )
 
 
 def _rest(value: Mapping[str, Any]) -> dict[str, Any]:

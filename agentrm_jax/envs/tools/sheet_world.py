@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrm_jax.envs.tools.calls import Call, Tool, ToolError
 from agentrm_jax.envs.tools.episode import Result
+from agentrm_jax.envs.tools.patterns import Pattern
 from agentrm_jax.envs.tools.sheet_formula import column_letters, column_number
 from agentrm_jax.envs.tools.sheet_grid import (
     COLUMNS,
@@ -119,7 +120,7 @@ class SheetWorld:
             return Result(str(refusal), valid=False), self
         except GridError as error:
             return Result(_api_error(str(error)), valid=False), self
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
+        except Exception as error:  # AgentBoard answers with whatever a tool raises
             return Result(repr(error), valid=False), self
         return Result(answer), world
 
@@ -303,8 +304,9 @@ class SheetWorld:
             ]
         if isinstance(query, str):
             hits = [(n, m) for n, m, text in found if text == query]
-        elif isinstance(query, re.Pattern):
-            hits = [(n, m) for n, m, text in found if query.search(text[:1000])]
+        elif isinstance(query, Pattern):
+            search = query.searcher()
+            hits = [(n, m) for n, m, text in found if search(text[:1000])]
         else:
             raise AttributeError(f"{type(query).__name__!r} object has no attribute 'search'")
         return [_label(n, m) for n, m in hits if n > 0 and m > 0], self

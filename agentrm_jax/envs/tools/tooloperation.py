@@ -17,7 +17,7 @@ from agentrm_jax.core.records import Split, Task, canonical_form, is_test_proble
 from agentrm_jax.envs.data_directory import data_directory, require
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 from agentrm_jax.envs.tools import sheet_file
-from agentrm_jax.envs.tools.calls import ToolError, read_call
+from agentrm_jax.envs.tools.calls import ToolError, call_key, read_call
 from agentrm_jax.envs.tools.episode import FINISH_HINT, Score, ToolEpisode, World
 from agentrm_jax.envs.tools.labels import (
     Label,
@@ -124,6 +124,9 @@ class ToolOperation:
 
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
+
+    def action_key(self, action: str) -> str:
+        return call_key(action)
 
     def create(self) -> ToolEpisode:
         return ToolEpisode(_set_up)

@@ -16,6 +16,7 @@ from agentrm_jax.envs.task_lists import check_kinds, in_turn
 from agentrm_jax.envs.tools import movie_world, weather_world
 from agentrm_jax.envs.tools.academia_graph import FILE, SOURCE, nets
 from agentrm_jax.envs.tools.academia_world import AcademiaWorld
+from agentrm_jax.envs.tools.calls import call_key
 from agentrm_jax.envs.tools.episode import FINISH_HINT, Score, ToolEpisode, World
 from agentrm_jax.envs.tools.labels import (
     Label,
@@ -116,6 +117,9 @@ class ToolQuery:
 
     def prompt(self) -> Prompt:
         return Prompt(instruction=_INSTRUCTION, example=_EXAMPLE)
+
+    def action_key(self, action: str) -> str:
+        return call_key(action)
 
     def create(self) -> ToolEpisode:
         return ToolEpisode(_set_up)

@@ -26,6 +26,7 @@ from agentrm_jax.envs.webshop.catalogue import (
 )
 from agentrm_jax.envs.webshop.episode import WebShopEpisode, goal_from_spec, goal_to_spec
 from agentrm_jax.envs.webshop.expert import demonstration
+from agentrm_jax.envs.webshop.pages import action_key
 from agentrm_jax.envs.webshop.prompt import PROMPT
 
 _KINDS = ("beauty", "electronics", "fashion", "garden", "grocery")  # WebShop's categories
@@ -84,6 +85,9 @@ class WebShop:
 
     def prompt(self) -> Prompt:
         return PROMPT
+
+    def action_key(self, action: str) -> str:
+        return action_key(action)
 
     def create(self) -> WebShopEpisode:
         return WebShopEpisode()

@@ -15,7 +15,6 @@ _PARTS: tuple[Kind, ...] = ("description", "features", "reviews")  # of an item
 _ON_A_PAGE = 10
 BUY = "buy now"
 DONE = "Thank you for shopping with us!"
-_ACTION = re.compile(r"(.+)\[(.+)\]")
 _BLANK = re.compile(r"[ \n\t\f\r]+")  # what HTML counts as blank
 
 
@@ -44,10 +43,24 @@ class View:
 
 def parse(action: str) -> tuple[str, str] | None:
     """`search` or `click` and what stands in the brackets, in lower case; None for other texts."""
-    match = _ACTION.match(action)
-    if match is None or match[1] not in ("search", "click"):
+    line = action.partition("\n")[0]
+    end = line.rfind("]")
+    begin = line.rfind("[", 0, max(0, end - 1))  # at least one character in the brackets
+    if begin < 0 or line[:begin] not in ("search", "click"):
         return None
-    return match[1], match[2].lower()
+    return line[:begin], line[begin + 1 : end].lower()
+
+
+def action_key(action: str) -> str:
+    """Returns an action as the shop reads it: the verb exactly, what stands in the brackets in
+    lower case, the blanks between words of a search folded."""
+    parsed = parse(action.strip())
+    if parsed is None:
+        return action.strip()
+    verb, words = parsed
+    if verb == "search":
+        words = " ".join(words.split()) or words  # `search[ ]` is a search, `search[]` is none
+    return f"{verb}[{words}]"
 
 
 def clickable(view: View, catalogue: Catalogue) -> list[str]:
