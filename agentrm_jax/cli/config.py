@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.processes import DistributedConfig
 from agentrm_jax.core.sharding import MeshConfig
 from agentrm_jax.core.trackers import TRACKERS
@@ -52,14 +53,14 @@ class EnvironmentConfig:
     prompt_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
-            raise UserError(f"environments: max_steps must not be negative, not {self.max_steps}")
+        check_fields(self, max_steps="[0, inf)")
         if both := set(self.kinds) & set(self.held_out):
-            raise UserError(f"environments: {self.name} trains on {both.pop()} and holds it out")
+            raise FieldError("held_out", f"names {both.pop()}, which kinds names as well")
         if self.held_out and not self.train:
-            raise UserError(
-                f"environments: {self.name} is held out as a whole (train: false); name what is "
-                "tested in kinds, and nothing in held_out"
+            raise FieldError(
+                "held_out",
+                f"must be empty because {self.name} is held out as a whole (train: false); name "
+                "what is tested in kinds",
             )
 
     @property
@@ -81,6 +82,25 @@ class ModelConfig:
     d_ff: int = 384
     rope_theta: float = 10_000.0
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            vocab_size="[1, inf)",
+            d_model="[1, inf)",
+            num_layers="[1, inf)",
+            num_heads="[1, inf)",
+            num_kv_heads="[1, inf)",
+            head_dim="[2, inf)",
+            d_ff="[1, inf)",
+            rope_theta="(0, inf)",
+        )
+        if self.num_heads % self.num_kv_heads:
+            raise FieldError(
+                "num_kv_heads", f"must divide num_heads, {self.num_heads} (got {self.num_kv_heads})"
+            )
+        if self.head_dim % 2:
+            raise FieldError("head_dim", f"must be even (got {self.head_dim})")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
@@ -96,8 +116,7 @@ class ExpertsConfig:
     imported: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.num_tasks < 1:
-            raise UserError(f"experts.num_tasks: must be at least 1, not {self.num_tasks}")
+        check_fields(self, num_tasks="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +139,7 @@ class SftTrainConfig(TrainConfig):
     vocab_chunks: int = 1
 
     def __post_init__(self) -> None:
-        if self.vocab_chunks < 1:
-            raise UserError(f"sft.vocab_chunks: must be at least 1, not {self.vocab_chunks}")
+        check_fields(self, vocab_chunks="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,10 +159,12 @@ class RewardTrainConfig(TrainConfig):
     head_bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.packing not in ("paths", "trees"):
-            raise UserError(f"train_rm.packing: must be paths or trees, not {self.packing!r}")
+        check_fields(self)
+        check_choice("packing", self.packing, ("paths", "trees"))
         if self.packing == "trees" and self.fit.attention == "pallas":
-            raise UserError("train_rm.packing: attention 'pallas' knows no trees: take paths")
+            raise FieldError(
+                "packing", "must be paths because fit.attention: pallas does not support trees"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +182,7 @@ class ExploreConfig:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if self.num_tasks < 1:
-            raise UserError(f"explore.num_tasks: must be at least 1, not {self.num_tasks}")
+        check_fields(self, num_tasks="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,9 +200,7 @@ class SampleConfig:
     slots: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "slots"):
-            if getattr(self, name) < 1:
-                raise UserError(f"sample.{name}: must be at least 1, not {getattr(self, name)}")
+        check_fields(self, num_samples="[1, inf)", slots="[1, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,19 +219,18 @@ class ImplicitTrainConfig(TrainConfig):
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
-        if self.vocab_chunks < 1:
-            raise UserError(
-                f"train_implicit.vocab_chunks: must be at least 1, not {self.vocab_chunks}"
-            )
-        if self.reduction not in REDUCTIONS:
-            raise UserError(
-                f"train_implicit.reduction: {self.reduction!r} is none of {', '.join(REDUCTIONS)}"
-            )
+        check_fields(self, vocab_chunks="[1, inf)")
+        check_choice("reduction", self.reduction, REDUCTIONS)
         if self.objective.loss == "dpo" and self.fit.attention == "pallas":
-            raise UserError("train_implicit.fit.attention: 'pallas' knows no pairs: take xla")
+            raise FieldError(
+                "fit.attention", "must be xla because pallas does not support objective.loss: dpo"
+            )
 
 
 REWARDS = ("explicit", "implicit", "judge")
+
+MOST_WORKERS = 4096
+"""Environment processes of a host; each is a Python of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,30 +288,34 @@ class RunConfig:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        if not self.environments:
-            raise UserError("environments: name at least one")
+        check_fields(
+            self, seed=f"[0, {2**32})", workers=f"[0, {MOST_WORKERS}]", step_seconds="(0, 1e6]"
+        )
         names = [environment.registered for environment in self.environments]
-        if len(set(names)) < len(names):
-            raise UserError("environments: each may be named once")
+        if not names or len(set(names)) < len(names):
+            raise FieldError("environments", "must name at least one environment, each once")
         for name in self.trackers:
-            if name not in TRACKERS:
-                raise UserError(f"trackers: {name!r} is none of {', '.join(TRACKERS)}")
+            check_choice("trackers", name, TRACKERS)
         if not self.train_policy and self.policy is None:
-            raise UserError("train_policy: false needs `policy`, there is nothing to take as it is")
+            raise FieldError("train_policy", "must be true unless `policy` is given")
         for kind in self.rewards:
-            if kind not in REWARDS:
-                raise UserError(f"rewards: {kind!r} is none of {', '.join(REWARDS)}")
+            check_choice("rewards", kind, REWARDS)
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
-            raise UserError("rewards: name at least one, each once")
+            raise FieldError("rewards", "must name at least one kind, each once")
         if self.rewards[0] == "judge" and "beam" in self.evaluate.methods:
-            raise UserError(
-                "rewards: a judge compares whole trajectories; name another kind first for beam "
-                "search, or leave beam out of evaluate.methods"
+            raise FieldError(
+                "rewards",
+                "must begin with another kind than judge, which compares whole trajectories, or "
+                "evaluate.methods must be without beam",
             )
         if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
-            raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")
+            raise FieldError(
+                "evaluate.beam.score_at",
+                f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
+                "scores come before the observation",
+            )
         if self.sft.lora.rank and self.policy is None:
-            raise UserError("sft.lora.rank: needs `policy`, random matrices are worth no adapters")
+            raise FieldError("sft.lora.rank", "must be 0 unless `policy` is given")
 
     @property
     def trains_reward(self) -> bool:

@@ -9,7 +9,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from agentrm_jax.core.errors import Stopped, UserError
+from agentrm_jax.cli import failures
+from agentrm_jax.core.errors import UserError
 
 # Heavy modules are imported by the command that needs them, so that --help and mistakes are quick.
 
@@ -63,31 +64,31 @@ commands:
 {commands}
 
 CONFIG is a YAML file such as configs/quickstart.yaml; every key of it can be set on the command
-line, for example --evaluate.n=10. `agentrm run --help` lists the keys. An interrupted command goes
-on where it was when it is given again.
+line, for example --evaluate.n=10. `agentrm run --help` lists the keys. An interrupted command
+resumes when it is given again. An error is one line; --debug prints the traceback as well.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _main(arguments)
-    except UserError as error:
-        print(f"agentrm: error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"agentrm: {stopped}; the same command goes on from here", file=sys.stderr)
-        return 0
-    except KeyboardInterrupt:
-        print("agentrm: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # no permission, no space, a file where a folder should be
-        print(f"agentrm: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+    """Runs a command; returns its exit status.
+
+    Whatever it raises ends it with one line. The traceback is printed as well if `--debug` is among
+    the arguments, anywhere.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [word for word in given if word != "--debug"]
+    debug = len(arguments) < len(given)
+    failures.open_standard_streams()
+    with failures.collected_noise() as noise:
+        try:
+            status = _main(arguments)
+            noise.show_hidden()
+            sys.stdout.flush()  # a full disk or a closed pipe would else be met after the end
+        except SystemExit:  # of argparse, which has said why
+            raise
+        except BaseException as error:
+            return failures.ended(error, arguments, debug=debug, noise=noise.text)
+    return status
 
 
 def _main(arguments: list[str]) -> int:
@@ -128,12 +129,11 @@ def _names_a_file(arguments: Sequence[str]) -> bool:
 
 def _configured(command: str, arguments: list[str]) -> int:
     """A command over a configuration file."""
-    from agentrm_jax.cli.load_config import load_config, make_parser
+    from agentrm_jax.cli.load_config import load_config, print_help
 
     prog = f"agentrm {command}"
-    parser = make_parser(prog, _COMMANDS[command])
     if not arguments or {"-h", "--help"} & set(arguments):
-        parser.print_help()
+        print_help(prog, _COMMANDS[command])
         return 0 if arguments else 2
     own = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     own.add_argument("config", type=pathlib.Path, nargs="?")
@@ -142,7 +142,7 @@ def _configured(command: str, arguments: list[str]) -> int:
     if known.config is None or known.output is None:
         missing = "CONFIG" if known.config is None else "--output"
         raise UserError(f"{missing} is missing: {prog} CONFIG --output DIR [--KEY=VALUE ...]")
-    config = load_config(parser, known.config, overrides)
+    config = load_config(known.config, overrides)
 
     from agentrm_jax.cli import pipeline
     from agentrm_jax.core.processes import check_joined, ended_with_others, join
@@ -168,10 +168,20 @@ def start_jax() -> None:
     keep_freed_memory()
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "agentrm_jax" / "xla"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := _cache_folder()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cache_folder() -> pathlib.Path | None:
+    """The folder of compiled programs, None if there is none that can be written."""
+    try:
+        above = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        folder = above / "agentrm_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no right to, no space, or no home at all
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 if __name__ == "__main__":

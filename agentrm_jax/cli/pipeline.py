@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -15,12 +14,15 @@ from rich.console import Console
 
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
-from agentrm_jax.cli.run import RESOLVED, Run, Summary
+from agentrm_jax.cli.run import Run, Summary
 from agentrm_jax.cli.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.processes import from_first, is_first
+from agentrm_jax.core.run_claim import check_run_folder, lock_run_folder
 from agentrm_jax.core.run_directory import (
+    RESOLVED,
+    VERSIONS,
     Stage,
     completed,
     versions,
@@ -85,17 +87,23 @@ def _prepare(run: Run, held: ExitStack) -> None:
     """Makes the run's folder and locks it."""
     config, directory = run.config, run.directory
     check_installed(config.trackers)
+    check_run_folder(directory, [spec.folder for spec in STAGES])
     for spec in stages_of(config):  # a folder of another configuration is left as it is
         _completed(config, directory, spec)
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = held.enter_context((directory / ".lock").open("w"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{directory}: another process works in this folder") from None
-    resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-    write_text_atomic(directory / RESOLVED, resolved)
-    write_json_atomic(directory / "versions.json", versions())
+    held.enter_context(lock_run_folder(directory))
+    if not (directory / RESOLVED).exists():
+        _record(run)
+
+
+def _record(run: Run) -> None:
+    """Writes the configuration and the versions with which a stage begins.
+
+    A command that has nothing to do, such as a report, leaves them as they are. What a stage was
+    made with stays in its own record.
+    """
+    resolved = yaml.safe_dump(_plain(dataclasses.asdict(run.config)), sort_keys=False)
+    write_text_atomic(run.directory / RESOLVED, resolved)
+    write_json_atomic(run.directory / VERSIONS, versions())
 
 
 def _completed(config: RunConfig, directory: pathlib.Path, spec: StageSpec) -> Summary | None:
@@ -119,6 +127,7 @@ def _do(run: Run, spec: StageSpec, mark: str) -> None:
         return
     _say(f"{mark}{spec.name}")
     needed = depends_on(run.config, spec)
+    from_first(lambda: _record(run))
     with Stage(spec.name, folder, needed, writes=is_first()) as stage:
         with compilations() as compiled:
             if spec.processes == "first":

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import shown
 
 _USAGE = """\
 usage: agentrm plan CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]
@@ -55,9 +56,9 @@ def main(arguments: Sequence[str], usage: str = "agentrm plan") -> int:
 
     topology = parse_topology(known.topology)
 
-    from agentrm_jax.cli.load_config import load_config, make_parser
+    from agentrm_jax.cli.load_config import load_config
 
-    config = load_config(make_parser(usage, ""), known.config, overrides)
+    config = load_config(known.config, overrides)
 
     import jax
 
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str], usage: str = "agentrm plan") -> int:
 
     for name in known.stage:
         if name not in planning.STAGES:
-            raise UserError(f"--stage: {name!r} is none of {', '.join(planning.STAGES)}")
+            choices = ", ".join(planning.STAGES)
+            raise UserError(f"--stage must be one of {choices} (got {shown(name)})")
     needed = known.stage or [s.name for s in stages_of(config) if s.name in planning.STAGES]
 
     def on_compile(stage: str, program: str) -> None:

@@ -19,6 +19,7 @@ from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.processes import is_first
 from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
+from agentrm_jax.core.run_directory import RESOLVED as RESOLVED
 from agentrm_jax.core.sharding import make_mesh
 from agentrm_jax.core.trackers import Tracker, open_tracker
 from agentrm_jax.data.trajectories import open_trajectories
@@ -31,8 +32,6 @@ from agentrm_jax.model.hugging_face import Kind
 
 Summary = dict[str, Any]
 """What a stage tells people of what it did."""
-
-RESOLVED = "config.resolved.yaml"  # in the run's folder
 
 DATASET = "dataset"  # beside the stage's own record
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.cli.config import RunConfig
-from agentrm_jax.cli.load_config import load_config, make_parser
+from agentrm_jax.cli.load_config import load_config
 from agentrm_jax.cli.models import Model, is_model_directory
 from agentrm_jax.cli.run import RESOLVED, Run
 from agentrm_jax.core.errors import UserError
@@ -151,7 +151,7 @@ def _read_config(
                 "configuration that it was trained with (--config CONFIG)"
             )
         config = runs[0] / RESOLVED
-    return load_config(make_parser("agentrm score", ""), pathlib.Path(config), overrides)
+    return load_config(pathlib.Path(config), overrides)
 
 
 def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:

@@ -1,14 +1,13 @@
 """Append-only files of JSON records that survive being killed at any moment.
 
 One line for each record, with a checksum: `{"crc32":"0a1b2c3d","record":{...}}`. A last line that
-was torn by a kill is cut off when the file is opened again; damage anywhere else is an error that
-names file and line.
+was torn by a kill is cut off when the file is opened again; damage anywhere else, and a torn line
+in a file that was finished, is an error that names file and line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pathlib
 import zlib
@@ -17,16 +16,27 @@ from types import TracebackType
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import json_text, parse_json
+
+MAX_LINE = 1 << 28
+"""Most bytes of a line: no damaged file makes a reader take more memory."""
 
 
 def _encode(record: Any) -> bytes:
-    text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
-    crc = zlib.crc32(text.encode())
-    return f'{{"crc32":"{crc:08x}","record":{text}}}\n'.encode()
+    """Returns the line of a record.
+
+    Raises:
+      ValueError: The record could not be read again.
+    """
+    text = json_text(record, separators=(",", ":")).encode()
+    line = b'{"crc32":"%08x","record":%b}\n' % (zlib.crc32(text), text)
+    if len(line) > MAX_LINE:
+        raise ValueError(f"larger than {MAX_LINE:,} bytes")
+    return line
 
 
 def _decode(line: bytes) -> Any:
-    """The record of a whole line.
+    """Returns the record of a whole line.
 
     Raises:
       ValueError: The line is damaged.
@@ -36,22 +46,26 @@ def _decode(line: bytes) -> Any:
         raise ValueError("no record")
     if int(line[10:18], 16) != zlib.crc32(record):
         raise ValueError("checksum differs")
-    return json.loads(record)
+    return parse_json(record)
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[Any, bytes]]:
-    """Each sound record and its line; stops before a torn last line."""
+def _records(path: pathlib.Path, finished: bool = False) -> Iterator[tuple[Any, bytes]]:
+    """Yields each sound record and its line; a torn last line is damage in a finished file only."""
     size, end = path.stat().st_size, 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if end + len(line) == size and not line.endswith(b"\n"):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            torn = end + len(line) == size and not line.endswith(b"\n")
+            if torn and not finished:
                 return
             try:
+                if torn:
+                    raise ValueError("its end is missing")
                 record = _decode(line)
             except ValueError as error:
+                whole = "its folder" if finished else "it"
                 raise UserError(
                     f"{path}, line {number}: corrupt record ({error}); restore the file, or delete "
-                    "it to make it again"
+                    f"{whole} to make it again"
                 ) from None
             end += len(line)
             yield record, line
@@ -81,11 +95,22 @@ def move_records(sources: Iterable[pathlib.Path], path: pathlib.Path) -> None:
         source.unlink()
 
 
-def read_json_lines(path: pathlib.Path) -> Iterator[Any]:
-    """The records of a file, none where it is absent."""
+def read_json_lines(path: pathlib.Path, finished: bool = False) -> Iterator[Any]:
+    """Yields the records of a file, none if the file is absent.
+
+    Args:
+      path: The file.
+      finished: Whether its writer has ended. A torn last line is then damage, and so is an absent
+        file.
+
+    Raises:
+      UserError: A line is damaged, or the file of a finished writer is absent; names file and line.
+    """
     if path.exists():
-        for record, _ in _records(path):
+        for record, _ in _records(path, finished):
             yield record
+    elif finished:
+        raise UserError(f"{path}: no such file; restore it, or delete its folder to make it again")
 
 
 class JsonLines:
@@ -95,12 +120,27 @@ class JsonLines:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             os.truncate(path, sum(len(line) for _, line in _records(path)))
+        self._path = path
         self._file = path.open("ab", buffering=0)
 
     def append(self, record: Any) -> None:
-        left = memoryview(_encode(record))
-        while left:  # a full disk or a signal may cut a write short
-            left = left[self._file.write(left) or 0 :]
+        """Writes a record; a file that cannot take all of it is left as it was.
+
+        Raises:
+          UserError: The record holds a number that is not finite, is nested too deep or too large.
+          OSError: The disk is full, or the like; names the file.
+        """
+        try:
+            left = memoryview(_encode(record))
+        except ValueError as error:
+            raise UserError(f"{self._path}: a record cannot be written ({error})") from None
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while left:  # a full disk or a signal may cut a write short
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def sync(self) -> None:
         """Waits until what was appended is on the disk."""

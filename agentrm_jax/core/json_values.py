@@ -32,6 +32,28 @@ def parse_json(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
     return value
 
 
+def json_text(value: Any, **layout: Any) -> str:
+    """Returns a value as JSON text that `parse_json` reads again.
+
+    Lone surrogates become U+FFFD, as in `core.text.admit_text`.
+
+    Args:
+      value: What `json.dumps` takes.
+      layout: `indent` and `separators` of `json.dumps`.
+
+    Raises:
+      ValueError: It holds a number that is not finite, or is nested more than `MAX_DEPTH` deep.
+        The message is one line.
+    """
+    _require_shallow(value)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a finite number")
 
@@ -50,9 +72,9 @@ def _require_shallow(value: Any) -> None:
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
+            if isinstance(outer, dict | list | tuple)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            if isinstance(inner, dict | list | tuple)
         ]
         if not level:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import time
@@ -10,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.core.run_directory import naming
 from agentrm_jax.core.trackers import Tracker
 
 
@@ -30,14 +31,19 @@ class MetricWriter:
         self._trackers = trackers
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            read_metrics(path)  # nothing is cut off a file that is not ours
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Appends one row; it is on its way to the disk when this returns."""
         seconds = round(time.monotonic() - self._began, 3)
         row = {"stage": self._stage, "update": update, "seconds": seconds, **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            line = json_text(row) + "\n"
+        except ValueError as error:
+            raise UserError(f"{self._path}: update {update} cannot be written ({error})") from None
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
         for tracker in self._trackers:
             tracker.write(self._stage, update, values)
 
@@ -55,17 +61,24 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     stages: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_bytes().splitlines()
+    *lines, _ = path.read_bytes().split(b"\n")  # after the last end of line comes a torn row
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            own, update = stages.setdefault(row["stage"], []), row["update"]
-            while own and own[-1]["update"] >= update:
-                own.pop()
-            own.append(row)
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise UserError(
-                    f"{path}, line {number}: not a row of metrics; delete the line"
-                ) from None
+        row = _row(path, number, line)
+        own = stages.setdefault(row["stage"], [])
+        while own and own[-1]["update"] >= row["update"]:
+            own.pop()
+        own.append(row)
     return [row for own in stages.values() for row in own]
+
+
+def _row(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError:
+        row = None
+    if isinstance(row, dict) and isinstance(row.get("stage"), str):
+        numbers = [value for key, value in row.items() if key != "stage"]
+        plain = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+        if plain and isinstance(row.get("update"), int) and "seconds" in row:
+            return row
+    raise UserError(f"{path}, line {number}: not a row of metrics; delete the line")

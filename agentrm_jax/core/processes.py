@@ -21,8 +21,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.fields import check_fields, shown
 from agentrm_jax.core.json_lines import move_records
+from agentrm_jax.core.text import first_line
 
 T = TypeVar("T")
 
@@ -48,28 +50,24 @@ class DistributedConfig:
     heartbeat_seconds: int = 60
 
     def __post_init__(self) -> None:
+        check_fields(
+            self, num_processes="[1, inf)", process_id="[0, inf)", heartbeat_seconds="[1, inf)"
+        )
         numbers = {"num_processes": self.num_processes, "process_id": self.process_id}
         given = [name for name, number in numbers.items() if number is not None]
         if self.coordinator in (None, "auto"):
             if given:
-                raise UserError(
-                    f"distributed.{given[0]}: needs distributed.coordinator to be HOST:PORT"
-                )
+                raise FieldError(given[0], "needs distributed.coordinator to be HOST:PORT")
         elif not self.coordinator.rpartition(":")[2].isdigit() or self.coordinator[0] == ":":
-            raise UserError(
-                f"distributed.coordinator: must be HOST:PORT or auto, not {self.coordinator!r}"
+            raise FieldError(
+                "coordinator", f"must be HOST:PORT or auto (got {shown(self.coordinator)})"
             )
         elif self.num_processes is None or self.process_id is None:
             missing = next(name for name, number in numbers.items() if number is None)
-            raise UserError(f"distributed.{missing}: needed where distributed.coordinator is set")
+            raise FieldError(missing, "must be set because distributed.coordinator is HOST:PORT")
         elif not 0 <= self.process_id < self.num_processes:
-            raise UserError(
-                f"distributed.process_id: must be 0 to {self.num_processes - 1}, not "
-                f"{self.process_id}"
-            )
-        if self.heartbeat_seconds < 1:
-            raise UserError(
-                f"distributed.heartbeat_seconds: must be at least 1, not {self.heartbeat_seconds}"
+            raise FieldError(
+                "process_id", f"must be in [0, {self.num_processes}) (got {self.process_id})"
             )
 
 
@@ -90,8 +88,9 @@ def join(config: DistributedConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:  # also those of the network
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(f"distributed.coordinator: no other process was found ({reason})") from None
+        raise UserError(
+            f"distributed.coordinator: no other process was found ({first_line(error)})"
+        ) from None
     # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -121,9 +120,9 @@ def ended_with_others() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = (str(error).splitlines() or [""])[0][:200]
         print(
-            f"agentrm: error: another process ended, or a device failed ({reason}); the same "
+            "agentrm: error: another process ended, or a device failed "
+            f"({first_line(error)}); the same "
             "command goes on from the newest checkpoint",
             file=sys.stderr,
             flush=True,
@@ -155,7 +154,9 @@ def from_first(work: Callable[[], T]) -> T:
         value = work()
     except BaseException as error:
         reason = (
-            str(error) if isinstance(error, UserError) else f"the first process ended: {error!r}"
+            str(error)
+            if isinstance(error, UserError)
+            else f"the first process ended: {type(error).__name__}: {first_line(error)}"
         )
         _send(json.dumps({"error": reason}))
         raise

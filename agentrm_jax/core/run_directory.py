@@ -1,8 +1,8 @@
 """The folder of a run: JSON files that are whole or absent, and which stages are done.
 
 A stage leaves `stage.json` in its folder when it has ended: the part of the configuration that it
-depends on, its seconds and a summary. A run that finds the file skips the stage; a run whose
-configuration differs there stops instead of mixing results.
+depends on, the versions that it was made with, its seconds and a summary. A run that finds the file
+skips the stage; a run whose configuration differs there stops instead of mixing results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.core.output_folders import new_file
+
+RESOLVED = "config.resolved.yaml"
+VERSIONS = "versions.json"
+ERRORS = "errors"
+"""Names in a run's folder: its configuration, what its newest stage was made with, tracebacks."""
 
 STAGE_FILE = "stage.json"
 SECONDS_FILE = "seconds.json"
@@ -30,36 +37,72 @@ PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint"
 
 def write_text_atomic(path: pathlib.Path, text: str) -> None:
     """Writes a file that is never seen half written; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with naming(path), new_file(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_json_atomic(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is never seen half written; folders are made as needed."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file that is never seen half written; folders are made as needed.
+
+    Raises:
+      UserError: The value holds a number that is not finite, or is nested too deep.
+    """
+    try:
+        text = json_text(value, indent=2)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from None
+    write_text_atomic(path, text + "\n")
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Adds the file's name to errors of the system, such as a full disk, that name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The value of a JSON file.
+    """Returns the value of a JSON file.
 
     Raises:
-      UserError: The file is absent or is not JSON; names file and line.
+      UserError: The file is absent, is not JSON, or exceeds the bounds of `parse_json`; names file
+        and line.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}); restore or delete the file"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore or delete the file") from None
+
+
+def read_record(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
+    """Returns the JSON object of a file.
+
+    Args:
+      path: The file.
+      kinds: The type, as for `isinstance`, that each of these keys must have.
+
+    Raises:
+      UserError: See `read_json`; or it is no object, or lacks a key, or one has another type.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must be a JSON object; restore or delete the file")
+    for key, kind in kinds.items():
+        if not isinstance(value.get(key), kind) or isinstance(value[key], bool):
+            raise UserError(f"{path}: {key} is missing or has another type; restore the file")
+    return value
 
 
 def versions() -> dict[str, Any]:
@@ -117,11 +160,9 @@ def completed(
     for name in (STAGE_FILE, SECONDS_FILE):
         path = directory / name
         if path.exists():
-            stored = read_json(path)
+            stored = _stage_record(path)
             _require_same(path, stored, depends_on, defaults)
-            if name == STAGE_FILE:
-                return stored["summary"]
-            return None
+            return stored["summary"] if name == STAGE_FILE else None
     if directory.is_dir() and any(not p.name.startswith(".") for p in directory.iterdir()):
         raise UserError(
             f"{directory}: holds files, but no record of what made them; delete the folder, or "
@@ -130,13 +171,20 @@ def completed(
     return None
 
 
+def _stage_record(path: pathlib.Path) -> dict[str, Any]:
+    """What a stage recorded, checked for what is read of it."""
+    kinds = {"depends_on": dict, "seconds": int | float}
+    if path.name == STAGE_FILE:
+        kinds["summary"] = dict
+    return read_record(path, **kinds)
+
+
 def _require_same(
-    path: pathlib.Path, stored: Any, depends_on: Mapping[str, Any], defaults: Mapping[str, Any]
+    path: pathlib.Path,
+    stored: Mapping[str, Any],
+    depends_on: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> None:
-    if not isinstance(stored, dict) or not isinstance(stored.get("depends_on"), dict):
-        raise UserError(f"{path}: not a stage record; delete the folder to run the stage again")
-    if path.name == STAGE_FILE and not isinstance(stored.get("summary"), dict):
-        raise UserError(f"{path}: lacks its summary; delete the folder to run the stage again")
     before, now = flat(stored["depends_on"]), flat(_as_json(depends_on))
     assumed = _as_json({key: defaults[key] for key in now if key in defaults})
     before = {**assumed, **before}
@@ -190,8 +238,13 @@ class Stage:
     ) -> None:
         self._name, self._directory, self._depends_on = name, directory, depends_on
         self._before, self._writes = 0.0, writes
+        self._made_with: list[Any] = []
         if writes and (directory / SECONDS_FILE).exists():
-            self._before = float(read_json(directory / SECONDS_FILE).get("seconds", 0.0))
+            before = _stage_record(directory / SECONDS_FILE)
+            self._before, earlier = float(before["seconds"]), before.get("made_with", [])
+            self._made_with = earlier if isinstance(earlier, list) else []
+        if writes and (now := versions()) not in self._made_with:
+            self._made_with = [*self._made_with, now]  # it was interrupted, and resumed elsewhere
         self._start = self._saved = time.monotonic()
         self._save()
 
@@ -214,7 +267,12 @@ class Stage:
 
     def _record(self) -> dict[str, Any]:
         seconds = round(self.seconds, 3)
-        return {"stage": self._name, "depends_on": dict(self._depends_on), "seconds": seconds}
+        return {
+            "stage": self._name,
+            "depends_on": dict(self._depends_on),
+            "made_with": self._made_with,
+            "seconds": seconds,
+        }
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -243,5 +301,5 @@ def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[dict[str, Any]]:
     for name, directory in directories.items():
         path = directory / STAGE_FILE
         if path.exists():
-            record = read_json(path)
+            record = _stage_record(path)
             yield {"stage": name, "seconds": record["seconds"], "summary": record["summary"]}

@@ -11,7 +11,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.fields import check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -40,6 +41,14 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
 
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size != -1:
+                check_fields(self, **{name: "[1, inf)"})
+        if list(sizes.values()).count(-1) > 1:
+            raise FieldError("data", f"and the other sizes: at most one may be -1 (got {sizes})")
+
     def shape(self, num_devices: int) -> tuple[int, int, int]:
         """The axis sizes for so many devices.
 
@@ -47,8 +56,6 @@ class MeshConfig:
           UserError: They do not fit.
         """
         sizes = [self.data, self.fsdp, self.tensor]
-        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise UserError(f"mesh: sizes must be positive and at most one may be -1, not {sizes}")
         known = math.prod(size for size in sizes if size != -1)
         if -1 in sizes and num_devices % known == 0:
             sizes[sizes.index(-1)] = num_devices // known

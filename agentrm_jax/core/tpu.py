@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line
 
 GIB = 2**30
 
@@ -102,7 +103,7 @@ def _devices(topology: Topology) -> tuple[Any, ...]:
     try:
         return tuple(topologies.get_topology_desc(topology.name, "tpu").devices)
     except Exception as error:  # the plugin raises several kinds
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = first_line(error)
         raise UserError(f"--topology: the compiler knows no {topology.name!r} ({reason})") from None
 
 

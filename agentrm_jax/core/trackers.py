@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Name, which is also that of its extra, and the package that it needs."""
@@ -64,10 +65,9 @@ class _Forgiving:
             self._tracker.write(stage, update, values)
         except Exception as error:  # a network, a disk, another version of the package
             self._failed = True
-            reason = (str(error).splitlines() or [""])[0]
             print(
                 f"{self._name} failed and is left out from here on, metrics.jsonl is not "
-                f"({type(error).__name__}: {reason})",
+                f"({type(error).__name__}: {first_line(error)})",
                 file=sys.stderr,
             )
 

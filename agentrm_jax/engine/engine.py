@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
@@ -25,7 +26,7 @@ from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.engine.seating import seat_pieces
 from agentrm_jax.model import llama, panels
-from agentrm_jax.model.attention import check_device, check_name
+from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.config import LlamaConfig
 
 TILE = 64
@@ -75,21 +76,20 @@ class EngineConfig:
     attention: str = "xla"
 
     def __post_init__(self) -> None:
-        check_name("engine.attention", self.attention)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < (field.name not in _MAY_BE_ZERO):
-                raise UserError(f"engine.{field.name}: must be at least 1")
+        check_choice("attention", self.attention, BACKENDS)
+        sizes = [f.name for f in dataclasses.fields(self) if f.name != "attention"]
+        least = {name: "[0, inf)" if name in _MAY_BE_ZERO else "[1, inf)" for name in sizes}
+        check_fields(self, **least)
         for name in ("extend_tokens", "extend_batch", "decode_tokens"):
             if getattr(self, name) % self.page_size:
-                raise UserError(
-                    f"engine.{name}: {getattr(self, name)} is no multiple of engine.page_size "
-                    f"({self.page_size})"
+                raise FieldError(
+                    name,
+                    f"must be a multiple of page_size, {self.page_size} "
+                    f"(got {getattr(self, name)})",
                 )
         if self.extend_rows % self.siblings:
-            raise UserError(
-                f"engine.siblings: {self.siblings} does not divide engine.extend_rows "
-                f"({self.extend_rows})"
+            raise FieldError(
+                "siblings", f"must divide extend_rows, {self.extend_rows} (got {self.siblings})"
             )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +38,14 @@ class Sampling:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature: must not be negative, not {self.temperature}")
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
-            raise UserError("sampling: needs top_k >= 0, 0 < top_p <= 1 and 0 <= min_p < 1")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens: must be at least 1, not {self.max_tokens}")
+        check_fields(
+            self,
+            temperature="[0, inf)",
+            top_k="[0, inf)",
+            top_p="(0, 1]",
+            min_p="[0, 1)",
+            max_tokens="[1, inf)",
+        )
 
     @property
     def filter(self) -> Filter:

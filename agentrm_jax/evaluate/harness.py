@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.processes import gather, own_part
 from agentrm_jax.core.protocols import Scorer
@@ -58,19 +59,16 @@ class EvaluateConfig:
     random_beam: bool = False
 
     def __post_init__(self) -> None:
-        unknown = [method for method in self.methods if method not in METHODS]
-        if unknown:
-            raise UserError(
-                f"evaluate.methods: unknown method {unknown[0]!r}; known are {', '.join(METHODS)}"
-            )
-        if self.split not in ("test", "paper"):
-            raise UserError(f"evaluate.split: must be test or paper, not {self.split!r}")
+        check_fields(
+            self, num_tasks="[0, inf)", n="[1, inf)", slots="[1, inf)", beam_tasks="[0, inf)"
+        )
+        check_choice("split", self.split, ("test", "paper"))
+        for method in self.methods:
+            check_choice("methods", method, METHODS)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise FieldError("methods", "must name at least one method, each once")
         if self.num_tasks == 0 and self.split == "test":
-            raise UserError("evaluate.num_tasks: generated problems have no end; say how many")
-        if self.n < 1 or self.slots < 1 or self.num_tasks < 0 or self.beam_tasks < 0:
-            raise UserError(
-                "evaluate: n and slots must be at least 1, num_tasks and beam_tasks at least 0"
-            )
+            raise FieldError("num_tasks", "must be at least 1 if split is test (got 0)")
 
 
 def read_rollouts(path: pathlib.Path) -> Iterator[Rollout]:

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice
 from agentrm_jax.core.sharding import logical_to_spec
 from agentrm_jax.model.tiled_attention import attend_tiles
 
 _NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
+BACKENDS = tuple(_NEEDS)
 """Each backend's platform, as JAX names it, and in words; None: any."""
 
 _TILE, _LARGE_TILE = {"cpu": 128}, 512
@@ -49,19 +51,6 @@ class Backend:
 XLA = Backend()
 
 
-def check_name(key: str, name: str) -> None:
-    """Refuses what is no backend.
-
-    Args:
-      key: Of the configuration, for the message.
-
-    Raises:
-      UserError: There is no such backend.
-    """
-    if name not in _NEEDS:
-        raise UserError(f"{key}: {name!r} is none of {', '.join(_NEEDS)}")
-
-
 def check_device(key: str, name: str, mesh: Mesh | None) -> None:
     """Refuses a backend that the devices cannot run.
 
@@ -71,7 +60,7 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
     Raises:
       UserError: They cannot, or there is no such backend.
     """
-    check_name(key, name)
+    check_choice(key, name, BACKENDS)
     device = device_of(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:

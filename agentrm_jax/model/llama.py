@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
@@ -220,19 +219,6 @@ def block(
         x = _at(x, only) + project(weights["o"], attended, shared=2)
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux
-
-
-def check_remat(key: str, name: str) -> None:
-    """Refuses what is none of `REMAT`.
-
-    Args:
-      key: Of the configuration, for the message.
-
-    Raises:
-      UserError: It is none.
-    """
-    if name not in REMAT:
-        raise UserError(f"{key}: {name!r} is none of {', '.join(REMAT)}")
 
 
 def unstacked(params: Params, *, consume: bool = False) -> Params:

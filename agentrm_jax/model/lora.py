@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params, ParamSpec, describe, init_of, shardings_of
 
@@ -39,15 +40,11 @@ class LoraConfig:
     matrices: Sequence[str] = tuple(_INPUT_AXES)
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise UserError(f"lora.rank: must not be negative, not {self.rank}")
-        if self.alpha <= 0:
-            raise UserError(f"lora.alpha: must be positive, not {self.alpha}")
+        check_fields(self, rank="[0, inf)", alpha="(0, inf)")
         for name in self.matrices:
-            if name not in _INPUT_AXES:
-                raise UserError(f"lora.matrices: {name!r} is none of {', '.join(_INPUT_AXES)}")
+            check_choice("matrices", name, _INPUT_AXES)
         if not self.matrices:
-            raise UserError("lora.matrices: name at least one")
+            raise FieldError("matrices", "must name at least one")
 
     @property
     def scale(self) -> float:

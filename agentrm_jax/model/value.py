@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.parameters import Params
 
 
@@ -38,15 +39,10 @@ class HeadConfig:
     huber: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.kind not in ("mse", "hl_gauss", "quantile"):
-            raise UserError(f"head.kind: must be mse, hl_gauss or quantile, not {self.kind!r}")
-        if self.bins < 2:
-            raise UserError(f"head.bins: must be at least 2, not {self.bins}")
+        check_fields(self, bins="[2, 65536]", sigma="(0, inf)", huber="(0, inf)")
+        check_choice("kind", self.kind, ("mse", "hl_gauss", "quantile"))
         if self.low >= self.high:
-            raise UserError(f"head.low: must be below head.high ({self.high}), not {self.low}")
-        for name in ("sigma", "huber"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"head.{name}: must be positive, not {getattr(self, name)}")
+            raise FieldError("low", f"must be below high, {self.high} (got {self.low})")
 
     @property
     def outputs(self) -> int | None:

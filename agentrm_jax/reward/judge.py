@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
 
@@ -44,10 +45,7 @@ class JudgeConfig:
     most: int = 8
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"judge.max_tokens: must be at least 1, not {self.max_tokens}")
-        if self.most < 2:
-            raise UserError(f"judge.most: a question needs two attempts, not {self.most}")
+        check_fields(self, max_tokens="[1, inf)", most="[2, inf)")
 
 
 class JudgeScorer:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvPool,
@@ -46,11 +47,8 @@ class BeamConfig:
     num_slots: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("beam_width", "expansion_width", "num_slots"):
-            if getattr(self, name) < 1:
-                raise UserError(f"beam.{name}: must be at least 1, not {getattr(self, name)}")
-        if self.score_at not in ("action", "observation"):
-            raise UserError(f"beam.score_at: must be action or observation, not {self.score_at!r}")
+        check_fields(self, beam_width="[1, inf)", expansion_width="[1, inf)", num_slots="[1, inf)")
+        check_choice("score_at", self.score_at, ("action", "observation"))
 
 
 class InStepPolicy(Protocol):

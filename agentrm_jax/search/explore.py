@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
@@ -41,11 +41,13 @@ class SearchConfig:
     num_slots: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("num_iterations", "expansion_width", "num_slots"):
-            if getattr(self, name) < 1:
-                raise UserError(f"search.{name}: must be at least 1, not {getattr(self, name)}")
-        if self.exploration < 0:
-            raise UserError(f"search.exploration: must not be negative, not {self.exploration}")
+        check_fields(
+            self,
+            num_iterations="[1, inf)",
+            expansion_width="[1, inf)",
+            exploration="[0, inf)",
+            num_slots="[1, inf)",
+        )
 
 
 class Explorer:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.states import LabelledPath
 from agentrm_jax.data.trees import NodeRecord, TreeRecord
@@ -34,14 +34,9 @@ class LabelConfig:
     td_lambda: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.weighting not in ("faithful", "visits"):
-            raise UserError(f"label.weighting: must be faithful or visits, not {self.weighting!r}")
-        if self.min_visits < 1:
-            raise UserError(f"label.min_visits: must be at least 1, not {self.min_visits}")
-        if self.target not in ("mean", "td"):
-            raise UserError(f"label.target: must be mean or td, not {self.target!r}")
-        if not 0 <= self.td_lambda <= 1:
-            raise UserError(f"label.td_lambda: must be in [0, 1], not {self.td_lambda}")
+        check_fields(self, min_visits="[1, inf)", td_lambda="[0, 1]")
+        check_choice("weighting", self.weighting, ("faithful", "visits"))
+        check_choice("target", self.target, ("mean", "td"))
 
     def weight(self, visit_count: int, terminal: bool) -> float:
         """How much a state counts; 0 leaves it out."""

@@ -17,14 +17,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.checkpoints import TrainingCheckpoints
-from agentrm_jax.core.errors import Stopped, UserError
+from agentrm_jax.core.errors import FieldError, Stopped, UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.core.processes import ended_with_others
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
-from agentrm_jax.model.attention import check_device, check_name
-from agentrm_jax.model.llama import check_remat
+from agentrm_jax.model.attention import BACKENDS, check_device
+from agentrm_jax.model.llama import REMAT
 from agentrm_jax.train.held_out import make_measure
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
@@ -64,19 +65,27 @@ class FitConfig:
     held_out: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size", "length", "accumulation", "metrics_every", "checkpoint_every", "keep"
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"fit.{name}: must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.held_out < 1:
-            raise UserError(f"fit.held_out: must be in [0, 1), not {self.held_out}")
-        check_name("fit.attention", self.attention)
-        check_remat("fit.remat", self.remat)
+        check_fields(
+            self,
+            num_updates="[0, inf)",
+            epochs="[0, 1e6]",
+            batch_size="[1, inf)",
+            length="[1, inf)",
+            accumulation="[1, inf)",
+            metrics_every="[1, inf)",
+            checkpoint_every="[1, inf)",
+            keep="[1, inf)",
+            held_out="[0, 1)",
+        )
+        check_choice("attention", self.attention, BACKENDS)
+        check_choice("remat", self.remat, REMAT)
         if self.batch_size % self.accumulation:
-            raise UserError("fit.accumulation: must divide fit.batch_size")
-        if self.num_updates < 1 and self.epochs <= 0:
-            raise UserError("fit.epochs: must be positive where fit.num_updates is not set")
+            raise FieldError(
+                "accumulation",
+                f"must divide batch_size, {self.batch_size} (got {self.accumulation})",
+            )
+        if not self.num_updates and not self.epochs:
+            raise FieldError("epochs", "must be above 0 if num_updates is 0 (got 0)")
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Refuses micro-batches that do not divide among the devices, and attention that they

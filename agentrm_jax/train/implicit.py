@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
@@ -41,12 +41,8 @@ class ImplicitConfig:
     beta: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.loss not in _LOSSES:
-            raise UserError(
-                f"train_implicit.objective.loss: {self.loss!r} is none of {', '.join(_LOSSES)}"
-            )
-        if self.beta <= 0:
-            raise UserError(f"train_implicit.objective.beta: must be positive, not {self.beta}")
+        check_fields(self, beta="(0, inf)")
+        check_choice("loss", self.loss, _LOSSES)
 
 
 _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

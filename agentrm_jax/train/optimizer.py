@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.fields import check_choice, check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,21 +41,24 @@ class OptimizerConfig:
     moments: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "linear", "constant"):
-            raise UserError(
-                f"optimizer.schedule: must be cosine, linear or constant, not {self.schedule!r}"
-            )
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
-            raise UserError("optimizer: learning_rate and clip_norm must be positive")
-        if not 0 <= self.warmup_fraction < 1:
-            raise UserError("optimizer.warmup_fraction: must be at least 0 and below 1")
-        if self.moments not in ("float32", "bfloat16"):
-            raise UserError(f"optimizer.moments: must be float32 or bfloat16, not {self.moments!r}")
+        check_fields(
+            self,
+            learning_rate="(0, inf)",
+            warmup_fraction="[0, 1)",
+            final_fraction="[0, 1]",
+            weight_decay="[0, inf)",
+            clip_norm="(0, inf)",
+            b1="[0, 1)",
+            b2="[0, 1)",
+        )
+        check_choice("schedule", self.schedule, ("cosine", "linear", "constant"))
+        check_choice("moments", self.moments, ("float32", "bfloat16"))
         if self.moments == "bfloat16" and self.b2 > 0.99:
             # It has 8 bits: what shrinks by less than 1 in 256 is rounded back to what it was.
-            raise UserError(
-                f"optimizer.b2: must be at most 0.99 where moments are bfloat16, not {self.b2}: "
-                "the second moment could not decay"
+            raise FieldError(
+                "b2",
+                f"must be at most 0.99 if moments is bfloat16 (got {self.b2}): the second moment "
+                "could not decay",
             )
 
 

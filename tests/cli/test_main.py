@@ -16,7 +16,7 @@ import pytest
 from cli_cases import CONFIG, agentrm
 
 from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
-from agentrm_jax.cli.load_config import load_config, make_parser
+from agentrm_jax.cli.load_config import load_config
 from agentrm_jax.cli.main import main
 from agentrm_jax.cli.models import load_policy, load_reward
 from agentrm_jax.cli.run import DATASET, Run
@@ -387,7 +387,7 @@ def test_experts_of_an_environment(tmp_path, capsys) -> None:
 
 def test_the_quickstart_tests_no_problem_that_it_trains_on(tmp_path) -> None:
     path = CONFIG.with_name("quickstart.yaml")
-    config = load_config(make_parser("agentrm run", ""), path, ())
+    config = load_config(path, ())
     run = Run(config=config, directory=tmp_path)
     assert run.overlap() == 0
     experts, explored = run.train_tasks

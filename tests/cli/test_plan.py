@@ -15,7 +15,7 @@ from tiny_model import SIZES, drawn
 from tpu_cases import needs_compiler
 
 from agentrm_jax.cli import planning
-from agentrm_jax.cli.load_config import load_config, make_parser
+from agentrm_jax.cli.load_config import load_config
 from agentrm_jax.cli.main import main
 from agentrm_jax.cli.planned import Program, StagePlan, answering_advice, training_advice
 from agentrm_jax.core.programs import Memory
@@ -34,7 +34,7 @@ RNG = np.random.default_rng(0)
 
 
 def load(path, *overrides):
-    return load_config(make_parser("agentrm plan", ""), path, overrides)
+    return load_config(path, overrides)
 
 
 def assert_alike(planned, real):

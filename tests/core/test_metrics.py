@@ -63,3 +63,31 @@ def test_a_damaged_line_is_named(tmp_path):
 
 def test_no_file_is_no_rows(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1]", b"3", b"null", b'{"stage": 1, "update": 1, "seconds": 0}',
+        b'{"stage": "sft", "update": "1", "seconds": 0}', b'{"stage": "sft", "update": 1}',
+        b'{"stage": "sft", "update": 1, "seconds": 0, "loss": []}', b"\xff", b"[" * 100_000,
+        b'{"stage": "sft", "update": 1, "seconds": 0, "loss": NaN}', b"9" * 5000,
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_valid_json_that_is_no_row_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricWriter(path, "sft")
+    writer.write(1, {"loss": 1.0})
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    for read in (lambda: read_metrics(path), lambda: MetricWriter(path, "sft")):
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
+            read()
+
+
+def test_a_file_that_is_not_ours_is_left_as_it_is(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("a diary\nwithout a last end of line")
+    with pytest.raises(UserError, match=r"line 1: not a row of metrics"):
+        MetricWriter(path, "sft")
+    assert path.read_text() == "a diary\nwithout a last end of line"

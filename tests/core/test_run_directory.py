@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import pathlib
 
@@ -11,7 +12,13 @@ import pytest
 from agentrm_jax.core import run_directory
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.progress import LINE_SECONDS, Lines, progress
-from agentrm_jax.core.run_directory import Stage, completed, read_json, write_json_atomic
+from agentrm_jax.core.run_directory import (
+    Stage,
+    completed,
+    naming,
+    read_json,
+    write_json_atomic,
+)
 
 
 def test_json_round_trip_leaves_no_other_file(tmp_path: pathlib.Path) -> None:
@@ -46,7 +53,8 @@ def test_a_finished_stage_is_recognised(tmp_path: pathlib.Path) -> None:
         stage.finish({"loss": 0.5})
     assert completed(tmp_path, depends_on) == {"loss": 0.5}
     record = json.loads((tmp_path / "stage.json").read_text())
-    assert set(record) == {"stage", "depends_on", "seconds", "summary"}
+    assert set(record) == {"stage", "depends_on", "made_with", "seconds", "summary"}
+    assert record["made_with"] == [run_directory.versions()]
     assert record["stage"] == "sft"
     assert [path.name for path in tmp_path.iterdir()] == ["stage.json"]
 
@@ -121,9 +129,61 @@ def test_seconds_add_up_over_interruptions(
 
 
 def test_a_damaged_stage_record_is_named(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "stage.json").write_text("[]")
-    with pytest.raises(UserError, match=r"stage\.json: not a stage record"):
-        completed(tmp_path, {})
+    path = tmp_path / "stage.json"
+    for text, message in (
+        ("[]", "must be a JSON object"),
+        ("3", "must be a JSON object"),
+        ('{"depends_on": [], "seconds": 1, "summary": {}}', "depends_on is missing or has another"),
+        ('{"depends_on": {}, "seconds": "1", "summary": {}}', "seconds is missing or has another"),
+        ('{"depends_on": {}, "seconds": true, "summary": {}}', "seconds is missing or has another"),
+        ('{"depends_on": {}, "seconds": 1}', "summary is missing or has another type"),
+        ("[" * 100_000 + "]" * 100_000, "nested more than 100 levels deep"),
+        ("9" * 5000, "not JSON .Exceeds the limit"),
+        ('{"seconds": NaN}', "NaN is not a finite number"),
+        ('{"seconds": 1e999}', "1e999 is not a finite number"),
+    ):
+        path.write_text(text)
+        for read in (
+            lambda: completed(tmp_path, {}),
+            lambda: list(run_directory.stages({"x": tmp_path})),
+        ):
+            with pytest.raises(UserError, match=rf"stage\.json: .*{message}") as error:
+                read()
+            assert str(error.value).isprintable()
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=r"stage\.json: not JSON .*utf-8"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_json(tmp_path)
+
+
+def test_a_stage_resumed_elsewhere_records_both(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_with = {"python": "3.11"}
+    monkeypatch.setattr(run_directory, "versions", lambda: dict(made_with))
+    for version in ("3.11", "3.11", "3.12"):
+        made_with["python"] = version
+        with Stage("x", tmp_path, {}):
+            pass
+    with Stage("x", tmp_path, {}) as stage:
+        stage.finish({})
+    found = read_json(tmp_path / "stage.json")["made_with"]
+    assert found == [{"python": "3.11"}, {"python": "3.12"}]
+
+
+def test_values_that_could_not_be_read_again_are_not_written(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r"x\.json: cannot be written \(.*not JSON compliant"):
+        write_json_atomic(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    write_json_atomic(tmp_path / "x.json", {"text": "\ud83d\ude00 \ud83d"})
+    assert read_json(tmp_path / "x.json") == {"text": "\U0001f600 \ufffd"}
+
+
+def test_a_full_disk_names_the_file(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OSError, match="No space left") as error, naming(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path / "x.json")
 
 
 def test_versions_are_plain_json() -> None:

@@ -216,7 +216,7 @@ def test_an_engine_says_the_same(attention, wanted):
 
 
 def test_refusals():
-    with pytest.raises(UserError, match=r"^engine.attention: 'flash' is none of xla, cudnn, pal"):
+    with pytest.raises(UserError, match=r"^attention must be one of xla, cudnn, pal"):
         EngineConfig(attention="flash")
     params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), WIDE, jnp.float32, None))
     if jax.devices()[0].platform == "cpu":

@@ -211,5 +211,7 @@ def test_what_the_device_cannot_run(name, needs):
 
 
 def test_names_that_are_none():
-    with pytest.raises(UserError, match=r"^fit.attention: 'flash' is none of xla, cudnn, pallas$"):
+    with pytest.raises(
+        UserError, match=r"^attention must be one of xla, cudnn, pallas .got 'flash'.$"
+    ):
         FitConfig(attention="flash")

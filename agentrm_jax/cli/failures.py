@@ -1,0 +1,261 @@
+"""How a command ends that fails: one line for the user, the traceback in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from agentrm_jax.core.errors import Stopped, UserError
+from agentrm_jax.core.run_directory import ERRORS, RESOLVED
+from agentrm_jax.core.text import first_line, printable
+
+_MOST_NOISE = 1_000_000  # characters
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
+
+
+def open_standard_streams() -> None:
+    """Makes stdin, stdout and stderr usable, whatever the caller left of them.
+
+    A closed one becomes the null device: else the next file that is opened would take its place and
+    what is printed would go into that file. Characters that the terminal's encoding lacks are
+    written as escapes.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (stays open)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Noise:
+    """What threads and libraries report while a command runs; it goes into the traceback's file.
+
+    Threads of Orbax and TensorFlow Datasets print a traceback each before the command itself fails
+    for the same reason.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._size = 0
+        self._hidden: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._parts)
+
+    def add(self, text: str, summary: str = "") -> None:
+        """Keeps a report.
+
+        Args:
+          text: The report.
+          summary: One line of it, if nothing of it was printed.
+        """
+        if self._size < _MOST_NOISE:
+            self._parts.append(text)
+            self._size += len(text)
+            if summary:
+                self._hidden.append(summary)
+
+    def show_hidden(self) -> None:
+        """Prints one line of each report that was not printed: the command did not fail."""
+        for line in self._hidden:
+            print(f"agentrm: warning: {printable(line)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def collected_noise() -> Iterator[Noise]:
+    """Collects tracebacks of threads, and errors that libraries log, while the block runs."""
+    noise = Noise()
+    hooks = threading.excepthook, sys.unraisablehook
+    handler = _Handler(noise)
+    root = logging.getLogger()
+
+    def failed(given: Any) -> None:
+        if given.exc_type is not SystemExit:
+            where = getattr(given, "thread", None) or getattr(given, "err_msg", None)
+            error = (given.exc_type, given.exc_value, given.exc_traceback)
+            text = "".join(traceback.format_exception(*error))
+            noise.add(f"{where}:\n{text}", f"{where}: {text.strip().splitlines()[-1]}")
+
+    threading.excepthook = sys.unraisablehook = failed
+    root.addHandler(handler)
+    try:
+        yield noise
+    finally:
+        threading.excepthook, sys.unraisablehook = hooks
+        root.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    """Prints warnings of libraries as one line each; keeps tracebacks for the file."""
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__(logging.WARNING)
+        self._noise = noise
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:  # a library's own mistake in a message
+            text = f"{record.msg!r} ({error!r})"
+        text = f"{record.levelname}:{record.name}:{text}"
+        line = text.partition("\n")[0]
+        if record.exc_info:
+            self._noise.add(text, line)
+        else:
+            self._noise.add(text)
+            print(printable(line), file=sys.stderr)
+
+
+def ended(
+    error: BaseException, arguments: Sequence[str], *, debug: bool = False, noise: str = ""
+) -> int:
+    """Prints the line that ends a command; returns its exit status.
+
+    Args:
+      error: Whatever the command raised.
+      arguments: Of the command line; name the folder of the run.
+      debug: Whether to print the traceback as well.
+      noise: What else was reported; goes into the file.
+    """
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, Stopped):
+        return _say(f"{error}; the same command goes on from here", 0)
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted; the same command goes on from here", 130)
+    if isinstance(error, BrokenPipeError) and not _can_be_printed():
+        return 141  # whoever read the output has enough
+    if isinstance(error, UserError):
+        return _say(f"error: {error}", 2)
+    if (file := _full(error, arguments)) is not None:
+        return _say(
+            f"error: {file}: no space left on the disk; free some, then give the same command "
+            "again",
+            2,
+        )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return _say(f"error: {error.filename}: {error.strerror}", 2)
+    hint = (
+        "out of memory; smaller sizes need less (engine.cache_tokens, *.fit.batch_size, "
+        "*.fit.length, evaluate.n): "
+        if _is_out_of_memory(error)
+        else ""
+    )
+    where = _kept(error, noise, arguments)
+    return _say(f"error: {hint}{type(error).__name__}: {_first_line(error)}; {where}", 1)
+
+
+def _say(line: str, status: int) -> int:
+    print(f"agentrm: {printable(line)}", file=sys.stderr, flush=True)
+    return status
+
+
+def _can_be_printed() -> bool:
+    """Whether stdout still has a reader; if not, it is replaced by the null device."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    left, seen = [error], set()
+    while left:
+        one = left.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [e for e in (one.__cause__, one.__context__) if e is not None]
+            left += getattr(one, "exceptions", ())
+
+
+def _full(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The file that a full disk could not take, None if that is not the reason."""
+    full = [one for one in _chain(error) if _is_full(one)]
+    for one in full:
+        named = re.search(r"""["'](/[^"']+)["']""", _text(one))
+        if file := getattr(one, "filename", None) or (named and named[1]):
+            return str(file)
+    return str(_output(arguments) or "output") if full else None
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(phrase in _text(error) for phrase in _FULL_TEXTS)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = _text(error)
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text)
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # an error of a user's own class may fail at this as well
+        return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return first_line(error) if _text(error) else "no message"
+
+
+def _output(arguments: Sequence[str]) -> pathlib.Path | None:
+    """The folder or file that the command line names for the output."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--output" and following:
+            return pathlib.Path(following)
+        if word.startswith("--output="):
+            return pathlib.Path(word.partition("=")[2])
+    return None
+
+
+def _kept(error: BaseException, noise: str, arguments: Sequence[str]) -> str:
+    """Writes the traceback; says where it is."""
+    text = "".join(traceback.format_exception(error))
+    if noise:
+        text += f"\nReported before by threads and libraries:\n{noise}\n"
+    run = _output(arguments)
+    name = f"{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}.{os.getpid()}.txt"
+    folders = [run / ERRORS] if run is not None and (run / RESOLVED).is_file() else []
+    for folder in (*folders, None):
+        try:
+            if folder is None:
+                number, made = tempfile.mkstemp(prefix="agentrm-error-", suffix=".txt", text=True)
+                os.close(number)
+                path = pathlib.Path(made)
+            else:
+                folder.mkdir(exist_ok=True)
+                path = folder / name
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return f"the traceback is in {path}; --debug shows it"
+    return "--debug shows the traceback"
