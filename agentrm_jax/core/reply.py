@@ -32,9 +32,8 @@ _IN_LINE = re.compile(
 )
 _NEXT_TURN = re.compile(rf"\s[*_]{{0,3}}(?i:observation|thought)[*_]{{0,3}}{_BLANK}?{_COLON}")
 _REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:.*?\n)?[ \t]*)</think>", re.DOTALL)
-_DETERMINERS = frozenset(
-    ("a", "an", "any", "another", "each", "every", "its", "my", "next", "no", "one", "our")
-    + ("some", "that", "the", "their", "this", "which", "your")
+_DETERMINERS = re.compile(
+    r"(?i:an?|any|another|each|every|its|my|next|no|one|our|some|that|the|their|this|which|your)"
 )
 _INPUT_LABEL = re.compile(rf"\s*[*_`]{{0,3}}(?i:action{_BLANK}?input)[*_`]{{0,3}}\s*{_COLON}[*_]*")
 _INPUT_AT_END = re.compile(rf"(?i:action{_BLANK}?input){_BLANK}*{_COLON}{_BLANK}*$")
@@ -193,7 +192,7 @@ def _action_within_a_line(reply: str) -> str:
         label = (found.end(), "" if found["close"] else found["open"])
         if word[-1:] in (".", "!", "?", ";", "。", "！", "？", "…"):  # noqa: RUF001
             after_sentence.append(label)
-        elif word.lower() not in _DETERMINERS:
+        elif not _DETERMINERS.fullmatch(word):
             within.append(label)
     for start, marks in [*after_sentence, *reversed(within)]:
         end = _line_end(reply, start)
