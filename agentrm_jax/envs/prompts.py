@@ -14,7 +14,9 @@ import json
 from pathlib import Path
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.protocols import Prompt
+from agentrm_jax.core.text import admit_text, first_line
 
 _AUTHORS_NAMES = {"scienceworld": "sciworld", "toolquery": "tool", "tooloperation": "tool"}
 
@@ -41,17 +43,21 @@ def _first(folder: Path, names: list[str]) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return admit_text(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
 def _turns(path: Path) -> tuple[str, ...]:
     """The first example: alternately the environment's text and the agent's reply."""
     try:
-        examples = json.loads(_text(path))
+        examples = parse_json(_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(examples, list) or not examples or not isinstance(examples[0], list):
         raise UserError(f"{path}: must be a list of examples, each a list of turns")
     turns: list[str] = []
@@ -61,5 +67,5 @@ def _turns(path: Path) -> tuple[str, ...]:
             raise UserError(f"{path}: example 0, turn {number}: `role` must be {role!r}")
         if not isinstance(turn.get("content"), str):
             raise UserError(f"{path}: example 0, turn {number}: `content` must be a text")
-        turns.append(turn["content"].removeprefix("Observation: ").strip())
+        turns.append(admit_text(turn["content"]).removeprefix("Observation: ").strip())
     return tuple(turns)

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Split, Task, canonical_form
+from agentrm_jax.core.text import first_line
 from agentrm_jax.envs.alfworld.files import GAME, game_names, games_folder, paper_names
 from agentrm_jax.envs.alfworld.game import Source
 from agentrm_jax.envs.alfworld.text import read_grammar, task_text
@@ -264,11 +266,15 @@ def _task(name: str, split: Split, form: str, goal: Goal | None) -> Task:
 def _read(folder: Path, name: str) -> dict:
     path = folder / name / GAME
     try:
-        return json.loads(path.read_text("utf-8"))
+        game = parse_json(path.read_bytes())
+        texts = [game["pddl_domain"], game["pddl_problem"], game["grammar"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("domain, problem and grammar must be texts")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is no game: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no game: {first_line(error)}") from error
+    return game
 
 
 @functools.lru_cache(maxsize=64)

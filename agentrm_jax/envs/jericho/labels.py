@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.envs.data_directory import data_directory
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import first_line
+from agentrm_jax.envs.data_directory import data_directory, refuse_damaged
 from agentrm_jax.envs.jericho.games import GAMES
 
 LABELS = "jericho/agentboard/test.jsonl"
@@ -44,7 +45,11 @@ def read_label(game: str) -> Label:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, _changed: int) -> Sequence[Label]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    refuse_damaged(path, LABELS)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
     labels = [_parsed(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
     if len(labels) != len(GAMES):
         raise UserError(f"{path}: holds {len(labels)} labels, not one for each of {len(GAMES)} "
@@ -54,9 +59,9 @@ def _read(path: Path, _changed: int) -> Sequence[Label]:
 
 def _parsed(path: Path, number: int, line: str) -> Label:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not JSON: {error.msg}") from error
+        value = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: not JSON: {first_line(error)}") from error
     goal = value.get("goal") if isinstance(value, dict) else None
     subgoals = value.get("subgoals") if isinstance(value, dict) else None
     if not isinstance(goal, str):

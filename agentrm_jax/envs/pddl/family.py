@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, Transition, is_test_problem
-from agentrm_jax.envs.data_directory import require
+from agentrm_jax.core.text import first_line
+from agentrm_jax.envs.data_directory import refuse_damaged, require
 from agentrm_jax.envs.pddl import text as pddl_text
 from agentrm_jax.envs.pddl.expert import explained
 from agentrm_jax.envs.pddl.problems import (
@@ -206,7 +207,11 @@ def _paper_tasks(kind: str) -> Iterator[Task]:
             f"get them from {_PAPER_SOURCE}"
         )
     for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        refuse_damaged(file, f"pddl/{kind}/{file.name}")
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {first_line(error)}") from None
         problem = parse_problem(text, str(file), domain(kind))
         yield _task(kind, file.stem, "paper", problem, problem_form(problem))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Split, Task, canonical_form
+from agentrm_jax.core.text import first_line
 from agentrm_jax.envs.data_directory import require
 
 NAME = "scienceworld"
@@ -147,9 +148,11 @@ def _read_paper(tasks: Path, limits: Path) -> list[tuple[str, int, int]]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; get it from {PAPER_SOURCE}") from error
+        raise UserError(
+            f"{path}: cannot be read: {first_line(error)}; get it from {PAPER_SOURCE}"
+        ) from error
 
 
 def _library_name(name: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import hashlib
 import json
 import pickle
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import first_line
 from agentrm_jax.envs.data_directory import data_directory, require
 
 FILE = "tool/academia.json"
@@ -167,12 +170,19 @@ def nets() -> Mapping[str, Net]:
 @functools.lru_cache(maxsize=1)
 def _read(path: Path, _changed: int) -> Mapping[str, Net]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
         if value["format"] != _FORMAT or not {"PaperNet", "AuthorNet"} <= set(value):
             raise ValueError("another format")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a converted graph ({error}); see {SOURCE}") from None
+        if "sha256" in value and value.pop("sha256") != _digest(value):
+            raise ValueError("damaged: its sha256 is another")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: not a converted graph ({reason}); see {SOURCE}") from None
     return {name: value[name] for name in ("PaperNet", "AuthorNet")}
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def main() -> int:
@@ -186,7 +196,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    kept = {**value, "sha256": _digest(value)}
+    target.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     for name in ("PaperNet", "AuthorNet"):
         net = value[name]
         print(f"{name}: {len(net['nodes'])} nodes, {len(net['edges'])} edges")

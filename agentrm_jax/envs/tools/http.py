@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import canonical_form
+from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.envs.data_directory import data_directory
 
 VARIABLE = "AGENTRM_TOOL_HTTP"
 _MODES = ("replay", "record")
 _SECONDS = 30
+_MOST_BYTES = 50_000_000
 
 
 class NotRecordedError(RuntimeError):
@@ -49,7 +52,7 @@ class Reply:
         return self.status == 200
 
     def json(self) -> Any:
-        return json.loads(self.text)
+        return parse_json(self.text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +85,15 @@ class Service:
                 f"{self.name}: {asked} was not recorded ({path}); {VARIABLE}=record asks for it"
             )
         reply = _ask(endpoint, given, dict(self.headers))
-        _write(path, {"endpoint": endpoint, "parameters": given, **dataclasses.asdict(reply)})
+        _write(
+            path,
+            {
+                "endpoint": endpoint,
+                "parameters": given,
+                **dataclasses.asdict(reply),
+                "sha256": canonical_form(reply.text),
+            },
+        )
         return reply
 
     @property
@@ -113,11 +124,16 @@ def mode() -> str:
 
 def _read(path: Path, endpoint: str, given: Mapping[str, str]) -> Reply:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_bytes())
         same = kept["endpoint"] == endpoint and kept["parameters"] == given
         reply = Reply(status=kept["status"], text=kept["text"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a recorded answer ({error}); delete it") from None
+        if kept.get("sha256", canonical := canonical_form(reply.text)) != canonical:
+            raise ValueError("damaged: its text is not the one that was kept")
+        if not isinstance(reply.status, int) or not isinstance(reply.text, str):
+            raise ValueError("status must be an integer, text a text")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = first_line(error)
+        raise UserError(f"{path}: not a recorded answer ({reason}); delete it") from None
     if not same:
         raise UserError(f"{path}: is the answer to another request; delete it")
     return reply
@@ -138,12 +154,19 @@ def _ask(endpoint: str, given: Mapping[str, str], headers: dict[str, str]) -> Re
     request = urllib.request.Request(address, headers={"User-Agent": "agentrm-jax", **headers})
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            reply = Reply(status=answer.status, text=answer.read().decode("utf-8"))
+            reply = Reply(status=answer.status, text=_read_all(answer).decode("utf-8"))
     except urllib.error.HTTPError as error:
         with error:
-            reply = Reply(status=error.code, text=error.read().decode("utf-8", "replace"))
+            reply = Reply(status=error.code, text=_read_all(error).decode("utf-8", "replace"))
     except (OSError, ValueError) as error:  # no connection, no such host, bad text
-        raise ServiceError(f"{endpoint}: {error}") from None
+        raise ServiceError(f"{endpoint}: {first_line(error)}") from None
     if reply.status in (401, 403, 407, 429) or reply.status >= 500:
-        raise ServiceError(f"{endpoint}: status {reply.status}: {reply.text[:200]}")
+        raise ServiceError(f"{endpoint}: status {reply.status}: {printable(reply.text[:200])}")
     return reply
+
+
+def _read_all(answer: Any) -> bytes:
+    data = answer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ServiceError(f"an answer of more than {_MOST_BYTES:,} bytes")
+    return data

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import first_line
 from agentrm_jax.envs.data_directory import data_directory, require
 
 _AGENTGYM = "https://github.com/WooooDyy/AgentGym (agentenv-tool/Toolusage/data)"
@@ -57,16 +58,20 @@ def _read(path: Path) -> Sequence[Label]:
 @functools.lru_cache(maxsize=16)
 def _parsed(path: Path, _changed: int) -> Sequence[Label]:
     labels = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            label = json.loads(line)
+            label = parse_json(line)
             if not all(key in label for key in _NEEDED):
                 raise ValueError(f"needs {', '.join(_NEEDED)}")
             if not {"tool", "answer"} <= set(label["additional_info"]):
                 raise ValueError("needs a tool and an answer")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a tool task: {error}") from None
+            raise UserError(f"{path}:{number}: not a tool task: {first_line(error)}") from None
         labels.append(label)
     return tuple(labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line
 from agentrm_jax.envs.data_directory import require
 from agentrm_jax.envs.tools.sheet_grid import Box, Cell, Formula, Grid
 
@@ -47,7 +48,9 @@ def _all(path: Path) -> Mapping[str, Grid]:
     try:
         book = openpyxl.load_workbook(path)
     except Exception as error:  # whatever a broken file makes it raise
-        raise UserError(f"{path}: cannot be read ({error}); get it from {SOURCE}") from None
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); get it from {SOURCE}"
+        ) from None
     return {sheet.title: _grid(sheet) for sheet in book.worksheets}
 
 

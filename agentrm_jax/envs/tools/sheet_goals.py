@@ -10,9 +10,9 @@ from typing import Any
 
 from agentrm_jax.core.protocols import Demonstration
 from agentrm_jax.envs.tools.calls import Call
-from agentrm_jax.envs.tools.sheet_formula import column_letters
 from agentrm_jax.envs.tools.sheet_grid import Cell, Grid
 from agentrm_jax.envs.tools.sheet_numbers import GENERAL
+from agentrm_jax.envs.tools.sheet_references import column_letters
 from agentrm_jax.envs.tools.sheet_world import SheetWorld
 
 _SPARE_ROWS, _SPARE_COLUMNS = 4, 3

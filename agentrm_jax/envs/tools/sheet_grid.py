@@ -10,26 +10,13 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agentrm_jax.envs.tools.sheet_formula import (
-    FormulaError,
-    Scalar,
-    after_deletion,
-    after_insertion,
-    evaluate,
-    format_source,
-    moved,
-)
+from agentrm_jax.envs.tools.sheet_formula import Book, Formula, format_source
 from agentrm_jax.envs.tools.sheet_numbers import GENERAL, shown
+from agentrm_jax.envs.tools.sheet_references import after_deletion, after_insertion, moved
+from agentrm_jax.envs.tools.sheet_values import FormulaError, Scalar
 
 ROWS, COLUMNS = 0, 1  # the axes
 _DEEPEST = 60  # formulas of formulas whose format is looked for
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Formula:
-    """What a cell computes, without the equals sign."""
-
-    text: str
 
 
 Value = str | float | bool | None | Formula
@@ -77,11 +64,15 @@ class Grid:
       rows: The cells; all rows have the same length.
       merges: Cells that are one; its value is that of the first.
       frozen: How many rows and columns are frozen; such rows stay when the sheet is sorted.
+      name: What formulas call it.
+      others: The other sheets, for formulas.
     """
 
     rows: tuple[tuple[Cell, ...], ...]
     merges: tuple[Box, ...] = ()
     frozen: tuple[int, int] = (0, 0)
+    name: str = dataclasses.field(default="", compare=False)
+    others: Mapping[str, Grid] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def height(self) -> int:
@@ -95,30 +86,20 @@ class Grid:
         inside = 0 < row <= self.height and 0 < column <= self.width
         return self.rows[row - 1][column - 1] if inside else EMPTY
 
-    def value(self, row: int, column: int, depth: int = 0) -> Scalar:
+    def entered(self, row: int, column: int) -> Value:
+        return self.cell(row, column).value
+
+    def value(self, row: int, column: int) -> Scalar:
         """A cell's value; of a formula its result, which is computed once.
 
         Raises:
           FormulaError: The result is an error.
         """
-        value = self.cell(row, column).value
-        if not isinstance(value, Formula):
-            return value
-        place = (row, column)
-        if place not in self._results:
-            self._results[place] = FormulaError("#REF!")  # if it needs itself
-            try:
-                self._results[place] = evaluate(value.text, self, depth)
-            except FormulaError as error:
-                self._results[place] = error
-        result = self._results[place]
-        if isinstance(result, FormulaError):
-            raise FormulaError(*result.args)
-        return result
+        return self._book.value((self.name, row, column))
 
     @functools.cached_property
-    def _results(self) -> dict[tuple[int, int], Scalar | FormulaError]:
-        return {}
+    def _book(self) -> Book:
+        return Book({**self.others, self.name: self})
 
     def text(self, row: int, column: int) -> str:
         """A cell as it is shown."""
@@ -133,7 +114,8 @@ class Grid:
     def result_text(self, formula: Formula, number_format: str) -> str:
         """What a formula gives, as it is shown in a cell of this format."""
         try:
-            return shown(evaluate(formula.text, self), self._format(formula, number_format))
+            result = self._book.result(formula, self.name)
+            return shown(result, self._format(formula, number_format))
         except FormulaError as error:
             return str(error)
 
@@ -204,7 +186,7 @@ class Grid:
         pattern = lines[at - 2] if like_before and at > 1 else lines[at - 1]
         new = tuple(Cell(format=cell.format) for cell in pattern)
         grid = self._from_lines(axis, (*lines[: at - 1], *[new] * count, *lines[at - 1 :]))
-        grid = grid._formulas(lambda text, _: after_insertion(text, axis, at, count))
+        grid = grid._formulas(lambda text, _: after_insertion(text, axis, at, count, self.name))
         boxes = [_grown(box, axis, at, count) for box in self.merges]
         frozen = list(self.frozen)
         if at <= frozen[axis]:
@@ -226,7 +208,7 @@ class Grid:
                 "sheet."
             )
         grid = self._from_lines(axis, (*lines[: at - 1], *lines[at:]))
-        grid = grid._formulas(lambda text, _: after_deletion(text, axis, at))
+        grid = grid._formulas(lambda text, _: after_deletion(text, axis, at, self.name))
         boxes = [box for old in self.merges if (box := _shrunk(old, axis, at)) is not None]
         frozen = list(self.frozen)
         if at <= frozen[axis]:

@@ -50,6 +50,8 @@ def typed(text: str) -> tuple[str | float | bool, str | None]:
     if found is None or not (found[2] or (found[3] and len(found[3]) > 1)):
         return text, None
     number = float((found[1] + (found[2] or "0") + (found[3] or "")).replace(",", ""))
+    if not math.isfinite(number):
+        return text, None
     if found[4]:
         return number / 100, "0.00%" if found[3] else "0%"
     if found[2] and "," in found[2]:

@@ -10,18 +10,18 @@ from typing import Any
 from agentrm_jax.envs.tools.calls import Call, Tool, ToolError
 from agentrm_jax.envs.tools.episode import Result
 from agentrm_jax.envs.tools.patterns import Pattern
-from agentrm_jax.envs.tools.sheet_formula import column_letters, column_number
+from agentrm_jax.envs.tools.sheet_formula import Formula
 from agentrm_jax.envs.tools.sheet_grid import (
     COLUMNS,
     ROWS,
     Box,
     Cell,
-    Formula,
     Grid,
     GridError,
     Value,
 )
 from agentrm_jax.envs.tools.sheet_numbers import GENERAL, as_number, typed
+from agentrm_jax.envs.tools.sheet_references import column_letters, column_number
 
 _OPERATORS = ("SUM", "AVERAGE", "COUNT", "MAX", "MIN", "MINUS", "PRODUCT")
 _AREA = ("start_position", "end_position")
@@ -85,6 +85,13 @@ class SheetWorld:
     sheets: Mapping[str, Grid]
     name: str
 
+    def __post_init__(self) -> None:
+        """Tells the open sheet its name and the others, which formulas may refer to."""
+        grid = self.sheets[self.name]
+        if grid.name != self.name or len(grid.others) < len(self.sheets):
+            linked = dataclasses.replace(grid, name=self.name, others=self.sheets)
+            object.__setattr__(self, "sheets", {**self.sheets, self.name: linked})
+
     @property
     def tools(self) -> Sequence[Tool]:
         return TOOLS
@@ -135,7 +142,11 @@ class SheetWorld:
         if name not in self.sheets:
             raise _Refused(f"WorksheetNotFound({name!r})")
         number = list(self.sheets).index(name)
-        return f"<Worksheet {name!r} id:{number}>", dataclasses.replace(self, name=name)
+        sheets = {
+            key: dataclasses.replace(grid, name="", others={}) if key == self.name else grid
+            for key, grid in self.sheets.items()
+        }
+        return f"<Worksheet {name!r} id:{number}>", SheetWorld(sheets, name)
 
     def _delete_sheet(self, name: Any) -> tuple[Any, SheetWorld]:
         # So it is in AgentBoard, which hands a name to a function that wants a sheet.

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, canonical_form, is_test_problem
-from agentrm_jax.envs.data_directory import data_directory, require
+from agentrm_jax.core.text import first_line
+from agentrm_jax.envs.data_directory import data_directory, refuse_damaged, require
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 from agentrm_jax.envs.tools import sheet_file
 from agentrm_jax.envs.tools.calls import ToolError, call_key, read_call
@@ -201,10 +203,12 @@ def _projects_for(label: Label | None) -> Sequence[Mapping[str, Any]]:
             lacking = f"put that of {source} there"
             continue
         try:
-            projects = json.loads(path.read_text(encoding="utf-8"))
+            refuse_damaged(path, relative)
+            projects = parse_json(path.read_bytes())
             names = [project["name"] for project in projects]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a list of projects ({error}); see {source}") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = first_line(error)
+            raise UserError(f"{path}: not a list of projects ({reason}); see {source}") from None
         if wanted is None or names == wanted:
             return projects
     last = data_directory() / list(_PROJECT_FILES)[-1]

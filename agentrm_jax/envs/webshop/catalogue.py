@@ -6,15 +6,17 @@ import dataclasses
 import functools
 import gzip
 import itertools
-import json
 import random
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.envs.data_directory import data_directory
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import first_line
+from agentrm_jax.envs.data_directory import data_directory, refuse_damaged
 from agentrm_jax.envs.webshop.nouns import title_nouns
 from agentrm_jax.envs.webshop.search import SearchIndex
 
@@ -31,6 +33,11 @@ _NOUNS_FILE = "title_nouns.json"
 PAPER_FILE = "eto_test_indices.json"
 _NO_LIMIT = 1_000_000.0
 _LIMITS = [10.0 * tens for tens in range(1, 100)]
+
+_UNREADABLE = (
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError, OSError, ArithmeticError),
+    *(EOFError, zlib.error),  # of a damaged archive
+)
 
 Options = Mapping[str, str] | Sequence[str]
 """Of a synthetic goal by name; of a goal that a person wrote the values alone."""
@@ -138,7 +145,13 @@ def paper_numbers() -> list[int] | None:
         return None
     if not (folder / found[2]).exists():
         return None
-    return list(_read_json(folder / PAPER_FILE))
+    try:
+        numbers = [int(number) for number in _read_json(folder / PAPER_FILE)]
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{folder / PAPER_FILE}: not a list of numbers: {first_line(error)}"
+        ) from None
+    return numbers
 
 
 def _file_set(folder: Path) -> tuple[str, str, str | None] | None:
@@ -169,24 +182,26 @@ def _loaded(folder: Path) -> Catalogue:
             goals = list(_written_goals(products, written, rng))
         else:
             goals = list(_synthetic_goals(products, attributes, rng))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{folder / products_file}: not as WebShop's files are "
-            f"({type(error).__name__}: {error}); get it from {_SOURCE}"
+            f"({type(error).__name__}: {first_line(error)}); get it from {_SOURCE}"
         ) from error
     random.Random(_SEED).shuffle(goals)
     return Catalogue(products, goals, full=people_file is not None)
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    refuse_damaged(path, f"{_FOLDER}/{path.name}")
+    return parse_json(path.read_bytes())
 
 
 def _distinct(path: Path) -> Iterator[Mapping[str, Any]]:
     """The file's products without those that WebShop leaves out."""
     if path.name.endswith(".jsonl.gz"):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            entries = [json.loads(line)["product"] for line in lines]
+        refuse_damaged(path, f"{_FOLDER}/{path.name}")
+        with gzip.open(path, "rb") as lines:  # to its end, where the checksum is
+            entries = [parse_json(line)["product"] for line in lines]
     else:
         entries = _read_json(path)
     seen = set()

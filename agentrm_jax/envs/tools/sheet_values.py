@@ -1,0 +1,218 @@
+"""Values of formulas and how one kind becomes another, as Google's sheets do it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from agentrm_jax.envs.tools.sheet_numbers import typed
+
+Scalar = str | float | bool | None
+_EXPONENT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
+
+
+class FormulaError(Exception):
+    """The value of a cell is an error: `#N/A`, `#DIV/0!`, ..."""
+
+
+class Range:
+    """The cells of an area in rows; a cell may hold an error."""
+
+    def __init__(self, rows: Sequence[Sequence[Scalar | FormulaError]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Scalar]:
+        """All values, row after row. Raises the first error."""
+        for value in self.everything():
+            if isinstance(value, FormulaError):
+                raise FormulaError(*value.args)
+            yield value
+
+    def everything(self) -> Iterator[Scalar | FormulaError]:
+        """All values and errors, row after row."""
+        for row in self.rows:
+            yield from row
+
+
+def single(value: Any) -> Scalar:
+    """The one value of a range of one cell, or the value itself."""
+    if not isinstance(value, Range):
+        return value
+    values = list(value)
+    if len(values) != 1:
+        raise FormulaError("#VALUE!")
+    return values[0]
+
+
+def number(value: Any) -> float:
+    """A value as a number; an empty cell is 0, a text must be one."""
+    value = single(value)
+    if value is None or value == "":
+        return 0.0
+    if isinstance(value, str):
+        return number_of(value)
+    return float(value)
+
+
+def number_of(text: str) -> float:
+    """The number that a text writes, as when it is typed."""
+    stripped = text.strip()
+    value = float(stripped) if _EXPONENT.fullmatch(stripped) else typed(text)[0]
+    if isinstance(value, bool | str):
+        raise FormulaError("#VALUE!")
+    return finite(value)
+
+
+def finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise FormulaError("#NUM!")
+    return value
+
+
+def truth(value: Any) -> bool:
+    """A value as a condition."""
+    value = single(value)
+    if isinstance(value, str):
+        if value.upper() in ("TRUE", "FALSE"):
+            return value.upper() == "TRUE"
+        raise FormulaError("#VALUE!")
+    return bool(value)
+
+
+def text(value: Any) -> str:
+    """A value as text: numbers with up to 15 digits."""
+    value = single(value)
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, int | float):
+        if value == int(value) and abs(value) < 1e15:
+            return str(int(value))
+        return f"{value:.15g}".upper()
+    return value or ""
+
+
+def integer(value: Any) -> int:
+    return int(min(max(number(value), -1e9), 1e9))
+
+
+def _ranks(one: Scalar, other: Scalar) -> tuple[tuple[int, Any], tuple[int, Any]]:
+    """Both as what can be compared: numbers, then texts, then truth values; case does not matter.
+
+    An empty cell is equal to 0, to an empty text and to FALSE.
+    """
+    if one is None:
+        one = _empty_like(other)
+    if other is None:
+        other = _empty_like(one)
+    return _rank(one), _rank(other)
+
+
+def _empty_like(value: Scalar) -> Scalar:
+    return False if isinstance(value, bool) else "" if isinstance(value, str) else 0.0
+
+
+def _rank(value: Scalar) -> tuple[int, Any]:
+    if isinstance(value, bool):
+        return 2, value
+    return (1, value.casefold()) if isinstance(value, str) else (0, value)
+
+
+def compared(sign: str, one: Any, other: Any) -> bool:
+    """What `=`, `<>`, `<`, `>`, `<=` or `>=` gives."""
+    first, second = _ranks(single(one), single(other))
+    match sign:
+        case "=":
+            return first == second
+        case "<>":
+            return first != second
+        case "<":
+            return first < second
+        case ">":
+            return first > second
+        case "<=":
+            return first <= second
+    return first >= second
+
+
+def power(base: float, exponent: float) -> float:
+    try:
+        result = base**exponent
+    except OverflowError:
+        raise FormulaError("#NUM!") from None
+    if isinstance(result, complex):
+        raise FormulaError("#NUM!")
+    return result
+
+
+OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: finite(number(a) + number(b)),
+    "-": lambda a, b: finite(number(a) - number(b)),
+    "*": lambda a, b: finite(number(a) * number(b)),
+    "/": lambda a, b: finite(number(a) / number(b)),
+    "^": lambda a, b: finite(power(number(a), number(b))),
+    "&": lambda a, b: text(a) + text(b),
+}
+
+
+def criterion(wanted: Any) -> Callable[[Scalar | FormulaError], bool]:
+    """The condition of `COUNTIF` and the like: a value, or a text such as `>5`, `<>x`, `a*`."""
+    wanted = single(wanted)
+    if not isinstance(wanted, str):
+        return lambda value: not isinstance(value, FormulaError) and _same_number(value, wanted)
+    found = re.match(r"<=|>=|<>|=|<|>", wanted)
+    sign = found[0] if found else "="
+    operand = wanted[len(found[0]) :] if found else wanted
+    try:
+        wanted_number: float | None = number_of(operand)
+    except FormulaError:
+        wanted_number = None
+
+    def holds(value: Scalar | FormulaError) -> bool:
+        if isinstance(value, FormulaError):
+            return False
+        if sign in ("=", "<>"):
+            if wanted_number is not None:
+                same = _same_number(value, wanted_number)
+            elif operand == "":
+                same = value is None or value == ""
+            elif operand.upper() in ("TRUE", "FALSE"):
+                same = value is (operand.upper() == "TRUE")
+            else:
+                same = isinstance(value, str) and _fits(value.casefold(), operand.casefold())
+            return same == (sign == "=")
+        if wanted_number is not None:
+            numeric = isinstance(value, float) and not isinstance(value, bool)
+            return numeric and compared(sign, value, wanted_number)
+        return isinstance(value, str) and compared(sign, value, operand)
+
+    return holds
+
+
+def _same_number(value: Scalar, wanted: Scalar) -> bool:
+    if isinstance(value, str) and isinstance(wanted, float):
+        try:
+            return number_of(value) == wanted
+        except FormulaError:
+            return False
+    return value is not None and compared("=", value, wanted)
+
+
+def _fits(value: str, pattern: str) -> bool:
+    """Whether a text fits a pattern with `?` and `*`; `~` takes their meaning away."""
+    parts = [p[1:] if len(p) == 2 else {"*": None, "?": ""}.get(p, p)
+             for p in re.findall(r"~[*?~]|.", pattern, re.DOTALL)]  # fmt: skip
+    at = part = 0
+    star, resume = -1, 0
+    while at < len(value):
+        if part < len(parts) and parts[part] is None:
+            star, resume, part = part, at, part + 1
+        elif part < len(parts) and parts[part] in ("", value[at]):
+            at, part = at + 1, part + 1
+        elif star >= 0:
+            resume += 1
+            at, part = resume, star + 1
+        else:
+            return False
+    return all(rest is None for rest in parts[part:])
