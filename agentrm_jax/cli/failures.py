@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import logging
 import os
 import pathlib
 import re
+import select
 import sys
 import tempfile
 import threading
@@ -74,6 +76,10 @@ class Noise:
             self._size += len(text)
             if summary:
                 self._hidden.append(summary)
+
+    def silence(self) -> None:
+        """Keeps libraries quiet that report at exit what ended the command."""
+        logging.getLogger().addHandler(logging.NullHandler())
 
     def show_hidden(self) -> None:
         """Prints one line of each report that was not printed: the command did not fail."""
@@ -143,7 +149,7 @@ def ended(
         return _say(f"{error}; the same command goes on from here", 0)
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted; the same command goes on from here", 130)
-    if isinstance(error, BrokenPipeError) and not _can_be_printed():
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return 141  # whoever read the output has enough
     if isinstance(error, UserError):
         return _say(f"error: {error}", 2)
@@ -170,14 +176,32 @@ def _say(line: str, status: int) -> int:
     return status
 
 
-def _can_be_printed() -> bool:
-    """Whether stdout still has a reader; if not, it is replaced by the null device."""
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe without a reader; if so, it is replaced by the null device."""
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # a test's own, or closed
         return False
+    waiting = select.poll()
+    waiting.register(number, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in waiting.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return True
+
+
+def _stdout_is_full() -> bool:
+    """Whether stdout takes nothing more; if so, it is replaced by the null device."""
+    try:
+        number = sys.stdout.fileno()
+        os.write(number, b"\n")
+    except OSError as error:
+        if error.errno in _FULL:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            return True
+    except ValueError:
+        pass
+    return False
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -199,7 +223,9 @@ def _full(error: BaseException, arguments: Sequence[str]) -> str | None:
         named = re.search(r"""["'](/[^"']+)["']""", _text(one))
         if file := getattr(one, "filename", None) or (named and named[1]):
             return str(file)
-    return str(_output(arguments) or "output") if full else None
+    if not full:
+        return None
+    return "standard output" if _stdout_is_full() else str(_output(arguments) or "output")
 
 
 def _is_full(error: BaseException) -> bool:
@@ -229,7 +255,7 @@ def _first_line(error: BaseException) -> str:
 
 def _output(arguments: Sequence[str]) -> pathlib.Path | None:
     """The folder or file that the command line names for the output."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*arguments, ""]):
         if word == "--output" and following:
             return pathlib.Path(following)
         if word.startswith("--output="):

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # of argparse, which has said why
             raise
         except BaseException as error:
+            noise.silence()
             return failures.ended(error, arguments, debug=debug, noise=noise.text)
     return status
 

@@ -25,6 +25,7 @@ from agentrm_jax.core.run_directory import (
     VERSIONS,
     Stage,
     completed,
+    naming,
     versions,
     write_json_atomic,
     write_text_atomic,
@@ -132,7 +133,7 @@ def _do(run: Run, spec: StageSpec, mark: str) -> None:
     _say(f"{mark}{spec.name}")
     needed = depends_on(run.config, spec)
     from_first(lambda: _record(run))
-    with Stage(spec.name, folder, needed, writes=is_first()) as stage:
+    with naming(folder), Stage(spec.name, folder, needed, writes=is_first()) as stage:
         with compilations() as compiled:
             if spec.processes == "first":
                 summary = from_first(lambda: spec.work(run, stage, folder))

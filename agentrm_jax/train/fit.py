@@ -125,8 +125,8 @@ def fit(
 ) -> tuple[Any, dict[str, float]]:
     """Trains; goes on from the newest checkpoint in `directory`, with the same result to the bit.
 
-    After SIGTERM the running update ends and a checkpoint is saved; of several processes one may
-    get the signal, and all stop at the same update, the next or the one after it.
+    After SIGTERM the updates in flight end, at most two, and a checkpoint is saved; of several
+    processes one may get the signal, and all stop at the same update, the next or the one after it.
 
     Args:
       params: Initial parameters. They are consumed.
@@ -149,7 +149,7 @@ def fit(
     config.check_mesh(mesh)
     total = config.total(len(rows))
     optimizer = make_optimizer(optimizer_config, total)
-    checkpoints = TrainingCheckpoints(directory, config.keep)
+    checkpoints, stopping = TrainingCheckpoints(directory, config.keep), _Stopping(mesh)
     try:
         state = make_state(params, optimizer, mesh)
         placed = jax.tree.map(lambda x: x.sharding, state)
@@ -167,18 +167,21 @@ def fit(
         source = _placed(rows, config.batch_size, seed, first, mesh)
         clock, row = _Clock(rows, config.batch_size), {}
         waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
-        with ended_with_others(), _Stopping(mesh) as stopping:
+        with ended_with_others(), stopping:
             for update in range(first + 1, total + 1):
                 state, sums = step(state, next(source), *still)
                 clock.updated(sums)
+                if waiting:  # two updates in flight keep the device busy; more delay a stop
+                    jax.block_until_ready(waiting[-1])
                 waiting.append(sums)
                 stop = stopping.agreed()
+                due = update % config.checkpoint_every == 0 or update == total
                 save = stop or update % config.checkpoint_every == 0
                 if save or update % config.metrics_every == 0 or update == total:
                     means, norm = _means(waiting, update)
                     row = {**describe(means), "grad_norm": norm}
                     waiting.clear()
-                    if measure is not None and (save or update == total):
+                    if measure is not None and due:
                         found = describe(measure(state.params, *still))
                         row |= {f"held_out_{name}": value for name, value in found.items()}
                     if metrics is not None:
@@ -187,13 +190,16 @@ def fit(
                 if save:
                     checkpoints.save(update, state, row.get("held_out_loss"))
                 if stop:
-                    raise Stopped(f"stopped at update {update} of {total}, which is saved")
+                    raise Stopped(f"stopped at update {update} of {total}, which was saved")
         jax.block_until_ready(state.params)
         summary = {"updates": total, **row, **clock.summary()}
         if held_out is not None:
             state, chosen = _best(checkpoints, state, total, row.get("held_out_loss", math.inf))
             summary |= chosen
         return state.params, summary
+    except Stopped as stopped:
+        checkpoints.close()  # waits until it is on the disk
+        raise Stopped(f"{stopped} {stopping.seconds:.1f} s after the signal") from None
     finally:
         checkpoints.close()
 
@@ -288,15 +294,17 @@ class _Stopping:
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._asked, self._said = False, None
+        self._asked: float | None = None
+        self._said = None
         self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def agreed(self) -> bool:
         """Whether to stop now. All processes ask in every update."""
         if jax.process_count() == 1:
-            return self._asked
-        before, asked = self._said, np.full(self._each.mesh.size, self._asked)
+            return self._asked is not None
+        before = self._said
+        asked = np.full(self._each.mesh.size, self._asked is not None)
         self._said = self._any(
             jax.make_array_from_callback(asked.shape, self._each, lambda index: asked[index])
         )
@@ -309,7 +317,13 @@ class _Stopping:
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
+        if self._asked is None:
+            self._asked = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the signal came to this process; 0 if it came to another one."""
+        return 0.0 if self._asked is None else time.monotonic() - self._asked
 
     def __exit__(self, *error: object) -> None:
         if self._main:

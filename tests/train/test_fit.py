@@ -15,6 +15,7 @@ from agentrm_jax.core.metrics import MetricWriter, read_metrics
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model import parameters
 from agentrm_jax.train import explicit, sft
+from agentrm_jax.train import fit as fit_module
 from agentrm_jax.train.fit import FitConfig, fit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import abstract_state, make_state
@@ -98,7 +99,9 @@ def test_sigterm_saves_and_ends(tmp_path, whole):
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="stopped at update 7 of 12, which is saved"):
+    with pytest.raises(
+        Stopped, match=r"^stopped at update 7 of 12, which was saved \d+\.\d s after the signal$"
+    ):
         _fit(tmp_path, on_update=on_update)
     assert signal.getsignal(signal.SIGTERM) is before
     assert seen == [(2, 12), (4, 12), (6, 12), (7, 12)]  # no work is lost
@@ -106,6 +109,68 @@ def test_sigterm_saves_and_ends(tmp_path, whole):
     params, _ = _fit(tmp_path, on_update=lambda update, *_: again.append(update))
     assert again == [8, 10, 12]
     assert _same(params, whole[0])
+
+
+def test_two_updates_are_in_flight_at_most(tmp_path, monkeypatch):
+    """Neither more, which a stop would have to wait for, nor fewer, which would idle the device."""
+    handed, in_flight = [], []
+
+    def loss(params, batch):
+        total, sums = sft.make_loss(CONFIG, None)(params, batch)
+        slow = jax.lax.fori_loop(0, 100, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), 0.1))
+        return total + 0 * jax.lax.stop_gradient(slow.sum()), sums
+
+    class Watched(fit_module._Clock):
+        def updated(self, sums):
+            super().updated(sums)
+            handed.append(sums["loss"])
+            in_flight.append(sum(not loss.is_ready() for loss in handed))
+
+    monkeypatch.setattr(fit_module, "_Clock", Watched)
+    loop = dataclasses.replace(LOOP, metrics_every=100, checkpoint_every=100)
+    _fit(tmp_path, loss=loss, loop=loop)
+    assert len(in_flight) == 12
+    assert max(in_flight) == 2
+
+
+def test_a_stop_does_not_wait_for_the_measure(tmp_path, monkeypatch):
+    """Only checkpoints that are due are measured, so that a stop changes no result."""
+    measured = []
+    make = fit_module.make_measure
+
+    def counting(*arguments):
+        measure = make(*arguments)
+        return lambda *given: (measured.append(1), measure(*given))[1]
+
+    monkeypatch.setattr(fit_module, "make_measure", counting)
+
+    def on_update(update, total, row):
+        if update == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(directory, on_update):
+        mesh = mesh_of()
+        return fit(
+            policy_params(mesh),
+            sft.make_loss(CONFIG, mesh),
+            ROWS,
+            LOOP,
+            OptimizerConfig(learning_rate=1e-2),
+            directory=directory,
+            mesh=mesh,
+            seed=1,
+            metrics=None,
+            held_out=rows_of(8),
+            on_update=on_update,
+        )
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", on_update)
+    assert len(measured) == 1  # at update 4
+    _, resumed = run(tmp_path / "stopped", lambda *_: None)
+    _, whole = run(tmp_path / "whole", lambda *_: None)
+    keys = ("best_update", "held_out_loss")
+    assert [resumed[key] for key in keys] == [whole[key] for key in keys]
 
 
 def test_a_checkpoint_goes_on_on_another_mesh(tmp_path):
@@ -193,10 +258,10 @@ def test_epochs_become_updates():
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({"batch_size": 0}, r"fit\.batch_size"),
-        ({"batch_size": 4, "accumulation": 3}, r"fit\.accumulation"),
-        ({"epochs": 0.0}, r"fit\.epochs"),
-        ({"keep": 0}, r"fit\.keep"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 4, "accumulation": 3}, "accumulation must divide batch_size, 4"),
+        ({"epochs": 0.0}, "epochs must be above 0"),
+        ({"keep": 0}, "keep must be at least 1"),
     ],
 )
 def test_bad_values_name_the_key(values, key):
