@@ -1,17 +1,7 @@
-"""The reply format: `Thought: ... Action: ...`."""
+"""The reply format of agents; see `core.reply`."""
 
 from __future__ import annotations
 
-import re
+from agentrm_jax.core.reply import parse_action
 
-_ACTION = re.compile(r"^[ \t]*Action:[ \t]*(.*)$", re.MULTILINE)
-
-
-def parse_action(reply: str) -> str:
-    """The action of a reply: the rest of its first line that begins with `Action:`.
-
-    Empty where there is none. The environment answers an empty action as an invalid one, so that
-    the agent sees its mistake and pays a step for it.
-    """
-    found = _ACTION.search(reply)
-    return found.group(1).strip() if found else ""
+__all__ = ["parse_action"]

@@ -20,6 +20,8 @@ from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.core.stage_files import KEY, stage_ended, stage_files
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
@@ -35,6 +37,7 @@ from agentrm_jax.evaluate.harness import (
 )
 from agentrm_jax.evaluate.report import write_report
 from agentrm_jax.evaluate.results import (
+    BASELINE_METHODS,
     Episode,
     comparisons,
     episode_from_json,
@@ -68,6 +71,8 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
             not step.transition.valid for rollout in ran for step in rollout.trajectory.steps
         ),
         "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
+        "replies_without_action": sum(rollout.replies_without_action for rollout in ran),
+        "failed_candidates": sum(rollout.failed_candidates for rollout in ran),
         **bench.usage(),
     }
     parts = from_all(own)
@@ -75,6 +80,7 @@ def evaluate(run: Run, stage: Stage, directory: pathlib.Path) -> dict[str, Any]:
         "tasks": len(run.test_tasks),
         "test_problems_trained_on": run.overlap(),
         **{name: sum(part[name] for part in parts) for name in own},
+        KEY: from_first(lambda: stage_files(directory)),
     }
 
 
@@ -134,7 +140,9 @@ class _Bench:
         samples = [(task, s) for task in tasks for s in range(self._config.n)]
         found = self._stored("best_of_n", samples, self._agent())
         scorers = {kind: self._scorer_of(kind) for kind in self._run.config.rewards}
-        episodes, scores = chosen_episodes(found, scorers, seed=self._seed)
+        episodes, scores = chosen_episodes(
+            found, scorers, seed=self._seed, action_key=self._run.pool.action_key
+        )
         self._keep("best_of_n", episodes)
         parts = from_all(scores)
         from_first(lambda: self._keep_scores(self._directory / "best_of_n", parts))
@@ -167,7 +175,7 @@ class _Bench:
             for name, by_task in scores.items()
             for task_id, own in by_task.items()
             for sample, score in enumerate(own)
-            if not math.isnan(score)
+            if math.isfinite(score)
         ]
         write_json_atomic(directory / "scores.json", rows)
         alone = {kind: own for kind, own in scores.items() if kind != "judge"}  # it compares n
@@ -299,18 +307,13 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
     Returns:
       The result rows and the comparisons.
     """
-    root = folders["evaluate"]
-    names = [
-        name
-        for name in ("greedy", "best_of_n", "beam", "beam_random")
-        if (root / name / "episodes.jsonl").exists()
-    ]
-    if not names:
-        raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
-    episodes = [e for name in names for e in read_episodes(root / name / "episodes.jsonl")]
+    episodes = _episodes(run, folders["evaluate"])
     rows, compared = result_rows(episodes), comparisons(episodes)
-    scores, by_n = (root / "best_of_n" / f"{name}.json" for name in ("scores", "by_n"))
-    trees = list(TreeStore.read(run.directory / "trees").values())
+    scores, by_n = (
+        folders["evaluate"] / "best_of_n" / f"{name}.json" for name in ("scores", "by_n")
+    )
+    explored = stage_ended(folders["explore"])
+    trees = list(TreeStore.read(folders["explore"], finished=explored).values())
     write_report(
         run.directory,
         rows,
@@ -322,3 +325,42 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         tree=most_telling([tree for tree in trees if tree.iterations]),
     )
     return rows, compared
+
+
+_FOLDERS = {
+    "greedy": ("greedy", False),
+    "best_of_n": ("best_of_n", False),
+    "beam": ("beam", False),
+    "beam_random": ("beam", True),
+}
+"""What each method's folder holds: the method with a reward model, if any; with random scores."""
+
+
+def _episodes(run: Run, root: pathlib.Path) -> list[Episode]:
+    """The episodes of all methods that have run; of all that were to run, if evaluation has ended.
+
+    Raises:
+      UserError: Nothing was evaluated, or a file is missing, damaged or of another method.
+    """
+    config = run.config.evaluate
+    wanted = [*config.methods, *(["beam_random"] if config.random_beam else [])]
+    ended = stage_ended(root)
+    episodes = []
+    for name, (method, at_random) in _FOLDERS.items():
+        path = root / name / "episodes.jsonl"
+        if not path.exists() and not (ended and name in wanted):
+            continue
+        own = read_episodes(path)
+        for episode in own:
+            known = episode.method == method or (
+                name == "best_of_n" and episode.method in BASELINE_METHODS[1:]
+            )
+            if not known or (episode.reward_model == "random") != at_random:
+                raise UserError(
+                    f"{path}: holds episodes of {printable(episode.variant.label)}; restore the "
+                    f"file, or delete {root} to evaluate again"
+                )
+        episodes += own
+    if not episodes:
+        raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
+    return episodes

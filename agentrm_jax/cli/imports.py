@@ -49,9 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     write_trajectories(given.output, trajectories)
     steps = sum(len(t.steps) for t in trajectories) / len(trajectories)
     solved = sum(t.success for t in trajectories)
+    without = sum(not step.action for t in trajectories for step in t.steps)
     print(
         f"{given.output}: {len(trajectories)} trajectories of {name}, {solved} of them solved, "
-        f"{steps:.1f} steps each"
+        f"{steps:.1f} steps each; {without} replies without an action"
     )
     return 0
 

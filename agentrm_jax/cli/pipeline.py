@@ -30,6 +30,7 @@ from agentrm_jax.core.run_directory import (
     write_json_atomic,
     write_text_atomic,
 )
+from agentrm_jax.core.stage_files import check_stage_files
 from agentrm_jax.core.trackers import check_installed
 from agentrm_jax.evaluate.report import comparison_sentences, console_table, environment_table
 
@@ -61,8 +62,10 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
 def _check_before(run: Run, spec: StageSpec) -> None:
     """Refuses a stage whose input is not there."""
     for each in before(run.config, spec):
-        if _completed(run.config, run.directory, each) is None:
-            folder = run.directory / each.folder
+        folder = run.directory / each.folder
+        if (ended := _completed(run.config, run.directory, each)) is not None:
+            check_stage_files(folder, ended)
+        else:
             raise UserError(
                 f"{folder}: {each.name} has not ended yet; give `agentrm {each.name}` or "
                 "`agentrm run` first"
@@ -124,6 +127,7 @@ def _do(run: Run, spec: StageSpec, mark: str) -> None:
     folder = run.directory / spec.folder
     summary = from_first(lambda: _completed(run.config, run.directory, spec))
     if summary is not None:
+        from_first(lambda: check_stage_files(folder, summary))
         _say(f"{mark}{spec.name}: done before ({_line(summary)})")
         return
     _say(f"{mark}{spec.name}")
@@ -152,6 +156,7 @@ def _line(summary: Summary) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in summary.items()
+        if not isinstance(value, dict)
     )
 
 

@@ -13,6 +13,7 @@ from agentrm_jax.core.processes import from_all, from_first, gather, is_first, o
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.run_directory import Stage
+from agentrm_jax.core.stage_files import KEY, stage_ended, stage_files
 from agentrm_jax.data.states import write_paths
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.data.trees import FILE, TreeStore
@@ -42,6 +43,7 @@ def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         "trajectories": len(found),
         "tasks": asked,
         "success_rate": len(found) / asked,
+        "replies_without_action": sum(not s.action for t in found for s in t.steps),
         "steps_mean": float(np.mean([len(t.steps) for t in found])),
     }
 
@@ -78,21 +80,24 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         "tokens_decoded": sum(from_all(engine.usage.decoded)),  # since this start, as what follows
         "tokens_read": sum(from_all(engine.usage.read)),
         "truncated_steps": sum(from_all(agent.truncated_steps)),
+        KEY: from_first(lambda: stage_files(directory)),
     }
 
 
 def _tree_summary(directory: pathlib.Path) -> Summary:
     trees = list(TreeStore.read(directory).values())
     iterations = [iteration for tree in trees for iteration in tree.iterations]
-    visits = np.concatenate([tree.backed_up()[0] for tree in trees])
+    visits = np.concatenate([np.zeros(0), *(tree.backed_up()[0] for tree in trees)])
     return {
         "trees": len(trees),
         "errors": sum(tree.error is not None for tree in trees),
+        "failed_candidates": sum(len(tree.failures) for tree in trees),
         "iterations": len(iterations),
         "env_steps": sum(tree.num_nodes - 1 for tree in trees),
         "invalid_actions": sum(
             not node.step.transition.valid for i in iterations for node in i.nodes
         ),
+        "replies_without_action": sum(not node.step.action for i in iterations for node in i.nodes),
         "states_visited": int(np.sum(visits > 0)),
         "states_with_3_visits": int(np.sum(visits >= 3)),
         "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
@@ -124,6 +129,7 @@ def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         **from_first(lambda: _sample_summary(directory / ROLLOUTS)),
         "tokens_decoded": sum(from_all(engine.usage.decoded)),
         "tokens_read": sum(from_all(engine.usage.read)),
+        KEY: from_first(lambda: stage_files(directory)),
     }
 
 
@@ -135,6 +141,8 @@ def _sample_summary(path: pathlib.Path) -> Summary:
     return {
         "trajectories": len(sound),
         "errors": len(found) - len(sound),
+        "failed_candidates": sum(rollout.failed_candidates for rollout in found),
+        "replies_without_action": sum(rollout.replies_without_action for rollout in found),
         "mean_outcome": float(np.mean([trajectory.outcome for trajectory in sound])),
     }
 
@@ -142,7 +150,8 @@ def _sample_summary(path: pathlib.Path) -> Summary:
 def sampled_trajectories(run: Run) -> list[list[Trajectory]]:
     """What `sample` left: the trajectories of each task whose environment did not break."""
     groups: dict[str, list[Rollout]] = {}
-    for rollout in read_rollouts(run.directory / "samples" / ROLLOUTS):
+    folder = run.directory / "samples"
+    for rollout in read_rollouts(folder / ROLLOUTS, finished=stage_ended(folder)):
         if rollout.error is None:
             groups.setdefault(rollout.trajectory.task.task_id, []).append(rollout)
     # In the order of tasks and samples, not in that in which they ended.
@@ -154,7 +163,8 @@ def sampled_trajectories(run: Run) -> list[list[Trajectory]]:
 
 def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     """Takes the values of states from the stored trees (paper section 3.2)."""
-    stored = TreeStore.read(run.directory / "trees").values()
+    folder = run.directory / "trees"
+    stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
     trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
     paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
     write_paths(directory / DATASET, paths)

@@ -14,6 +14,9 @@ action.
 The outcome is `reward`, also under `meta`, as ETO's agents write it; it is paid by the last step.
 Where an item has none, it is an expert's trajectory and the outcome is 1. `success` is read in the
 same places; else an outcome of 1 is a success.
+
+An item in which no reply has an action (`core.reply.parse_action`) is refused. Single replies
+without an action, such as a closing remark, are kept as steps with an empty action.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition, canonical_form
+from agentrm_jax.core.reply import parse_action
+from agentrm_jax.core.text import admit_text, printable
 
 KIND = "imported"
 _LABEL = re.compile(r"^[ \t]*(Thought|Action):\s*(?=\S)(?!Thought:|Action:)", re.MULTILINE)
-_ACTION = re.compile(r"^Action: (.*)$", re.MULTILINE)
 
 Turn = tuple[str, str, bool | None]  # from, value, loss
 
@@ -45,13 +50,17 @@ def read_conversations(path: pathlib.Path, environment: str) -> list[Trajectory]
       UserError: The file is not in this format: with the item and the key.
     """
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
+        items = parse_json(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(items, list):
         raise UserError(f"{path}: must be a list of items, each with `conversations`")
     if not items:
@@ -73,12 +82,12 @@ def read_conversations(path: pathlib.Path, environment: str) -> list[Trajectory]
 def item_names(path: pathlib.Path) -> Iterator[str]:
     """The ids of a file's items, whatever else is in them; nothing where it cannot be read."""
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
+        items = parse_json(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError):
         return
     for item in items if isinstance(items, list) else []:
         if isinstance(item, dict):
-            yield str(item.get("item_id", item.get("id", "")))
+            yield admit_text(str(item.get("item_id", item.get("id", ""))))
 
 
 def _name(where: str, item: Any) -> str:
@@ -88,7 +97,7 @@ def _name(where: str, item: Any) -> str:
     value = item.get(key)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise UserError(f"{where}: `{key}`: must be a name or a number, not {_short(value)}")
-    return str(value)
+    return admit_text(str(value), 1000)
 
 
 def _trajectory(
@@ -112,6 +121,11 @@ def _trajectory(
                 success=last and success,
             )
         )
+    if not any(step.action for step in steps):
+        raise UserError(
+            f"{where}: `conversations`: none of its {len(steps)} replies has an action; write "
+            f"`Action: ...` on a line of its own (the first is {_short(replies[0][1])})"
+        )
     environment = task_id.partition("/")[0]
     task = Task(
         environment=environment,
@@ -128,7 +142,7 @@ def _trajectory(
 def _step(reply: str, observation: str, *, reward: float, done: bool, success: bool) -> Step:
     # AgentGym puts thought and action on lines of their own; here they follow their labels.
     reply = _LABEL.sub(lambda found: f"{found.group(1)}: ", reply.strip())
-    action = found.group(1).strip() if (found := _ACTION.search(reply)) else ""
+    action = parse_action(reply)
     return Step(
         reply=reply,
         action=action,
@@ -154,7 +168,7 @@ def _turns(where: str, value: Any) -> list[Turn]:
         loss = turn.get("loss")
         if loss is not None and not isinstance(loss, bool):
             raise UserError(f"{place}.loss`: must be true, false or null, not {_short(loss)}")
-        turns.append((speaker, turn["value"], loss))
+        turns.append((speaker, admit_text(turn["value"]), loss))
     return turns
 
 
@@ -164,7 +178,7 @@ def _without_instruction(turns: Sequence[Turn]) -> Sequence[Turn]:
     if any(loss is not None for _, _, loss in replies):
         while begin // 2 < len(replies) and replies[begin // 2][2] is False:
             begin += 2
-    elif replies and not re.search(r"^[ \t]*Action:", replies[0][1], re.MULTILINE):
+    elif replies and not parse_action(replies[0][1]):
         begin = 2
     return turns[begin:]
 
@@ -190,5 +204,5 @@ def _observation(value: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = printable(json.dumps(value))
     return text if len(text) <= 40 else text[:37] + "..."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,9 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.processes import own_part
-from agentrm_jax.core.records import (
-    Step,
-    Task,
-    Trajectory,
-    step_from_json,
-    task_from_json,
-    to_json,
-)
+from agentrm_jax.core.records import Step, Task, Trajectory, to_json
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.typed_json import from_json
 
 FILE = "trees.jsonl"
 
@@ -37,10 +34,33 @@ class NodeRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FailureRecord:
+    """A candidate whose environment failed.
+
+    Attributes:
+      node: The node whose child it would have been; for `replay` the node that was not reached.
+      action: Its action.
+      multiplicity: How many of the sampled turns had this action.
+      purpose: `expand`, `rollout` or `replay`.
+      reason: One line.
+    """
+
+    node: int
+    action: str
+    multiplicity: int
+    purpose: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class IterationRecord:
     """One iteration: the nodes that it attached, the path that it backed up, and the return.
 
-    `path` leads from the root to a terminal node, both included.
+    Attributes:
+      path: From the root to a terminal node, both included.
+      failures: Candidates that failed since the iteration before.
+      closed: Nodes that selection does not enter from here on, for nothing is left below them.
+      expanded: If there are failures, the nodes that were expanded; else those follow from `path`.
     """
 
     task_id: str
@@ -48,17 +68,32 @@ class IterationRecord:
     nodes: tuple[NodeRecord, ...]
     path: tuple[int, ...]
     outcome: float
+    failures: tuple[FailureRecord, ...] = ()
+    closed: tuple[int, ...] = ()
+    expanded: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TreeRecord:
-    """A stored tree. `error` says why the search of it ended early, if it did."""
+    """A stored tree.
+
+    Attributes:
+      error: Why the search of it ended early, if it did.
+      last_failures: Candidates that failed after the last iteration.
+    """
 
     task: Task
     first_observation: str
     iterations: tuple[IterationRecord, ...] = ()
     finished: bool = False
     error: str | None = None
+    last_failures: tuple[FailureRecord, ...] = ()
+
+    @property
+    def failures(self) -> list[FailureRecord]:
+        """All candidates that failed."""
+        found = [failure for iteration in self.iterations for failure in iteration.failures]
+        return [*found, *self.last_failures]
 
     @property
     def num_nodes(self) -> int:
@@ -121,60 +156,173 @@ class TreeStore:
         )
 
     def append(self, iteration: IterationRecord) -> None:
-        self._lines.append({"kind": "iteration", **dataclasses.asdict(iteration)})
+        record = {"kind": "iteration", **dataclasses.asdict(iteration)}
+        self._lines.append({key: record[key] for key in record if record[key] or key not in _RARE})
 
-    def finish(self, task_id: str, error: str | None = None) -> None:
-        self._lines.append({"kind": "finish", "task_id": task_id, "error": error})
+    def finish(
+        self, task_id: str, error: str | None = None, failures: Sequence[FailureRecord] = ()
+    ) -> None:
+        record: dict[str, Any] = {"kind": "finish", "task_id": task_id, "error": error}
+        if failures:
+            record["failures"] = [dataclasses.asdict(failure) for failure in failures]
+        self._lines.append(record)
         self._lines.sync()
 
     def close(self) -> None:
         self._lines.close()
 
     @staticmethod
-    def read(directory: pathlib.Path, name: str = FILE) -> dict[str, TreeRecord]:
+    def read(
+        directory: pathlib.Path, name: str = FILE, *, finished: bool = False
+    ) -> dict[str, TreeRecord]:
         """All trees by task id, in the order in which they were begun.
 
+        Args:
+          directory: The folder of the file.
+          name: The file.
+          finished: Whether its writer has ended. A torn last line, an absent file or a tree without
+            an end is damage then.
+
         Raises:
-          UserError: A corrupt record; names file and line.
+          UserError: A corrupt record, or one that does not follow from those before it; names file
+            and line.
         """
         path = directory / name
-        trees: dict[str, TreeRecord] = {}
-        iterations: dict[str, list[IterationRecord]] = {}
-        for number, record in enumerate(read_json_lines(path), start=1):
+        growing: dict[str, _Reading] = {}
+        for number, record in enumerate(read_json_lines(path, finished), start=1):
             try:
-                if record["kind"] == "begin":
-                    task = task_from_json(record["task"])
-                    observation = record["first_observation"]
-                    trees[task.task_id] = TreeRecord(task=task, first_observation=observation)
-                    iterations[task.task_id] = []
-                elif record["kind"] == "iteration":
-                    iterations[record["task_id"]].append(_iteration(record))
-                else:
-                    trees[record["task_id"]] = dataclasses.replace(
-                        trees[record["task_id"]], finished=True, error=record["error"]
-                    )
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not a tree record ({error})") from None
-        return {
-            task_id: dataclasses.replace(tree, iterations=tuple(iterations[task_id]))
-            for task_id, tree in trees.items()
-        }
+                _read_record(growing, record)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number}: not a tree record ({error}); restore the file, or "
+                    "delete it to make it again"
+                ) from None
+        found = {task_id: reading.record() for task_id, reading in growing.items()}
+        if finished and not all(tree.finished for tree in found.values()):
+            unfinished = next(t for t in found if not found[t].finished)
+            raise UserError(
+                f"{path}: the tree of task {printable(unfinished)} has no end, yet exploration had "
+                "ended; restore the file, or delete its folder to make it again"
+            )
+        return found
 
 
-def _iteration(record: dict[str, Any]) -> IterationRecord:
-    nodes = tuple(
-        NodeRecord(
-            node=node["node"],
-            parent=node["parent"],
-            step=step_from_json(node["step"]),
-            multiplicity=node["multiplicity"],
+_RARE = ("failures", "closed", "expanded")
+"""Keys that are written only if there is something to say."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Begin:
+    task: Task
+    first_observation: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Finish:
+    task_id: str
+    error: str | None = None
+    failures: tuple[FailureRecord, ...] = ()
+
+
+@dataclasses.dataclass(slots=True)
+class _Reading:
+    """A tree while its records are read; by node number its parent, its return, whether it ends."""
+
+    begin: _Begin
+    iterations: list[IterationRecord] = dataclasses.field(default_factory=list)
+    parents: list[int] = dataclasses.field(default_factory=lambda: [-1])
+    returns: list[float] = dataclasses.field(default_factory=lambda: [0.0])
+    done: list[bool] = dataclasses.field(default_factory=lambda: [False])
+    finish: _Finish | None = None
+
+    def record(self) -> TreeRecord:
+        return TreeRecord(
+            task=self.begin.task,
+            first_observation=self.begin.first_observation,
+            iterations=tuple(self.iterations),
+            finished=self.finish is not None,
+            error=self.finish.error if self.finish else None,
+            last_failures=self.finish.failures if self.finish else (),
         )
-        for node in record["nodes"]
-    )
-    return IterationRecord(
-        task_id=record["task_id"],
-        iteration=record["iteration"],
-        nodes=nodes,
-        path=tuple(record["path"]),
-        outcome=record["outcome"],
-    )
+
+    def add(self, iteration: IterationRecord) -> None:
+        """Adds an iteration.
+
+        Raises:
+          ValueError: It does not follow from what was read before.
+        """
+        if iteration.iteration != len(self.iterations):
+            raise ValueError(
+                f"iteration: must be {len(self.iterations)} (got {iteration.iteration})"
+            )
+        for node in iteration.nodes:
+            self._add_node(node)
+        self._check_path(iteration)
+        for key in ("closed", "expanded"):
+            for node in getattr(iteration, key):
+                if not 0 <= node < len(self.parents) or (key == "closed" and node == 0):
+                    raise ValueError(f"{key}: there is no such node ({node})")
+        for failure in iteration.failures:
+            if not 0 <= failure.node < len(self.parents) or failure.multiplicity < 1:
+                raise ValueError("failures: node or multiplicity is out of range")
+        self.iterations.append(iteration)
+
+    def _add_node(self, node: NodeRecord) -> None:
+        if node.node != len(self.parents):
+            raise ValueError(f"node: must be {len(self.parents)} (got {node.node})")
+        if not 0 <= node.parent < node.node:
+            raise ValueError(f"parent of node {node.node}: must come before it (got {node.parent})")
+        if self.done[node.parent]:
+            raise ValueError(f"parent of node {node.node}: the episode is over at {node.parent}")
+        if node.multiplicity < 1:
+            raise ValueError(
+                f"multiplicity of node {node.node}: must be at least 1 (got {node.multiplicity})"
+            )
+        self.parents.append(node.parent)
+        self.returns.append(self.returns[node.parent] + node.step.transition.reward)
+        self.done.append(node.step.transition.done)
+
+    def _check_path(self, iteration: IterationRecord) -> None:
+        path = iteration.path
+        if not path or path[0] != 0:
+            raise ValueError(f"path: must begin with the root, 0 (got {list(path[:3])})")
+        for above, node in itertools.pairwise(path):
+            if not 0 < node < len(self.parents) or self.parents[node] != above:
+                raise ValueError(f"path: node {node} is no child of {above}")
+        if not self.done[path[-1]]:
+            raise ValueError(f"path: the episode is not over at its last node, {path[-1]}")
+        if not -1e-6 <= iteration.outcome <= 1 + 1e-6:
+            raise ValueError(f"outcome: must be within 0 and 1 (got {iteration.outcome})")
+        if abs(iteration.outcome - self.returns[path[-1]]) > 1e-6:
+            raise ValueError(
+                f"outcome: must be the return of its path, {self.returns[path[-1]]:.6g} "
+                f"(got {iteration.outcome:.6g})"
+            )
+
+
+def _read_record(growing: dict[str, _Reading], record: Any) -> None:
+    """Adds a record to the tree that it belongs to.
+
+    Raises:
+      ValueError: It is none, or does not follow from those before it.
+    """
+    fields = dict(record) if isinstance(record, dict) else {}
+    kind = fields.pop("kind", None)
+    if kind == "begin":
+        begin = from_json(_Begin, fields)
+        if begin.task.task_id in growing:
+            raise ValueError(f"task {printable(begin.task.task_id)} was begun before")
+        growing[begin.task.task_id] = _Reading(begin)
+        return
+    if kind not in ("iteration", "finish"):
+        raise ValueError("kind: must be begin, iteration or finish")
+    found = from_json(IterationRecord if kind == "iteration" else _Finish, fields)
+    reading = growing.get(found.task_id)
+    if reading is None:
+        raise ValueError(f"task {printable(found.task_id)} was never begun")
+    if reading.finish is not None:
+        raise ValueError(f"task {printable(found.task_id)} was finished before")
+    if isinstance(found, IterationRecord):
+        reading.add(found)
+    else:
+        reading.finish = found

@@ -7,23 +7,26 @@ rules that choose among n trajectories look at the same n.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.processes import gather, own_part
 from agentrm_jax.core.protocols import Scorer
-from agentrm_jax.core.records import Task, to_json, trajectory_from_json
+from agentrm_jax.core.records import Task, to_json
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.search.beam import BeamConfig
-from agentrm_jax.search.choose import BASELINES, best, best_of_fewer
+from agentrm_jax.search.choose import BASELINES, best, best_of_fewer, majority_of_n
 from agentrm_jax.search.rollouts import Rollout
 
 ROLLOUTS = "rollouts.jsonl"
@@ -71,10 +74,32 @@ class EvaluateConfig:
             raise FieldError("num_tasks", "must be at least 1 if split is test (got 0)")
 
 
-def read_rollouts(path: pathlib.Path) -> Iterator[Rollout]:
-    """What `stored_rollouts` left in a file, in the order in which they ended."""
-    for value in read_json_lines(path):
-        yield Rollout(**{**value, "trajectory": trajectory_from_json(value["trajectory"])})
+def read_rollouts(path: pathlib.Path, *, finished: bool = False) -> Iterator[Rollout]:
+    """What `stored_rollouts` left in a file, in the order in which they ended.
+
+    Args:
+      path: The file.
+      finished: Whether its writer has ended: a torn last line or an absent file is damage then.
+
+    Raises:
+      UserError: A line is damaged, no rollout, or one that was there before; names file and line.
+    """
+    seen: set[tuple[str, int]] = set()
+    for number, value in enumerate(read_json_lines(path, finished), start=1):
+        try:
+            rollout = from_json(Rollout, value)
+            key = (rollout.trajectory.task.task_id, rollout.sample)
+            if key in seen:
+                raise ValueError(f"sample {key[1]} of task {printable(key[0])} is there twice")
+            if not -1e-6 <= rollout.trajectory.outcome <= 1 + 1e-6:
+                raise ValueError(f"its return is {rollout.trajectory.outcome:.6g}, not in [0, 1]")
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not a rollout ({error}); restore the file, or delete it "
+                "to make it again"
+            ) from None
+        seen.add(key)
+        yield rollout
 
 
 def stored_rollouts(
@@ -133,18 +158,32 @@ def single_episodes(
 
 
 def chosen_episodes(
-    rollouts: Sequence[Rollout], scorers: Mapping[str, Scorer], *, seed: int
+    rollouts: Sequence[Rollout],
+    scorers: Mapping[str, Scorer],
+    *,
+    seed: int,
+    action_key: Callable[[Task, str], str] = lambda task, action: action.strip(),
 ) -> tuple[list[Episode], dict[str, dict[str, list[float]]]]:
     """Best-of-n under each scorer, and every baseline, over the same n trajectories of each task.
 
+    Args:
+      rollouts: n of each task.
+      scorers: By name.
+      seed: The run's seed.
+      action_key: `EnvPool.action_key`, for the majority of actions.
+
     Returns:
-      The episodes, and the scores by scorer and task. A task whose scores are not numbers is an
+      The episodes, and the scores by scorer and task. A task whose scores are not finite is an
       error of that scorer.
     """
     groups = by_task(rollouts)
+    rules = {
+        **BASELINES,
+        "majority_of_n": functools.partial(majority_of_n, action_key=action_key),
+    }
     episodes = [
         _episode(group, rule([r.trajectory for r in group]), name, seed=seed, n=len(group))
-        for name, rule in BASELINES.items()
+        for name, rule in rules.items()
         for group in groups.values()
     ]
     all_scores: dict[str, dict[str, list[float]]] = {}
@@ -160,7 +199,7 @@ def chosen_episodes(
                 n=len(group),
                 reward_model=name,
                 reward_tokens=scorer.cost([r.trajectory for r in group]),
-                error=UNDECIDED if np.isnan(own).any() else None,
+                error=None if np.isfinite(own).all() else UNDECIDED,
             )
             for group, own in zip(groups.values(), scores, strict=True)
         )
@@ -187,7 +226,7 @@ def scores_by_n(
         found: dict[str, list[np.ndarray]] = {"all": []}
         for name, group in groups.items():
             means = np.zeros(len(group))
-            if not np.isnan(own[name]).any():
+            if np.isfinite(own[name]).all():
                 weights = best_of_fewer([r.trajectory for r in group], own[name])
                 means = weights @ _outcomes(group)
             environment = group[0].trajectory.task.environment
@@ -216,7 +255,7 @@ def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
 
 def _choice(group: Sequence[Rollout], scores: Sequence[float]) -> np.ndarray:
     """No weight at all where the reward model could not decide."""
-    if np.isnan(scores).any():
+    if not np.isfinite(scores).all():
         return np.zeros(len(group))
     return best([r.trajectory for r in group], scores)
 
@@ -259,6 +298,8 @@ def _episode(
         wall_seconds=sum(r.wall_seconds for r in group),
         invalid_actions=sum(not s.transition.valid for s in steps),
         truncated_steps=sum(r.truncated_steps for r in group),
+        replies_without_action=sum(r.replies_without_action for r in group),
+        failed_candidates=sum(r.failed_candidates for r in group),
         error=error or (errors[0] if errors else None),
         steps=len(steps),
     )

@@ -6,23 +6,38 @@ import math
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+
+from agentrm_jax.core.text import admit_text, printable
+
+_LONGEST = 20_000
+"""Most characters of a text on a page: a browser stops at pages of some hundred megabytes."""
 
 
 def page(template: str, **values: Any) -> str:
     """A template filled in. Pages hold no script and ask for nothing from outside.
 
     Whatever an environment or a policy wrote is escaped by the template engine; a content policy
-    in the page forbids scripts besides.
+    in the page forbids scripts as well. Control, format and bidirectional characters of values are
+    shown as escapes: raw, they could hide or reorder what a reader sees.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agentrm_jax.evaluate", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(number=_number, decimals=_decimals, duration=_duration)
     return environment.get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page holds it: valid text without raw control characters, but newlines."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(admit_text(value, _LONGEST), keep="\n\t")
 
 
 def _number(value: Any) -> str:

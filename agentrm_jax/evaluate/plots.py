@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.evaluate.results import SPLITS, row_variant
 
 # Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.
@@ -290,5 +291,9 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px", text)
     for stand_in, colour in _PAGE_COLOURS.items():
         text = text.replace(stand_in, colour)
-    head = f'<svg role="img" aria-label="{html.escape(title)}"'
-    return text.replace("<svg", head, 1).replace(">", f"><title>{html.escape(title)}</title>", 1)
+    title = html.escape(printable(title))
+    head = f'<svg role="img" aria-label="{title}"'
+    text = printable(admit_text(text, len(text)), keep="\n\t")  # names may hold control characters
+    return text.replace("<svg", head, 1).replace(
+        ">", f"><title>{title}</title>", 1
+    )

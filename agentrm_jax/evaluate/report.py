@@ -12,6 +12,8 @@ import yaml
 from markupsafe import Markup
 
 from agentrm_jax.core.run_directory import flat, read_json, write_json_atomic, write_text_atomic
+from agentrm_jax.core.stage_files import KEY
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, level, row_variant
@@ -183,6 +185,13 @@ def console_table(rows: Sequence[Row]) -> Table:
     table.add_column("macro", justify="right")
     table.add_column("policy tokens/task", justify="right")
     entries = method_table(rows)
+    counts = {
+        title: key
+        for title, key in (("errors", "errors"), ("no action", "replies_without_action"))
+        if any(entry["cost"].get(key) for entry in entries)
+    }
+    for title in counts:
+        table.add_column(title, justify="right")
     for i, entry in enumerate(entries):
         cells = [
             Text("-") if cell is None else Text(f"{_score(cell)}  n={cell['n_tasks']}")
@@ -192,10 +201,11 @@ def console_table(rows: Sequence[Row]) -> Table:
         cost = entry["cost"]
         last_of_block = i + 1 < len(entries) and entry["baseline"] != entries[i + 1]["baseline"]
         table.add_row(
-            Text(entry["label"] + mark),
+            Text(printable(entry["label"]) + mark),
             *cells,
             "-" if entry["macro"] is None else f"{entry['macro']:.3f}",
             f"{cost['policy_tokens'] / cost['n_tasks']:,.0f}",
+            *(f"{cost.get(key, 0):,}" for key in counts.values()),
             style="dim" if entry["baseline"] else "bold",
             end_section=last_of_block,
         )
@@ -206,6 +216,7 @@ def environment_table(rows: Sequence[Row]) -> Table | None:
     """The same by environment, of the methods with a reward model and greedy; None where there is
     one environment."""
     from rich.table import Table
+    from rich.text import Text
 
     part = part_table(rows, "environment")
     if len(part["names"]) < 2:
@@ -214,11 +225,11 @@ def environment_table(rows: Sequence[Row]) -> Table | None:
     table = Table(title="By environment", title_justify="left")
     table.add_column("environment")
     for label in shown:
-        table.add_column(label, justify="right")
+        table.add_column(Text(printable(label)), justify="right")
     for name, held_out in part["names"].items():
         cells = [part["scores"][label].get(name) for label in shown]
         table.add_row(
-            f"{name} (held out)" if held_out else name,
+            Text(printable(name) + (" (held out)" if held_out else "")),
             *("-" if cell is None else _score(cell) for cell in cells),
         )
     return table
@@ -238,7 +249,8 @@ def comparison_sentences(comparisons: Sequence[Row]) -> list[str]:
         low, high = c["ci95"]
         verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
         sentences.append(
-            f"{c['a_label']} is {verdict} {c['b_label']}: {c['difference']:+.3f} "
+            f"{printable(c['a_label'])} is {verdict} {printable(c['b_label'])}: "
+            f"{c['difference']:+.3f} "
             f"[{low:+.3f}, {high:+.3f}] over {c['n_tasks']} tasks"
         )
     return sentences
@@ -272,7 +284,7 @@ def _stage_table(stages: Sequence[Row]) -> list[dict[str, Any]]:
             "stage": stage["stage"],
             "seconds": stage["seconds"],
             "share": 100 * stage["seconds"] / longest,
-            "summary": _settings(stage["summary"]),
+            "summary": _settings({k: v for k, v in stage["summary"].items() if k != KEY}),
         }
         for stage in stages
     ]

@@ -11,7 +11,10 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
-from agentrm_jax.core.records import Task, task_from_json
+from agentrm_jax.core.records import Task
+from agentrm_jax.core.run_directory import read_json
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
 
 SPLITS = ("held_in", "held_out", "all")
@@ -49,6 +52,8 @@ class Episode:
       wall_seconds: Seconds from reset to end, added up, while other episodes ran beside.
       invalid_actions: Actions of the answer that the environment did not understand.
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
+      replies_without_action: Replies of all n trajectories in which no action was found.
+      failed_candidates: Turns of all n trajectories whose environment failed.
       error: Why the answer's trajectory (one of them, where the rule draws) ended early.
       steps: Steps of the answer.
     """
@@ -68,6 +73,8 @@ class Episode:
     wall_seconds: float
     invalid_actions: int = 0
     truncated_steps: int = 0
+    replies_without_action: int = 0
+    failed_candidates: int = 0
     error: str | None = None
     steps: int
 
@@ -128,25 +135,79 @@ def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
     temporary.replace(path)
 
 
-def episode_from_json(record: Mapping[str, Any]) -> Episode:
-    return Episode(**{**record, "task": task_from_json(record["task"])})
+def episode_from_json(record: Any) -> Episode:
+    """An episode from its JSON form.
+
+    Raises:
+      ValueError: It is none; one line that names the key.
+    """
+    episode = from_json(Episode, record)
+    for name in ("outcome", "success"):
+        if not -1e-6 <= getattr(episode, name) <= 1 + 1e-6:
+            raise ValueError(f"{name}: must be within 0 and 1 (got {getattr(episode, name)})")
+    if min(episode.n, episode.steps + 1, episode.policy_tokens + 1, episode.env_steps + 1) < 1:
+        raise ValueError("n must be at least 1; steps, policy_tokens and env_steps at least 0")
+    return episode
 
 
 def read_episodes(path: pathlib.Path) -> list[Episode]:
-    """The episodes of a file.
+    """The episodes of a file: of each variant of a method the same tasks, each once.
 
     Raises:
-      UserError: The file is absent or a line is damaged; names file and line.
+      UserError: The file is absent, a line is damaged, or an episode is missing or twice; names
+        file and line.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; `agentrm evaluate` makes it")
-    episodes = []
-    for number, record in enumerate(read_json_lines(path), start=1):
+    episodes: dict[tuple[Variant, str], Episode] = {}
+    mend = f"restore the file, or delete {path.parent.parent} to evaluate again"
+    for number, record in enumerate(read_json_lines(path, finished=True), start=1):
         try:
-            episodes.append(episode_from_json(record))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: not an episode ({error})") from None
-    return episodes
+            episode = episode_from_json(record)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not an episode ({error}); {mend}") from None
+        key = (episode.variant, episode.task.task_id)
+        if key in episodes:
+            raise UserError(
+                f"{path}, line {number}: a second episode of {printable(episode.variant.label)} on "
+                f"task {printable(episode.task.task_id)}; {mend}"
+            )
+        episodes[key] = episode
+    if not episodes:
+        raise UserError(f"{path}: holds no episode; {mend}")
+    _require_same_tasks(path, list(episodes.values()), mend)
+    return list(episodes.values())
+
+
+def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: str) -> None:
+    """Every variant of a file has every task of the file, and as many as `results.json` says."""
+    tasks = {episode.task.task_id for episode in episodes}
+    counts = {}
+    for variant, own in _grouped(episodes, lambda episode: episode.variant):
+        counts[variant] = len(own)
+        if missing := tasks - {episode.task.task_id for episode in own}:
+            raise UserError(
+                f"{path}: {printable(variant.label)} has {len(own)} of {len(tasks)} tasks, for "
+                f"example not {printable(min(missing))}; {mend}"
+            )
+    results = path.with_name("results.json")
+    if not results.exists():
+        return
+    rows = read_json(results)
+    try:
+        stored = {
+            row_variant(row): row["n_tasks"]
+            for row in rows
+            if (row["task"], row["split"]) == ("all", "all")
+        }
+    except (KeyError, TypeError):
+        raise UserError(f"{results}: not a list of results; restore the file") from None
+    for variant in {**stored, **counts}:
+        if stored.get(variant) != counts.get(variant):
+            raise UserError(
+                f"{path}: holds {counts.get(variant, 0)} episodes of {printable(variant.label)}, "
+                f"and results.json next to it says {stored.get(variant, 0)}; {mend}"
+            )
 
 
 def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -154,9 +215,9 @@ def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
 
     For each variant one row for each kind ("environment/kind"); and for each environment, and for
     "all" of them, a row for each split and for both together. Means are over tasks (micro); tokens,
-    environment steps, seconds and errors are sums over the `n_tasks` tasks. `success_rate` is the
-    share fully solved, `progress_rate` the mean return, and `score_mean`, the paper's number,
-    equals it.
+    environment steps, seconds, errors, replies without an action and failed candidates are sums
+    over the `n_tasks` tasks. `success_rate` is the share fully solved, `progress_rate` the mean
+    return, and `score_mean`, the paper's number, equals it.
     """
     rows = []
     for variant, own in _grouped(episodes, lambda episode: episode.variant):
@@ -192,10 +253,12 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> d
         "env_steps": sum(episode.env_steps for episode in group),
         "wall_seconds": sum(episode.wall_seconds for episode in group),
         "errors": sum(episode.error is not None for episode in group),
+        "replies_without_action": sum(episode.replies_without_action for episode in group),
+        "failed_candidates": sum(episode.failed_candidates for episode in group),
     }
 
 
-def row_variant(row: dict[str, Any]) -> Variant:
+def row_variant(row: Mapping[str, Any]) -> Variant:
     """The variant that a result row is about."""
     return Variant(*(row[field] for field in Variant._fields))
 

@@ -24,8 +24,9 @@ from agentrm_jax.core.protocols import (
     propose,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.search.growing import as_step, merge_key
-from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.growing import as_step
+from agentrm_jax.search.proposals import AdmittedPolicy, admitted
+from agentrm_jax.search.rollouts import ATTEMPTS, Rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,8 @@ class _Search:
     policy_tokens: int = 0
     truncated_steps: int = 0
     env_steps: int = 0
+    attempt: int = 0
+    failed_candidates: int = 0
     error: str | None = None
 
     def live(self) -> list[_Beam]:
@@ -111,8 +114,11 @@ class _Search:
 
     def requests(self, beam_width: int) -> list[tuple[Trajectory, str]]:
         """What to ask the policy, for each parent."""
-        parents = self.parents(beam_width)
-        return [(beam.trajectory, f"beam/{self.depth}/{p}") for p, beam in enumerate(parents)]
+        again = f"/again/{self.attempt}" if self.attempt else ""
+        return [
+            (beam.trajectory, f"beam/{self.depth}/{p}{again}")
+            for p, beam in enumerate(self.parents(beam_width))
+        ]
 
     def result(self, scorer: Scorer) -> Rollout:
         best = max(self.beams, key=lambda beam: beam.score)
@@ -122,6 +128,7 @@ class _Search:
             policy_tokens=self.policy_tokens,
             truncated_steps=self.truncated_steps,
             env_steps=self.env_steps,
+            failed_candidates=self.failed_candidates,
             reward_tokens=scorer.cost(self.scored) + self.scored_replies,
             wall_seconds=time.monotonic() - self.began,
             error=self.error,
@@ -152,6 +159,7 @@ def beam_search(
     """
     if config.score_at == "action" and in_step is None:
         raise UserError("beam.score_at: this reward model cannot score in-step; use observation")
+    policy = AdmittedPolicy(policy)
     waiting = list(reversed(tasks))
     searches: list[_Search] = []
     while waiting or searches:
@@ -187,10 +195,12 @@ def _step_scored_after(
             for proposal in next(proposals):
                 search.policy_tokens += len(proposal.log_probs)
                 search.truncated_steps += proposal.dropped_steps
-                key = (id(parent), merge_key(proposal.action))
+                key = (id(parent), pool.action_key(search.task, proposal.action))
                 found.setdefault(key, _Candidate(parent, proposal))
         candidates.append(list(found.values()))
     successors = _act(pool, searches, candidates)
+    acted = [i for i, search in enumerate(searches) if not search.attempt]
+    searches, successors = [searches[i] for i in acted], [successors[i] for i in acted]
     chosen = _choose(scorer, searches, successors, config)
     for search, beams, kept in zip(searches, successors, chosen, strict=True):
         search.scored += [beam.trajectory for beam in beams]
@@ -205,7 +215,10 @@ def _choose(
     successors: Sequence[Sequence[_Beam]],
     config: BeamConfig,
 ) -> list[list[tuple[int, float]]]:
-    """See `Selector.select`. Finished beams compete for places too; of equals the first is kept."""
+    """See `Selector.select`. Finished beams compete for places too; of equals the first is kept.
+
+    States for which the reward model gives no number come last.
+    """
     states = [[beam.trajectory for beam in beams] for beams in successors]
     finished = [[beam.score for beam in search.beams] for search in searches]
     if isinstance(scorer, Selector):
@@ -213,10 +226,14 @@ def _choose(
             list(zip(states, finished, strict=True)), config.expansion_width, config.beam_width
         )
     found = [
-        [*enumerate(done), *enumerate(scores, start=config.beam_width)]
+        [*enumerate(done), *enumerate(map(_number, scores), start=config.beam_width)]
         for done, scores in zip(finished, scorer.score(states), strict=True)
     ]
     return [sorted(own, key=lambda one: -one[1])[: config.beam_width] for own in found]
+
+
+def _number(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
 
 
 def _step_scored_first(
@@ -235,7 +252,11 @@ def _step_scored_first(
         search.scored_replies += decoded
         search.scored += [beam.trajectory for beam in search.live()]
         parents, finished = search.parents(config.beam_width), search.finished()
-        fresh = [(parents[b], proposal, score) for b, proposal, score in kept if proposal]
+        fresh = [
+            (parents[b], admitted(proposal, search.task.task_id), score)
+            for b, proposal, score in kept
+            if proposal is not None
+        ]
         search.truncated_steps += sum(proposal.dropped_steps for _, proposal, _ in fresh)
         candidates.append([_Candidate(*candidate) for candidate in fresh])
         stay = [finished[b] for b, proposal, _ in kept if proposal is None]
@@ -247,15 +268,19 @@ def _step_scored_first(
 def _act(
     pool: EnvPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
 ) -> list[list[_Beam]]:
-    """Takes the live beams away and gives what the candidates lead to, for each search."""
+    """Replaces the live beams by what the candidates lead to, which it returns for each search.
+
+    If the environments of all candidates fail, the live beams stay and are asked again, `ATTEMPTS`
+    times in all.
+    """
     flat = [(s, c) for s, found in enumerate(candidates) for c in found]
     answers = pool.branch([(c.parent.environment, c.proposal.action) for _, c in flat])
-    pool.release([beam.environment for search in searches for beam in search.live()])
     successors: list[list[_Beam]] = [[] for _ in searches]
     failures: dict[int, str] = {}
     for (s, candidate), answer in zip(flat, answers, strict=True):
         if isinstance(answer, EnvironmentFailure):
             failures[s] = answer.reason
+            searches[s].failed_candidates += 1
             continue
         handle, transition = answer
         searches[s].env_steps += 1
@@ -265,8 +290,13 @@ def _act(
         beam = _Beam(trajectory, None if transition.done else handle, candidate.score)
         successors[s].append(beam)
     for s, search in enumerate(searches):
-        search.depth += 1
-        if search.finished() or successors[s]:
+        left = bool(search.finished() or successors[s])
+        if not left and search.attempt + 1 < ATTEMPTS and s in failures:
+            search.attempt += 1  # the live beams are asked again
+            continue
+        pool.release([beam.environment for beam in search.live()])
+        search.depth, search.attempt = search.depth + 1, 0
+        if left:
             search.beams = search.finished()
         else:  # a failure costs a candidate; only when nothing is left, it costs the task
             search.beams = [dataclasses.replace(search.beams[0], handle=None)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.records import Task, Trajectory
 
 
 def argmax_weights(scores: Sequence[float]) -> np.ndarray:
@@ -50,13 +50,20 @@ def random_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     return np.full(len(trajectories), 1.0 / len(trajectories))
 
 
-def majority_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+def majority_of_n(
+    trajectories: Sequence[Trajectory],
+    action_key: Callable[[Task, str], str] = lambda task, action: action.strip(),
+) -> np.ndarray:
     """The trajectory whose actions are most like all the others'.
 
     With repeated action sequences this is the vote of self-consistency; long agent trajectories
     seldom repeat exactly, so that likeness (matching actions in order) decides.
+
+    Args:
+      trajectories: Of one task.
+      action_key: `EnvPool.action_key`: which actions are the same to the environment.
     """
-    actions = [[" ".join(s.action.lower().split()) for s in t.steps] for t in trajectories]
+    actions = [[action_key(t.task, s.action) for s in t.steps] for t in trajectories]
     likeness = [
         sum(difflib.SequenceMatcher(None, a, b, autojunk=False).ratio() for b in actions)
         for a in actions

@@ -5,6 +5,10 @@ roll out ask for one, and all are decoded together. While the model works on wha
 environments of other processes act for those that it has answered, but for as many as it needs to
 have its rows full; one jitted call updates all trees. A tree that is finished makes room for the
 next task.
+
+A candidate whose environment fails costs itself: the other candidates of an expansion are attached,
+and a rollout samples its turn again. A node below which nothing is left is closed to selection; a
+tree ends early only when its root is.
 """
 
 from __future__ import annotations
@@ -21,7 +25,11 @@ from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
+from agentrm_jax.search.proposals import AdmittedPolicy
 from agentrm_jax.search.tree import NONE
+
+ATTEMPTS = 3
+"""How often a rollout samples a turn whose environment fails."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,8 @@ class Explorer:
         config: SearchConfig,
         on_iteration: Callable[[], None] = lambda: None,
     ) -> None:
-        self.policy, self.pool, self.store, self.config = policy, pool, store, config
+        self.policy, self.pool = AdmittedPolicy(policy), pool
+        self.store, self.config = store, config
         self._on_iteration = on_iteration
         self._slots: list[GrowingTree | None] = []
 
@@ -168,11 +177,22 @@ class Explorer:
                 node = growing.nodes[leaf]
                 if node.trajectory.done:
                     ended[e] = leaf
-                elif leaf == 0 or node.visited:
+                    continue
+                if leaf == 0 or node.visited:
                     growing.expanding = leaf
                 else:
-                    growing.rolling = leaf
+                    growing.rolling = growing.rollout_leaf = leaf
+                self._require_room(e)
             self._back_up(ended)
+
+    def _require_room(self, e: int) -> None:
+        """Ends a tree whose failed candidates have used up the nodes of its iterations."""
+        growing = self._tree(e)
+        needed = self.config.expansion_width + growing.task.max_steps
+        if len(growing.nodes) + needed > self._trees.parent.shape[1] and (
+            growing.closed or growing.failures
+        ):
+            self._retire(e, f"too many candidates failed, the last with: {growing.last_failure}")
 
     def _questions(self, busy: Collection[int]) -> list[tuple[int, Question]]:
         """What the trees that wait for the policy ask, each with its slot.
@@ -188,6 +208,8 @@ class Explorer:
                     purpose, n = "expand", self.config.expansion_width
                 state = growing.nodes[growing.waiting].trajectory
                 name = f"{purpose}/{growing.waiting}"
+                if growing.attempt:
+                    name += f"/again/{growing.attempt}"
                 # Trees that are behind go first, so that none is left when the others are done.
                 rank = growing.iteration + len(state.steps) / (1 + state.task.max_steps)
                 questions.append((e, Question(state, name, n, rank)))
@@ -205,7 +227,9 @@ class Explorer:
             },
         )
         for e, reason in failures.items():
-            self._retire(e, reason)
+            growing = self._tree(e)
+            growing.fail(waiting[e], "", 1, "replay", reason)
+            self._close(e, growing.close_waiting())
         groups = {e: answered[e] for e in waiting if e not in failures}
         expands = {e: self._tree(e).expanding is not None for e in groups}
         self._expand({e: group for e, group in groups.items() if expands[e]})
@@ -219,17 +243,14 @@ class Explorer:
         requests: list[tuple[int, str]] = []
         for e, group in answered.items():
             growing = self._tree(e)
-            if len(group) != self.config.expansion_width:  # a node without children would hang us
-                raise ValueError(f"the policy gave {len(group)} turns for {growing.task.task_id}")
-            for proposal, multiplicity in growing.merged(nodes[e], group):
+            for proposal, multiplicity in growing.merged(nodes[e], group, self.pool.action_key):
                 candidates.append((e, proposal, multiplicity))
                 requests.append((growing.handle(nodes[e]), proposal.action))
         new: dict[int, list[int]] = {e: [] for e in nodes}
-        failures: dict[int, str] = {}
         answers = self.pool.branch(requests)
         for (e, proposal, multiplicity), answer in zip(candidates, answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
-                failures[e] = answer.reason
+                self._tree(e).fail(nodes[e], proposal.action, multiplicity, "expand", answer.reason)
                 continue
             handle, transition = answer
             if transition.done:
@@ -239,9 +260,11 @@ class Explorer:
             new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
         self._attach(nodes, new, expands=True)
         for e in nodes:
-            self._tree(e).expanding = None
-        for e, reason in failures.items():
-            self._retire(e, reason)
+            growing = self._tree(e)
+            growing.expanding = None
+            growing.expanded_now.append(nodes[e])
+            if not growing.open_children(nodes[e]):
+                self._close(e, growing.close(nodes[e]))
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
         """One step of every rollout. The first one leaves the node's own environment as it is."""
@@ -259,10 +282,11 @@ class Explorer:
         ended: dict[int, int] = {}
         answers = act(self.pool, requests)
         for (e, [proposal]), answer in zip(answered.items(), answers, strict=True):
-            if isinstance(answer, EnvironmentFailure):
-                self._retire(e, answer.reason)
-                continue
             growing = self._tree(e)
+            if isinstance(answer, EnvironmentFailure):
+                self._roll_failed(e, proposal, answer.reason)
+                continue
+            growing.attempt = 0
             growing.rollout_handle, transition = answer
             number = growing.add(nodes[e], as_step(proposal, transition), 1, None)
             growing.rolling, new[e] = number, [number]
@@ -270,6 +294,25 @@ class Explorer:
                 ended[e] = number
         self._attach({e: nodes[e] for e in new}, new, expands=False)
         self._back_up(ended)
+
+    def _roll_failed(self, e: int, proposal: Proposal, reason: str) -> None:
+        """Lets a rollout sample its turn again or, after `ATTEMPTS`, gives up its leaf."""
+        growing = self._tree(e)
+        growing.fail(growing.waiting, proposal.action, 1, "rollout", reason)
+        if growing.rollout_handle is not None:  # it acted in place and is lost
+            self.pool.release([growing.rollout_handle])
+            growing.rollout_handle = None
+        growing.attempt += 1
+        if growing.attempt == ATTEMPTS:
+            self._close(e, growing.close_waiting())
+
+    def _close(self, e: int, closed: Sequence[int]) -> None:
+        """Takes nodes away from selection; ends the tree where its root is one of them."""
+        growing = self._tree(e)
+        if 0 in closed:
+            self._retire(e, growing.last_failure)
+        elif closed:
+            self._trees = tree.close(self._trees, e, closed)
 
     def _attach(
         self, parents: Mapping[int, int], new: Mapping[int, list[int]], *, expands: bool
@@ -307,7 +350,7 @@ class Explorer:
     def _retire(self, e: int, error: str | None) -> None:
         """Ends a tree; its finished iterations are kept, also after an error."""
         growing = self._tree(e)
-        self.store.finish(growing.task.task_id, error=error)
+        self.store.finish(growing.task.task_id, error=error, failures=growing.failures)
         handles = [node.handle for node in growing.nodes] + [growing.rollout_handle]
         self.pool.release([handle for handle in handles if handle is not None])
         self._slots[e] = None

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from agentrm_jax.core.protocols import Proposal
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.data.trees import IterationRecord, NodeRecord
+from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord
 from agentrm_jax.search.tree import NONE
-
-
-def merge_key(action: str) -> str:
-    """Actions with an equal key become one child: case and spaces do not tell them apart."""
-    return " ".join(action.lower().split())
 
 
 def as_step(proposal: Proposal, transition: Transition) -> Step:
@@ -49,6 +45,13 @@ class GrowingTree:
       expanding: The node that waits for children, if any.
       rolling: The last node of the rollout that goes on, if any.
       rollout_handle: Its environment.
+      rollout_leaf: The selected node in which the rollout began.
+      attempt: How many turns of the rollout's last node have failed.
+      closed: Nodes that are not selected any more: no candidate below them is left.
+      closed_now: Those of the current iteration.
+      expanded_now: Nodes that were expanded in the current iteration.
+      failures: Candidates that failed in the current iteration.
+      last_failure: Why the last one of all failed.
     """
 
     task: Task
@@ -58,6 +61,13 @@ class GrowingTree:
     expanding: int | None = None
     rolling: int | None = None
     rollout_handle: int | None = None
+    rollout_leaf: int = NONE
+    attempt: int = 0
+    closed: set[int] = dataclasses.field(default_factory=set)
+    closed_now: list[int] = dataclasses.field(default_factory=list)
+    expanded_now: list[int] = dataclasses.field(default_factory=list)
+    failures: list[FailureRecord] = dataclasses.field(default_factory=list)
+    last_failure: str | None = None
 
     @property
     def walks(self) -> bool:
@@ -87,17 +97,59 @@ class GrowingTree:
         self.new.append(record)
         return number
 
-    def merged(self, parent: int, proposals: list[Proposal]) -> list[tuple[Proposal, int]]:
-        """The first proposal of each action that is not yet a child, and how often it came."""
-        known = {merge_key(self.nodes[c].action) for c in self.nodes[parent].children}
+    def merged(
+        self, parent: int, proposals: list[Proposal], key_of: Callable[[Task, str], str]
+    ) -> list[tuple[Proposal, int]]:
+        """The first proposal of each action that is not yet a child, and how often it came.
+
+        Args:
+          key_of: `EnvPool.action_key`: which actions are the same to the environment.
+        """
+        known = {key_of(self.task, self.nodes[c].action) for c in self.nodes[parent].children}
         counts: dict[str, int] = {}
         first: dict[str, Proposal] = {}
         for proposal in proposals:
-            key = merge_key(proposal.action)
+            key = key_of(self.task, proposal.action)
             if key not in known:
                 first.setdefault(key, proposal)
                 counts[key] = counts.get(key, 0) + 1
         return [(proposal, counts[key]) for key, proposal in first.items()]
+
+    def open_children(self, number: int) -> list[int]:
+        """The children of a node that selection may enter, in order."""
+        return [child for child in self.nodes[number].children if child not in self.closed]
+
+    def close(self, number: int) -> list[int]:
+        """Closes a node to selection, and every ancestor that has no other open child.
+
+        Returns:
+          The nodes that are closed by this. The root among them: the tree has no candidate left.
+        """
+        found = []
+        while number != NONE and not self.open_children(number):
+            found.append(number)
+            self.closed.add(number)
+            number = self.nodes[number].parent
+        self.closed_now += found
+        return found
+
+    def close_waiting(self) -> list[int]:
+        """Closes the selected node that waits for the policy: its rollout or expansion failed."""
+        top = self.expanding if self.expanding is not None else self.rollout_leaf
+        self.expanding = self.rolling = self.rollout_handle = None
+        self.rollout_leaf, self.attempt = NONE, 0
+        below = self.open_children(top)
+        self.closed.update(below)
+        self.closed_now += below
+        return [*below, *self.close(top)]
+
+    def fail(self, at: int, action: str, multiplicity: int, purpose: str, reason: str) -> None:
+        """Notes a candidate whose environment failed."""
+        record = FailureRecord(
+            node=at, action=action, multiplicity=multiplicity, purpose=purpose, reason=reason
+        )
+        self.failures.append(record)
+        self.last_failure = reason
 
     def path(self, leaf: int) -> tuple[int, ...]:
         """Root to leaf."""
@@ -115,6 +167,9 @@ class GrowingTree:
             nodes=tuple(self.new),
             path=self.path(leaf),
             outcome=self.nodes[leaf].trajectory.outcome,
+            failures=tuple(self.failures),
+            closed=tuple(self.closed_now),
+            expanded=tuple(self.expanded_now) if self.failures else (),
         )
         self._mark(record)
         return record
@@ -123,11 +178,15 @@ class GrowingTree:
         """Repeats a stored iteration. Environments are replayed when they are needed."""
         for node in record.nodes:
             self.add(node.parent, node.step, node.multiplicity, None)
+        self.closed.update(record.closed)
+        if record.failures:
+            self.last_failure = record.failures[-1].reason
         self._mark(record)
 
     def _mark(self, record: IterationRecord) -> None:
         for node in record.path:
             self.nodes[node].visited = True
-        self.new = []
+        self.new, self.closed_now, self.expanded_now, self.failures = [], [], [], []
         self.rolling = self.rollout_handle = None
+        self.rollout_leaf, self.attempt = NONE, 0
         self.iteration += 1

@@ -130,13 +130,17 @@ def times_chosen(record: TreeRecord) -> dict[int, int]:
     sampled = 0
     for iteration in record.iterations:
         new: dict[int, list[NodeRecord]] = {}
+        failed: dict[int, int] = {}  # turns whose environment failed are no children
+        for failure in iteration.failures:
+            if failure.purpose == "expand":
+                failed[failure.node] = failed.get(failure.node, 0) + failure.multiplicity
         for node in iteration.nodes:
             new.setdefault(node.parent, []).append(node)
-        sampled = sampled or sum(node.multiplicity for node in new.get(0, ()))
+        sampled = sampled or sum(node.multiplicity for node in new.get(0, ())) + failed.get(0, 0)
         for parent, own in new.items():
             counted = {node.node: node.multiplicity for node in own}
             if cached := children.get(parent):
-                chosen[cached[0]] += max(0, sampled - sum(counted.values()))
+                chosen[cached[0]] += max(0, sampled - sum(counted.values()) - failed.get(parent, 0))
             chosen |= counted
             children.setdefault(parent, []).extend(counted)
     return chosen

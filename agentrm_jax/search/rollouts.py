@@ -9,6 +9,10 @@ from collections.abc import Iterator, Sequence
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
+from agentrm_jax.search.proposals import AdmittedPolicy
+
+ATTEMPTS = 3
+"""How often a turn is sampled whose environment fails."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +24,7 @@ class Rollout:
       policy_tokens: Tokens decoded.
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
       env_steps: Steps of the environment.
+      failed_candidates: Turns whose environment failed; another one was sampled in their place.
       reward_tokens: Tokens that a reward model read on the way, for methods that score steps.
       wall_seconds: From its reset to its end, while others ran beside it.
       error: Why the environment gave up, if it did.
@@ -31,8 +36,13 @@ class Rollout:
     truncated_steps: int
     env_steps: int
     wall_seconds: float
+    failed_candidates: int = 0
     reward_tokens: int = 0
     error: str | None = None
+
+    @property
+    def replies_without_action(self) -> int:
+        return sum(not step.action for step in self.trajectory.steps)
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,6 +53,15 @@ class _Running:
     began: float
     policy_tokens: int = 0
     truncated_steps: int = 0
+    attempt: int = 0
+    failed_candidates: int = 0
+
+    @property
+    def question(self) -> Question:
+        purpose = f"sample/{self.sample}/{len(self.trajectory.steps)}"
+        if self.attempt:
+            purpose += f"/again/{self.attempt}"
+        return Question(self.trajectory, purpose, 1)
 
     def finished(self, error: str | None = None) -> Rollout:
         return Rollout(
@@ -51,6 +70,7 @@ class _Running:
             policy_tokens=self.policy_tokens,
             truncated_steps=self.truncated_steps,
             env_steps=len(self.trajectory.steps),
+            failed_candidates=self.failed_candidates,
             wall_seconds=time.monotonic() - self.began,
             error=error,
         )
@@ -62,8 +82,10 @@ def rollouts(
     """Runs one trajectory for each (task, sample number); yields them as they end.
 
     At most `slots` run at the same time: one that ends makes room for the next. A trajectory
-    depends on its task and sample number, never on what ran beside it.
+    depends on its task and sample number, never on what ran beside it. If the environment of a turn
+    fails, the episode is played again up to there and another turn is sampled, `ATTEMPTS` in all.
     """
+    policy = AdmittedPolicy(policy)
     waiting = list(reversed(episodes))
     running = 0
     ready: list[_Running] = []  # what the policy is still to be asked about
@@ -77,9 +99,11 @@ def rollouts(
         for (r, proposal), answer in zip(replies, answers, strict=True):
             r.policy_tokens += len(proposal.log_probs)
             r.truncated_steps += proposal.dropped_steps
-            failure = answer.reason if isinstance(answer, EnvironmentFailure) else None
-            if not isinstance(answer, EnvironmentFailure):
-                r.trajectory = r.trajectory.extended(as_step(proposal, answer))
+            failure = None
+            if isinstance(answer, EnvironmentFailure):
+                failure = _played_again(pool, r, answer)
+            else:
+                r.trajectory, r.attempt = r.trajectory.extended(as_step(proposal, answer)), 0
             if failure is None and not r.trajectory.done:
                 ready.append(r)
                 continue
@@ -91,9 +115,7 @@ def rollouts(
         while answered and (room := policy.room() - len(ready)) > 0:
             acting, answered = answered[:room], answered[room:]
             yield from act(acting)
-        questions = [
-            Question(r.trajectory, f"sample/{r.sample}/{len(r.trajectory.steps)}", 1) for r in ready
-        ]
+        questions = [r.question for r in ready]
         asked.update(zip(policy.submit(questions), ready, strict=True))
         ready = []
         # While the policy works on these, environments elsewhere act as it proposed for others; for
@@ -116,3 +138,29 @@ def rollouts(
         replies = [(asked.pop(ticket), proposal) for ticket, [proposal] in policy.collect()]
         answered = [(r, p) for r, p in replies if pool.elsewhere(r.trajectory.task)]
         yield from act([(r, p) for r, p in replies if not pool.elsewhere(r.trajectory.task)])
+
+
+def _played_again(pool: EnvPool, r: _Running, failure: EnvironmentFailure) -> str | None:
+    """Brings a trajectory whose environment failed back to its last state.
+
+    Returns:
+      Why it cannot go on; None if another turn is to be sampled there.
+    """
+    r.failed_candidates += 1
+    r.attempt += 1
+    if r.attempt == ATTEMPTS:
+        return failure.reason
+    pool.release([r.handle])
+    [begun] = pool.reset([r.trajectory.task])
+    if isinstance(begun, EnvironmentFailure):
+        return begun.reason
+    r.handle, observation = begun
+    if observation != r.trajectory.first_observation:
+        return f"{failure.reason}; the environment then began otherwise"
+    for step in r.trajectory.steps:
+        [answer] = pool.step([(r.handle, step.action)])
+        if isinstance(answer, EnvironmentFailure):
+            return answer.reason
+        if answer != step.transition:
+            return f"{failure.reason}; then a replayed step was answered otherwise than before"
+    return None

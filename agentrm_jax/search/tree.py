@@ -212,7 +212,8 @@ def from_iterations(
 ) -> dict[str, np.ndarray]:
     """One tree's arrays as stored iterations left them, by the names of `Trees`, without axis E.
 
-    A node was expanded when selection passed through it: it was the root, or visited before.
+    A node was expanded when selection passed through it: it was the root, or visited before. Nodes
+    that are closed are no children any more, so that selection does not enter them.
     """
     parent = np.full(num_nodes, NONE, np.int32)
     children = np.full((num_nodes, width), NONE, np.int32)
@@ -227,6 +228,9 @@ def from_iterations(
         path = np.asarray(iteration.path)
         passed = path[:-1][(path[:-1] == 0) | (visit_count[path[:-1]] > 0)]
         expanded[passed] = True
+        expanded[list(iteration.expanded)] = True
+        for closed in iteration.closed:
+            children[parent[closed]] = _without(children[parent[closed]], closed)
         visit_count[path] += 1
         value_sum[path] += np.float32(iteration.outcome)
     return {
@@ -237,6 +241,20 @@ def from_iterations(
         "expanded": expanded,
         "terminal": terminal,
     }
+
+
+def _without(children: np.ndarray, closed: int) -> np.ndarray:
+    """[W] children without one of them; NONE behind the last."""
+    left = [child for child in children.tolist() if child not in (NONE, closed)]
+    return np.array(left + [NONE] * (len(children) - len(left)), np.int32)
+
+
+def close(trees: Trees, slot: int, closed: Sequence[int]) -> Trees:
+    """The trees with some nodes of one tree taken away from their parents. Seldom needed."""
+    parent, children = np.asarray(trees.parent[slot]), np.array(trees.children[slot])
+    for node in closed:
+        children[parent[node]] = _without(children[parent[node]], node)
+    return dataclasses.replace(trees, children=trees.children.at[slot].set(children))
 
 
 def put(trees: Trees, slot: int, arrays: dict[str, np.ndarray]) -> Trees:

@@ -10,9 +10,9 @@ from agent_cases import PROMPT, make_agent, state, tokenizer, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent, random_key
-from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
+from agentrm_jax.core.reply import parse_action
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
 
@@ -105,25 +105,3 @@ def test_a_context_without_room_is_one_clear_error():
     tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
     with pytest.raises(UserError, match=r"engine\.context: the opening of task toy/0 .* 6 are"):
         propose(tight, [(state(0, 0), "")], 1)
-
-
-@pytest.mark.parametrize(
-    ("reply", "action"),
-    [
-        ("Thought: the key.\nAction: take key", "take key"),
-        ("Action: take key", "take key"),
-        ("  Action:take key  ", "take key"),
-        ("Action: look\nat the door", "look"),  # an action is one line
-        ("Action: look\nAction: go", "look"),  # and the first one
-        ("Thought: the Action: of the other\nAction: go", "go"),
-        ("Thought: my Action: go", ""),
-        ("Action:", ""),
-        ("Action:\nlook", ""),
-        ("take key", ""),
-        ("action: look", ""),
-        ("", ""),
-        ("Thought: \u00e9\ufffd\nAction: see \u00e9", "see \u00e9"),
-    ],
-)
-def test_parse_action(reply, action):
-    assert parse_action(reply) == action

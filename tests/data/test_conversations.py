@@ -123,6 +123,43 @@ def test_a_reply_without_an_action_is_an_invalid_step(tmp_path):
     assert found.steps[0].action == ""
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Thought: I go. Action: move left",
+        "**Thought:** I go.\n**Action:** move left",
+        "THOUGHT: I go.\nACTION: move left",
+        "Thought:\nI go.\n\nAction:\nmove left",
+    ],
+)
+def test_the_label_of_an_action_is_read_in_every_spelling(tmp_path, reply):
+    (found,) = read(tmp_path, {"id": 1, "conversations": turns("I", "OK", "Cell", reply)})
+    assert [step.action for step in found.steps] == ["move left"]
+    assert found.steps[0].transition.valid
+
+
+def test_an_item_without_any_action_is_refused(tmp_path):
+    item = {"id": 1, "conversations": turns("I", "OK", "Cell", "Let me think.", "?", "Solved!")}
+    with pytest.raises(UserError, match=r"item 1: .* none of its 2 replies has an action"):
+        read(tmp_path, ETO, item)
+
+
+def test_half_a_character_in_an_imported_text_is_replaced(tmp_path):
+    item = json.dumps(
+        [{"id": 1, "conversations": turns("Cell \ud83d", "Action: say \ude00\ud83d")}]
+    )
+    (found,) = read_conversations(written(tmp_path, item), "maze")
+    assert found.first_observation == "Cell \ufffd"
+    assert found.steps[0].action == "say \ufffd\ufffd"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1e400]", "[" + "7" * 5000 + "]", "[NaN]"])
+def test_json_beyond_bounds_is_one_line(tmp_path, text):
+    with pytest.raises(UserError, match=r"maze_sft\.json: (line 1: )?not JSON: .*") as caught:
+        read_conversations(written(tmp_path, text), "maze")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
 def test_several_trajectories_of_a_task_are_told_apart(tmp_path):
     found = read(tmp_path, ETO, AGENTGYM, ETO)
     assert [t.task.task_id for t in found] == ["maze/maze_3", "maze/maze_7", "maze/maze_3#2"]
@@ -161,7 +198,9 @@ def test_mistakes_are_named_by_file_item_and_key(tmp_path, items, error):
 def test_the_command_writes_a_store_that_training_reads(tmp_path, capsys):
     path = written(tmp_path, [ETO, AGENTGYM])
     assert main(["import", str(path), "--output", str(tmp_path / "store")]) == 0
-    assert "2 trajectories of maze, 2 of them solved, 1.5 steps each" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 trajectories of maze, 2 of them solved, 1.5 steps each" in said
+    assert "0 replies without an action" in said
     stored = list(open_trajectories(tmp_path / "store"))
     assert sorted(t.task.task_id for t in stored) == ["maze/maze_3", "maze/maze_7"]
     by_id = {t.task.task_id: t for t in stored}

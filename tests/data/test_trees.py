@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
+import zlib
 
 import pytest
 from conversation_cases import step, task
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.trees import FILE, IterationRecord, NodeRecord, TreeRecord, TreeStore
+from agentrm_jax.core.json_lines import JsonLines
+from agentrm_jax.core.records import Transition
+from agentrm_jax.data.trees import (
+    FILE,
+    FailureRecord,
+    IterationRecord,
+    NodeRecord,
+    TreeRecord,
+    TreeStore,
+)
 
 
 def iteration(number: int, tree: int = 0) -> IterationRecord:
@@ -23,7 +35,12 @@ def iteration(number: int, tree: int = 0) -> IterationRecord:
             NodeRecord(
                 node=first + i,
                 parent=0,
-                step=step(f"Action: {number} é", "o", token_ids=(7, 8), log_probs=(-0.1, -0.25)),
+                step=dataclasses.replace(
+                    step(f"Action: {number} é", "o", token_ids=(7, 8), log_probs=(-0.1, -0.25)),
+                    transition=Transition(
+                        observation="o", reward=number / 3, done=True, success=False
+                    ),
+                ),
                 multiplicity=i + 1,
             )
             for i in range(2)
@@ -127,5 +144,105 @@ def test_a_record_that_belongs_to_no_tree_names_its_line(tmp_path):
     store.begin(task(0), "Goal.")
     store.append(iteration(0, tree=5))
     store.close()
-    with pytest.raises(UserError, match=r"trees\.jsonl, line 2: not a tree record \('toy/5'\)"):
+    with pytest.raises(UserError, match=r"line 2: not a tree record \(task toy/5 was never begun"):
         TreeStore.read(tmp_path)
+
+
+def rewritten(directory, change) -> None:
+    """Writes the records again, with sound checksums, after a change."""
+    path = directory / FILE
+    records = [json.loads(line)["record"] for line in path.read_text().splitlines()]
+    path.unlink()
+    with JsonLines(path) as lines:
+        for record in change(records) or records:
+            lines.append(record)
+
+
+# Records: 0 and 1 begin; 2, 4, 6 are iterations of toy/0 and 3, 5 of toy/1; 7 and 8 finish.
+WRONG = {
+    "an iteration twice": (lambda r: [*r[:5], r[4], *r[5:]], 6, "iteration: must be 2"),
+    "an iteration lost": (lambda r: [*r[:4], *r[5:]], 6, "iteration: must be 1 \\(got 2"),
+    "iterations swapped": (lambda r: [r[0], r[1], r[4], r[3], r[2]], 3, "iteration: must be 0"),
+    "a task twice": (lambda r: [r[0], *r], 2, "was begun before"),
+    "no beginning": (lambda r: r[1:], 2, "was never begun"),
+    "after the end": (lambda r: [*r, r[6]], 10, "was finished before"),
+    "ended twice": (lambda r: [*r, r[7]], 10, "was finished before"),
+    "a node's number": (lambda r: r[2]["nodes"][1].update(node=5), 3, "node: must be 2"),
+    "a parent that comes later": (lambda r: r[2]["nodes"][0].update(parent=2), 3, "before it"),
+    "a negative parent": (lambda r: r[2]["nodes"][0].update(parent=-1), 3, "before it"),
+    "a parent that is over": (lambda r: r[2]["nodes"][1].update(parent=1), 3, "episode is over"),
+    "multiplicity": (lambda r: r[2]["nodes"][1].update(multiplicity=0), 3, "must be at least 1"),
+    "an empty path": (lambda r: r[2].update(path=[]), 3, "path: must begin with the root"),
+    "a path from elsewhere": (lambda r: r[2].update(path=[1]), 3, "path: must begin with the root"),
+    "a path out of order": (lambda r: r[2].update(path=[0, 1, 2]), 3, "node 2 is no child of 1"),
+    "a path out of the tree": (lambda r: r[2].update(path=[0, 77]), 3, "node 77 is no child of 0"),
+    "a negative path": (lambda r: r[2].update(path=[0, -1]), 3, "node -1 is no child of 0"),
+    "a path cut short": (lambda r: r[2].update(path=[0]), 3, "is not over at its last node"),
+    "another outcome": (lambda r: r[4].update(outcome=0.9), 5, "return of its path, 0.333333"),
+    "an outcome beyond 1": (lambda r: r[4].update(outcome=7), 5, "outcome: must be within 0 and 1"),
+    "closed": (lambda r: r[2].update(closed=[99]), 3, "closed: there is no such node"),
+    "a type": (lambda r: r[2].update(path="0"), 3, "path: must be a list"),
+    "a deep type": (
+        lambda r: r[2]["nodes"][0]["step"].update(token_ids=[1, "2"]),
+        3, "nodes\\[0\\].step.token_ids: must be a whole number \\(got 2",
+    ),
+    "a truth": (
+        lambda r: r[2]["nodes"][0]["step"]["transition"].update(done=1), 3, "done: must be true or",
+    ),
+    "a missing key": (lambda r: r[2].pop("outcome") and None, 3, "outcome: is missing"),
+    "an unknown key": (lambda r: r[0].update(more=1), 1, "more: unknown key"),
+    "an unknown kind": (lambda r: r[0].update(kind=[]), 1, "kind: must be begin"),
+    "no object": (lambda r: [[]], 1, "kind: must be begin"),
+    "a task of another type": (lambda r: r[0].update(task="toy/0"), 1, "task: must be an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_records_that_do_not_follow_from_each_other_name_their_line(tmp_path, what):
+    grow(tmp_path)
+    change, line, message = WRONG[what]
+    rewritten(tmp_path, change)
+    with pytest.raises(UserError, match=rf"trees\.jsonl, line {line}: .*{message}"):
+        TreeStore.read(tmp_path)
+
+
+def test_a_number_that_is_not_finite_names_its_line(tmp_path):
+    grow(tmp_path)
+    path = tmp_path / FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    record = lines[2][29:-2].replace(b'"outcome":0.0', b'"outcome":NaN')
+    lines[2] = b'{"crc32":"%08x","record":%b}\n' % (zlib.crc32(record), record)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"trees\.jsonl, line 3: .*NaN is not a finite number"):
+        TreeStore.read(tmp_path)
+
+
+def test_after_exploration_a_missing_end_is_damage(tmp_path):
+    grow(tmp_path)
+    path = tmp_path / FILE
+    content = path.read_bytes()
+    assert len(TreeStore.read(tmp_path, finished=True)) == 2
+    path.write_bytes(content[:-5])
+    with pytest.raises(UserError, match=r"line 9: corrupt record"):
+        TreeStore.read(tmp_path, finished=True)
+    path.write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])
+    with pytest.raises(UserError, match="the tree of task toy/1 has no end"):
+        TreeStore.read(tmp_path, finished=True)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        TreeStore.read(tmp_path, finished=True)
+
+
+def test_failures_come_back_and_take_no_room_where_there_are_none(tmp_path):
+    failure = FailureRecord(node=0, action="x", multiplicity=2, purpose="expand", reason="broke")
+    record = dataclasses.replace(iteration(0), failures=(failure,), closed=(2,), expanded=(0,))
+    store = TreeStore(tmp_path)
+    store.begin(task(0), "Goal.")
+    store.append(record)
+    store.append(iteration(1))
+    store.finish("toy/0", None, [failure])
+    store.close()
+    [tree] = TreeStore.read(tmp_path).values()
+    assert tree.iterations == (record, iteration(1))
+    assert tree.failures == [failure, failure]
+    assert "failures" not in (tmp_path / FILE).read_text().splitlines()[2]

@@ -10,6 +10,8 @@ import pytest
 from report_cases import KINDS, METHODS, episodes
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import JsonLines
+from agentrm_jax.core.run_directory import write_json_atomic
 from agentrm_jax.evaluate.results import (
     comparisons,
     default_pairs,
@@ -24,6 +26,7 @@ ROW_KEYS = {
     *("task", "split", "method", "reward_model", "n", "beam_width", "expansion_width", "seed"),
     *("n_tasks", "score_mean", "score_ci95", "success_rate", "progress_rate", "policy_tokens"),
     *("reward_tokens", "env_steps", "wall_seconds", "errors"),
+    *("replies_without_action", "failed_candidates"),
 }
 
 
@@ -46,6 +49,65 @@ def test_a_damaged_line_is_named(tmp_path: pathlib.Path) -> None:
         read_episodes(path)
     with pytest.raises(UserError, match="agentrm evaluate"):
         read_episodes(tmp_path / "absent.jsonl")
+
+
+def damaged(path, change) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(change(lines)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [], "episodes.jsonl: holds no episode"),
+        (lambda lines: lines[: len(lines) // 2], "tasks, for example not|episodes of"),
+        (lambda lines: [*lines[:-1], lines[-1][:-9]], "line 36: corrupt record"),
+        (lambda lines: [*lines, *lines], "line 37: a second episode of greedy on task babyai/"),
+        (lambda lines: [*lines, lines[3]], "line 37: a second episode of greedy"),
+        (lambda lines: lines[1:], "greedy has 5 of 6 tasks, for example not babyai/OpenDoor/0"),
+        (lambda lines: lines[6:], "holds 0 episodes of greedy, and results.json next to it says 6"),
+        (lambda lines: lines[:-6], "holds 0 episodes of beam 5x5, random scores"),
+    ],
+)
+def test_an_incomplete_file_of_episodes_is_refused(tmp_path, change, message) -> None:
+    path = tmp_path / "episodes.jsonl"
+    made = sorted(
+        episodes(2),
+        key=lambda e: METHODS.index(
+            next(
+                m for m in METHODS if (m[0], m[1], m[3]) == (e.method, e.reward_model, e.beam_width)
+            )
+        ),
+    )
+    write_episodes(path, made)
+    write_json_atomic(tmp_path / "results.json", result_rows(made))
+    assert read_episodes(path) == made
+    damaged(path, change)
+    with pytest.raises(UserError, match=message) as caught:
+        read_episodes(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"outcome": 1.5}, "outcome: must be within 0 and 1"),
+        ({"outcome": "1"}, "outcome: must be a number"),
+        ({"task": []}, "task: must be an object"),
+        ({"n": 0}, "n must be at least 1"),
+        ({"n": True}, "n: must be a whole number"),
+        ({"error": 3}, "error: must be a text"),
+        ({"more": 1}, "more: unknown key"),
+    ],
+)
+def test_episodes_of_wrong_types_name_their_line(tmp_path, wrong, message) -> None:
+    path = tmp_path / "episodes.jsonl"
+    record = dataclasses.asdict(episodes(1)[0]) | wrong
+    with JsonLines(path) as lines:
+        lines.append(record)
+    with pytest.raises(UserError, match=rf"episodes\.jsonl, line 1: .*{message}"):
+        read_episodes(path)
 
 
 def test_rows_have_the_documented_keys_and_add_up() -> None:

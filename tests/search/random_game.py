@@ -21,8 +21,14 @@ def game(i: int, max_steps: int = 6) -> Task:
     )  # fmt: skip
 
 
+def action_key(task: Task, action: str) -> str:
+    """The game takes no notice of case and spaces."""
+    return " ".join(action.lower().split())
+
+
 def answer(task: Task, actions: Sequence[str]) -> Transition:
     """What the game says after these actions: it ends at random, with a random outcome."""
+    actions = [action_key(task, action) for action in actions]
     ended = draw(task.task_id, "end", *actions) < 0.25
     done = ended or len(actions) >= task.max_steps
     reward = round(draw(task.task_id, "reward", *actions), 2) if done else 0.0
@@ -90,6 +96,9 @@ class GamePool:
     def release(self, handles):
         for handle in handles:
             self.episodes.pop(handle, None)
+
+    def action_key(self, task: Task, action: str) -> str:
+        return action_key(task, action)
 
     def elsewhere(self, task: Task) -> bool:
         return self._elsewhere

@@ -36,7 +36,8 @@ class RandomTree:
         self.total.append(np.float32(0))
         self.expanded.append(False)
         self.outcome.append(round(float(self.rng.random()), 3))
-        answer = Transition(observation="", reward=0.0, done=terminal, success=False)
+        reward = self.outcome[-1] if terminal else 0.0
+        answer = Transition(observation="", reward=reward, done=terminal, success=False)
         step = Step(reply="", action="", transition=answer)
         return NodeRecord(node=number, parent=parent, step=step, multiplicity=1)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from random_game import GamePolicy, GamePool, answer, draw, game
+from random_game import GamePolicy, GamePool, action_key, answer, draw, game
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.beam import BeamConfig, beam_search
-from agentrm_jax.search.growing import as_step, merge_key
+from agentrm_jax.search.growing import as_step
 
 TASKS = [game(i) for i in range(7)]
 CONFIG = BeamConfig(beam_width=3, expansion_width=2, num_slots=4)
@@ -78,7 +78,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
             for proposal in group:
                 tokens += len(proposal.log_probs)
                 key = (
-                    merge_key(proposal.action)
+                    action_key(task, proposal.action)
                     if config.score_at == "observation"
                     else proposal.token_ids
                 )
@@ -230,5 +230,5 @@ def test_finished_beams_compete_until_the_end():
 def test_scoring_at_the_action_needs_a_policy_that_can():
     with pytest.raises(UserError, match=r"beam\.score_at"):
         next(beam_search(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION))
-    with pytest.raises(UserError, match=r"beam\.beam_width"):
+    with pytest.raises(UserError, match=r"beam_width must be at least 1"):
         BeamConfig(beam_width=0)

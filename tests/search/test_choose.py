@@ -10,7 +10,7 @@ import pytest
 from random_game import game
 
 from agentrm_jax.core.records import Step, Trajectory, Transition
-from agentrm_jax.search.choose import BASELINES, argmax_weights, best, best_of_fewer
+from agentrm_jax.search.choose import BASELINES, argmax_weights, best, best_of_fewer, majority_of_n
 
 
 def trajectory(*actions: str, outcome: float = 0.0, log_probs: tuple[float, ...] = (-1.0,)):
@@ -35,7 +35,7 @@ def test_the_first_of_equal_scores_is_taken():
 CASES = {
     "random_of_n": ([trajectory("a"), trajectory("b"), trajectory("c", "d")], [1 / 3] * 3),
     "majority_of_n": (
-        [trajectory("go north", "open"), trajectory("go south", "look"), trajectory("Go  South")],
+        [trajectory("go north", "open"), trajectory("go south", "look"), trajectory(" go south")],
         [0, 1, 0],
     ),
     "shortest_of_n": ([trajectory("a", "b"), trajectory("c"), trajectory("d")], [0, 1, 0]),
@@ -93,6 +93,19 @@ def test_best_of_fewer_is_the_mean_over_all_draws():
         for draw in draws:
             expected[draw] += best([own[i] for i in draw], [scores[i] for i in draw]) / len(draws)
         np.testing.assert_allclose(weights[k - 1], expected, atol=1e-12)
+
+
+def test_the_environment_says_which_actions_the_majority_shares():
+    """Capital letters count unless the environment says that they do not."""
+    votes = [
+        trajectory("x"),
+        trajectory("Go", "On"),
+        trajectory("go", "on"),
+        trajectory("GO", "on"),
+    ]
+    folded = majority_of_n(votes, lambda task, action: action.lower())
+    np.testing.assert_array_equal(folded, [0, 1, 0, 0])
+    np.testing.assert_array_equal(majority_of_n(votes), [0, 0, 1, 0])
 
 
 def test_majority_is_a_vote_where_sequences_repeat():

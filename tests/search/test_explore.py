@@ -8,14 +8,15 @@ import math
 
 import numpy as np
 import pytest
-from random_game import GamePolicy, GamePool, answer, draw, game
+from random_game import GamePolicy, GamePool, action_key, answer, draw, game
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
-from agentrm_jax.search.growing import as_step, merge_key
+from agentrm_jax.search.growing import as_step
 
 
 @dataclasses.dataclass
@@ -27,14 +28,23 @@ class PlainNode:
     visits: int = 0
     total: np.float32 | int = 0
     expanded: bool = False
+    closed: bool = False
+
+    def open_children(self):
+        return [child for child in self.children if not child.closed]
 
 
-def plain_search(task, config: SearchConfig, policy):
-    """One tree, one node at a time, as the paper describes it."""
+def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions: False):
+    """One tree, one node at a time, as the paper describes it.
+
+    An action that `breaks` costs itself; a node below which nothing is left is closed.
+    """
     nodes = []
 
     def add(parent, proposal):
         actions = [s.action for s in parent.trajectory.steps] + [proposal.action]
+        if breaks(task, actions):
+            return None
         step = as_step(proposal, answer(task, actions))
         node = PlainNode(len(nodes), parent, parent.trajectory.extended(step))
         nodes.append(node)
@@ -47,27 +57,55 @@ def plain_search(task, config: SearchConfig, policy):
         spread = np.sqrt(np.log(np.float32(node.parent.visits)) / np.float32(node.visits))
         return node.total / np.float32(node.visits) + np.float32(config.exploration) * spread
 
+    def close(node):
+        for child in node.children:
+            child.closed = True
+        while node is not None and not node.open_children():
+            node.closed = True
+            node = node.parent
+
+    def rolled(node):
+        """The terminal node of a rollout, None if it could not go on."""
+        while node is not None and not node.trajectory.done:
+            above, node = node, None
+            for attempt in range(3):
+                again = f"/again/{attempt}" if attempt else ""
+                question = (above.trajectory, f"rollout/{above.number}{again}")
+                [[proposal]] = propose(policy, [question], 1)
+                node = node or add(above, proposal)
+                if node is not None:
+                    break
+        return node
+
     root = PlainNode(0, None, Trajectory(task=task, first_observation=f"game {task.task_id}"))
     nodes.append(root)
     paths = []
-    for _ in range(config.num_iterations):
+    while len(paths) < config.num_iterations and not root.closed:
         node = root
         while True:
-            while node.expanded and node.children and not node.trajectory.done:
-                node = max(node.children, key=bound)
+            while node.expanded and node.open_children() and not node.trajectory.done:
+                node = max(node.open_children(), key=bound)
             if node.trajectory.done or (node.visits == 0 and node is not root):
                 break
             [proposals] = propose(
                 policy, [(node.trajectory, f"expand/{node.number}")], config.expansion_width
             )
+            known = {action_key(task, c.trajectory.steps[-1].action) for c in node.children}
             for proposal in proposals:
-                known = {merge_key(c.trajectory.steps[-1].action) for c in node.children}
-                if merge_key(proposal.action) not in known:
+                key = action_key(task, proposal.action)
+                if key not in known:
+                    known.add(key)
                     add(node, proposal)
             node.expanded = True
-        while not node.trajectory.done:
-            [[proposal]] = propose(policy, [(node.trajectory, f"rollout/{node.number}")], 1)
-            node = add(node, proposal)
+            if not node.open_children():
+                break
+        if node.expanded and not node.open_children():
+            close(node)
+            continue
+        leaf, node = node, rolled(node)
+        if node is None:
+            close(leaf)
+            continue
         outcome, path = node.trajectory.outcome, []
         while node is not None:
             node.visits += 1
@@ -119,7 +157,7 @@ def test_merged_turns_are_counted(tmp_path):
     first = records["game/0"].iterations[0].nodes
     children = [node for node in first if node.parent == 0]
     assert sum(node.multiplicity for node in children) == CONFIG.expansion_width
-    assert len({merge_key(node.step.action) for node in children}) == len(children) < 3
+    assert len({action_key(game(0), node.step.action) for node in children}) == len(children) < 3
 
 
 def test_stored_iterations_rebuild_the_arrays(tmp_path):
@@ -233,25 +271,96 @@ BREAKS = {
     "reset": lambda actions: actions == (),
     "expand": lambda actions: len(actions) == 1 and actions[0].endswith(("N", "n")),
     "later": lambda actions: len(actions) >= 2,
+    "sometimes": lambda actions: len(actions) > 0 and draw("breaks", *actions) < 0.4,
     "rollout": lambda actions: len(actions) >= 3 and draw("breaks", *actions) < 0.3,
+    "everything": lambda actions: len(actions) > 0,
 }
+CONSIDERED = {
+    when: lambda actions, when=when: BREAKS[when](tuple(action_key(game(0), a) for a in actions))
+    for when in BREAKS
+}
+"""Actions with an equal key break alike."""
 
 
 @pytest.mark.parametrize("when", BREAKS)
-def test_a_broken_environment_ends_its_tree_only(tmp_path, when):
+def test_a_broken_environment_costs_its_candidate_only(tmp_path, when):
+    """The other candidates, iterations and trees are those of a plain tree with the same breaks."""
     tasks = [game(i) for i in range(5)]
-    broken = tasks[2].task_id
-    pool = GamePool(lambda task, actions: task.task_id == broken and BREAKS[when](actions))
+    broken = {tasks[2].task_id, tasks[3].task_id}
+
+    def breaks(task, actions):
+        return task.task_id in broken and CONSIDERED[when](actions)
+
+    pool = GamePool(breaks)
     records, _, _ = explore(tmp_path / "trees", tasks, pool=pool)
-    whole, _, _ = explore(tmp_path / "whole", tasks)
-    assert records[broken].finished
-    assert records[broken].error == "the game broke"
     assert pool.episodes == {}
     for task in tasks:
-        if task.task_id != broken:
-            assert records[task.task_id] == whole[task.task_id]
-    begun = len(records[broken].iterations)
-    assert records[broken].iterations == whole[broken].iterations[:begun]
+        record = records[task.task_id]
+        assert record.finished
+        if when == "reset" and task.task_id in broken:
+            assert (record.iterations, record.error) == ((), "the game broke")
+            continue
+        nodes, paths = plain_search(task, CONFIG, GamePolicy(), breaks)
+        assert [(it.path, it.outcome) for it in record.iterations] == paths
+        stored = {number: node.step for number, node in record.nodes.items()}
+        assert stored == {n.number: n.trajectory.steps[-1] for n in nodes[1:] if n.number in stored}
+        if nodes[0].closed:
+            assert record.error == "the game broke"
+        else:
+            assert (record.error, len(paths)) == (None, CONFIG.num_iterations)
+        if task.task_id not in broken:
+            assert record.failures == []
+        elif when != "rollout":
+            assert record.failures
+
+
+def test_breaks_are_recorded_and_the_tree_goes_on(tmp_path):
+    """Most of the five trees get all their iterations although one in four actions breaks."""
+    pool = GamePool(lambda task, actions: bool(actions) and CONSIDERED["sometimes"](actions))
+    records, _, _ = explore(tmp_path / "trees", [game(i) for i in range(5)], pool=pool)
+    whole = [r for r in records.values() if r.error is None]
+    assert len(whole) >= 3
+    assert all(len(r.iterations) == CONFIG.num_iterations for r in whole)
+    found = [failure for record in records.values() for failure in record.failures]
+    assert {failure.purpose for failure in found} == {"expand", "rollout"}
+    assert all(failure.reason == "the game broke" for failure in found)
+
+
+def test_killed_anywhere_with_breaks_and_resumed_ends_with_the_same_trees(tmp_path):
+    """Failures, closed nodes and the numbers of later nodes are restored too."""
+    config = dataclasses.replace(CONFIG, num_iterations=8, num_slots=2)
+    tasks = [game(i) for i in range(4)]
+
+    def breaking():
+        return GamePool(lambda task, actions: bool(actions) and CONSIDERED["sometimes"](actions))
+
+    whole, _, _ = explore(tmp_path / "whole", tasks, config, pool=breaking())
+    assert any(iteration.closed for tree in whole.values() for iteration in tree.iterations)
+    lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
+    for kept in range(len(lines) + 1):
+        directory = tmp_path / str(kept)
+        directory.mkdir()
+        (directory / FILE).write_bytes(b"".join(lines[:kept]))
+        resumed, _, pool = explore(directory, tasks, config, pool=breaking())
+        assert resumed == whole
+        assert pool.episodes == {}
+
+
+def test_arrays_with_closed_nodes_are_rebuilt_from_the_records(tmp_path):
+    tasks = [game(i) for i in range(4)]
+    pool = GamePool(lambda task, actions: bool(actions) and CONSIDERED["sometimes"](actions))
+    records, explorer, _ = explore(tmp_path / "trees", tasks, pool=pool)
+    _, num_nodes, width = explorer._trees.children.shape
+    compared = 0
+    for slot, task in enumerate(tasks):
+        record = records[task.task_id]
+        if record.error is not None or record.last_failures:
+            continue
+        rebuilt = tree.from_iterations(record.iterations, num_nodes, width)
+        for name, value in rebuilt.items():
+            np.testing.assert_array_equal(getattr(explorer._trees, name)[slot], value, name)
+        compared += any(iteration.closed for iteration in record.iterations)
+    assert compared
 
 
 def test_a_policy_that_gives_too_few_turns_is_an_error_and_no_endless_loop(tmp_path):
@@ -259,7 +368,7 @@ def test_a_policy_that_gives_too_few_turns_is_an_error_and_no_endless_loop(tmp_p
         def collect(self):
             return [(ticket, []) for ticket, _ in super().collect()]
 
-    with pytest.raises(ValueError, match="gave 0 turns for game/0"):
+    with pytest.raises(UserError, match=r"must propose 3 turns for task game/0 \(got 0\)"):
         explore(tmp_path / "trees", [game(0)], policy=Silent())
 
 

@@ -1,0 +1,125 @@
+"""The door through which the turns of a policy enter a search."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Policy, Proposal, Question
+from agentrm_jax.core.text import admit_text, first_line, printable
+
+
+class AdmittedPolicy:
+    """A policy whose answers are checked (`core.protocols.Policy`).
+
+    Every policy may be a plug-in. What it proposes becomes valid text of bounded length and plain
+    Python numbers here, once; an answer of the wrong form is one error that names the task.
+
+    Raises:
+      UserError: From `submit`, `collect` and `room`, if the policy breaks the protocol.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._open: dict[int, Question] = {}
+
+    def submit(self, questions: Sequence[Question]) -> list[int]:
+        tickets = self._policy.submit(questions)
+        if not isinstance(tickets, Sequence) or len(tickets) != len(questions):
+            raise UserError(
+                f"policy: submit must return {len(questions)} tickets (got {_short(tickets)})"
+            )
+        for ticket, question in zip(tickets, questions, strict=True):
+            if not isinstance(ticket, int | np.integer) or ticket in self._open:
+                raise UserError(
+                    f"policy: tickets must be distinct whole numbers (got {_short(ticket)})"
+                )
+            self._open[ticket] = question
+        return list(tickets)
+
+    def collect(self) -> list[tuple[int, list[Proposal]]]:
+        answers = self._policy.collect()
+        try:
+            pairs = [(ticket, proposals) for ticket, proposals in answers]
+        except (TypeError, ValueError):
+            raise UserError(
+                "policy: collect must return pairs of a ticket and its proposals "
+                f"(got {_short(answers)})"
+            ) from None
+        return [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
+
+    def room(self) -> int:
+        return self._policy.room()
+
+    def _admitted(self, ticket: Any, proposals: Any) -> list[Proposal]:
+        if not isinstance(ticket, int | np.integer) or ticket not in self._open:
+            raise UserError(f"policy: collect returned an unknown ticket ({_short(ticket)})")
+        question = self._open.pop(ticket)
+        task_id = question.state.task.task_id
+        if not isinstance(proposals, Sequence) or len(proposals) != question.n:
+            count = len(proposals) if isinstance(proposals, Sequence) else _short(proposals)
+            raise UserError(
+                f"policy: must propose {question.n} turns for task {printable(task_id)} "
+                f"(got {count})"
+            )
+        return [admitted(proposal, task_id) for proposal in proposals]
+
+
+def admitted(proposal: Any, task_id: str) -> Proposal:
+    """Returns a proposal with valid texts of bounded length and plain numbers.
+
+    Raises:
+      UserError: A field cannot be what it should be; names the field and the task.
+    """
+    if not isinstance(proposal, Proposal):
+        raise _mistake("proposals", "be Proposal", proposal, task_id)
+    for name, kind in (("reply", str), ("action", str), ("stopped", bool | np.bool_)):
+        if not isinstance(value := getattr(proposal, name), kind):
+            raise _mistake(name, f"be {'text' if kind is str else 'true or false'}", value, task_id)
+    for name, kind in (("token_ids", int | np.integer), ("log_probs", int | float | np.number)):
+        if not _all_are(value := getattr(proposal, name), kind):
+            raise _mistake(name, "hold numbers", value, task_id)
+    if any(token < 0 for token in proposal.token_ids):
+        raise _mistake("token_ids", "be at least 0", min(proposal.token_ids), task_id)
+    if not all(math.isfinite(value) for value in proposal.log_probs):
+        wrong = next(value for value in proposal.log_probs if not math.isfinite(value))
+        raise _mistake("log_probs", "be finite", wrong, task_id)
+    if not _all_are([proposal.dropped_steps], int | np.integer) or proposal.dropped_steps < 0:
+        raise _mistake("dropped_steps", "be at least 0", proposal.dropped_steps, task_id)
+    return dataclasses.replace(
+        proposal,
+        reply=admit_text(proposal.reply),
+        action=admit_text(proposal.action),
+        token_ids=tuple(map(int, proposal.token_ids)),
+        log_probs=tuple(map(float, proposal.log_probs)),
+        stopped=bool(proposal.stopped),
+        dropped_steps=int(proposal.dropped_steps),
+    )
+
+
+def _all_are(values: Any, kind: Any) -> bool:
+    return (
+        isinstance(values, Iterable)
+        and not isinstance(values, str | bytes | dict)
+        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    )
+
+
+def _mistake(name: str, must: str, value: Any, task_id: str) -> UserError:
+    return UserError(
+        f"policy: {name} of a turn for task {printable(task_id)} must {must} (got {_short(value)})"
+    )
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = first_line(error)
+    text = printable(admit_text(text, 1000))
+    return text if len(text) <= 60 else text[:57] + "..."
