@@ -27,7 +27,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.manifest import check_manifest, read_json, write_manifest
+from agentrm_jax.core.manifests import check_manifest, read_json, write_manifest
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.stored_tensors import (
     Axes,

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.model.manifest import read_json
+from agentrm_jax.core.manifests import read_json
 
 _WEIGHTS = "model.safetensors"
 _INDEX = _WEIGHTS + ".index.json"
