@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,10 +23,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.manifests import check_manifest, read_json
+from agentrm_jax.core.output_folders import new_folder
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.core.manifests import check_manifest, read_json, write_manifest
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.stored_tensors import (
     Axes,
@@ -141,16 +141,15 @@ def save(
     """Writes a policy or a reward model as a Hugging Face directory, in one piece or not at all.
 
     Args:
-      directory: One that is there already is replaced.
+      directory: An unchanged one that is there already is replaced.
       params: All of them within reach of this process.
       settings: More keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
       beside: Writes further files, such as the tokenizer's, into the folder that it is handed.
       most_bytes: Largest file of weights, and what is held in memory at once.
+
+    Raises:
+      UserError: The folder holds files that agentrm did not write, or cannot be written.
     """
-    directory = directory.absolute()
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     reward = "value_head" in params
     bias = float(params["value_head"]["bias"]) if reward else 0.0
     contents = {
@@ -161,21 +160,19 @@ def save(
         **(_classifier(config, bias) if reward else {}),
         **(settings or {}),
     }
-    (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
     tensors = _tensors(parameters.DESCRIPTIONS["reward" if reward else "policy"](config))
     if not bias:
         tensors.pop(_TENSORS[VALUE_BIAS][0], None)
     flat = _flat(params)
-    write_tensors(
-        partial,
-        [(part, flat[path]) for path, parts in tensors.items() for part in parts],
-        most_bytes,
-    )
-    if beside is not None:
-        beside(partial)
-    write_manifest(partial)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with new_folder(directory) as partial:
+        (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+        write_tensors(
+            partial,
+            [(part, flat[path]) for path, parts in tensors.items() for part in parts],
+            most_bytes,
+        )
+        if beside is not None:
+            beside(partial)
 
 
 def _classifier(config: LlamaConfig, bias: float) -> dict[str, Any]:

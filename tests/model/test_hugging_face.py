@@ -103,8 +103,9 @@ def test_saved_names_and_values_are_those_of_transformers(config, tmp_path):
 def test_saving_replaces_and_takes_more(tmp_path):
     """The tokenizer's files come from elsewhere, and are in the manifest with the others."""
     target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
+    hugging_face.save(
+        target, CONFIG, made(CONFIG, seed=0), beside=lambda folder: (folder / "old").touch()
+    )
     hugging_face.save(
         target,
         CONFIG,
@@ -335,8 +336,17 @@ def test_a_changed_file_is_found_by_the_manifest(tmp_path):
     load(model)
     (saved / "model.safetensors").unlink()
     refused(saved, r"model\.safetensors: missing, manifest\.json lists it")
-    (saved / "manifest.json").write_text("{}")
-    refused(saved, r"manifest\.json: sha256: missing")
+    (saved / "manifest.json").write_text('{"name": "an app", "icons": []}')
+    refused(saved, r"manifest\.json: not a list of checksums by agentrm; if another program wrote")
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    hugging_face.save(tmp_path / "model", CONFIG, made(CONFIG, seed=0))
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"did not write.*\(training_args\.bin\)"):
+        hugging_face.save(tmp_path / "model", CONFIG, made(CONFIG, seed=1))
+    assert (tmp_path / "model" / "training_args.bin").read_bytes() == b"mine"
+    assert_equal(load(tmp_path / "model"), made(CONFIG, seed=0))
 
 
 @pytest.mark.parity
