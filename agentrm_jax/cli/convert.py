@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from agentrm_jax.cli.export import check_target
+from agentrm_jax.core.output_folders import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args(arguments)
-    check_target(given.to)
+    check_output_folder(given.to, [given.file])
 
     import jax
 
