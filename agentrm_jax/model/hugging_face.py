@@ -46,7 +46,8 @@ VALUE_BIAS = "agentrm_value_bias"
 _CONFIG = "config.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = "model.layers.{}."
-_CLASSIFIER = "ForSequenceClassification"
+_CLASSES: Mapping[Kind, str] = {"policy": "ForCausalLM", "reward": "ForSequenceClassification"}
+"""What the names of classes in transformers end in."""
 
 _TENSORS: Mapping[str, tuple[tuple[str, ...], Axes]] = {
     _EMBED: (("embed",), ((0,), (1,))),
@@ -82,14 +83,31 @@ def load_config(directory: pathlib.Path, kind: Kind = "policy") -> LlamaConfig:
     path = directory / _CONFIG
     contents = read_json(path)
     check_manifest(directory, only=_CONFIG)
-    names = contents.get("architectures") or ()
-    found = "reward" if any(str(name).endswith(_CLASSIFIER) for name in names) else "policy"
-    if found != kind:
-        raise UserError(f"{path}: architectures: a {found} model, a {kind} model is wanted")
     try:
-        return LlamaConfig.from_hf(contents)
+        config = LlamaConfig.from_hf(contents)
+        _check_kind(contents.get("architectures"), kind)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    return config
+
+
+def _check_kind(names: Any, kind: Kind) -> None:
+    """Compares the names of a model's classes in transformers with what is wanted.
+
+    A `config.json` that names none is one of a policy.
+    """
+    if not isinstance(names, list | None) or not all(isinstance(n, str) for n in names or ()):
+        raise UserError(f"architectures: must be a list of names, not {names!r}")
+    kinds = {suffix: found for found, suffix in _CLASSES.items()}
+    for name in names or [_CLASSES["policy"]]:
+        found = next((found for suffix, found in kinds.items() if name.endswith(suffix)), None)
+        if found is None:
+            raise UserError(
+                f"architectures: {name} is not read; a policy ends in {_CLASSES['policy']}, a "
+                f"reward model in {_CLASSES['reward']}"
+            )
+        if found != kind:
+            raise UserError(f"architectures: a {found} model, a {kind} model is wanted")
 
 
 def load_params(
@@ -118,6 +136,8 @@ def load_params(
     params: dict[tuple[str, ...], jax.Array] = {}
     with contextlib.ExitStack() as stack:
         stored = open_tensors(directory, stack)
+        if kind == "policy" and config.tie_embeddings and _EMBED not in stored and _HEAD in stored:
+            stored[_EMBED] = stored.pop(_HEAD)  # tied weights may be stored under either name
         tensors = _tensors(description)
         bias = _TENSORS[VALUE_BIAS][0]
         if VALUE_BIAS not in stored and tensors.pop(bias, None):
@@ -178,7 +198,7 @@ def save(
 def _classifier(config: LlamaConfig, bias: float) -> dict[str, Any]:
     """What `config.json` says of a reward model; without a problem type vLLM bends its scores."""
     return {
-        "architectures": [config.traits.architecture + _CLASSIFIER],
+        "architectures": [config.traits.architecture + _CLASSES["reward"]],
         "num_labels": 1,
         "problem_type": "regression",
         **({VALUE_BIAS: bias} if bias else {}),  # for readers that know no such tensor

@@ -150,6 +150,55 @@ def test_buffers_of_old_versions_are_ignored(model):
     assert_equal(load(model), params_of(CONFIG, tensors))
 
 
+def test_tied_weights_are_read_if_only_the_head_is_stored(tmp_path):
+    config = FAMILIES["gqa_tied"]
+    tensors = tensors_of(config)
+    stored = dict(tensors)
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    for files in (1, 3):
+        directory = write_directory(tmp_path / str(files), config, stored, files)
+        assert_equal(load(directory), params_of(config, tensors))
+    refused(
+        write_directory(tmp_path / "untied", CONFIG, stored),
+        r"the tensor model\.embed_tokens\.weight is missing",
+    )
+
+
+@pytest.mark.parity
+def test_transformers_reads_tied_weights_of_which_only_the_head_is_stored(tmp_path):
+    pytest.importorskip("torch")
+    from torch_cases import logits_of
+    from transformers import AutoModelForCausalLM
+
+    config = FAMILIES["gqa_tied"]
+    stored = tensors_of(config)
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    directory = write_directory(tmp_path / "model", config, stored)
+    theirs = logits_of(AutoModelForCausalLM.from_pretrained(directory, dtype="float32"))
+    params, at = load(directory), jnp.arange(TOKENS.shape[1])[None].repeat(len(TOKENS), 0)
+    hidden = llama.forward(params, config, jnp.asarray(TOKENS), at, jnp.ones_like(at))
+    np.testing.assert_allclose(llama.logits(params, config, hidden), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LlamaForTokenClassification", "LlamaForQuestionAnswering", "LlamaModel",
+     "LlamaForRewardModeling", "LlamaForCausalLMEagle3", "LlavaForConditionalGeneration", ""],
+)  # fmt: skip
+def test_other_heads_are_named(name, model):
+    changed(model, architectures=[name])
+    message = rf"architectures: {name} is not read; a policy ends in ForCausalLM, a reward model in"
+    refused(model, message)
+    with pytest.raises(UserError, match=message):
+        hugging_face.load_config(model, "reward")
+
+
+@pytest.mark.parametrize("names", ["LlamaForCausalLM", [1], {"a": 1}, 7])
+def test_architectures_that_are_no_names_are_refused(names, model):
+    changed(model, architectures=names)
+    refused(model, "architectures: must be a list of names")
+
+
 def test_a_head_beside_tied_embeddings_must_equal_them(tmp_path):
     config = FAMILIES["gqa_tied"]
     tensors = tensors_of(config)
@@ -225,7 +274,7 @@ def test_written_config_is_read_again(config):
         ({"mlp_bias": True}, r"config\.json: mlp_bias: only False"),
         ({"rope_scaling": {"rope_type": "yarn"}}, r"config\.json: rope_scaling: type 'yarn'"),
         ({"rope_scaling": "twice"}, r"config\.json: rope_scaling: must be a mapping"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, r"config\.json: factor: missing"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"config\.json: rope_scaling\.factor: missing"),
         ({"hidden_size": None}, r"config\.json: hidden_size: missing"),
         ({"hidden_size": "32"}, r"config\.json: hidden_size: must be a number, not '32'"),
         ({"hidden_size": 32.5}, r"config\.json: hidden_size: must be a whole number"),
