@@ -223,10 +223,10 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports every save through absl's logger; only its errors are of interest."""
+    """Orbax reports every save through absl's logger, and errors besides raising them."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
