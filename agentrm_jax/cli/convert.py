@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from agentrm_jax.cli.export import check_target
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.output_folders import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,23 +22,38 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args(arguments)
-    check_target(given.to)
+    check_output_folder(given.to, [given.file])
 
     import jax
 
-    from agentrm_jax.data.gguf_tokenizer import write_gguf_tokenizer
+    from agentrm_jax.data.gguf_tokenizer import special_token_ids, write_gguf_tokenizer
     from agentrm_jax.model import hugging_face
     from agentrm_jax.model.gguf_model import read_gguf
 
     config, params, metadata = read_gguf(given.file)
-    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    with _named(given.file):
+        ids = special_token_ids(metadata, config.vocab_size)
+
+    def beside(folder: pathlib.Path) -> None:
+        with _named(given.file):
+            write_gguf_tokenizer(metadata, folder)
+
     hugging_face.save(
         given.to,
         config,
         jax.tree.map(lambda x: x.astype(jax.numpy.dtype(given.dtype)), params),
-        settings={k: metadata.get(f"tokenizer.ggml.{name}_token_id") for k, name in names.items()},
-        beside=lambda folder: write_gguf_tokenizer(metadata, folder),
+        settings={f"{role}_token_id": ids.get(role) for role in ("bos", "eos", "pad")},
+        beside=beside,
     )
     size = sum(x.size for x in jax.tree.leaves(params))
     print(f"{given.to}: {size:,} parameters in {given.dtype}, read from {given.file}")
     return 0
+
+
+@contextlib.contextmanager
+def _named(file: pathlib.Path) -> Iterator[None]:
+    """Errors in the block name the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None

@@ -13,8 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrm_jax.cli.score import model_parser
-from agentrm_jax.cli.scoring import RewardModel, open_reward_model
+from agentrm_jax.cli.scoring import (
+    RewardModel,
+    check_finite,
+    open_reward_model,
+    reward_directory,
+)
+from agentrm_jax.cli.trained_on import read_trained_on
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.output_folders import check_output_folder, new_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.run_directory import write_json_atomic, write_text_atomic
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
@@ -22,6 +29,10 @@ from agentrm_jax.evaluate import meta_evaluation
 from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
 from agentrm_jax.evaluate.page import page
 
+_NOT_KNOWN = (
+    "what this model was trained on is not known (it has no trained_on.json); tasks of these trees "
+    "may be among it"
+)
 MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
 _DESCRIPTION = """\
 Scores every visited state of search trees and compares the scores with the states' values, the mean
@@ -36,7 +47,9 @@ to look at) and eval_rm.json, and prints:
 
 each with a 95% interval over trees, beside the same of other scores: random numbers, the depth,
 and how likely the policy was to take the step. Trees of tasks that the model was trained on
-are left out (they say little), unless --seen is given; grow others with, for example,
+are left out (they say little), unless --seen is given. The model's trained_on.json lists these
+tasks; for a model without it they are not known, and the console, the page and eval_rm.json say so.
+Grow other trees with, for example,
 
   agentrm explore CONFIG --output OTHER --policy=RUN/sft/model --train_policy=false --seed=1
 """
@@ -53,8 +66,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seen", action="store_true", help="also tasks that were trained on")
     given, overrides = parser.parse_known_args(arguments)
+    if given.min_visits < 1:
+        raise UserError(f"--min-visits: must be at least 1 (got {given.min_visits})")
+    check_output_folder(given.output, [given.trees, given.model])
     trees = _read(given.trees)
-    problems = _trained_on(given.model)
+    problems, complete = _trained_on(reward_directory(given.model, given.config, overrides))
+    if not complete:
+        print(f"{given.model}: {_NOT_KNOWN}", file=sys.stderr)
     seen = [tree for tree in trees if tree.task.problem in problems]
     if seen and not given.seen:
         trees = [tree for tree in trees if tree.task.problem not in problems]
@@ -75,11 +93,13 @@ def main(arguments: Sequence[str]) -> int:
         "model": str(given.model),
         "source": str(given.trees),
         "min_visits": given.min_visits,
+        "trained_on": "known" if complete else "not known",
         "seen": len(seen) if given.seen else 0,
         **_found(states, scores),
     }
-    write_json_atomic(given.output / "eval_rm.json", found)
-    write_text_atomic(given.output / "eval_rm.html", _page(found))
+    with new_folder(given.output) as folder:
+        write_json_atomic(folder / "eval_rm.json", found)
+        write_text_atomic(folder / "eval_rm.html", _page(found))
     Console(width=None if Console().is_terminal else 120).print(_table(found))
     print(f"report: {given.output / 'eval_rm.html'}")
     return 0
@@ -100,12 +120,19 @@ def _read(path: pathlib.Path) -> list[TreeRecord]:
     return found
 
 
-def _trained_on(model: pathlib.Path) -> set[str]:
-    """The problems whose trees lie in the model's run."""
+def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
+    """The problems that a model was trained on, and whether these are all of them.
+
+    Of a model of an older version, which lists none, they are those of the trees in its run.
+    """
+    listed = read_trained_on(model)
+    if listed is not None:
+        return listed, True
     for run in (model, *model.resolve().parents[:3]):
         if (run / "trees" / FILE).exists():
-            return {tree.task.problem for tree in TreeStore.read(run / "trees").values()}
-    return set()
+            trees = TreeStore.read(run / "trees").values()
+            return frozenset(tree.task.problem for tree in trees), False
+    return frozenset(), False
 
 
 def _scores(
@@ -116,7 +143,10 @@ def _scores(
     with progress("eval-rm", len(trees)) as bar:
         for tree, own in zip(trees, states, strict=True):
             every = tree.states()
-            found += model.scorer.score([[every[node] for node in own.nodes]])[0]
+            scores = model.scorer.score([[every[node] for node in own.nodes]])[0]
+            for node, score in zip(own.nodes, scores, strict=True):
+                check_finite(score, f"tree {tree.task.task_id}, node {node}")
+            found += scores
             bar.advance()
     return np.asarray(found)
 
@@ -148,7 +178,15 @@ def _page(found: Mapping[str, Any]) -> str:
     from agentrm_jax.evaluate import plots  # matplotlib is slow to import
 
     plot = Markup(plots.reliability(found["reliability"], found["by_depth"]))
-    return page("eval_rm.html", title=found["model"], found=found, measures=MEASURES, plot=plot)
+    not_known = _NOT_KNOWN if found["trained_on"] != "known" else ""
+    return page(
+        "eval_rm.html",
+        title=found["model"],
+        found=found,
+        measures=MEASURES,
+        plot=plot,
+        not_known=not_known,
+    )
 
 
 def _table(found: Mapping[str, Any]) -> Table:

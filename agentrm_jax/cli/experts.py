@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.output_folders import check_output_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.contract import admit_tasks
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="environment processes")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
     given = parser.parse_args(arguments)
+    for key, least in (("n", 1), ("seed", 0), ("workers", 0)):
+        if getattr(given, key) < least:
+            raise UserError(f"--{key}: must be at least {least} (got {getattr(given, key)})")
+    check_output_folder(given.output)
     family = load_family(given.name)
     kinds = given.kinds.split(",") if given.kinds else family.kinds()
     listed = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)

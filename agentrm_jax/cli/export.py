@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.output_folders import check_output_folder
 
 _FOLDERS = {"policy": "sft/model", "reward": "reward/explicit/model"}
 
@@ -59,23 +60,10 @@ def main(arguments: Sequence[str]) -> int:
     source = given.run / _FOLDERS[given.what]
     if not source.exists():
         source = given.run
-    check_target(given.to)
+    check_output_folder(given.to, [source])
     size = _export(source, given.what, given.to, given.dtype)
     print(f"{given.to}: a {given.what} of {size:,} parameters in {given.dtype}, read from {source}")
     return 0
-
-
-def check_target(directory: pathlib.Path) -> None:
-    """Refuses to replace anything but an earlier export.
-
-    Raises:
-      UserError: There is something else.
-    """
-    ours = directory.is_dir() and (
-        (directory / "manifest.json").exists() or not any(directory.iterdir())
-    )
-    if directory.exists() and not ours:
-        raise UserError(f"--to: {directory} holds other files")
 
 
 def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> int:
@@ -83,6 +71,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     import jax
 
     from agentrm_jax.cli import models
+    from agentrm_jax.cli.trained_on import write_trained_on
     from agentrm_jax.core.sharding import MeshConfig, make_mesh
     from agentrm_jax.model import hugging_face
     from agentrm_jax.model.value import linear
@@ -110,6 +99,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     def beside(folder: pathlib.Path) -> None:
         model.tokenizer.export(folder)
         (folder / "README.md").write_text(readme, encoding="utf-8")
+        write_trained_on(folder, model.trained_on)
 
     tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": model.tokenizer.chat.stop}
     hugging_face.save(to, model.config, params, settings=tokens, beside=beside)

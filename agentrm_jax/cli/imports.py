@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.output_folders import check_output_folder
 from agentrm_jax.data.conversations import item_names, read_conversations
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.registry import environment_names, load_family
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
     given = parser.parse_args(arguments)
+    check_output_folder(given.output, [given.file])
     name = given.environment or environment_of(given.file)
     load_family(name)  # an error, if there is no such environment
     trajectories = read_conversations(given.file, name)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.cli.config import ModelConfig
+from agentrm_jax.cli.trained_on import read_trained_on, write_trained_on
 from agentrm_jax.core.checkpoints import load_model, read_model_config, save_model
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.processes import is_first
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -24,12 +24,16 @@ from agentrm_jax.model.value import MSE, HeadConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Parameters, their shape, the tokenizer whose tokens they read; a reward model's head."""
+    """Parameters, their shape, the tokenizer whose tokens they read; a reward model's head.
+
+    `trained_on` holds the problems that a reward model was trained on, None if it is not known.
+    """
 
     params: Params
     config: LlamaConfig
     tokenizer: Tokenizer
     head: HeadConfig = MSE
+    trained_on: frozenset[str] | None = None
 
 
 def fresh_policy(
@@ -112,7 +116,13 @@ def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
             "*.safetensors, tokenizer.json) or a model folder of a run"
         )
     tokenizer = _tokenizer_for(directory, config)
-    return Model(params=params, config=config, tokenizer=tokenizer, head=head)
+    return Model(
+        params=params,
+        config=config,
+        tokenizer=tokenizer,
+        head=head,
+        trained_on=read_trained_on(directory),
+    )
 
 
 def is_model_directory(directory: pathlib.Path) -> bool:
@@ -129,9 +139,12 @@ def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     config = model.config.to_hf()
     if kind == "reward":
         config["value_head"] = dataclasses.asdict(model.head)
-    save_model(directory, kind, config, model.params)
-    if is_first():
-        model.tokenizer.save(directory)
+
+    def beside(folder: pathlib.Path) -> None:
+        model.tokenizer.save(folder)
+        write_trained_on(folder, model.trained_on)
+
+    save_model(directory, kind, config, model.params, beside)
 
 
 def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:

@@ -8,12 +8,17 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import IO
 
 from agentrm_jax.cli.scoring import open_reward_model
 from agentrm_jax.cli.trajectory_files import read_trajectories
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.output_folders import check_output_file, new_file
 from agentrm_jax.core.progress import progress
 
+_OWN_KEYS = {"task_id", "score", "outcome", "start", "after_action"}
+_LONGEST_LINE = 1 << 24
 _DESCRIPTION = """\
 Scores trajectories with a reward model, without an environment, and writes one JSON line for each:
 
@@ -22,7 +27,7 @@ Scores trajectories with a reward model, without an environment, and writes one 
   outcome            the return that is stored with it (1 for conversations that do not say)
   start              the score before any step
   after_action       for each step, before the environment has answered
-  after_observation  for each step, behind the answer; null where a conversation ends with a reply
+  after_observation  for each step, after the answer; null where a conversation ends with a reply
   dropped_steps      how many of the oldest steps did not fit into the context at the end
 
 FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
@@ -43,12 +48,14 @@ def main(arguments: Sequence[str]) -> int:
         help="what was played in conversations; default: what ids or the file's name begin with",
     )
     given, overrides = parser.parse_known_args(arguments)
+    if given.output is not None:
+        _check_output(given.output, given.file)
     trajectories = read_trajectories(given.file, given.environment)
     model = open_reward_model(given.model, given.config, overrides)
     cut = 0
     with _written(given.output) as file, progress("score", len(trajectories)) as bar:
         for scored in model.score(trajectories):
-            print(json.dumps(scored.to_json()), file=file)
+            print(json.dumps(scored.to_json(), allow_nan=False), file=file)
             cut += scored.dropped_steps > 0
             bar.advance()
     where = f" in {given.output}" if given.output else ""
@@ -88,14 +95,30 @@ def model_parser(usage: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _check_output(path: pathlib.Path, source: pathlib.Path) -> None:
+    """Only scores of ours are replaced.
+
+    Raises:
+      UserError: Something else is there, or nothing can be written there.
+    """
+    check_output_file(path, [source])
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST_LINE)
+        ours = not first or parse_json(first).keys() >= _OWN_KEYS
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: was not written by `agentrm score`; choose another file to write")
+
+
 @contextlib.contextmanager
-def _written(path: pathlib.Path | None) -> Iterator[TextIO]:
+def _written(path: pathlib.Path | None) -> Iterator[IO[str]]:
     """Standard output, or a file that is there whole or not at all."""
     if path is None:
         yield sys.stdout
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with new_file(path) as file:
         yield file
-    temporary.replace(path)

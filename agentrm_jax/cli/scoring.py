@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from agentrm_jax.cli.models import Model, is_model_directory
 from agentrm_jax.cli.run import RESOLVED, Run
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine.engine import Engine
@@ -78,11 +80,16 @@ class RewardModel:
         """Scores at both ends of every step, in the order of the trajectories.
 
         Raises:
-          UserError: A trajectory is of an environment that the run does not name.
+          UserError: A trajectory is of an environment that the run does not name, or a score is
+            not finite.
         """
-        remaining = iter(trajectories)
+        remaining, number = iter(trajectories), 0
         while batch := list(itertools.islice(remaining, _BATCH)):
-            yield from self._score(batch)
+            for scored in self._score(batch):
+                number += 1
+                for score in (scored.start, *scored.after_action, *scored.after_observation):
+                    check_finite(score, f"trajectory {number} (task {scored.task_id})")
+                yield scored
 
     def _score(self, batch: Sequence[Trajectory]) -> Iterator[Scored]:
         asked: list[tuple[Trajectory, list[list[Piece] | None], int]] = []
@@ -126,6 +133,40 @@ def open_reward_model(
       UserError: There is no such model, or no configuration to read it by.
     """
     directory = pathlib.Path(path)
+    return RewardModel(Run(config=_config_for(directory, config, overrides), directory=directory))
+
+
+def reward_directory(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> pathlib.Path:
+    """Returns the folder that `open_reward_model` reads the model from.
+
+    Raises:
+      UserError: See `open_reward_model`.
+    """
+    directory = pathlib.Path(path)
+    found = _config_for(directory, config, overrides)
+    return Run(config=found, directory=directory).reward_directory
+
+
+def check_finite(score: float | None, place: str) -> None:
+    """Refuses a score that is not finite.
+
+    Raises:
+      UserError: It is NaN or infinite; names the place.
+    """
+    if score is not None and not math.isfinite(score):
+        raise UserError(
+            f"{printable(place)}: the reward model's score is {score}; its weights are damaged or "
+            "do not fit --dtype: train or export it again"
+        )
+
+
+def _config_for(
+    directory: pathlib.Path, config: str | os.PathLike[str] | None, overrides: Sequence[str]
+) -> RunConfig:
     is_model = is_model_directory(directory)
     if not is_model and not (directory / RESOLVED).exists():
         raise UserError(
@@ -133,9 +174,7 @@ def open_reward_model(
             "reward/explicit/model, or what `agentrm export` wrote"
         )
     found = _read_config(directory, config, overrides)
-    if is_model:
-        found = dataclasses.replace(found, reward_model=str(directory))
-    return RewardModel(Run(config=found, directory=directory))
+    return dataclasses.replace(found, reward_model=str(directory)) if is_model else found
 
 
 def _read_config(

@@ -85,6 +85,7 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     dtype = loaded_dtype(config, config.train_rm)
     model = run.policy(dtype)
     paths = open_paths(run.directory / "states" / DATASET)
+    problems = frozenset(path.trajectory.task.problem for path in paths)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, model.config.longest)
     rows = _rows(
@@ -100,11 +101,14 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     head.check_targets(targets[weights > 0])
     if config.reward_init is None:
         start = init_reward(model.params, mean, head)
+        trained_on = problems
     else:
-        start = run.reward_init(dtype).params
+        initial = run.reward_init(dtype)
+        start = initial.params
+        trained_on = None if initial.trained_on is None else problems | initial.trained_on
     if not config.train_rm.head_bias:
         start["value_head"]["bias"] = jnp.zeros_like(start["value_head"]["bias"])
-    model = dataclasses.replace(model, params=start, head=head)
+    model = dataclasses.replace(model, params=start, head=head, trained_on=trained_on)
     loss = reward_loss(config, model.config, run.mesh)
     params, last = _fit(
         run, stage, "train-rm", model, loss, rows, config.train_rm, directory, explicit.describe

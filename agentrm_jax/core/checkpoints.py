@@ -1,7 +1,8 @@
-"""Checkpoints. The only module that knows Orbax.
+"""Checkpoints. The only module that imports Orbax.
 
-A finished model is a folder: `model.json` (kind and shape) and `params/` (Orbax). A training run
-keeps a folder of states, one for each checkpoint, named by its update.
+A finished model is a folder: `model.json` (kind and shape), `params/` (Orbax) and a manifest with
+the sha256 of every file. A training run keeps a folder of states, one for each checkpoint, named
+by its update; checksums of the values are part of each.
 """
 
 from __future__ import annotations
@@ -10,70 +11,88 @@ import contextlib
 import json
 import logging
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
-
+from agentrm_jax.core.array_checksums import checksums, named_leaves, sealed, unsealed
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.processes import from_first
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.manifests import check_manifest
+from agentrm_jax.core.output_folders import begin_folder, drop_folder, finish_folder
+from agentrm_jax.core.processes import from_first, is_first
+from agentrm_jax.core.text import first_line
 
 _MODEL_FILE = "model.json"
 _PARAMS = "params"
 _LOSS = "held_out_loss"
 
 
-def save_model(directory: pathlib.Path, kind: str, config: Mapping[str, Any], params: Any) -> None:
+def save_model(
+    directory: pathlib.Path,
+    kind: str,
+    config: Mapping[str, Any],
+    params: Any,
+    beside: Callable[[pathlib.Path], None] | None = None,
+) -> None:
     """Writes a finished model; the folder appears in one piece or not at all.
 
-    All processes call it: each writes its part of the parameters, the first one the rest.
+    All processes call it: each writes its shards of the parameters, the first one the rest.
 
     Args:
-      directory: A model that is there already is replaced.
+      directory: An unchanged model that is there already is replaced.
       kind: `policy` or `reward`.
       config: Whatever is needed to rebuild the model, as JSON values.
+      beside: Writes further files, such as the tokenizer's, into the folder that it is given.
+
+    Raises:
+      UserError: The folder holds files that agentrm did not write, or cannot be written.
     """
     directory = directory.absolute()
-    partial = directory.with_name(directory.name + ".partial")
-
-    def begin() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    partial = pathlib.Path(from_first(lambda: str(begin_folder(directory))))
 
     def finish() -> None:
         stored = {"kind": kind, "config": dict(config)}
         (partial / _MODEL_FILE).write_text(json.dumps(stored, indent=1))
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+        if beside is not None:
+            beside(partial)
+        finish_folder(partial, directory)
 
-    from_first(begin)
-    with _quiet():
-        _orbax().save(partial / _PARAMS, params)
-    from_first(finish)
+    try:
+        with _quiet():
+            _orbax().save(partial / _PARAMS, params)
+        from_first(finish)
+    except BaseException as error:
+        if is_first():
+            drop_folder(partial)
+        if isinstance(error, OSError):
+            raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
+        raise
 
 
 def read_model_config(directory: pathlib.Path, kind: str) -> dict[str, Any]:
-    """The config of a saved model.
+    """Returns the config of a saved model.
 
     Raises:
-      UserError: There is none, or of another kind.
+      UserError: There is none, it is of another kind, or it changed since it was saved.
     """
     path = directory / _MODEL_FILE
     if not path.exists():
         raise UserError(f"{directory}: no model here ({_MODEL_FILE} is missing)")
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_bytes())
         found, config = stored["kind"], stored["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({_line(error)}); save the model again") from None
+        if not isinstance(config, dict):
+            raise TypeError("config is not a JSON object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({first_line(error)}); save the model again") from None
+    check_manifest(directory, only=_MODEL_FILE)
     if found != kind:
         raise UserError(f"{directory}: holds a {found} model, a {kind} model is wanted")
     return config
 
 
 def load_model(directory: pathlib.Path, target: Any, *, partial: bool = False) -> Any:
-    """A saved model's parameters.
+    """Returns a saved model's parameters, after every file was compared with the manifest.
 
     Args:
       target: Abstract tree (`jax.ShapeDtypeStruct`) whose leaves carry shape, dtype and sharding;
@@ -85,6 +104,7 @@ def load_model(directory: pathlib.Path, target: Any, *, partial: bool = False) -
       UserError: There is none, it is damaged, or a parameter is missing or of another shape.
     """
     path = directory.absolute() / _PARAMS
+    check_manifest(directory)
     _check(path, target, partial)
     orbax = _orbax()
     loading = orbax.options.PyTreeOptions.Loading(partial_load=partial)
@@ -110,7 +130,7 @@ class TrainingCheckpoints:
         policies = training.preservation_policies
         self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with _quiet(), _readable(self._directory):
             self._checkpointer = training.Checkpointer(
                 self._directory,
                 preservation_policy=policies.AnyPreservationPolicy(
@@ -136,12 +156,18 @@ class TrainingCheckpoints:
     def best(self) -> tuple[int, float] | None:
         """The update with the smallest loss on what was held out, and that loss."""
         self._checkpointer.wait()
-        measured = [
-            (each.metrics[_LOSS], -int(each.step))
-            for each in self._checkpointer.checkpoints
-            if each.metrics
-        ]
+        losses = {int(each.step): self._loss(each) for each in self._checkpointer.checkpoints}
+        measured = [(loss, -update) for update, loss in losses.items() if loss is not None]
         return (-min(measured)[1], min(measured)[0]) if measured else None
+
+    def _loss(self, listed: Any) -> float | None:
+        """The loss of a checkpoint on what was held out; one of an older version has no record."""
+        record = self._record(int(listed.step))
+        return (listed.metrics or {}).get(_LOSS) if record is None else record[_LOSS]
+
+    def _record(self, update: int) -> dict[str, Any] | None:
+        with _quiet(), _readable(self._directory / str(update)):
+            return unsealed(self._checkpointer.metadata(update).custom_metadata)
 
     def save(self, update: int, state: Any, held_out_loss: float | None = None) -> None:
         """Begins to write a checkpoint, as soon as the one before it is on the disk.
@@ -152,6 +178,7 @@ class TrainingCheckpoints:
         Raises:
           OSError: The one before it could not be written.
         """
+        record = {"checksums": checksums(state), _LOSS: held_out_loss}
         with _quiet():
             self._checkpointer.wait()  # overwriting one that is being written would tear it
             self._checkpointer.save_async(
@@ -160,10 +187,11 @@ class TrainingCheckpoints:
                 force=True,
                 overwrite=True,
                 metrics=None if held_out_loss is None else {_LOSS: held_out_loss},
+                custom_metadata=sealed(record),
             )
 
     def restore(self, target: Any, update: int | None = None) -> Any:
-        """A checkpoint, by default the newest, into an abstract tree as in `load_model`.
+        """Returns a checkpoint, by default the newest, as an abstract tree says (`load_model`).
 
         Raises:
           UserError: There is none, it is damaged, or holds a state of another shape.
@@ -174,8 +202,12 @@ class TrainingCheckpoints:
             raise UserError(f"{self._directory}: there is no checkpoint here")
         path = self._directory / str(update)
         _check(path, target)
+        record = self._record(update)
         with _quiet(), _readable(path):
-            return self._checkpointer.load(update, target)
+            state = self._checkpointer.load(update, target)
+        if record is not None:  # a checkpoint of an older version has none
+            _check_values(path, record["checksums"], checksums(state))
+        return state
 
     def close(self) -> None:
         """Waits for the newest checkpoint to be on the disk."""
@@ -191,10 +223,10 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports every save through absl's logger; only its errors are of interest."""
+    """Orbax reports every save through absl's logger, and errors besides raising them."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -207,19 +239,22 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint that can be read ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise UserError(
+            f"{path}: not a checkpoint that can be read ({first_line(error)})"
+        ) from None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+
+
+def _check_values(path: pathlib.Path, saved: Mapping[str, str], loaded: Mapping[str, str]) -> None:
+    for name in sorted(saved.keys() | loaded.keys()):
+        if saved.get(name) != loaded.get(name):
+            raise UserError(
+                f"{path}: damaged (parameter {name} differs from its checksum); delete this folder "
+                "to resume from the checkpoint before it"
+            )
 
 
 def _check(path: pathlib.Path, target: Any, partial: bool = False) -> None:

@@ -180,13 +180,13 @@ def new_file(path: pathlib.Path) -> Iterator[IO[str]]:
 
 
 def _check_kind(directory: pathlib.Path) -> None:
+    if directory.is_symlink():
+        raise UserError(f"{directory}: is a symbolic link; choose an empty folder")
     working = pathlib.Path.cwd()
     if directory.resolve() in (working, *working.parents):
         raise UserError(
             f"{str(directory)!r}: is the working folder or above it; give the name of a new folder"
         )
-    if directory.is_symlink():
-        raise UserError(f"{directory}: is a symbolic link; choose an empty folder")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; choose an empty folder")
 

@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.manifests import check_manifest
+from agentrm_jax.core.output_folders import new_folder
+from agentrm_jax.core.text import first_line
 
 T = TypeVar("T")
 
@@ -31,6 +35,9 @@ def write_dataset(
 
     Returns:
       How many examples were written.
+
+    Raises:
+      UserError: There are none, or the folder holds files that agentrm did not write.
     """
     rows = [
         {"key": key, "record": json.dumps(record, separators=(",", ":")), **numbers}
@@ -38,15 +45,12 @@ def write_dataset(
     ]
     if not rows:
         raise UserError(f"{directory}: there is nothing to write, no {name} was made")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
-    builder = _builder(partial, name, rows, numbers)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
-        builder.download_and_prepare()
-    shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with new_folder(directory) as partial:
+        builder = _builder(partial, name, rows, numbers)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
+            builder.download_and_prepare()
+        shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
     return len(rows)
 
 
@@ -109,10 +113,10 @@ class Dataset(Sequence[T]):
             raise IndexError(index)
         index %= len(self)
         try:
-            return self._decode(json.loads(self._source[index]["record"]))
+            return self._decode(parse_json(self._source[index]["record"]))
         except Exception as error:  # array_record raises plain RuntimeError and more
             raise UserError(
-                f"{self._directory}: record {index} is corrupt ({_first_line(error)}); delete the "
+                f"{self._directory}: record {index} is corrupt ({first_line(error)}); delete the "
                 "folder to make it again"
             ) from None
 
@@ -128,18 +132,15 @@ def open_dataset(directory: pathlib.Path, made_by: str, decode: Callable[[Any], 
     found = sorted(directory.glob("examples/*/dataset_info.json"))
     if not found:
         raise UserError(f"{directory}: not found; `agentrm {made_by}` makes it")
+    check_manifest(directory)
     try:
         builder: Any = tfds.builder_from_directory(str(found[-1].parent))
         source = builder.as_data_source(split=SPLIT)
         len(source)
     except Exception as error:  # TFDS and array_record raise many kinds
         raise UserError(
-            f"{directory}: damaged ({_first_line(error)}); delete the folder to make it again"
+            f"{directory}: damaged ({first_line(error)}); delete the folder to make it again"
         ) from None
     dataset = Dataset(directory, source, decode)
     dataset[-1]  # a truncated file says so here, not in the middle of a stage
     return dataset
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

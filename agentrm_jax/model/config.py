@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
@@ -57,6 +57,7 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 """By `model_type`."""
 
+_ORIGINAL = "original_max_position_embeddings"
 _FIXED = {"hidden_act": "silu", "quantization_config": None}
 """As `Family.fixed`, for all."""
 
@@ -172,13 +173,12 @@ class LlamaConfig:
         for key, wanted in {**_FIXED, **family.fixed}.items():
             if config.get(key, wanted) != wanted:
                 raise UserError(f"{key}: only {wanted!r} is supported, not {config[key]!r}")
-        # transformers 5 writes `rope_parameters`; before, theta stood beside `rope_scaling`.
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if not isinstance(rope, Mapping):
-            raise UserError(f"rope_scaling: must be a mapping, not {rope!r}")
+        _check_layer_types(config)
         num_heads, d_model = _int(config, "num_attention_heads"), _int(config, "hidden_size")
         given = {**family.defaults, **config}
         windowed = given.get("sliding_window") if "sliding_window" in family.defaults else None
+        max_positions = _int(given, "max_position_embeddings")
+        rope_theta, rope_scaling = _rope(config, max_positions)
         return cls(
             family=name,
             vocab_size=_int(config, "vocab_size"),
@@ -188,11 +188,11 @@ class LlamaConfig:
             num_kv_heads=_int(given, "num_key_value_heads", num_heads),
             head_dim=_int(given, "head_dim", d_model // max(num_heads, 1)),
             d_ff=_int(config, "intermediate_size"),
-            rope_theta=_float({**config, **rope}, "rope_theta", 10_000.0),
-            rope_scaling=_scaling(rope),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             norm_eps=_float(config, "rms_norm_eps", 1e-6),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            max_positions=_int(given, "max_position_embeddings"),
+            max_positions=max_positions,
             sliding_window=None if windowed is None else _int(given, "sliding_window"),
         )
 
@@ -230,18 +230,72 @@ class LlamaConfig:
         return contents
 
 
-def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
+    """Returns the base of the rotary wavelengths and their scaling, as transformers reads them.
+
+    Before version 5 theta was a key of its own and `rope_scaling` held the rest; since then
+    `rope_parameters` holds both. If both are given, `rope_scaling` replaces `rope_parameters` as a
+    whole, its theta included.
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = config.get(name) or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{name}: must be a mapping, not {rope!r}")
+    for key, value in rope.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"{name}.{key}: scaling by layer type is not supported")
+    for where, given in (("", config), (f"{name}.", rope)):
+        if given.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(
+                f"{where}partial_rotary_factor: only 1.0 is supported, not "
+                f"{given['partial_rotary_factor']!r}"
+            )
+    theta = _positive({"rope_theta": 10_000.0, **config, **rope}, "rope_theta")
+    kind = rope["rope_type"] if "rope_type" in rope else rope.get("type", "default")
     if kind == "default":
-        return None
+        return theta, None
     if kind != "llama3":
-        raise UserError(f"rope_scaling: type {kind!r} is not supported, llama3 is")
-    return RopeScaling(
-        factor=_float(rope, "factor"),
-        low_freq_factor=_float(rope, "low_freq_factor"),
-        high_freq_factor=_float(rope, "high_freq_factor"),
-        original_max_positions=_int(rope, "original_max_position_embeddings"),
-    )
+        raise UserError(f"{name}: type {kind!r} is not supported; default and llama3 are")
+    return theta, _llama3(name, {**config, **_only_given(config, rope)}, max_positions)
+
+
+def _only_given(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling without its original length, if that is a key of `config.json` itself."""
+    return {k: v for k, v in rope.items() if k != _ORIGINAL or k not in config}
+
+
+def _llama3(name: str, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+    try:
+        scaling = RopeScaling(
+            factor=_positive(rope, "factor"),
+            low_freq_factor=_positive(rope, "low_freq_factor"),
+            high_freq_factor=_positive(rope, "high_freq_factor"),
+            original_max_positions=int(_positive({_ORIGINAL: max_positions, **rope}, _ORIGINAL)),
+        )
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from None
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise UserError(
+            f"{name}.high_freq_factor: must be larger than low_freq_factor, "
+            f"{scaling.low_freq_factor} (got {scaling.high_freq_factor})"
+        )
+    return scaling
+
+
+def _check_layer_types(config: Mapping[str, Any]) -> None:
+    layer_types = config.get("layer_types") or ()
+    if not isinstance(layer_types, Sequence) or set(layer_types) - {"full_attention"}:
+        raise UserError(f"layer_types: only full_attention is supported, not {layer_types!r}")
+
+
+def _positive(config: Mapping[str, Any], key: str) -> float:
+    """A positive number; a key that is null is an error, as it is in transformers."""
+    if key in config and config[key] is None:
+        raise UserError(f"{key}: must be a number, not null; delete the key if it is not known")
+    value = _float(config, key)
+    if value <= 0:
+        raise UserError(f"{key}: must be positive (got {value})")
+    return value
 
 
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
+from agentrm_jax.model.gguf_file import GgufTensor, read_gguf_file
 from agentrm_jax.model.llama import stretched
 from agentrm_jax.model.parameters import Params
 
@@ -31,87 +33,170 @@ _TENSORS = {
     ("lm_head",): "output",
 }
 _HEAD, _ROPE = "output.weight", "rope_freqs.weight"
+_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...] | None] = {
+    "rope.scaling.original_context_length": None,  # of YaRN
+    "rope.scaling.finetuned": None,
+    "rope.scaling.attn_factor": (1.0,),
+    "tensor_data_layout": None,  # llama.cpp ignores it
+    "use_parallel_residual": (False,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "attention.causal": (True,),
+}
+"""Keys beside those that are read, and the values with which they change nothing; None: all."""
 
 
 def read_gguf(path: pathlib.Path) -> tuple[LlamaConfig, Params, dict[str, Any]]:
-    """The shape, the parameters (numpy, float32, quantised values expanded) and all metadata.
+    """Returns shape, parameters (numpy, float32, quantised values expanded) and all metadata.
 
     Raises:
-      UserError: No GGUF file, not a Llama's, unknown rotary scaling, or tensors that do not fit.
+      UserError: No GGUF file, not a Llama's, a key with an effect that is not known here, or
+        tensors that do not fit; names key or tensor.
     """
-    reader = _open(path)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    _require_gguf()
+    metadata, tensors = read_gguf_file(path)
     try:
         config = _config(metadata, tensors)
+        return config, _params(config, tensors), metadata
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _params(config: LlamaConfig, tensors: Mapping[str, GgufTensor]) -> Params:
     described: Any = flatten_dict(parameters.describe(config))
-    found, used = {}, {_ROPE}
+    names = {
+        key: [f"blk.{l}.{_TENSORS[key]}.weight" for l in range(config.num_layers)]
+        if key[0] == "layers"
+        else [f"{_TENSORS[key]}.weight"]
+        for key in described
+    }
+    _check_names(tensors, {name for each in names.values() for name in each})
+    found = {}
     for key, spec in described.items():
-        layers = range(config.num_layers) if key[0] == "layers" else [None]
-        shape = spec.shape[1:] if key[0] == "layers" else spec.shape
-        values = []
-        for l in layers:
-            name = f"{_TENSORS[key]}.weight" if l is None else f"blk.{l}.{_TENSORS[key]}.weight"
-            if name not in tensors:
-                raise UserError(f"{path}: the tensor {name} is missing")
-            used.add(name)
-            values.append(_values(path, tensors[name], shape, key[-1]))
-        found[key] = values[0] if key[0] != "layers" else np.stack(values)
-    left_over = sorted(tensors.keys() - used)
+        stacked = key[0] == "layers"
+        shape = spec.shape[1:] if stacked else spec.shape
+        for name in names[key]:
+            _check_shape(tensors[name], shape, key[-1])
+        values = [_values(tensors[name], shape, key[-1]) for name in names[key]]
+        found[key] = np.stack(values) if stacked else values[0]
+    return unflatten_dict(found)
+
+
+def _check_names(tensors: Mapping[str, GgufTensor], wanted: set[str]) -> None:
+    missing, left_over = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted - {_ROPE})
+    if missing:
+        raise UserError(f"the tensor {missing[0]} is missing")
     if left_over:
-        raise UserError(f"{path}: the tensor {left_over[0]} is left over, it is not read")
-    return config, unflatten_dict(found), metadata
+        raise UserError(f"the tensor {left_over[0]} is left over, it is not read")
 
 
-def _open(path: pathlib.Path) -> Any:
+def _require_gguf() -> None:
     try:
-        import gguf
+        import gguf  # noqa: F401
     except ImportError:
         raise UserError("convert: gguf is not installed: pip install 'agentrm-jax[gguf]'") from None
-    if not path.is_file():
-        raise UserError(f"{path}: not found")
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # numpy's, for a file that ends early
-        line = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not a GGUF file that can be read ({line})") from None
 
 
-def _config(metadata: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
+def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor]) -> LlamaConfig:
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise UserError(f"general.architecture: llama is read, not {kind!r}")
-    if metadata.get("llama.rope.scaling.type", "none") != "none":
-        raise UserError("llama.rope.scaling.type: only Llama 3.1's scaling is read from GGUF")
-
-    def number(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"llama.{key}", default)
-        if value is None:
-            raise UserError(f"llama.{key}: missing")
-        return value
-
-    num_heads, d_model = number("attention.head_count"), number("embedding_length")
-    theta = float(number("rope.freq_base", 10_000.0))
-    return LlamaConfig(
-        vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
+    for key, wanted in (("general.type", "model"), ("split.count", 1)):
+        if metadata.get(key, wanted) not in (wanted, 0):
+            raise UserError(f"{key}: only {wanted!r} is read, not {metadata[key]!r}")
+    given = {k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}
+    num_heads, d_model = _whole(given, "attention.head_count"), _whole(given, "embedding_length")
+    head_dim = _whole(given, "attention.key_length", d_model // num_heads)
+    num_kv_heads = _whole(given, "attention.head_count_kv", num_heads)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"llama.attention.head_count_kv: must divide head_count, {num_heads} (got "
+            f"{num_kv_heads})"
+        )
+    if head_dim % 2:
+        raise UserError(f"llama.attention.key_length: must be even (got {head_dim})")
+    vocab_size = len(_tokens(metadata))
+    theta = _number(given, "rope.freq_base", 10_000.0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
         d_model=d_model,
-        num_layers=number("block_count"),
+        num_layers=_whole(given, "block_count"),
         num_heads=num_heads,
-        num_kv_heads=number("attention.head_count_kv", num_heads),
-        head_dim=number("attention.key_length", d_model // num_heads),
-        d_ff=number("feed_forward_length"),
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        d_ff=_whole(given, "feed_forward_length"),
         rope_theta=theta,
-        rope_scaling=_scaling(tensors[_ROPE].data, theta) if _ROPE in tensors else None,
-        norm_eps=_short(number("attention.layer_norm_rms_epsilon")),
+        rope_scaling=_scaling(tensors[_ROPE], theta, head_dim) if _ROPE in tensors else None,
+        norm_eps=_short(_number(given, "attention.layer_norm_rms_epsilon")),
         tie_embeddings=_HEAD not in tensors,
-        max_positions=number("context_length"),
+        max_positions=_whole(given, "context_length"),
     )
+    same = {"vocab_size": vocab_size, "attention.value_length": head_dim,
+            "rope.dimension_count": head_dim}  # fmt: skip
+    _check_others(given, same)
+    return config
 
 
-def _scaling(divisors: np.ndarray, theta: float) -> RopeScaling:
+_READ = frozenset((
+    "attention.head_count", "embedding_length", "attention.key_length", "rope.freq_base",
+    "block_count", "attention.head_count_kv", "feed_forward_length",
+    "attention.layer_norm_rms_epsilon", "context_length", "rope.scaling.type",
+))  # fmt: skip
+
+
+def _check_others(given: Mapping[str, Any], same: Mapping[str, int]) -> None:
+    """Refuses keys whose effect is not known here, and values that are not supported.
+
+    Args:
+      same: The only values that some keys may have.
+    """
+    kind = given.get("rope.scaling.type", "")
+    if kind not in ("", "none"):
+        raise UserError(f"llama.rope.scaling.type: only 'none' is read, not {kind!r}")
+    factors = {"rope.scaling.factor", "rope.scale_linear"}
+    for key in factors & given.keys():  # llama.cpp scales linearly if the type is missing
+        if kind == "" and given[key] not in (0, 1):
+            raise UserError(f"llama.{key}: linear scaling is not supported (got {given[key]!r})")
+    for key in given.keys() - _READ - factors:
+        allowed = (same[key],) if key in same else _WITHOUT_EFFECT.get(key, ())
+        if allowed == ():
+            raise UserError(f"llama.{key}: is not read; its effect is not known here")
+        if allowed is not None and given[key] not in allowed:
+            raise UserError(f"llama.{key}: only {allowed[0]!r} is read, not {given[key]!r}")
+
+
+def _tokens(metadata: Mapping[str, Any]) -> list[Any]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise UserError("tokenizer.ggml.tokens: must be a list of tokens")
+    return tokens
+
+
+def _whole(given: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = given.get(key, default)
+    if value is None:
+        raise UserError(f"llama.{key}: missing")
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise UserError(f"llama.{key}: must be a whole number of at least 1 (got {value!r:.40})")
+    return value
+
+
+def _number(given: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = given.get(key, default)
+    if value is None:
+        raise UserError(f"llama.{key}: missing")
+    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"llama.{key}: must be a positive number (got {value!r:.40})")
+    return float(value)
+
+
+def _scaling(tensor: GgufTensor, theta: float, head_dim: int) -> RopeScaling:
     """Llama-3.1's scaling, of which GGUF keeps only what each frequency is divided by."""
+    if tensor.shape != (head_dim // 2,):
+        raise UserError(f"{_ROPE} has shape {tensor.shape}, not {(head_dim // 2,)}")
+    divisors = tensor.values()
+    if divisors.min() < 1:
+        raise UserError(f"{_ROPE}: these are not the divisors of Llama 3.1's rotary scaling")
     scaling = RopeScaling(
         factor=float(divisors.max()),
         low_freq_factor=1.0,
@@ -130,15 +215,16 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _values(path: pathlib.Path, tensor: Any, shape: Any, name: str) -> np.ndarray:
-    """A tensor in our shape; GGUF has the pairs that are rotated side by side."""
-    from gguf.quants import dequantize
-
-    values = dequantize(tensor.data, tensor.tensor_type)
+def _check_shape(tensor: GgufTensor, shape: tuple[int, ...], name: str) -> None:
     within = 2 if name == "o" else 1  # axes of ours that are its last one
     wanted = (math.prod(shape[:-within]), math.prod(shape[-within:])) if len(shape) > 1 else shape
-    if values.shape != wanted:
-        raise UserError(f"{path}: {tensor.name} has shape {values.shape}, not {wanted}")
+    if tensor.shape != wanted:
+        raise UserError(f"{tensor.name} has shape {tensor.shape}, not {wanted}")
+
+
+def _values(tensor: GgufTensor, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A tensor in our shape; GGUF has the pairs that are rotated side by side."""
+    values = tensor.values()
     if name not in ("q", "k"):
         return values.reshape(shape)
     return values.reshape(shape[0], -1, 2, shape[2]).swapaxes(1, 2).reshape(shape)

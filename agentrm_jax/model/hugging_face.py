@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,10 +23,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.manifests import check_manifest, read_json
+from agentrm_jax.core.output_folders import new_folder
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.core.manifests import check_manifest, read_json, write_manifest
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.stored_tensors import (
     Axes,
@@ -46,7 +46,8 @@ VALUE_BIAS = "agentrm_value_bias"
 _CONFIG = "config.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = "model.layers.{}."
-_CLASSIFIER = "ForSequenceClassification"
+_CLASSES: Mapping[Kind, str] = {"policy": "ForCausalLM", "reward": "ForSequenceClassification"}
+"""What the names of classes in transformers end in."""
 
 _TENSORS: Mapping[str, tuple[tuple[str, ...], Axes]] = {
     _EMBED: (("embed",), ((0,), (1,))),
@@ -82,14 +83,31 @@ def load_config(directory: pathlib.Path, kind: Kind = "policy") -> LlamaConfig:
     path = directory / _CONFIG
     contents = read_json(path)
     check_manifest(directory, only=_CONFIG)
-    names = contents.get("architectures") or ()
-    found = "reward" if any(str(name).endswith(_CLASSIFIER) for name in names) else "policy"
-    if found != kind:
-        raise UserError(f"{path}: architectures: a {found} model, a {kind} model is wanted")
     try:
-        return LlamaConfig.from_hf(contents)
+        config = LlamaConfig.from_hf(contents)
+        _check_kind(contents.get("architectures"), kind)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    return config
+
+
+def _check_kind(names: Any, kind: Kind) -> None:
+    """Compares the names of a model's classes in transformers with what is wanted.
+
+    A `config.json` that names none is one of a policy.
+    """
+    if not isinstance(names, list | None) or not all(isinstance(n, str) for n in names or ()):
+        raise UserError(f"architectures: must be a list of names, not {names!r}")
+    kinds = {suffix: found for found, suffix in _CLASSES.items()}
+    for name in names or [_CLASSES["policy"]]:
+        found = next((found for suffix, found in kinds.items() if name.endswith(suffix)), None)
+        if found is None:
+            raise UserError(
+                f"architectures: {name} is not read; a policy ends in {_CLASSES['policy']}, a "
+                f"reward model in {_CLASSES['reward']}"
+            )
+        if found != kind:
+            raise UserError(f"architectures: a {found} model, a {kind} model is wanted")
 
 
 def load_params(
@@ -118,6 +136,8 @@ def load_params(
     params: dict[tuple[str, ...], jax.Array] = {}
     with contextlib.ExitStack() as stack:
         stored = open_tensors(directory, stack)
+        if kind == "policy" and config.tie_embeddings and _EMBED not in stored and _HEAD in stored:
+            stored[_EMBED] = stored.pop(_HEAD)  # tied weights may be stored under either name
         tensors = _tensors(description)
         bias = _TENSORS[VALUE_BIAS][0]
         if VALUE_BIAS not in stored and tensors.pop(bias, None):
@@ -141,16 +161,15 @@ def save(
     """Writes a policy or a reward model as a Hugging Face directory, in one piece or not at all.
 
     Args:
-      directory: One that is there already is replaced.
+      directory: An unchanged one that is there already is replaced.
       params: All of them within reach of this process.
       settings: More keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
       beside: Writes further files, such as the tokenizer's, into the folder that it is handed.
       most_bytes: Largest file of weights, and what is held in memory at once.
+
+    Raises:
+      UserError: The folder holds files that agentrm did not write, or cannot be written.
     """
-    directory = directory.absolute()
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     reward = "value_head" in params
     bias = float(params["value_head"]["bias"]) if reward else 0.0
     contents = {
@@ -161,27 +180,25 @@ def save(
         **(_classifier(config, bias) if reward else {}),
         **(settings or {}),
     }
-    (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
     tensors = _tensors(parameters.DESCRIPTIONS["reward" if reward else "policy"](config))
     if not bias:
         tensors.pop(_TENSORS[VALUE_BIAS][0], None)
     flat = _flat(params)
-    write_tensors(
-        partial,
-        [(part, flat[path]) for path, parts in tensors.items() for part in parts],
-        most_bytes,
-    )
-    if beside is not None:
-        beside(partial)
-    write_manifest(partial)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with new_folder(directory) as partial:
+        (partial / _CONFIG).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+        write_tensors(
+            partial,
+            [(part, flat[path]) for path, parts in tensors.items() for part in parts],
+            most_bytes,
+        )
+        if beside is not None:
+            beside(partial)
 
 
 def _classifier(config: LlamaConfig, bias: float) -> dict[str, Any]:
     """What `config.json` says of a reward model; without a problem type vLLM bends its scores."""
     return {
-        "architectures": [config.traits.architecture + _CLASSIFIER],
+        "architectures": [config.traits.architecture + _CLASSES["reward"]],
         "num_labels": 1,
         "problem_type": "regression",
         **({VALUE_BIAS: bias} if bias else {}),  # for readers that know no such tensor

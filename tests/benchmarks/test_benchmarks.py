@@ -118,3 +118,13 @@ def test_environments():
         assert row["answers_equal"]
         assert row["expert"] == 1.0
         assert math.isfinite(row["pool_ms"])
+
+
+def test_bit_flips():
+    kinds = ("model", "export", "checkpoint", "trajectories", "states", "trees", "episodes")
+    found = last_line("bit_flips", "--tiny", *kinds)
+    assert found["kinds"].keys() == set(kinds)
+    for counts in found["kinds"].values():
+        assert counts["refused"] + counts["harmless"] == found["flips_of_each"] == 50
+        assert counts["silent"] == counts["traceback"] == 0
+        assert counts["refused"] > 20

@@ -51,22 +51,29 @@ def tensors():
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write(path, values, tokenizer, *, model="gpt2", pre="smollm", arch="llama", theta=20_000.0):
+def write(
+    path, values, tokenizer, *, model="gpt2", pre="smollm", arch="llama", theta=20_000.0,
+    kv=K, extra=lambda writer: None, change=lambda names, kinds, merges: None,
+):  # fmt: skip
+    path.unlink(missing_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     for add, number in (
         (writer.add_block_count, 2), (writer.add_context_length, 128),
         (writer.add_embedding_length, D), (writer.add_feed_forward_length, F),
-        (writer.add_head_count, N), (writer.add_head_count_kv, K),
+        (writer.add_head_count, N), (writer.add_head_count_kv, kv),
         (writer.add_rope_freq_base, theta), (writer.add_layer_norm_rms_eps, 1e-5),
     ):  # fmt: skip
         add(number)
     stored = json.loads(tokenizer._tokenizer.to_str())["model"]
     names = sorted(stored["vocab"], key=stored["vocab"].get)
     merges = [m if isinstance(m, str) else " ".join(m) for m in stored["merges"]]
+    kinds = [3 if name.startswith("<|") else 1 for name in names]
+    change(names, kinds, merges)
+    extra(writer)
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(names)
-    writer.add_token_types([3 if name.startswith("<|") else 1 for name in names])
+    writer.add_token_types(kinds)
     writer.add_token_merges(merges)
     writer.add_eos_token_id(4)
     writer.add_chat_template(TEMPLATE)
@@ -162,6 +169,137 @@ def test_mistakes(tokenizer, tmp_path, capsys):
     assert "tokenizer.ggml.model: only gpt2 is read, not 'llama'" in fails(file)
     write(file, values, tokenizer, pre="new")
     assert "tokenizer.ggml.pre: 'new' is none of gpt-2, smollm, llama-bpe" in fails(file)
+
+
+def fails(capsys, file) -> str:
+    """Nothing is left, neither the folder nor a temporary one."""
+    before = sorted(path.name for path in file.parent.iterdir())
+    assert main(["convert", str(file), "--to", str(file.parent / "out")]) == 2
+    written = capsys.readouterr().err
+    assert written.startswith(f"agentrm: error: {file}: ")
+    assert written.count("\n") == 1
+    assert sorted(path.name for path in file.parent.iterdir()) == before
+    return written
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope.scaling.factor", 4.0, "llama.rope.scaling.factor: linear scaling is not supported"),
+        ("rope.scale_linear", 4.0, "llama.rope.scale_linear: linear scaling is not supported"),
+        ("rope.scaling.type", "linear", "llama.rope.scaling.type: only 'none' is read"),
+        ("rope.scaling.type", "yarn", "llama.rope.scaling.type: only 'none' is read"),
+        ("rope.scaling.attn_factor", 1.5, "llama.rope.scaling.attn_factor: only 1.0 is read"),
+        ("rope.dimension_count", 4, "llama.rope.dimension_count: only 6 is read, not 4"),
+        ("attention.value_length", 8, "llama.attention.value_length: only 6 is read, not 8"),
+        ("attention.key_length", 7, "llama.attention.key_length: must be even"),
+        ("vocab_size", V + 1, f"llama.vocab_size: only {V} is read, not {V + 1}"),
+        ("expert_count", 8, "llama.expert_count: only 0 is read, not 8"),
+        ("expert_used_count", 2, "llama.expert_used_count: only 0 is read, not 2"),
+        ("attention.causal", False, "llama.attention.causal: only True is read"),
+        ("attention.sliding_window", 64, "llama.attention.sliding_window: is not read"),
+        ("attention.clamp_kqv", 8.0, "llama.attention.clamp_kqv: is not read"),
+        ("attention.scale", 0.1, "llama.attention.scale: is not read"),
+        ("logit_scale", 0.5, "llama.logit_scale: is not read"),
+        ("embedding_scale", 12.0, "llama.embedding_scale: is not read"),
+        ("something_new", 1, "llama.something_new: is not read"),
+    ],
+)
+def test_keys_with_an_effect_that_is_not_known_are_named(
+    key, value, message, tokenizer, tmp_path, capsys
+):
+    def extra(writer):
+        add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+        add.get(type(value), writer.add_string)(f"llama.{key}", value)
+
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer, extra=extra)
+    assert message in fails(capsys, file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rope.scaling.factor", 1.0), ("rope.scale_linear", 1.0), ("rope.scaling.type", "none"),
+     ("rope.dimension_count", H), ("vocab_size", V), ("expert_count", 0),
+     ("rope.scaling.finetuned", True), ("tensor_data_layout", "Meta AI original pth")],
+)  # fmt: skip
+def test_keys_without_an_effect_change_nothing(key, value, tokenizer, tmp_path):
+    def extra(writer):
+        add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+        add.get(type(value), writer.add_string)(f"llama.{key}", value)
+
+    found = []
+    for name, more in (("plain", lambda writer: None), ("more", extra)):
+        file = write(tmp_path / f"{name}.gguf", tensors(), tokenizer, extra=more)
+        assert main(["convert", str(file), "--to", str(tmp_path / name)]) == 0
+        found.append((tmp_path / name / "manifest.json").read_text())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kv", [[K, K], 0, 3, 2**31])
+def test_head_counts_that_are_no_number_are_named(kv, tokenizer, tmp_path, capsys):
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer, kv=kv)
+    assert "llama.attention.head_count_kv: must" in fails(capsys, file)
+
+
+@pytest.mark.parametrize("role", ["bos", "eos", "unknown", "padding"])
+@pytest.mark.parametrize("number", [V, 2**32 - 1])
+def test_ids_beyond_the_vocabulary_are_named(role, number, tokenizer, tmp_path, capsys):
+    def extra(writer):
+        writer.add_eos_token_id = lambda _: None  # `write` adds one of its own
+        writer.add_uint32(f"tokenizer.ggml.{role}_token_id", number)
+
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer, extra=extra)
+    assert f"tokenizer.ggml.{role}_token_id: must be below {V}" in fails(capsys, file)
+
+
+def _twice(names, kinds, merges):
+    names[-1] = names[-2]
+
+
+def _no_token(names, kinds, merges):
+    merges[0] = "zq qz"
+
+
+def _three(names, kinds, merges):
+    merges[0] += " a"
+
+
+def _short(names, kinds, merges):
+    kinds.pop()
+
+
+def _kind(names, kinds, merges):
+    kinds[9] = 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_twice, f"is there twice, as number {V - 2} and {V - 1}"),
+        (_no_token, "tokenizer.ggml.merges: number 0, 'zq qz', does not make a token of two"),
+        (_three, "tokenizer.ggml.merges: number 0, "),
+        (_short, f"tokenizer.ggml.token_type: must have an entry for each of {V} tokens"),
+        (_kind, "tokenizer.ggml.token_type: type 6 of token 9 is not read"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_are_named(change, message, tokenizer, tmp_path, capsys):
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer, change=change)
+    assert message in fails(capsys, file)
+
+
+def test_nothing_is_left_when_a_conversion_is_interrupted(tokenizer, tmp_path, monkeypatch):
+    from agentrm_jax.data import gguf_tokenizer
+
+    def interrupted(metadata, folder):
+        assert (folder / "model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer)
+    monkeypatch.setattr(gguf_tokenizer, "write_gguf_tokenizer", interrupted)
+    with pytest.raises(BaseException) as error:  # noqa: PT011 (main may answer it)
+        raise SystemExit(main(["convert", str(file), "--to", str(tmp_path / "out")]))
+    assert isinstance(error.value, KeyboardInterrupt | SystemExit)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
 SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -58,11 +58,51 @@ def test_trees_of_tasks_that_were_trained_on_are_left_out(finished, tmp_path, ca
     said = fails(capsys, finished, "--model", finished, "--output", out)
     assert f"{finished}: the model was trained on all of these tasks; give --seen" in said
     assert not out.exists()
-    elsewhere = shutil.copytree(finished / "reward", tmp_path / "reward") / "explicit" / "model"
-    config = finished / "config.resolved.yaml"
-    given = [finished / "trees", "--model", elsewhere, "--config", config, "--output", out]
-    assert main(["eval-rm", *map(str, given)]) == 0  # nothing says what that model has seen
-    assert json.loads((out / "eval_rm.json").read_text())["seen"] == 0
+
+
+@pytest.mark.parametrize("how", ["alone", "exported", "trees emptied"])
+def test_what_a_model_was_trained_on_travels_with_it(how, finished, tmp_path, capsys) -> None:
+    config = ("--config", finished / "config.resolved.yaml")
+    model = tmp_path / "copy" / "reward" / "explicit" / "model"
+    if how == "exported":
+        model = tmp_path / "exported"
+        arguments = ["export", finished, "--what", "reward", "--to", model]
+        assert main([str(argument) for argument in arguments]) == 0
+    elif how == "alone":
+        shutil.copytree(finished / "reward", tmp_path / "copy" / "reward")
+    else:
+        shutil.copytree(finished, tmp_path / "copy")
+        (tmp_path / "copy" / "trees" / "trees.jsonl").write_bytes(b"")
+        model = tmp_path / "copy"
+    out = tmp_path / "out"
+    said = fails(capsys, finished, "--model", model, *config, "--output", out)
+    assert "the model was trained on all of these tasks" in said
+    given = [finished, "--model", model, *config, "--output", out, "--seen"]
+    assert main(["eval-rm", *map(str, given)]) == 0
+    assert "not known" not in capsys.readouterr().err
+    found = json.loads((out / "eval_rm.json").read_text())
+    assert (found["trained_on"], found["seen"]) == ("known", found["trees"])
+    assert sorted(p.name for p in out.iterdir()) == [
+        "eval_rm.html", "eval_rm.json", "manifest.json"]  # fmt: skip
+
+
+def test_it_is_said_if_nothing_tells_what_a_model_was_trained_on(
+    finished, tmp_path, capsys
+) -> None:
+    out, model = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(finished / "reward" / "explicit" / "model", model)
+    (model / "trained_on.json").unlink()
+    given = [finished, "--model", model, "--config", finished / "config.resolved.yaml",
+             "--output", out]  # fmt: skip
+    assert "trained_on.json: missing, manifest.json lists it" in fails(capsys, *given)
+    (model / "manifest.json").unlink()  # a model of an older version has neither
+    assert main(["eval-rm", *map(str, given)]) == 0
+    assert f"{model}: what this model was trained on is not known" in capsys.readouterr().err
+    found = json.loads((out / "eval_rm.json").read_text())
+    assert (found["trained_on"], found["seen"]) == ("not known", 0)
+    assert (
+        "Warning: what this model was trained on is not known" in (out / "eval_rm.html").read_text()
+    )
 
 
 def test_mistakes(finished, tmp_path, capsys) -> None:
@@ -72,5 +112,8 @@ def test_mistakes(finished, tmp_path, capsys) -> None:
     assert "trees.jsonl: holds no tree" in fails(capsys, tmp_path, *model)
     given = (finished, *model, "--seen", "--min-visits", 10_000)
     assert f"{finished}: no state was visited 10000 times" in fails(capsys, *given)
+    assert "--min-visits: must be at least 1 (got 0)" in fails(
+        capsys, finished, *model, "--min-visits", 0
+    )
     given = (finished, "--model", tmp_path, "--output", tmp_path / "out", "--seen")
     assert f"{tmp_path}: no reward model here" in fails(capsys, *given)

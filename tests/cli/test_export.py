@@ -21,6 +21,7 @@ from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import HeadConfig, init_reward, readout
 
+PROBLEMS = ("0123456789abcdef", "fedcba9876543210")
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
@@ -37,7 +38,7 @@ def run(tmp_path_factory) -> pathlib.Path:
     models.save(folder / "sft" / "model", "policy", policy)
     head = {"kernel": jnp.arange(16, dtype=jnp.float32), "bias": jnp.float32(0.25)}
     reward = {**init_reward(params, 0.0), "value_head": head}
-    stored = dataclasses.replace(policy, params=reward)
+    stored = dataclasses.replace(policy, params=reward, trained_on=frozenset(PROBLEMS))
     models.save(folder / "reward" / "explicit" / "model", "reward", stored)
     return folder
 
@@ -70,6 +71,10 @@ def test_what_is_exported_is_read_again(what, dtype, run, tmp_path, capsys):
     assert contents["eos_token_id"] == wanted.tokenizer.chat.stop
     listed = json.loads((out / "manifest.json").read_text())["sha256"]
     assert {"README.md", "tokenizer.json", "tokenizer_config.json"} < listed.keys()
+    assert (
+        found.trained_on == wanted.trained_on == (frozenset(PROBLEMS) if what == "reward" else None)
+    )
+    assert ("trained_on.json" in listed) == (what == "reward")
     readme = (out / "README.md").read_text()
     assert ("agentrm_value_bias" in readme) == (what == "reward")
 
@@ -130,7 +135,9 @@ def test_mistakes(run, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     full = fails(capsys, run, "--what", "policy", "--to", tmp_path / "mine")
-    assert f"--to: {tmp_path / 'mine'} holds other files" in full
+    assert f"{tmp_path / 'mine'}: holds files that agentrm did not write" in full
+    inside = fails(capsys, run, "--what", "policy", "--to", run / "sft")
+    assert f"{run / 'sft'}: holds {run / 'sft' / 'model'}, which is read" in inside
     assert not out.exists()
 
 
@@ -143,6 +150,29 @@ def test_a_corrupt_export_is_one_error(name, run, tmp_path, capsys):
     (out / name).write_bytes(contents)
     message = fails(capsys, out, "--what", "reward", "--to", tmp_path / "again")
     assert str(out / name) in message
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md"])
+def test_files_added_to_an_export_or_changed_in_it_stay(name, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--what", "reward", "--to", str(out)]) == 0
+    (out / name).write_text("mine")
+    message = fails(capsys, run, "--what", "reward", "--to", out)
+    assert f"did not write, or that changed since ({name})" in message
+    assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["policy", "reward"])
+def test_damaged_weights_of_a_run_are_not_exported(what, run, tmp_path, capsys):
+    source = run / {"policy": "sft/model", "reward": "reward/explicit/model"}[what]
+    damaged = shutil.copytree(source, tmp_path / "damaged")
+    path = max(damaged.rglob("d/*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+    message = fails(capsys, damaged, "--what", what, "--to", tmp_path / "out")
+    assert f"{path}: its checksum differs from manifest.json" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged"]
 
 
 def test_a_tokenizer_of_another_vocabulary(run, tmp_path, capsys):

@@ -242,3 +242,18 @@ def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None
     np.testing.assert_allclose(again, sorted(scores), atol=1e-5)
     assert np.std(scores) > 0
     assert (found / "beam" / "results.json").exists()
+
+
+def test_a_score_that_is_not_finite_is_an_error(finished, tmp_path, capsys) -> None:
+    model = load_reward(finished / MODEL, "float32", make_mesh(MeshConfig()))
+    head = {**model.params["value_head"], "bias": jnp.float32(jnp.nan)}
+    broken = dataclasses.replace(model, params={**model.params, "value_head": head})
+    save(tmp_path / "broken", "reward", broken)
+    output = tmp_path / "scores.jsonl"
+    said = fails(
+        capsys, "score", finished / "eval" / "greedy", "--model", tmp_path / "broken",
+        "--config", finished / "config.resolved.yaml", "--output", output,
+    )  # fmt: skip
+    first = read_trajectories(finished / "eval" / "greedy")[0].task.task_id
+    assert f"trajectory 1 (task {first}): the reward model's score is nan" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]

@@ -12,13 +12,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from agentrm_jax.core.array_checksums import checksums
 from agentrm_jax.core.checkpoints import (
     TrainingCheckpoints,
+    _check_values,
     load_model,
     read_model_config,
     save_model,
 )
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.manifests import read_manifest
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
 
 
@@ -111,10 +114,101 @@ def test_damaged_files_are_one_line(tmp_path, damage):
             path.unlink()
         else:
             os.truncate(path, path.stat().st_size // 2)
+    found = {
+        "lost": "missing, manifest.json lists it",
+        "cut": "checksum differs from manifest.json",
+    }
+    with pytest.raises(UserError, match=f"d/[0-9a-f]+: .*{found[damage]}"):
+        load_model(tmp_path / "policy", _target({"x": jnp.zeros(5000)}))
+    (tmp_path / "policy" / "manifest.json").unlink()  # a model of an older version has none
     message = "policy/params: not a checkpoint that can be read"
     with pytest.raises(UserError, match=message) as error:
         load_model(tmp_path / "policy", _target({"x": jnp.zeros(5000)}))
     assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_manifest_is_read(tmp_path):
+    save_model(tmp_path / "policy", "policy", {"d_model": 4}, _tree())
+    (tmp_path / "policy" / "manifest.json").unlink()
+    assert read_model_config(tmp_path / "policy", "policy") == {"d_model": 4}
+    assert _equal(load_model(tmp_path / "policy", _target(_tree())), _tree())
+
+
+def test_a_model_folder_with_a_foreign_file_is_not_replaced(tmp_path):
+    save_model(tmp_path / "policy", "policy", {}, _tree())
+    (tmp_path / "policy" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"did not write.*\(notes\.txt\)"):
+        save_model(tmp_path / "policy", "policy", {}, _tree(2.0))
+    assert (tmp_path / "policy" / "notes.txt").read_text() == "mine"
+    assert _equal(load_model(tmp_path / "policy", _target(_tree())), _tree())
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def _flips(files, number):
+    """(file, place, bit): spread over the files' bytes."""
+    random = np.random.default_rng(0)
+    for _ in range(number):
+        path = files[random.integers(len(files))]
+        yield path, int(random.integers(path.stat().st_size)), int(random.integers(8))
+
+
+def _flip(path, place, bit):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_no_flipped_bit_of_a_model_is_read_as_sound(tmp_path):
+    model = tmp_path / "policy"
+    save_model(model, "policy", {"d_model": 4}, _tree())
+    names = read_manifest(model / "manifest.json")
+    assert {"model.json", "params/state/manifest.ocdbt"} <= names.keys()
+    files = [model / name for name in names if (model / name).stat().st_size]
+    for path, place, bit in _flips(files, 60):
+        _flip(path, place, bit)
+        with pytest.raises(UserError) as error:
+            load_model(model, _target(_tree()))
+        assert "\n" not in str(error.value)
+        _flip(path, place, bit)
+    assert _equal(load_model(model, _target(_tree())), _tree())
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_read_as_sound(tmp_path):
+    checkpoints = TrainingCheckpoints(tmp_path / "training", keep=2)
+    checkpoints.save(3, _tree(), held_out_loss=0.5)
+    checkpoints.close()
+
+    def read():
+        again = TrainingCheckpoints(tmp_path / "training", keep=2)
+        try:
+            return again.restore(_target(_tree())), again.best
+        finally:
+            again.close()
+
+    state, best = read()
+    assert _equal(state, _tree())
+    assert best == (3, 0.5)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size)
+    refused = 0
+    for path, place, bit in _flips(files, 60):
+        _flip(path, place, bit)
+        try:
+            state, best = read()
+            assert _equal(state, _tree()), path
+            assert best == (3, 0.5), path
+        except UserError:
+            refused += 1
+        _flip(path, place, bit)
+    assert refused > 20
+
+
+def test_a_changed_value_of_a_checkpoint_is_named(tmp_path):
+    checkpoints = TrainingCheckpoints(tmp_path / "training", keep=2)
+    checkpoints.save(3, _tree())
+    checkpoints.close()
+    stored = checksums(_tree())
+    with pytest.raises(UserError, match=r"training/3: damaged \(parameter embed differs"):
+        _check_values(tmp_path / "training" / "3", stored, {**stored, "embed": "float32:00000000"})
 
 
 def test_the_newest_training_checkpoints_stay(tmp_path):

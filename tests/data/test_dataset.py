@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.manifests import read_manifest
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
@@ -73,10 +74,25 @@ def test_a_dataset_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(open_trajectories(directory)) == [trajectory(1)]
     with pytest.raises(UserError, match="nothing to write"):
         write_trajectories(directory, [])
-    (tmp_path / "experts.partial" / "examples").mkdir(parents=True)  # a killed process left this
     write_trajectories(directory, [trajectory(3)])
     assert list(open_trajectories(directory)) == [trajectory(3)]
     assert [path.name for path in tmp_path.iterdir()] == ["experts"]
+    assert sorted(path.name for path in directory.iterdir()) == ["examples", "manifest.json"]
+
+
+def test_a_folder_with_other_files_is_refused_and_they_stay(tmp_path):
+    directory = tmp_path / "experts"
+    write_trajectories(directory, [trajectory(1)])
+    for path in (directory / "notes.txt", tmp_path / "experts.partial" / "notes.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    with pytest.raises(UserError, match=r"experts: holds files .*\(notes\.txt\)"):
+        write_trajectories(directory, [trajectory(3)])
+    (directory / "notes.txt").rename(tmp_path / "notes.txt")
+    write_trajectories(directory, [trajectory(3)])
+    assert list(open_trajectories(directory)) == [trajectory(3)]
+    assert (tmp_path / "experts.partial" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -98,27 +114,37 @@ def test_a_truncated_dataset_is_an_error_when_it_is_opened(tmp_path, part):
     path = _record_file(tmp_path / "experts")
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(UserError, match=r"array_record.*: its checksum differs from manifest"):
+        open_trajectories(tmp_path / "experts")
+    (tmp_path / "experts" / "manifest.json").unlink()  # a data set of an older version has none
     with pytest.raises(UserError, match=r"experts: (damaged|record 49 is corrupt)") as error:
         open_trajectories(tmp_path / "experts")
     assert "\n" not in str(error.value)
 
 
-def test_a_changed_byte_is_never_read_as_data(tmp_path):
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_flipped_bit_is_never_read_as_data(tmp_path, manifest):
     written = [trajectory(3, i) for i in range(50)]
-    write_trajectories(tmp_path / "experts", written)
-    path = _record_file(tmp_path / "experts")
-    content = path.read_bytes()
-    used = np.flatnonzero(np.frombuffer(content, np.uint8))  # files are mostly filling
-    found = 0
-    for place in used[:: len(used) // 40]:
+    directory = tmp_path / "experts"
+    write_trajectories(directory, written)
+    files = [directory / name for name in read_manifest(directory / "manifest.json")]
+    if not manifest:  # as in data sets of older versions: array_record has checksums of its own
+        (directory / "manifest.json").unlink()
+        files = [_record_file(directory)]
+    random, found = np.random.default_rng(0), 0
+    for _ in range(60):
+        path = files[random.integers(len(files))]
+        content = path.read_bytes()
         changed = bytearray(content)
-        changed[place] ^= 0xFF
+        places = np.flatnonzero(np.frombuffer(content, np.uint8))  # files are mostly filling
+        changed[random.choice(places)] ^= 1 << int(random.integers(8))
         path.write_bytes(changed)
         try:
-            assert list(open_trajectories(tmp_path / "experts")) == written
+            assert list(open_trajectories(directory)) == written
         except UserError:
             found += 1
-    assert found > 20
+        path.write_bytes(content)
+    assert found == 60 if manifest else found > 20
 
 
 def test_another_format_is_an_error(tmp_path):

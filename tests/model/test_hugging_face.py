@@ -103,8 +103,9 @@ def test_saved_names_and_values_are_those_of_transformers(config, tmp_path):
 def test_saving_replaces_and_takes_more(tmp_path):
     """The tokenizer's files come from elsewhere, and are in the manifest with the others."""
     target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
+    hugging_face.save(
+        target, CONFIG, made(CONFIG, seed=0), beside=lambda folder: (folder / "old").touch()
+    )
     hugging_face.save(
         target,
         CONFIG,
@@ -147,6 +148,55 @@ def test_buffers_of_old_versions_are_ignored(model):
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
     write_directory(model, CONFIG, tensors | buffer)
     assert_equal(load(model), params_of(CONFIG, tensors))
+
+
+def test_tied_weights_are_read_if_only_the_head_is_stored(tmp_path):
+    config = FAMILIES["gqa_tied"]
+    tensors = tensors_of(config)
+    stored = dict(tensors)
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    for files in (1, 3):
+        directory = write_directory(tmp_path / str(files), config, stored, files)
+        assert_equal(load(directory), params_of(config, tensors))
+    refused(
+        write_directory(tmp_path / "untied", CONFIG, stored),
+        r"the tensor model\.embed_tokens\.weight is missing",
+    )
+
+
+@pytest.mark.parity
+def test_transformers_reads_tied_weights_of_which_only_the_head_is_stored(tmp_path):
+    pytest.importorskip("torch")
+    from torch_cases import logits_of
+    from transformers import AutoModelForCausalLM
+
+    config = FAMILIES["gqa_tied"]
+    stored = tensors_of(config)
+    stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    directory = write_directory(tmp_path / "model", config, stored)
+    theirs = logits_of(AutoModelForCausalLM.from_pretrained(directory, dtype="float32"))
+    params, at = load(directory), jnp.arange(TOKENS.shape[1])[None].repeat(len(TOKENS), 0)
+    hidden = llama.forward(params, config, jnp.asarray(TOKENS), at, jnp.ones_like(at))
+    np.testing.assert_allclose(llama.logits(params, config, hidden), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LlamaForTokenClassification", "LlamaForQuestionAnswering", "LlamaModel",
+     "LlamaForRewardModeling", "LlamaForCausalLMEagle3", "LlavaForConditionalGeneration", ""],
+)  # fmt: skip
+def test_other_heads_are_named(name, model):
+    changed(model, architectures=[name])
+    message = rf"architectures: {name} is not read; a policy ends in ForCausalLM, a reward model in"
+    refused(model, message)
+    with pytest.raises(UserError, match=message):
+        hugging_face.load_config(model, "reward")
+
+
+@pytest.mark.parametrize("names", ["LlamaForCausalLM", [1], {"a": 1}, 7])
+def test_architectures_that_are_no_names_are_refused(names, model):
+    changed(model, architectures=names)
+    refused(model, "architectures: must be a list of names")
 
 
 def test_a_head_beside_tied_embeddings_must_equal_them(tmp_path):
@@ -224,7 +274,7 @@ def test_written_config_is_read_again(config):
         ({"mlp_bias": True}, r"config\.json: mlp_bias: only False"),
         ({"rope_scaling": {"rope_type": "yarn"}}, r"config\.json: rope_scaling: type 'yarn'"),
         ({"rope_scaling": "twice"}, r"config\.json: rope_scaling: must be a mapping"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, r"config\.json: factor: missing"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"config\.json: rope_scaling\.factor: missing"),
         ({"hidden_size": None}, r"config\.json: hidden_size: missing"),
         ({"hidden_size": "32"}, r"config\.json: hidden_size: must be a number, not '32'"),
         ({"hidden_size": 32.5}, r"config\.json: hidden_size: must be a whole number"),
@@ -335,8 +385,17 @@ def test_a_changed_file_is_found_by_the_manifest(tmp_path):
     load(model)
     (saved / "model.safetensors").unlink()
     refused(saved, r"model\.safetensors: missing, manifest\.json lists it")
-    (saved / "manifest.json").write_text("{}")
-    refused(saved, r"manifest\.json: sha256: missing")
+    (saved / "manifest.json").write_text('{"name": "an app", "icons": []}')
+    refused(saved, r"manifest\.json: not a list of checksums by agentrm; if another program wrote")
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    hugging_face.save(tmp_path / "model", CONFIG, made(CONFIG, seed=0))
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"did not write.*\(training_args\.bin\)"):
+        hugging_face.save(tmp_path / "model", CONFIG, made(CONFIG, seed=1))
+    assert (tmp_path / "model" / "training_args.bin").read_bytes() == b"mine"
+    assert_equal(load(tmp_path / "model"), made(CONFIG, seed=0))
 
 
 @pytest.mark.parity
