@@ -242,6 +242,9 @@ class RunConfig:
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
+      reward_read_at: Where an explicit reward model is read after an action: `stop`, the token that
+        ends the reply; `end`, the last token that the chat template writes after a last reply;
+        `auto` takes `end` for a classifier that others trained and `stop` for our own.
       reward_init: An existing explicit reward model from which reward training starts, in place of
         the policy's trunk.
     """
@@ -256,6 +259,7 @@ class RunConfig:
     train_policy: bool = True
     rewards: tuple[str, ...] = ("explicit",)
     reward_model: str | None = None
+    reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -294,8 +298,16 @@ class RunConfig:
             )
         if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
             raise UserError("evaluate.beam.score_at: only explicit scores come before the answer")
+        if self.reward_read_at not in ("auto", "stop", "end"):
+            raise UserError(
+                f"reward_read_at: must be auto, stop or end (got {self.reward_read_at!r})"
+            )
         if self.sft.lora.rank and self.policy is None:
             raise UserError("sft.lora.rank: needs `policy`, random matrices are worth no adapters")
+
+    def reads_closing(self, foreign: bool) -> bool:
+        """Returns whether actions are read at the end of the template; see `reward_read_at`."""
+        return self.reward_read_at == "end" or (self.reward_read_at == "auto" and foreign)
 
     @property
     def trains_reward(self) -> bool:

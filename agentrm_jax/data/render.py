@@ -16,6 +16,7 @@ from agentrm_jax.data.chat import (
     instruction_tokens,
     observation_tokens,
     reply_tokens,
+    tokens_of,
 )
 from agentrm_jax.data.fitting import FittedStep, first_steps, fit_step
 from agentrm_jax.data.tokenizer import Tokenizer
@@ -29,12 +30,21 @@ class Renderer:
       prompt_of: The prompt of a task, or None for a model that was trained without one.
       limit: Most tokens of a state. Longer ones lose whole steps, the oldest first; a step that
         alone is too long loses the middle of its observation.
+      closed: Whether `both_ends` reads an action at the end of what the template writes after the
+        last reply, in place of the stop token.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_of: Callable[[Task], Prompt | None], limit: int
+        self,
+        tokenizer: Tokenizer,
+        prompt_of: Callable[[Task], Prompt | None],
+        limit: int,
+        *,
+        closed: bool = False,
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
+        chat = tokenizer.chat
+        self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop)) if closed else ()
         self._prompt_of = prompt_of
         self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
@@ -132,12 +142,21 @@ class Renderer:
           after the last one: the oldest, which are left out, and those that were shortened.
         """
         opening, turns, firsts = self._read(trajectory)
-        pieces = [np.asarray(part, np.int32) for t in turns for part in (t.reply, t.observation)]
+        steps = [self._step_pieces(turn) for turn in turns]
         ends = [Ends(None, opening)]
         for step, first in enumerate(firsts[1:]):
-            kept = pieces[2 * first : 2 * step + 2]
-            ends.append(Ends([*opening, *kept[:-1]], [*opening, *kept]))
+            earlier = [piece for _, kept in steps[first:step] for piece in kept]
+            action, state = steps[step]
+            ends.append(Ends([*opening, *earlier, action], [*opening, *earlier, *state]))
         return ends, firsts[-1] + sum(turn.shortened for turn in turns[firsts[-1] :])
+
+    def _step_pieces(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
+        """A step's piece up to the end of its action, and its pieces up to the state after it."""
+        action, n = np.asarray([*turn.reply, *self._closing], np.int32), len(self._closing)
+        if turn.observation[:n] == self._closing:  # it begins with what ends a conversation
+            return action, [action, np.asarray(turn.observation[n:], np.int32)]
+        pieces = [np.asarray(part, np.int32) for part in (turn.reply, turn.observation)]
+        return action, pieces
 
     def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
         """Returns the same tokens, cut where decoding cuts them: what was read while a reply was

@@ -47,15 +47,22 @@ class Tokenizer:
       chat: What stands around turns.
       pad_id: The padding token.
       control: Tokens that are never part of a reply or encoded from text.
+      foreign: Whether the chat format was found from a template of others.
     """
 
     def __init__(
-        self, tokenizer: Any, chat: ChatFormat, pad_id: int, *, apart: bool = False
+        self,
+        tokenizer: Any,
+        chat: ChatFormat,
+        pad_id: int,
+        *,
+        apart: bool = False,
+        foreign: bool = False,
     ) -> None:
         tokenizer.encode_special_tokens = True  # specials in text are split
         tokenizer.no_truncation()  # a saved file may carry a limit that cuts texts silently
         tokenizer.no_padding()
-        self._tokenizer, self.chat, self.pad_id = tokenizer, chat, pad_id
+        self._tokenizer, self.chat, self.pad_id, self.foreign = tokenizer, chat, pad_id, foreign
         # What was saved before text was encoded with its surroundings is read as it was.
         self._apart, self._inside = apart, tokenizer if apart else inside_text(tokenizer)
         self.control = control_tokens(tokenizer) | {chat.stop}
@@ -242,10 +249,7 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer ({first_line(error)})") from None
     chat_path = directory / _CHAT_FILE
     if not chat_path.exists():
-        found = read_hugging_face(directory)
-        read = Tokenizer(found.tokenizer, found.chat, found.pad_id)
-        check_tokens(directory, read, found)
-        return read
+        return _load_hugging_face(directory)
     try:
         stored = parse_json(chat_path.read_bytes())
         pad_id, version = stored.pop("pad_id"), stored.pop("version", 1)
@@ -253,3 +257,10 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{chat_path}: not a chat format ({first_line(error)})") from None
     return Tokenizer(tokenizer, chat, pad_id, apart=version == 1)
+
+
+def _load_hugging_face(directory: pathlib.Path) -> Tokenizer:
+    found = read_hugging_face(directory)
+    tokenizer = Tokenizer(found.tokenizer, found.chat, found.pad_id, foreign=True)
+    check_tokens(directory, tokenizer, found)
+    return tokenizer
