@@ -94,8 +94,8 @@ class Renderer:
             count = sum(map(len, pieces))
             if count > self.limit:
                 raise UserError(
-                    f"engine.context: the instruction and first observation of task "
-                    f"{task.task_id} take {count} tokens, but only {self.limit} are left for them"
+                    f"engine.context: the opening of task {task.task_id} takes {count} "
+                    f"tokens and {self.limit} are left for it"
                 )
             self._openings[key] = pieces
         return self._openings[key]
@@ -115,8 +115,7 @@ class Renderer:
             if fitted.length > room:
                 raise UserError(
                     f"engine.context: a step of task {trajectory.task.task_id} takes at least "
-                    f"{fitted.length} tokens, but only {room} are left after the instruction and "
-                    "the first observation"
+                    f"{fitted.length} tokens and the opening leaves {room} for it"
                 )
             reply, observation = tuple(fitted.reply), tuple(fitted.observation)
             turns.append(Turn(reply, observation, step, fitted.shortened))

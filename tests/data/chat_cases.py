@@ -16,7 +16,7 @@ CORPUS = (
     "You are in a room. There is a red key 12 and a box. USER: ASSISTANT: [INST] [/INST]",
     "Thought: I take the key.\nAction: take red key\n\n### Instruction:\n### Response:\n",
     "user\nassistant\nsystem\nmodel\n Observation: You look around, it is open. (take) [look]\n",
-    "Der Schlüssel ist größer. ключ 鍵 é ½ <b>it's</b> & \"more\" 4096.5 kg",
+    'Der Schlüssel ist größer. ключ 鍵 é ½ <b>it\'s</b> & "more" 4096.5 kg',
 )
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
@@ -94,7 +94,9 @@ def tokenizer_json(kind: str) -> str:
         return made.to_str()
     else:
         scheme = kind.removeprefix("metaspace ")
-        made = tokenizers.Tokenizer.from_str(json.dumps(sentence_pieces(fallback=scheme != "always")))
+        made = tokenizers.Tokenizer.from_str(
+            json.dumps(sentence_pieces(fallback=scheme != "always"))
+        )
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
         made.decoder = decoders.Metaspace(prepend_scheme=scheme)
         return made.to_str()

@@ -66,6 +66,8 @@ def test_each_pair_has_the_tokens_of_its_template_or_is_refused(tmp_path, capsys
     with capsys.disabled():
         print(f"\npairs compared {len(KINDS) * len(TEMPLATES)}, equal {len(equal)}, ", end="")
         print(f"refused {len(refused)}, wrong {len(wrong)}")
-        for k, v in refused.items(): print(k, v[-330:])
-        for k, v in wrong.items(): print(k, len(v), v[0][:600])
+        for k, v in refused.items():
+            print(k, v[-330:])
+        for k, v in wrong.items():
+            print(k, len(v), v[0][:600])
     assert not wrong
