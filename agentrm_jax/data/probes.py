@@ -48,6 +48,13 @@ PROBES: Mapping[str, tuple[str, ...]] = {
         "Action: 42",
         "100 % done   ",
     ),
+    "long turns": (
+        "There is a door, and behind it another one.\n" * 200,
+        "Thought: I think about every door in turn. " * 100 + "\nAction: open",
+        "A corridor of 12 doors, all of them shut. " * 200,
+        "Action: open door",
+        "It is open.",
+    ),
 }
 """Name to turns, alternately of the user and the model."""
 

@@ -129,8 +129,10 @@ class Tokenizer:
         return "".join(texts)
 
     def fingerprint(self) -> str:
-        """Short hash of everything that decides the tokens."""
-        text = self._tokenizer.to_str() + json.dumps(_chat_json(self.chat), sort_keys=True)
+        """Returns a short hash of everything that decides the tokens."""
+        text = without_added_tokens_around(self._tokenizer) + json.dumps(
+            _chat_json(self.chat), sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, directory: pathlib.Path) -> None:

@@ -171,6 +171,12 @@ TEMPLATES: dict[str, tuple[str, Sequence[str | AddedToken]]] = {
         + _ASKED + "{{ '### Response:\\n' }}{% endif %}",
         (),
     ),
+    # Words merge with the blank that a state ends with: cannot be a prefix.
+    "blank before replies": (
+        _TURNS + _USER + "{{ bos_token + 'USER: ' + m['content'] + '\\nASSISTANT: ' }}{% else %}"
+        "{{ m['content'] + eos_token }}" + _END,
+        (),
+    ),
     "qwen 3": (
         _TURNS + "{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' and "
         "'</think>' in m['content'] %}{{ m['content'].split('</think>')[-1].lstrip('\\n') }}"
