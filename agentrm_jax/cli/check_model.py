@@ -214,8 +214,10 @@ def _ends(tokenizer: Any, directory: pathlib.Path) -> Check:
 
 
 def _value_position(tokenizer: Any) -> Check:
+    from agentrm_jax.data.probes import turn_tokens
+
     chat = tokenizer.chat
-    state = chat.assistant_open[-1:]
+    state = turn_tokens(tokenizer, ["Hello."])[-1:]
     action = chat.closing[-1:] if tokenizer.foreign and chat.closing else (chat.stop,)
     where = "the end of the template" if tokenizer.foreign else "the stop token"
     return Check(
@@ -286,6 +288,7 @@ def _their_logits(directory: pathlib.Path, kind: Literal["policy", "reward"], to
         "policy": transformers.AutoModelForCausalLM,
         "reward": transformers.AutoModelForSequenceClassification,
     }[kind]
+    transformers.utils.logging.disable_progress_bar()
     model = maker.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     with torch.no_grad():
         return model(input_ids=torch.tensor([tokens])).logits[0].numpy()

@@ -26,7 +26,6 @@ DAY = "2024-07-26"
 """The day on which every template is rendered."""
 
 _MOST_CHARACTERS = 1_000_000
-_TOO_LONG = f"ran longer than {SECONDS} s"
 _TOO_LARGE = f"takes more memory than {MEMORY >> 20} MiB"
 
 Chat = Sequence[Mapping[str, str]]
@@ -37,13 +36,17 @@ class TemplateError(Exception):
 
 
 def render_template(
-    template: str, variables: Mapping[str, Any], chats: Sequence[tuple[Chat, bool]]
+    template: str,
+    variables: Mapping[str, Any],
+    chats: Sequence[tuple[Chat, bool]],
+    seconds: int = SECONDS,
 ) -> tuple[list[str | TemplateError], bool]:
     """Renders chats with a template.
 
     Args:
       variables: Further names that the template may use, such as `bos_token`.
       chats: Turns, and whether the beginning of a reply follows them.
+      seconds: How long a processor may work on all of them.
 
     Returns:
       The text of each chat, or the error that the template raised; and whether it asked for the
@@ -52,21 +55,27 @@ def render_template(
     Raises:
       TemplateError: It is not a template, or needs more time or memory than it may.
     """
-    request = {"template": template, "variables": dict(variables), "chats": list(chats)}
+    request = {
+        "template": template,
+        "variables": dict(variables),
+        "chats": list(chats),
+        "seconds": seconds,
+    }
+    too_long = f"ran longer than {seconds} s"
     paths = [path for path in sys.path if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TZ": "UTC"}
     try:
         done = subprocess.run(
             [sys.executable, "-P", str(pathlib.Path(__file__).resolve())],
             input=json.dumps(request).encode(), capture_output=True, env=environment,
-            timeout=6 * SECONDS, check=False,
+            timeout=30 + 3 * seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise TemplateError(_TOO_LONG) from None
+        raise TemplateError(too_long) from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        raise TemplateError(_TOO_LONG if _out_of_time(done) else _TOO_LARGE) from None
+        raise TemplateError(too_long if _out_of_time(done) else _TOO_LARGE) from None
     if "error" in answer:
         raise TemplateError(answer["error"])
     texts = [t["text"] if "text" in t else TemplateError(t["error"]) for t in answer["texts"]]
@@ -82,7 +91,7 @@ def _out_of_time(done: subprocess.CompletedProcess[bytes]) -> bool:
 def _main() -> None:
     """The program: one request, one answer."""
     request = json.loads(sys.stdin.buffer.read())
-    _set_limits()
+    _set_limits(request["seconds"])
     try:
         answer = _answer(request)
     except MemoryError:
@@ -94,12 +103,12 @@ def _main() -> None:
     sys.stdout.write(json.dumps(answer))
 
 
-def _set_limits() -> None:
+def _set_limits(seconds: int) -> None:
     try:
         import resource
     except ImportError:  # not a POSIX system: the deadline of the parent remains
         return
-    for kind, limit in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
+    for kind, limit in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, MEMORY)):
         try:
             resource.setrlimit(kind, (limit, limit))
         except (OSError, ValueError):  # a stricter limit holds already, or the system has none

@@ -262,7 +262,12 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
 
 
 def _load_hugging_face(directory: pathlib.Path) -> Tokenizer:
-    found = read_hugging_face(directory)
-    tokenizer = Tokenizer(found.tokenizer, found.chat, found.pad_id, foreign=True)
-    check_tokens(directory, tokenizer, found)
+    try:
+        found = read_hugging_face(directory)
+        tokenizer = Tokenizer(found.tokenizer, found.chat, found.pad_id, foreign=True)
+        check_tokens(directory, tokenizer, found)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain Exception, for example without [UNK]
+        raise UserError(f"{directory}: the tokenizer fails ({first_line(error)})") from None
     return tokenizer

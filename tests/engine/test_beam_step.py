@@ -71,7 +71,9 @@ def expected(policy: Engine, scorer: Engine, beams: Beams):
 
 def test_the_step_keeps_what_scoring_one_by_one_keeps(engines):
     policy, scorer = engines
-    steps = step_beams(policy, scorer, TASKS, n=N, beam_width=WIDTH, sampling=SAMPLING, stops=(STOP,))
+    steps = step_beams(
+        policy, scorer, TASKS, n=N, beam_width=WIDTH, sampling=SAMPLING, stops=(STOP,)
+    )
     for beams, (kept, decoded) in zip(TASKS, steps, strict=True):
         wanted = expected(policy, scorer, beams)
         assert [(k.number, k.reply and k.reply.tokens) for k in kept] == [

@@ -92,3 +92,21 @@ def test_replies_are_cut_at_strings_of_several_tokens_and_of_one():
             stopped=True,
         )
     assert several >= 2
+
+
+def test_every_stop_token_ends_a_reply_and_changes_nothing_before_it():
+    """Against the same replies ended by the first of them alone, cut afterwards."""
+    whole, _ = _replies(Stopping(tokens=(STOP,)))
+    others = {reply.tokens[len(reply.tokens) // 2] for reply in whole[:2]} - {STOP}
+    ended, _ = _replies(stopping_at([], [STOP, *others], CONFIG.vocab_size, str))
+    changed = 0
+    for before, after in zip(whole, ended, strict=True):
+        at = next((i for i, token in enumerate(before.tokens) if token in others), None)
+        if at is None:
+            assert after == before
+            continue
+        changed += 1
+        assert after == dataclasses.replace(
+            before, tokens=before.tokens[:at], log_probs=before.log_probs[: at + 1], stopped=True
+        )
+    assert changed >= 2
