@@ -195,8 +195,8 @@ def _strips(texts: _Texts, plain: Sequence[str]) -> tuple[Strip, Strip] | None:
     """What is removed from the ends of turns, found from marks between blanks; None if the blanks
     become something else."""
     found = [_gaps(texts("blanks", blanks)) for blanks in _BLANKS]
-    for sides in itertools.product(_STRIPPED, repeat=4):
-        user, reply = sides[:2], sides[2:]
+    pairs: list[Strip] = list(itertools.product(_STRIPPED, repeat=2))
+    for user, reply in itertools.product(pairs, repeat=2):
         if all(
             gaps is not None and gaps == _blank_gaps(plain, blanks, user, reply)
             for blanks, gaps in zip(_BLANKS, found, strict=True)

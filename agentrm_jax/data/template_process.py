@@ -142,6 +142,7 @@ def _environment(asked: list[str]) -> Any:
     """The environment that transformers gives a chat template; `asked` notes uses of the date."""
     import jinja2
     import jinja2.ext
+    import jinja2.nodes
     import jinja2.sandbox
 
     def fails(message: str) -> Any:

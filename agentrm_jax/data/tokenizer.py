@@ -182,15 +182,28 @@ def _chat_json(chat: ChatFormat) -> dict[str, Any]:
 
 def _chat_of_json(values: dict[str, Any]) -> ChatFormat:
     """Raises ValueError or TypeError if it is not a chat format."""
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     chat = ChatFormat(**found)
     for name in (*_FRAMES, "closing"):
         parts = getattr(chat, name)
-        if not isinstance(parts, tuple) or not all(type(p) in (int, str) for p in parts):
+        if type(parts) is not tuple or not all(_is_id(part) or type(part) is str for part in parts):
             raise ValueError(f"{name} is not a list of ids and texts")
-    if not chat.assistant_close or isinstance(chat.assistant_close[0], str):
+    for name in ("user_strip", "reply_strip"):
+        sides = getattr(chat, name)
+        if len(sides) != 2 or not all(side is None or type(side) is str for side in sides):
+            raise ValueError(f"{name} is not two texts")
+    for name in ("reply_before", "reply_after", "between_users", "date"):
+        if type(getattr(chat, name)) is not str:
+            raise ValueError(f"{name} is not a text")
+    if not all(map(_is_id, chat.ends)) or type(chat.drops_reasoning) is not bool:
+        raise ValueError("ends is not a list of ids, or drops_reasoning not true or false")
+    if not chat.assistant_close or not _is_id(chat.assistant_close[0]):
         raise ValueError("assistant_close does not begin with a token")
     return chat
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -256,6 +269,8 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
         stored = parse_json(chat_path.read_bytes())
         pad_id, version = stored.pop("pad_id"), stored.pop("version", 1)
         chat = _chat_of_json(stored)
+        if not _is_id(pad_id) or version not in (1, 2):
+            raise ValueError("pad_id is not an id, or the version is none of 1 and 2")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{chat_path}: not a chat format ({first_line(error)})") from None
     return Tokenizer(tokenizer, chat, pad_id, apart=version == 1)
