@@ -74,7 +74,7 @@ def _shortened(text: str, room: int, encode: Encode) -> Sequence[int]:
         missing = total - len(encode(head)) - len(encode(tail)) + around
         return encode(head + _MARK.format(max(missing, 1)) + tail)
 
-    fewest, most = 0, min(len(text), 64 * max(room, 0))
+    fewest, most = 0, min(len(text), 16 * max(room, 0))  # few tokens are longer
     while fewest < most:
         middle = (fewest + most + 1) // 2
         fits = len(keeping(middle)) <= room

@@ -75,6 +75,11 @@ def _from_transformers(directory: pathlib.Path) -> tuple[Any, str, dict[str, Any
     except Exception as error:  # depends on the tokenizer's class
         line = first_line(error)
         raise UserError(f"{directory}: not a Hugging Face tokenizer ({line})") from None
+    if getattr(found, "split_special_tokens", False):
+        raise UserError(
+            f"{directory / 'tokenizer_config.json'}: split_special_tokens must be false: the chat "
+            "template's own tokens would be split"
+        )
     if not found.chat_template:
         raise UserError(f"{directory}: the tokenizer has no chat template; use a chat model")
     try:

@@ -8,10 +8,10 @@ import pathlib
 
 import pytest
 from chat_cases import KINDS, TEMPLATES, write_tokenizer
-from conversation_cases import trajectory, word_tokenizer
+from conversation_cases import PROMPT, trajectory, word_tokenizer
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.chat import reply_tokens
+from agentrm_jax.data.chat import opening_tokens, reply_tokens
 from agentrm_jax.data.probes import PROBES, messages_of, turn_tokens
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.template_process import TemplateError, render_template
@@ -99,6 +99,31 @@ def test_a_vocabulary_that_spells_a_control_token_cannot_forge_it():
     inner.add_special_tokens([AddedToken("</s>", special=True)])
     tokenizer = Tokenizer(inner, word_tokenizer().chat, 0)
     assert tokenizer.encode("a</s>a</s>") == [7, 0, 1, 5, 7, 0, 1, 5]
+
+
+def test_settings_that_split_the_templates_tokens_are_refused(tmp_path):
+    change(chatml(tmp_path) / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: split_special_tokens must be"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "template"), [("legacy", "llama 2"), ("digits", "chatml")])
+def test_two_turns_of_the_user_in_a_row_are_one(kind, template, tmp_path):
+    """An example that ends with an observation, and the first observation of the task."""
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path, kind, template)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.export(tmp_path / "export")
+    ours = opening_tokens(tokenizer, PROMPT, "Goal: go.")
+    turns = [PROMPT.instruction, "OK.", *PROMPT.example]
+    joined = messages_of([*turns[:-1], turns[-1] + "\nGoal: go."])
+    apart = [*messages_of(turns), {"role": "user", "content": "Goal: go."}]
+    for directory, messages in ((tmp_path, joined), (tmp_path / "export", apart)):
+        tokens = AutoTokenizer.from_pretrained(directory).apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        assert tokens == ours
 
 
 def test_lone_surrogates_and_any_control_character_are_text():
