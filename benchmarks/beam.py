@@ -116,7 +116,7 @@ class BeamSteps:
             n=self.case.n,
             beam_width=self.case.beam_width,
             sampling=self.sampling,
-            stop=STOP,
+            stops=(STOP,),
         )
         return [
             [(k.number, k.reply.tokens, k.score) for k in kept if k.reply is not None]

@@ -65,7 +65,9 @@ class Numbers:
         begin=(5,), user_open=(1,), user_close=(2,), assistant_open=(3,), assistant_close=(4,)
     )
 
-    def encode(self, text: str) -> list[int]:
+    control = frozenset(range(1, 6))
+
+    def encode(self, text: str, before: int | None = None, after: int | None = None) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:

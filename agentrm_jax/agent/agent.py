@@ -53,7 +53,7 @@ class Agent:
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.renderer = Renderer(tokenizer, prompt_of, limit)
         self.stopping = stopping_at(
-            stop_strings, tokenizer.chat.stop, tokenizer.vocab_size, tokenizer.decode
+            stop_strings, tokenizer.stops, tokenizer.vocab_size, tokenizer.decode
         )
         self._seed = seed
         self._decoders: dict[int, Decoder] = {}
@@ -62,10 +62,10 @@ class Agent:
             self._decoders = dict.fromkeys(branches, decoder)
         self._tickets: dict[tuple[Decoder, int], tuple[int, int]] = {}
         self._asked = 0
-        self.truncated_steps = 0  # that did not fit into the context, added up over the turns
+        self.truncated_steps = 0  # left out or shortened to fit, added up over the turns
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
-        """The engine's request for a state, and how many of its steps did not fit."""
+        """Returns the engine's request for a state, and how many of its steps did not fit."""
         self.engine.share(self.renderer.instruction(trajectory.task))
         pieces, dropped = self.renderer.decoded_pieces(trajectory)
         key = random_key(self._seed, trajectory.task.task_id, purpose)

@@ -63,7 +63,7 @@ class InStepAgent:
             n=n,
             beam_width=beam_width,
             sampling=self.agent.sampling,
-            stop=self.agent.tokenizer.chat.stop,
+            stops=self.agent.tokenizer.stops,
         )
         return [
             (

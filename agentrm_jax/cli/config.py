@@ -258,6 +258,9 @@ class RunConfig:
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
+      reward_read_at: Where an explicit reward model is read after an action: `stop`, the token that
+        ends the reply; `end`, the last token that the chat template writes after a last reply;
+        `auto` takes `end` for a classifier that others trained and `stop` for our own.
       reward_init: An existing explicit reward model from which reward training starts, in place of
         the policy's trunk.
     """
@@ -272,6 +275,7 @@ class RunConfig:
     train_policy: bool = True
     rewards: tuple[str, ...] = ("explicit",)
     reward_model: str | None = None
+    reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -314,8 +318,13 @@ class RunConfig:
                 f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
                 "scores come before the observation",
             )
+        check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
         if self.sft.lora.rank and self.policy is None:
             raise FieldError("sft.lora.rank", "must be 0 unless `policy` is given")
+
+    def reads_closing(self, foreign: bool) -> bool:
+        """Returns whether actions are read at the end of the template; see `reward_read_at`."""
+        return self.reward_read_at == "end" or (self.reward_read_at == "auto" and foreign)
 
     @property
     def trains_reward(self) -> bool:

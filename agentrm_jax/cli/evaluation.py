@@ -267,6 +267,12 @@ def _check_in_step(run: Run) -> None:
             f"reads the tokens of the policy in {run.policy_directory}, and has another "
             "tokenizer; take observation"
         )
+    if reward.chat.closing and run.config.reads_closing(reward.foreign):
+        raise UserError(
+            "evaluate.beam.score_at: at the action a reward model is read at the stop token, but "
+            f"the one in {run.reward_directory} is read at the end of its chat template; take "
+            "observation, or set reward_read_at: stop"
+        )
 
 
 def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:

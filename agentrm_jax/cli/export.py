@@ -101,6 +101,8 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
         (folder / "README.md").write_text(readme, encoding="utf-8")
         write_trained_on(folder, model.trained_on)
 
-    tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": model.tokenizer.chat.stop}
+    chat = model.tokenizer.chat
+    ends = [chat.stop, *chat.ends] if chat.ends else chat.stop
+    tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": ends}
     hugging_face.save(to, model.config, params, settings=tokens, beside=beside)
     return sum(x.size for x in jax.tree.leaves(params))

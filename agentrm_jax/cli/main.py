@@ -34,6 +34,7 @@ _COMMANDS = {
     "export": "write a policy or a reward model for transformers and others",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
     "score": "what a reward model thinks of trajectories, step by step",
+    "check-model": "compare a model's tokens and logits with those of transformers",
     "eval-rm": "how well a reward model's scores agree with search trees; no environment",
 }
 _OWN_ARGUMENTS = {  # modules of commands that take more or less than a configuration
@@ -45,8 +46,13 @@ _OWN_ARGUMENTS = {  # modules of commands that take more or less than a configur
     "import": "agentrm_jax.cli.imports",
     "score": "agentrm_jax.cli.score",
     "eval-rm": "agentrm_jax.cli.eval_rm",
+    "check-model": "agentrm_jax.cli.check_model",
 }
-_COMPUTING = ("score", "eval-rm")  # of those, which compile programs that are worth keeping
+_COMPUTING = (
+    "score",
+    "eval-rm",
+    "check-model",
+)  # of those, which compile programs that are worth keeping
 _USAGE = """\
 usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm experts NAME --split train --n N --output DIR
@@ -57,6 +63,7 @@ usage: agentrm COMMAND CONFIG --output DIR [--KEY=VALUE ...]
        agentrm eval-rm TREES --model RUN --output DIR
        agentrm export RUN --what policy|reward --to DIR
        agentrm convert FILE.gguf --to DIR
+       agentrm check-model PATH
 
 AgentRM in JAX: a reward model is trained on states found by tree search and steers an agent.
 

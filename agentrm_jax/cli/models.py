@@ -157,9 +157,10 @@ def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:
 
 def _tokenizer_for(directory: pathlib.Path, config: LlamaConfig) -> Tokenizer:
     tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > config.vocab_size:
+    largest = max(tokenizer.vocab_size - 1, *tokenizer.chat_tokens)
+    if largest >= config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{config.vocab_size}"
+            f"{directory}: the largest token id of the tokenizer must be below the rows of the "
+            f"model's embedding, {config.vocab_size} (got {largest})"
         )
     return tokenizer

@@ -27,8 +27,9 @@ Scores trajectories with a reward model, without an environment, and writes one 
   outcome            the return that is stored with it (1 for conversations that do not say)
   start              the score before any step
   after_action       for each step, before the environment has answered
-  after_observation  for each step, after the answer; null where a conversation ends with a reply
-  dropped_steps      how many of the oldest steps did not fit into the context at the end
+  after_observation  for each step, after the observation; null where a conversation ends with a reply
+  dropped_steps      how many steps did not fit into the context at the end: the oldest, which
+                     were left out, and those that were shortened
 
 FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
 backed up), a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     if cut:
         context = model.run.config.engine.context
         print(
-            f"{cut} of them lost their oldest steps: they are longer than engine.context, "
+            f"{cut} of them lost steps or parts of them: they are longer than engine.context, "
             f"{context} tokens",
             file=sys.stderr,
         )

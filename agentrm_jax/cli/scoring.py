@@ -39,7 +39,8 @@ class Scored:
         that may be kept.
       after_observation: The state behind the step; None behind a last step whose answer the file
         of conversations does not have.
-      dropped_steps: How many of the oldest steps did not fit into the context at the end.
+      dropped_steps: How many steps did not fit into the context at the end: the oldest, which were
+        left out, and those that were shortened.
     """
 
     task_id: str
@@ -203,7 +204,9 @@ def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
         head=model.params["value_head"],
         mesh=run.engine_mesh,
     )
-    renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context)
+    closed = run.config.reads_closing(model.tokenizer.foreign)
+    context = run.config.engine.context
+    renderer = Renderer(model.tokenizer, run.prompt_of, context, closed=closed)
     return ExplicitScorer(engine, renderer)
 
 

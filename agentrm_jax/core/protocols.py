@@ -182,7 +182,8 @@ class Proposal:
       token_ids: Tokens of the reply, the stop token excluded.
       log_probs: Of each token, and of the stop token where the policy ended the reply itself.
       stopped: Whether it did, rather than the length limit.
-      dropped_steps: How many of the oldest steps did not fit into the context.
+      dropped_steps: How many steps did not fit into the context: the oldest, which were left out,
+        and those that were shortened.
     """
 
     reply: str

@@ -8,43 +8,95 @@ the policy sampled it or was cut off.
            user(first observation) assistant(                                      end of state 0
            reply stop                                                              end of action 1
            ) user(observation) assistant(                                          end of state 1
+
+Text between two control tokens is encoded in one call, whether it comes from the template or from
+a turn: tokenizers merge across the border, and so do the tokens of `apply_chat_template`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.fitting import first_steps, fit_step
+
+Frame = tuple[int | str, ...]
+"""What stands around a turn: ids of tokens, and text that is encoded with what it touches."""
+
+Strip = tuple[str | None, str | None]
+"""Characters that a template removes from both ends of a turn; None: all blanks, "": nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ChatFormat:
-    """The tokens around turns."""
+    """The tokens and the text around turns.
 
-    begin: tuple[int, ...]
-    user_open: tuple[int, ...]
-    user_close: tuple[int, ...]
-    assistant_open: tuple[int, ...]
-    assistant_close: tuple[int, ...]
+    Attributes:
+      begin: Before the first turn.
+      user_open: Before a turn of the user.
+      user_close: After it.
+      assistant_open: Before a reply, as a model that is asked for one reads it.
+      assistant_close: After a reply; begins with the stop token.
+      reply_before: Blanks that the template writes before a reply and a model samples itself.
+      reply_after: The same before the stop token.
+      user_strip: What is removed from the ends of a user's turn.
+      reply_strip: What is removed from the ends of a written reply.
+      between_users: Text between two turns of the user that follow each other.
+      closing: What follows the stop token at the end of a conversation.
+      ends: Further tokens that end a reply.
+      date: The day on which the template is rendered, if it asks for it.
+      drops_reasoning: Whether the template removes the reasoning of earlier replies, which is
+        kept here.
+    """
+
+    begin: Frame
+    user_open: Frame
+    user_close: Frame
+    assistant_open: Frame
+    assistant_close: Frame
+    reply_before: str = ""
+    reply_after: str = ""
+    user_strip: Strip = ("", "")
+    reply_strip: Strip = ("", "")
+    between_users: str = ""
+    closing: Frame = ()
+    ends: tuple[int, ...] = ()
+    date: str = ""
+    drops_reasoning: bool = False
 
     @property
     def stop(self) -> int:
         """The token that ends a reply."""
-        return self.assistant_close[0]
+        stop = self.assistant_close[0]
+        assert isinstance(stop, int)
+        return stop
 
 
 class ChatTokenizer(Protocol):
-    """What rendering asks of a tokenizer. Text never encodes to the tokens of `chat`."""
+    """What rendering asks of a tokenizer. Text never encodes to its control tokens."""
 
     @property
     def chat(self) -> ChatFormat: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def control(self) -> Collection[int]:
+        """Tokens that are never part of a reply: those of the chat, ends of text and so on."""
+        ...
+
+    def encode(self, text: str, before: int | None = None, after: int | None = None) -> list[int]:
+        """Returns the tokens of a text between two control tokens.
+
+        Args:
+          before: The token before the text; None at the beginning of a conversation.
+          after: The token after it, if one is known.
+        """
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -55,74 +107,144 @@ class Rendered:
 
     Attributes:
       tokens: [T] int32.
-      reply_spans: Of each step [start, end): the reply with its stop token.
+      reply_spans: Of each step [start, end): the reply with its stop token; empty for a reply that
+        had to be shortened.
       action_ends: Of each step, where its stop token is.
       state_ends: Of each state, where its last token is: one more than steps.
+      shortened: How many steps were shortened to fit.
     """
 
     tokens: np.ndarray
     reply_spans: tuple[tuple[int, int], ...]
     action_ends: tuple[int, ...]
     state_ends: tuple[int, ...]
+    shortened: int = 0
+
+
+def tokens_of(
+    tokenizer: ChatTokenizer, parts: Sequence[int | str], before: int | None = None
+) -> list[int]:
+    """Returns the tokens of ids and texts in a row; texts that touch are encoded together.
+
+    Args:
+      parts: Ids stay as they are.
+      before: The token before them, None at the beginning of a conversation.
+    """
+    groups = [
+        list(group) for _, group in itertools.groupby(parts, key=lambda part: isinstance(part, str))
+    ]
+    tokens: list[int] = []
+    for i, group in enumerate(groups):
+        if isinstance(group[0], int):
+            tokens.extend(group)  # type: ignore[arg-type]
+            before = tokens[-1]
+            continue
+        after = groups[i + 1][0] if i + 1 < len(groups) else None
+        assert not isinstance(after, str)
+        tokens.extend(tokenizer.encode("".join(map(str, group)), before, after))
+    return tokens
 
 
 def opening_tokens(
     tokenizer: ChatTokenizer, prompt: Prompt | None, first_observation: str
 ) -> list[int]:
-    """Everything before the first reply."""
+    """Returns everything before the first reply."""
     return [
         *instruction_tokens(tokenizer, prompt),
-        *first_observation_tokens(tokenizer, first_observation),
+        *first_observation_tokens(tokenizer, first_observation, prompt),
     ]
 
 
 def instruction_tokens(tokenizer: ChatTokenizer, prompt: Prompt | None) -> list[int]:
-    """What all conversations with a prompt begin with."""
-    chat = tokenizer.chat
-    tokens = list(chat.begin)
-    if prompt is None:
-        return tokens
-    for i, text in enumerate((prompt.instruction, "OK.", *prompt.example)):
-        before, behind = (
-            (chat.assistant_open, chat.assistant_close)
-            if i % 2
-            else (chat.user_open, chat.user_close)
-        )
-        tokens.extend((*before, *tokenizer.encode(text), *behind))
-    return tokens
+    """Returns what all conversations with a prompt begin with.
+
+    Text at its end that touches the first observation is not part of it.
+    """
+    return tokens_of(tokenizer, _instruction_parts(tokenizer.chat, prompt)[0])
 
 
-def first_observation_tokens(tokenizer: ChatTokenizer, first_observation: str) -> list[int]:
-    """What follows the instruction, up to where the first reply begins."""
+def first_observation_tokens(
+    tokenizer: ChatTokenizer, first_observation: str, prompt: Prompt | None = None
+) -> list[int]:
+    """Returns what follows the instruction, up to where the first reply begins."""
     chat = tokenizer.chat
-    return [
-        *chat.user_open,
-        *tokenizer.encode(first_observation),
-        *chat.user_close,
-        *chat.assistant_open,
-    ]
+    head, tail = _instruction_parts(chat, prompt)
+    parts = [*tail, *_user_turn(chat, first_observation), *chat.assistant_open]
+    before = next((part for part in reversed(head) if isinstance(part, int)), None)
+    return tokens_of(tokenizer, parts, before)
+
+
+def _instruction_parts(
+    chat: ChatFormat, prompt: Prompt | None
+) -> tuple[list[int | str], list[int | str]]:
+    """What stands before the first observation, and the text of it that touches it."""
+    parts = list(chat.begin)
+    if prompt is not None:
+        turns = (prompt.instruction, "OK.", *prompt.example)
+        for i, text in enumerate(turns):
+            parts += _reply_turn(chat, text) if i % 2 else _user_turn(chat, text)
+        if len(turns) % 2 and chat.between_users:
+            parts.append(chat.between_users)
+    touching = not (chat.user_open and isinstance(chat.user_open[0], int))
+    end = len(parts)
+    while touching and end and isinstance(parts[end - 1], str):
+        end -= 1
+    return parts[:end], parts[end:]
+
+
+def _user_turn(chat: ChatFormat, text: str) -> list[int | str]:
+    return [*chat.user_open, _stripped(text, chat.user_strip), *chat.user_close]
+
+
+def _reply_turn(chat: ChatFormat, text: str) -> list[int | str]:
+    return [*chat.assistant_open, *_reply_parts(chat, text), *chat.assistant_close]
+
+
+def _reply_parts(chat: ChatFormat, text: str) -> tuple[str, str, str]:
+    return chat.reply_before, _stripped(text, chat.reply_strip), chat.reply_after
+
+
+def _stripped(text: str, strip: Strip) -> str:
+    return text.lstrip(strip[0]).rstrip(strip[1])
 
 
 def reply_tokens(tokenizer: ChatTokenizer, reply: str, sampled: Sequence[int] = ()) -> list[int]:
-    """A reply as it was sampled, and the stop token.
+    """Returns a reply as it was sampled, and the stop token.
 
-    It is encoded where an expert wrote it, and where what was sampled is another text here: the
-    tokens of a model with another tokenizer.
+    The text is encoded if an expert wrote it, and if the sampled tokens are not this text here or
+    hold control tokens: they are of another tokenizer, or would forge a turn.
     """
     own = bool(sampled) and tokenizer.decode(sampled) == reply
-    return [*(sampled if own else tokenizer.encode(reply)), tokenizer.chat.stop]
+    if own and not any(token in tokenizer.control for token in sampled):
+        return [*sampled, tokenizer.chat.stop]
+    return [*_written_tokens(tokenizer, reply), tokenizer.chat.stop]
+
+
+def _written_tokens(tokenizer: ChatTokenizer, reply: str) -> list[int]:
+    """The tokens of a written reply after the text before it, with which it is encoded."""
+    chat = tokenizer.chat
+    ids = [i for i, part in enumerate(chat.assistant_open) if isinstance(part, int)]
+    before = chat.assistant_open[ids[-1]] if ids else chat.stop
+    assert isinstance(before, int)
+    touching = "".join(map(str, chat.assistant_open[ids[-1] + 1 if ids else 0 :]))
+    text = "".join(_reply_parts(chat, reply))
+    if not touching:
+        return tokenizer.encode(text, before, chat.stop)
+    head = tokenizer.encode(touching, before)
+    whole = tokenizer.encode(touching + text, before, chat.stop)
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    # The reply's first characters merge with the text before it. The state stays what it was: a
+    # prefix of what follows.
+    return tokenizer.encode(text, before, chat.stop)
 
 
 def observation_tokens(tokenizer: ChatTokenizer, observation: str) -> list[int]:
-    """What follows a reply's stop token, up to where the next reply begins."""
+    """Returns what follows a reply's stop token, up to where the next reply begins."""
     chat = tokenizer.chat
-    return [
-        *chat.assistant_close[1:],
-        *chat.user_open,
-        *tokenizer.encode(observation),
-        *chat.user_close,
-        *chat.assistant_open,
-    ]
+    turn = _user_turn(chat, observation)
+    parts = [*chat.assistant_close[1:], *turn, *chat.assistant_open]
+    return tokens_of(tokenizer, parts, chat.stop)
 
 
 def render(
@@ -130,54 +252,49 @@ def render(
     prompt: Prompt | None,
     trajectory: Trajectory,
     limit: int | None = None,
+    *,
+    all_steps: bool = False,
 ) -> tuple[Rendered, int]:
-    """A trajectory as tokens, and how many of its oldest steps were left out to fit `limit`."""
-    opening = opening_tokens(tokenizer, prompt, trajectory.first_observation)
-    pieces = [
-        (
-            reply_tokens(tokenizer, step.reply, step.token_ids),
-            observation_tokens(tokenizer, step.transition.observation),
+    """Renders a trajectory as tokens.
+
+    Args:
+      limit: Most tokens of a state. A step that alone is longer is shortened.
+      all_steps: Whether steps are kept that do not fit together.
+
+    Returns:
+      The tokens, and how many of the oldest steps were left out to fit `limit`.
+    """
+    tokens = opening_tokens(tokenizer, prompt, trajectory.first_observation)
+    room = None if limit is None else limit - len(tokens)
+    steps = [
+        fit_step(
+            (step.reply, reply_tokens(tokenizer, step.reply, step.token_ids)),
+            (
+                step.transition.observation,
+                observation_tokens(tokenizer, step.transition.observation),
+            ),
+            room,
+            lambda text: reply_tokens(tokenizer, text),
+            lambda text: observation_tokens(tokenizer, text),
         )
         for step in trajectory.steps
     ]
     dropped = 0
-    if limit is not None:
-        dropped = first_steps([len(a) + len(b) for a, b in pieces], limit - len(opening))[-1]
-    tokens = list(opening)
-    spans, state_ends = [], [len(tokens) - 1]
-    for reply, observation in pieces[dropped:]:
-        spans.append((len(tokens), len(tokens) + len(reply)))
-        tokens.extend(reply)
-        tokens.extend(observation)
+    if room is not None and not all_steps:
+        dropped = first_steps([step.length for step in steps], room)[-1]
+    spans, action_ends, state_ends = [], [], [len(tokens) - 1]
+    for step in steps[dropped:]:
+        end = len(tokens) + len(step.reply)
+        spans.append((end if step.reply_shortened else len(tokens), end))
+        action_ends.append(end - 1)
+        tokens.extend(step.reply)
+        tokens.extend(step.observation)
         state_ends.append(len(tokens) - 1)
     rendered = Rendered(
         tokens=np.asarray(tokens, np.int32),
         reply_spans=tuple(spans),
-        action_ends=tuple(end - 1 for _, end in spans),
+        action_ends=tuple(action_ends),
         state_ends=tuple(state_ends),
+        shortened=sum(step.shortened for step in steps[dropped:]),
     )
     return rendered, dropped
-
-
-def first_steps(lengths: Sequence[int], room: int) -> list[int]:
-    """The first step that each state keeps, the state before any step included.
-
-    Where a new step makes the kept ones longer than the room, the oldest go until half of the room
-    is free: what is left can then be continued for some steps before it has to be read anew from
-    its beginning.
-
-    Args:
-      lengths: Tokens of each step.
-      room: Most tokens that the steps of a state may take.
-    """
-    firsts, first, held = [0], 0, 0
-    for i, length in enumerate(lengths):
-        held += length
-        if held > room:
-            while first < i and held > room // 2:
-                held -= lengths[first]
-                first += 1
-            if held > room:  # the newest step alone
-                first, held = i + 1, 0
-        firsts.append(first)
-    return firsts

@@ -1,128 +1,253 @@
-"""The chat format of a Hugging Face model: found by rendering marked turns with its template, and
-written as a template."""
+"""The chat format of a Hugging Face model: found by rendering marked turns with its template,
+compared with the template token for token, and written as a template."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.chat import ChatFormat
+from agentrm_jax.data.chat import ChatFormat, Frame, Strip
+from agentrm_jax.data.probes import PROBES, messages_of
+from agentrm_jax.data.template_process import DAY, TemplateError, render_template
 
 _MARKS = tuple(f"TURN{i}" for i in range(5))
+_REASONING = "REASON"
+_BLANKS = ("\n \t", " \n\t")
+_STRIPPED = ("", None, "\n", " ", " \n")
+"""What templates remove from the ends of a turn; see `chat.Strip`."""
 
 
-def chat_of_template(directory: pathlib.Path, tokenizer: Any) -> tuple[ChatFormat, int]:
-    """What a model's chat template puts around turns, and its padding token.
+class Template(NamedTuple):
+    """What a template gives for marked turns and for the probe conversations.
+
+    Attributes:
+      chat: The format that was found.
+      probes: Of each probe conversation the text of its first 1, 2, ... turns; None if the
+        template has no such text.
+    """
+
+    chat: ChatFormat
+    probes: Mapping[str, Sequence[str | None]]
+
+
+Parse = Callable[[str], Frame]
+"""A template's text as the ids of its control tokens and the text between them."""
+
+
+def read_template(
+    directory: pathlib.Path, template: str, variables: Mapping[str, Any], parse: Parse
+) -> Template:
+    """Finds what a chat template puts around turns.
 
     Args:
-      directory: Holds the template (`tokenizer_config.json`).
-      tokenizer: The `tokenizers.Tokenizer` of the directory.
+      directory: Named in errors.
+      template: The template's source.
+      variables: The special tokens that it may name.
+      parse: Cuts a text at control tokens.
 
     Raises:
-      UserError: There is no template, or one under which a state is not a prefix of its
+      UserError: The template fails, takes too long, or a state under it is not a prefix of its
         continuations.
     """
-    first, to_assistant, to_user, declared_pad = _probe(directory)
-    specials = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    texts = _render(directory, template, variables)
+    chat = _frames(directory, texts, parse)
+    probes = {
+        name: [texts.maybe(("probe", name, count)) for count in range(1, len(turns) + 1)]
+        for name, turns in PROBES.items()
+    }
+    return Template(chat, probes)
 
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    # What a template writes between two turns belongs to the turn before it: observations and
-    # replies are then framed alike, wherever the template itself would draw the line.
-    chat = ChatFormat(
-        begin=ids(first),
+class _Texts(NamedTuple):
+    """The rendered chats under the names with which they were asked for."""
+
+    directory: pathlib.Path
+    found: Mapping[tuple[Any, ...], str | TemplateError]
+    asked_for_date: bool
+
+    def maybe(self, name: tuple[Any, ...]) -> str | None:
+        text = self.found[name]
+        return None if isinstance(text, TemplateError) else text
+
+    def __call__(self, *name: Any) -> str:
+        text = self.found[name]
+        if isinstance(text, TemplateError):
+            raise UserError(f"{self.directory}: the chat template fails ({text})")
+        return text
+
+
+def _render(directory: pathlib.Path, template: str, variables: Mapping[str, Any]) -> _Texts:
+    """Renders all that is looked at, in one process."""
+    chats: dict[tuple[Any, ...], list[str]] = {}
+    for count in range(1, len(_MARKS) + 1):
+        chats["marks", count] = list(_MARKS[:count])
+    chats["whole",] = list(_MARKS)
+    for blanks in _BLANKS:
+        chats["blanks", blanks] = [blanks + mark + blanks for mark in _MARKS]
+    for count in (2, 3):
+        thought = f"<think>\n{_REASONING}\n</think>\n\n{_MARKS[1]}"
+        chats["reasoning", count] = [_MARKS[0], thought, _MARKS[2]][:count]
+    for name, turns in PROBES.items():
+        for count in range(1, len(turns) + 1):
+            chats["probe", name, count] = list(turns[:count])
+    whole = {("whole",), *(("blanks", blanks) for blanks in _BLANKS)}
+    asked = [
+        (messages_of(turns), bool(len(turns) % 2) and name not in whole)
+        for name, turns in chats.items()
+    ]
+    # Some templates take the day from whoever renders them.
+    day = {"date_string": "26 Jul 2024", **variables}
+    try:
+        texts, asked_for_date = render_template(template, day, asked)
+    except TemplateError as error:
+        raise UserError(f"{directory}: the chat template {error}") from None
+    return _Texts(directory, dict(zip(chats, texts, strict=True)), asked_for_date)
+
+
+def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
+    """The text around turns, from the marked ones."""
+
+    def refused(what: str) -> UserError:
+        return UserError(f"{directory}: the chat template {what}")
+
+    gaps = _gaps(texts("whole"))
+    if gaps is None:
+        raise refused("changes or drops turns")
+    first, to_reply, to_user = gaps[:3]
+    opening = texts("marks", 1).removeprefix(first + _MARKS[0])
+    if gaps[3:5] != [to_reply, to_user] or not _continues(texts, first, to_reply, to_user):
+        raise refused("is not append-only, a state would not be a prefix")
+    before = to_reply.removeprefix(opening)
+    if not to_reply.startswith(opening) or before.strip():
+        raise refused("begins a reply differently when one is asked for: it is not append-only")
+    if not opening.strip():
+        raise refused("puts nothing between a turn of the user and a reply")
+    after, close = _split_at_stop(parse, to_user)
+    if close is None or after.strip():
+        raise refused("ends a reply without a special token")
+    user_strip, reply_strip = _strips(texts, gaps) or (None, None)
+    if user_strip is None or reply_strip is None:
+        raise refused("changes the blanks around turns; only removing them is supported")
+    thinks = (texts.maybe(("reasoning", 3)) or _REASONING).count(_REASONING) == 0
+    ended = texts.maybe(("marks", 2))
+    closing: Frame = close
+    if ended is not None:
+        before_last, _, end = ended.rpartition(_MARKS[1])
+        closing = parse(end.removeprefix(after))
+        same = before_last == first + _MARKS[0] + to_reply
+        if closing[:1] != close[:1] or not (same or thinks):
+            raise refused("renders the last reply differently: it is not append-only")
+    return ChatFormat(
+        begin=parse(first),
+        # What a template writes between two turns belongs to the turn before it: observations and
+        # replies are then framed alike, wherever the template itself would draw the line.
         user_open=(),
         user_close=(),
-        assistant_open=ids(to_assistant),
-        assistant_close=ids(to_user),
+        assistant_open=parse(opening),
+        assistant_close=close,
+        reply_before=before,
+        reply_after=after,
+        user_strip=user_strip,
+        reply_strip=reply_strip,
+        between_users="\n",
+        closing=closing[1:] if ended is not None else (),
+        date=DAY if texts.asked_for_date else "",
+        drops_reasoning=thinks,
     )
-    if not chat.assistant_open or not set(chat.assistant_close[:1]) <= specials:
-        raise UserError(f"{directory}: the chat template ends a reply without a special token")
-    return chat, _pad_token(directory, chat, specials, declared_pad)
 
 
-def template_of(chat: ChatFormat, decode: Callable[[Sequence[int]], str]) -> str:
-    """A chat template that puts the same text around turns.
+def _gaps(text: str) -> list[str] | None:
+    """The text before, between and after the marks, if each is there once and in order."""
+    gaps, rest = [], text
+    for mark in _MARKS:
+        before, found, rest = rest.partition(mark)
+        if not found:
+            return None
+        gaps.append(before)
+    return [*gaps, rest] if "TURN" not in rest else None
 
-    Behind a last reply it puts the stop token alone, as where the value of an action is read.
+
+def _continues(texts: _Texts, first: str, to_reply: str, to_user: str) -> bool:
+    """Whether the text that asks for each reply begins the text of the whole conversation."""
+    whole = first
+    opening = texts("marks", 1).removeprefix(first + _MARKS[0])
+    for count, mark in enumerate(_MARKS, 1):
+        whole += mark
+        if count % 2 and texts("marks", count) != whole + opening:
+            return False
+        whole += to_reply if count % 2 else to_user
+    return True
+
+
+def _split_at_stop(parse: Parse, to_user: str) -> tuple[str, Frame | None]:
+    """What stands between a reply and the token that ends it, and all from that token on."""
+    parts = parse(to_user)
+    after = str(parts[0]) if parts and isinstance(parts[0], str) else ""
+    close = parts[1:] if after else parts
+    return after, close or None
+
+
+def _strips(texts: _Texts, plain: Sequence[str]) -> tuple[Strip, Strip] | None:
+    """What is removed from the ends of turns, found from marks between blanks; None if the blanks
+    become something else."""
+    found = [_gaps(texts("blanks", blanks)) for blanks in _BLANKS]
+    pairs: list[Strip] = list(itertools.product(_STRIPPED, repeat=2))
+    for user, reply in itertools.product(pairs, repeat=2):
+        if all(
+            gaps is not None and gaps == _blank_gaps(plain, blanks, user, reply)
+            for blanks, gaps in zip(_BLANKS, found, strict=True)
+        ):
+            return user, reply
+    return None
+
+
+def _blank_gaps(plain: Sequence[str], blanks: str, user: Strip, reply: Strip) -> list[str]:
+    """The gaps between marks that stand between blanks."""
+    gaps = list(plain)
+    for i in range(len(_MARKS)):
+        left, right = reply if i % 2 else user
+        gaps[i] += blanks.lstrip(left)
+        gaps[i + 1] = blanks.rstrip(right) + gaps[i + 1]
+    return gaps
+
+
+def template_of(chat: ChatFormat, text_of: Callable[[Frame], str]) -> str:
+    """Returns a chat template that puts the same text around turns.
+
+    After a last reply it puts the stop token alone, where the value of an action is read.
+
+    Args:
+      text_of: The text of a frame.
     """
 
-    def text(ids: Sequence[int]) -> str:
-        return json.dumps(decode(ids), ensure_ascii=False)
+    def text(frame: Frame) -> str:
+        return json.dumps(text_of(frame), ensure_ascii=False)
 
-    user = f"{text(chat.user_open)} + message['content'] + {text(chat.user_close)}"
-    reply = f"{text(chat.assistant_open)} + message['content'] + {text((chat.stop,))}"
+    def content(strip: Strip) -> str:
+        sides = (
+            f".{side}strip({'' if characters is None else json.dumps(characters)})"
+            for side, characters in zip("lr", strip, strict=True)
+            if characters != ""
+        )
+        return "message['content']" + "".join(sides)
+
+    user = f"{text(chat.user_open)} + {content(chat.user_strip)} + {text(chat.user_close)}"
+    reply = (
+        f"{text((*chat.assistant_open, chat.reply_before))} + {content(chat.reply_strip)} + "
+        f"{text((chat.reply_after, chat.stop))}"
+    )
+    between = json.dumps(chat.between_users)
+    joined = f"{{% if loop.previtem and loop.previtem['role'] == 'user' %}}{{{{ {between} }}}}"
+    joined = f"{joined}{{% endif %}}" if chat.between_users else ""
     return (
         f"{{{{ {text(chat.begin)} }}}}{{% for message in messages %}}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {user} }}}}"
+        f"{{% if message['role'] == 'user' %}}{joined}{{{{ {user} }}}}"
         f"{{% elif message['role'] == 'assistant' %}}{{{{ {reply} }}}}"
         f"{{% if not loop.last %}}{{{{ {text(chat.assistant_close[1:])} }}}}{{% endif %}}"
         "{% else %}{{ raise_exception('turns are of user or assistant') }}{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {text(chat.assistant_open)} }}}}{{% endif %}}"
     )
-
-
-def _probe(directory: pathlib.Path) -> tuple[str, str, str, int | None]:
-    """The text before the first turn, before a reply and after it, and the declared pad token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # depends on the tokenizer's class
-        raise UserError(f"{directory}: not a Hugging Face tokenizer ({_line(error)})") from None
-    if not tokenizer.chat_template:
-        raise UserError(f"{directory}: the tokenizer has no chat template; use a chat model")
-    roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": mark} for i, mark in enumerate(_MARKS)]
-
-    def text(count: int, reply: bool) -> str:
-        # Some templates print the date, which would change the tokens from day to day.
-        return tokenizer.apply_chat_template(
-            turns[:count], tokenize=False, add_generation_prompt=reply, date_string="26 Jul 2024"
-        )
-
-    try:
-        whole, asked = text(5, False), [text(1, True), text(3, True)]
-    except Exception as error:  # a template may raise what it likes
-        raise UserError(f"{directory}: the chat template fails ({_line(error)})") from None
-    gaps, rest = [], whole
-    for mark in _MARKS:
-        before, found, rest = rest.partition(mark)
-        if not found:
-            raise UserError(f"{directory}: the chat template changes or drops turns")
-        gaps.append(before)
-    first, to_assistant, to_user = gaps[:3]
-    begun = first + _MARKS[0] + to_assistant
-    answered = begun + _MARKS[1] + to_user + _MARKS[2] + to_assistant
-    if gaps[3:] != [to_assistant, to_user] or asked != [begun, answered]:
-        raise UserError(
-            f"{directory}: the chat template is not append-only, a state would not be a prefix"
-        )
-    return first, to_assistant, to_user, tokenizer.pad_token_id
-
-
-def _pad_token(
-    directory: pathlib.Path, chat: ChatFormat, specials: set[int], declared: int | None
-) -> int:
-    """A padding token that no state ends with: readers look for the last token before padding.
-
-    Llama-3 declares none, and some chat models declare the token that ends a turn.
-    """
-    used = {token for piece in dataclasses.astuple(chat) for token in piece}
-    for token in (declared, *sorted(specials)):
-        if token is not None and token not in used:
-            return token
-    if chat.begin and chat.begin[0] not in (chat.stop, chat.assistant_open[-1]):
-        return chat.begin[0]
-    raise UserError(f"{directory}: the tokenizer has no special token that could pad")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -13,11 +13,12 @@ from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.data.chat import (
     first_observation_tokens,
-    first_steps,
     instruction_tokens,
     observation_tokens,
     reply_tokens,
+    tokens_of,
 )
+from agentrm_jax.data.fitting import FittedStep, first_steps, fit_step
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
@@ -27,25 +28,45 @@ class Renderer:
     Args:
       tokenizer: The model's.
       prompt_of: The prompt of a task, or None for a model that was trained without one.
-      limit: Most tokens of a state. Longer ones lose whole steps, the oldest first.
+      limit: Most tokens of a state. Longer ones lose whole steps, the oldest first; a step that
+        alone is too long loses the middle of its observation.
+      closed: Whether `both_ends` reads an action at the end of what the template writes after the
+        last reply, in place of the stop token.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_of: Callable[[Task], Prompt | None], limit: int
+        self,
+        tokenizer: Tokenizer,
+        prompt_of: Callable[[Task], Prompt | None],
+        limit: int,
+        *,
+        closed: bool = False,
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
+        chat = tokenizer.chat
+        self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop)) if closed else ()
         self._prompt_of = prompt_of
         self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
         # They repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
         self._reply = functools.lru_cache(maxsize=65_536)(self._encode_reply)
+        self._fitted = functools.lru_cache(maxsize=65_536)(self._fit)
 
     def _encode_observation(self, text: str) -> tuple[int, ...]:
         return tuple(observation_tokens(self.tokenizer, text))
 
     def _encode_reply(self, text: str, sampled: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(reply_tokens(self.tokenizer, text, sampled))
+
+    def _fit(self, reply: str, sampled: tuple[int, ...], observation: str, room: int) -> FittedStep:
+        return fit_step(
+            (reply, self._reply(reply, sampled)),
+            (observation, self._observation(observation)),
+            room,
+            lambda text: self._encode_reply(text, ()),
+            self._encode_observation,
+        )
 
     def instruction(self, task: Task) -> np.ndarray | None:
         """What all tasks with the same prompt begin with, or None for a model without prompts."""
@@ -64,7 +85,9 @@ class Renderer:
         if key not in self._openings:
             instruction = self.instruction(task)
             begin = [] if instruction is not None else instruction_tokens(self.tokenizer, None)
-            first = first_observation_tokens(self.tokenizer, trajectory.first_observation)
+            first = first_observation_tokens(
+                self.tokenizer, trajectory.first_observation, self._prompt_of(task)
+            )
             pieces = [np.asarray([*begin, *first], np.int32)]
             if instruction is not None:
                 pieces.insert(0, instruction)
@@ -78,18 +101,24 @@ class Renderer:
         return self._openings[key]
 
     def kept(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], int]:
-        """The opening, the steps that fit, and how many of the oldest do not."""
+        """Returns the opening, the steps that fit, and how many of the oldest do not."""
         opening, turns, firsts = self._read(trajectory)
         return opening, turns[firsts[-1] :], firsts[-1]
 
     def _read(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], list[int]]:
         """The opening, all steps, and the first step that each state keeps."""
         opening = self.opening(trajectory)
-        turns = [
-            Turn(self._reply(s.reply, s.token_ids), self._observation(s.transition.observation), s)
-            for s in trajectory.steps
-        ]
         room = self.limit - sum(map(len, opening))
+        turns = []
+        for step in trajectory.steps:
+            fitted = self._fitted(step.reply, step.token_ids, step.transition.observation, room)
+            if fitted.length > room:
+                raise UserError(
+                    f"engine.context: a step of task {trajectory.task.task_id} takes at least "
+                    f"{fitted.length} tokens and the opening leaves {room} for it"
+                )
+            reply, observation = tuple(fitted.reply), tuple(fitted.observation)
+            turns.append(Turn(reply, observation, step, fitted.shortened))
         return opening, turns, first_steps([len(t.reply) + len(t.observation) for t in turns], room)
 
     def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
@@ -102,35 +131,48 @@ class Renderer:
         return [*opening, *steps], dropped
 
     def both_ends(self, trajectory: Trajectory) -> tuple[list[Ends], int]:
-        """What a reward model reads at both ends of each step, where values are trained.
+        """Returns what a reward model reads at both ends of each step, where values are trained.
 
         Replies and observations are pieces of their own, so that the last end's pieces hold those
         of all ends before it, as long as the same steps are kept.
 
         Returns:
-          The ends of each state, the one before any step first; and how many of the oldest steps
-          did not fit behind the last one.
+          The ends of each state, the one before any step first; and how many steps did not fit
+          after the last one: the oldest, which are left out, and those that were shortened.
         """
         opening, turns, firsts = self._read(trajectory)
-        pieces = [np.asarray(part, np.int32) for t in turns for part in (t.reply, t.observation)]
+        steps = [self._step_pieces(turn) for turn in turns]
         ends = [Ends(None, opening)]
         for step, first in enumerate(firsts[1:]):
-            kept = pieces[2 * first : 2 * step + 2]
-            ends.append(Ends([*opening, *kept[:-1]] if kept else None, [*opening, *kept]))
-        return ends, firsts[-1]
+            earlier = [piece for _, kept in steps[first:step] for piece in kept]
+            action, state = steps[step]
+            ends.append(Ends([*opening, *earlier, action], [*opening, *earlier, *state]))
+        return ends, firsts[-1] + sum(turn.shortened for turn in turns[firsts[-1] :])
+
+    def _step_pieces(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
+        """A step's piece up to the end of its action, and its pieces up to the state after it."""
+        action, n = np.asarray([*turn.reply, *self._closing], np.int32), len(self._closing)
+        if turn.observation[:n] == self._closing:  # it begins with what ends a conversation
+            return action, [action, np.asarray(turn.observation[n:], np.int32)]
+        pieces = [np.asarray(part, np.int32) for part in (turn.reply, turn.observation)]
+        return action, pieces
 
     def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
-        """The same tokens, cut where decoding cuts them: what was read while a reply was decoded
-        is a piece, and what lies between two replies is one.
+        """Returns the same tokens, cut where decoding cuts them: what was read while a reply was
+        decoded is a piece, and what lies between two replies is one.
+
+        The number counts the steps that did not fit: the oldest ones, which are left out, and
+        those that were shortened.
 
         Where the oldest steps did not fit nothing behind them was read before in this place, and
         all that is left is one piece.
         """
         opening, turns, dropped = self.kept(trajectory)
+        truncated = dropped + sum(turn.shortened for turn in turns)
         pieces = list(opening)
         if dropped:
             rest = [token for t in turns for token in (*t.reply, *t.observation)]
-            return [*pieces, *([np.asarray(rest, np.int32)] if rest else [])], dropped
+            return [*pieces, *([np.asarray(rest, np.int32)] if rest else [])], truncated
         for turn in turns:
             # Decoding begins at the last token before the reply; it never reads what ended it, nor
             # the last token of a reply that was cut off.
@@ -139,15 +181,12 @@ class Renderer:
             pieces[-1:] = [before] if len(before) else []
             pieces.append(np.asarray([*go, *turn.reply[:read]], np.int32))
             pieces.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
-        return pieces, dropped
+        return pieces, truncated
 
 
 class Ends(NamedTuple):
-    """Pieces up to the end of a step's action, and up to the state behind it.
-
-    There is no action before the first step, nor for a step that is longer than what is left for
-    all of them: the state behind it is the opening alone.
-    """
+    """Pieces up to the end of a step's action, and up to the state after it. There is no action
+    before the first step."""
 
     action: list[np.ndarray] | None
     state: list[np.ndarray]
@@ -159,6 +198,7 @@ class Turn(NamedTuple):
     reply: tuple[int, ...]
     observation: tuple[int, ...]
     step: Step
+    shortened: bool = False
 
     @property
     def cut_off(self) -> bool:

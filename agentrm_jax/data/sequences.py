@@ -48,18 +48,20 @@ def sft_sequences(
     One that is longer than `length` becomes several sequences; see `_windows`.
 
     Returns:
-      The sequences with anything to learn, and how many steps are longer than `length` themselves
-      and were left out.
+      The sequences with anything to learn, and how many replies are longer than `length`
+      themselves and were left out. (Observations that are too long lose their middle.)
     """
     sequences, left_out = [], 0
     for trajectory in trajectories:
-        rendered, _ = render(tokenizer, prompt_of(trajectory.task), trajectory)
+        prompt = prompt_of(trajectory.task)
+        rendered, _ = render(tokenizer, prompt, trajectory, length, all_steps=True)
         _check_opening(rendered, length, trajectory.task)
         weights = np.zeros(len(rendered.tokens), np.float32)
         weights[_within(rendered.reply_spans)] = 1.0
         cut, lost = _windows(rendered, weights, np.zeros_like(weights), length)
         sequences += cut
-        left_out += len(lost)
+        unread = {i for i, (begin, end) in enumerate(rendered.reply_spans) if begin == end}
+        left_out += len(unread.union(lost))
     return sequences, left_out
 
 
@@ -158,7 +160,7 @@ def value_sequences(
     sequences, left_out = [], 0
     for path in paths:
         task = path.trajectory.task
-        rendered, _ = render(tokenizer, prompt_of(task), path.trajectory)
+        rendered, _ = render(tokenizer, prompt_of(task), path.trajectory, length, all_steps=True)
         _check_opening(rendered, length, task)
         weights, targets = _labels(rendered, path)
         cut, lost = _windows(rendered, weights, targets, length)

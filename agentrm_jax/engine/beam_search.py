@@ -56,9 +56,12 @@ def step_beams(
     n: int,
     beam_width: int,
     sampling: Sampling,
-    stop: int,
+    stops: Sequence[int],
 ) -> list[tuple[list[Kept], int]]:
     """One compiled decode-score-select for each batch of tasks.
+
+    Args:
+      stops: The tokens that end a reply; the scorer reads the first after every reply.
 
     Returns:
       For each task what is kept, best first, and the number of tokens decoded.
@@ -67,7 +70,7 @@ def step_beams(
     out: list[tuple[list[Kept], int]] = []
     for first in range(0, len(tasks), together):
         step = _Step(engine, scorer, tasks[first : first + together], together, n, beam_width)
-        out.extend(step.run(sampling, Stopping(tokens=(stop,))))
+        out.extend(step.run(sampling, Stopping(tokens=tuple(stops))))
     return out
 
 

@@ -15,7 +15,8 @@ class Stopping:
     """What ends a reply.
 
     Attributes:
-      tokens: They end it and do not belong to it; a reply that was cut is given the first.
+      tokens: They end it and do not belong to it: ends of text and all other control tokens, so
+        that no reply holds one. In a conversation the first stands after every reply.
       halting: Tokens whose own text contains a stop string: decoding stops behind them, and `cut`
         says what stays.
       cut: (tokens of a reply) to how many of them stand before a stop string, or None without one.
@@ -42,24 +43,25 @@ class Stopping:
 
 def stopping_at(
     strings: Sequence[str],
-    stop: int,
+    stops: Sequence[int],
     vocab_size: int,
     decode: Callable[[Sequence[int]], str],
 ) -> Stopping:
-    """Ends replies at a stop token and before any of some strings.
+    """Returns what ends replies: stop tokens, and strings that stand after them.
 
     The tokens that stand wholly before the string are kept: a token that holds its beginning and
     other text goes with it.
 
     Args:
+      stops: The tokens that end a reply, the chat's own first.
       decode: Tokens to text.
     """
     if not all(strings):
         raise UserError("stop_strings: an empty string would end every reply at once")
     if not strings:
-        return Stopping(tokens=(stop,))
+        return Stopping(tokens=tuple(stops))
     halting = tuple(
-        t for t in range(vocab_size) if t != stop and any(s in decode([t]) for s in strings)
+        t for t in range(vocab_size) if t not in stops and any(s in decode([t]) for s in strings)
     )
 
     def cut(tokens: Sequence[int]) -> int | None:
@@ -72,4 +74,4 @@ def stopping_at(
             kept -= 1
         return kept
 
-    return Stopping(tokens=(stop,), halting=halting, cut=cut)
+    return Stopping(tokens=tuple(stops), halting=halting, cut=cut)

@@ -50,9 +50,16 @@ def test_proposals_are_what_was_sampled(agent):
     for proposal in proposals:
         assert proposal.reply == tokenizer().decode(proposal.token_ids)
         assert proposal.action == parse_action(proposal.reply)
-        assert tokenizer().chat.stop not in proposal.token_ids
+        assert tokenizer().control.isdisjoint(proposal.token_ids)
         assert len(proposal.log_probs) == len(proposal.token_ids) + proposal.stopped
         assert proposal.stopped or len(proposal.token_ids) == SAMPLING.max_tokens
+
+
+def test_every_control_token_ends_a_reply(agent):
+    assert agent.stopping.tokens == tokenizer().stops
+    assert agent.stopping.tokens[0] == tokenizer().chat.stop
+    assert {*agent.stopping.tokens} == tokenizer().control
+    assert len(agent.stopping.tokens) == 5
 
 
 def test_the_greedy_agent_does_not_depend_on_the_key(agent):

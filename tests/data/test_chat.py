@@ -115,11 +115,15 @@ def test_a_long_conversation_loses_whole_steps_from_the_front():
 def test_pieces_equal_the_rendering(whole, prompt, limit):
     tokenizer = word_tokenizer()
     renderer = Renderer(tokenizer, lambda task: prompt, limit)
-    try:
-        pieces, dropped = renderer.pieces(whole)
-    except UserError:
-        assert len(render(tokenizer, prompt, prefix(whole, 0))[0].tokens) > limit
+    fits = len(render(tokenizer, prompt, prefix(whole, 0))[0].tokens) <= limit
+    states = [prefix(whole, n) for n in range(1, len(whole.steps) + 1)]
+    if not fits or any(
+        render(tokenizer, prompt, state, limit)[1] == len(state.steps) for state in states
+    ):
+        with pytest.raises(UserError, match=r"engine\.context: (the opening|a step) of task toy/0"):
+            renderer.pieces(whole)
         return
+    pieces, dropped = renderer.pieces(whole)
     rendered, also_dropped = render(tokenizer, prompt, whole, limit)
     assert dropped == also_dropped
     assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole))

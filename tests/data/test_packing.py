@@ -203,26 +203,45 @@ def test_sequences_are_what_is_read_at_test_time():
     assert shown <= read
 
 
-def test_a_step_longer_than_a_row_is_left_out_and_counted():
-    tokenizer, path = word_tokenizer(), labelled(4, 2)
-    long = dataclasses.replace(
-        path.trajectory.steps[1],
-        transition=dataclasses.replace(
-            path.trajectory.steps[1].transition, observation="You see a door. " * 60
-        ),
-    )
-    steps = (path.trajectory.steps[0], long, *path.trajectory.steps[2:])
-    path = dataclasses.replace(path, trajectory=dataclasses.replace(path.trajectory, steps=steps))
-    rendered, _ = render(tokenizer, PROMPT, path.trajectory)
-    limit = rendered.state_ends[0] + 1 + 120
+def long_step(index: int, **changes: str):
+    """A path of four steps, one of which is longer than a row; and a row's length."""
+    path = labelled(4, 2)
+    old = path.trajectory.steps[index]
+    if "observation" in changes:
+        changes = {"transition": dataclasses.replace(old.transition, **changes)}
+    steps = list(path.trajectory.steps)
+    steps[index] = dataclasses.replace(old, **changes)
+    whole = dataclasses.replace(path.trajectory, steps=tuple(steps))
+    opening = render(word_tokenizer(), PROMPT, whole)[0].state_ends[0] + 1
+    return dataclasses.replace(path, trajectory=whole), opening + 120
+
+
+def test_an_observation_longer_than_a_row_is_shortened_and_its_reply_learned():
+    tokenizer = word_tokenizer()
+    path, limit = long_step(1, observation="You see a door. " * 60)
     sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
-    learned = sum(int(one.weights.sum()) for one in sequences)
-    assert left_out == 1
-    assert learned == sum(
-        end - begin for i, (begin, end) in enumerate(rendered.reply_spans) if i != 1
+    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    assert left_out == 0
+    assert sum(int(one.weights.sum()) for one in sequences) == sum(
+        end - begin for begin, end in whole.reply_spans
     )
-    _, labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
-    assert labels == int(path.weights[2] > 0) == 1
+    assert max(len(one.tokens) for one in sequences) <= limit
+    values, labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    assert labels == 0
+    assert sum(int((one.weights > 0).sum()) for one in values) == sum(
+        1 + (state > 0) for state, weight in enumerate(path.weights) if weight
+    )
+
+
+def test_a_reply_longer_than_a_row_is_left_out_and_counted():
+    tokenizer = word_tokenizer()
+    path, limit = long_step(1, reply="Thought: on and on. " * 60)
+    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
+    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    assert left_out == 1
+    assert sum(int(one.weights.sum()) for one in sequences) == sum(
+        end - begin for i, (begin, end) in enumerate(whole.reply_spans) if i != 1
+    )
 
 
 def test_sequences_with_nothing_to_learn_are_left_out():

@@ -87,7 +87,15 @@ def test_bad_directories_are_named(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer"):
         load_tokenizer(tmp_path)
     word_tokenizer().save(tmp_path)
-    for broken in ("{", '{"begin": [1]}', '{"pad_id": 0, "colour": []}'):
+    sound = json.loads((tmp_path / "chat.json").read_text())
+    wrong = (
+        {"begin": 1}, {"begin": [1.5]}, {"user_open": [True]}, {"assistant_close": []},
+        {"assistant_close": ["x"]}, {"user_strip": [""]}, {"reply_strip": 5}, {"ends": ["a"]},
+        {"ends": 3}, {"date": 1}, {"drops_reasoning": 1}, {"pad_id": -1}, {"version": 3},
+        {"closing": [[1]]}, {"user_close": [1 << 40]},
+    )  # fmt: skip
+    texts = (json.dumps({**sound, **values}) for values in wrong)
+    for broken in ("{", "[]", "[" * 3000, '{"begin": [1]}', '{"pad_id": 0, "colour": []}', *texts):
         (tmp_path / "chat.json").write_text(broken)
         with pytest.raises(UserError, match=r"chat\.json: not a chat format"):
             load_tokenizer(tmp_path)

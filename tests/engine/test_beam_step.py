@@ -53,7 +53,7 @@ TASKS = [
 def expected(policy: Engine, scorer: Engine, beams: Beams):
     """Decode, score each candidate on its own, sort."""
     candidates = []
-    groups = generate(policy, beams.requests, n=N, sampling=SAMPLING, stop=STOP)
+    groups = generate(policy, beams.requests, n=N, sampling=SAMPLING, stops=(STOP,))
     seen = set()
     for number, (asked, state, group) in enumerate(
         zip(beams.requests, beams.states, groups, strict=True)
@@ -71,7 +71,9 @@ def expected(policy: Engine, scorer: Engine, beams: Beams):
 
 def test_the_step_keeps_what_scoring_one_by_one_keeps(engines):
     policy, scorer = engines
-    steps = step_beams(policy, scorer, TASKS, n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP)
+    steps = step_beams(
+        policy, scorer, TASKS, n=N, beam_width=WIDTH, sampling=SAMPLING, stops=(STOP,)
+    )
     for beams, (kept, decoded) in zip(TASKS, steps, strict=True):
         wanted = expected(policy, scorer, beams)
         assert [(k.number, k.reply and k.reply.tokens) for k in kept] == [
@@ -85,13 +87,13 @@ def test_equal_candidates_of_a_state_are_kept_once(engines):
     policy, scorer = engines
     twins = make_beams([request(3, 7), request(3, 7)], [0, 0], [])
     [(kept, _)] = step_beams(
-        policy, scorer, [twins], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
+        policy, scorer, [twins], n=N, beam_width=WIDTH, sampling=SAMPLING, stops=(STOP,)
     )
     replies = [k.reply.tokens for k in kept]
     assert len(set(replies)) == len(replies)
     apart = dataclasses.replace(twins, states=[0, 1])
     [(kept, _)] = step_beams(
-        policy, scorer, [apart], n=N, beam_width=WIDTH, sampling=SAMPLING, stop=STOP
+        policy, scorer, [apart], n=N, beam_width=WIDTH, sampling=SAMPLING, stops=(STOP,)
     )
     assert kept[0].reply.tokens == kept[1].reply.tokens  # equal requests in different states
 

@@ -20,7 +20,7 @@ def text(tokens) -> str:
     return "".join(WORDS[t] for t in tokens)
 
 
-STOPPING = stopping_at(["Observation:"], 0, len(WORDS), text)
+STOPPING = stopping_at(["Observation:"], [0], len(WORDS), text)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_only_tokens_that_hold_a_whole_string_stop_the_device():
 
 
 def test_without_strings_only_the_token_stops():
-    assert stopping_at([], 0, len(WORDS), text) == Stopping(tokens=(0,))
+    assert stopping_at([], [0], len(WORDS), text) == Stopping(tokens=(0,))
 
 
 def test_an_empty_string_is_refused():
     with pytest.raises(UserError, match=r"stop_strings: an empty string"):
-        stopping_at(["a", ""], 0, len(WORDS), text)
+        stopping_at(["a", ""], [0], len(WORDS), text)
 
 
 def _replies(stopping: Stopping):
@@ -75,7 +75,7 @@ def test_replies_are_cut_at_strings_of_several_tokens_and_of_one():
     longest = max(whole, key=lambda reply: len(reply.tokens)).tokens
     other = next(r.tokens for r in whole if len(r.tokens) > 5 and r.tokens[:4] != longest[:4])
     strings = [spell(longest[3:5]), spell(other[2:3])]
-    cut, decoded = _replies(stopping_at(strings, STOP, CONFIG.vocab_size, spell))
+    cut, decoded = _replies(stopping_at(strings, [STOP], CONFIG.vocab_size, spell))
     assert decoded < decoded_whole
     several = 0
     for before, after in zip(whole, cut, strict=True):
@@ -92,3 +92,21 @@ def test_replies_are_cut_at_strings_of_several_tokens_and_of_one():
             stopped=True,
         )
     assert several >= 2
+
+
+def test_every_stop_token_ends_a_reply_and_changes_nothing_before_it():
+    """Against the same replies ended by the first of them alone, cut afterwards."""
+    whole, _ = _replies(Stopping(tokens=(STOP,)))
+    others = {reply.tokens[len(reply.tokens) // 2] for reply in whole[:2]} - {STOP}
+    ended, _ = _replies(stopping_at([], [STOP, *others], CONFIG.vocab_size, str))
+    changed = 0
+    for before, after in zip(whole, ended, strict=True):
+        at = next((i for i, token in enumerate(before.tokens) if token in others), None)
+        if at is None:
+            assert after == before
+            continue
+        changed += 1
+        assert after == dataclasses.replace(
+            before, tokens=before.tokens[:at], log_probs=before.log_probs[: at + 1], stopped=True
+        )
+    assert changed >= 2

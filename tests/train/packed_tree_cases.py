@@ -18,7 +18,9 @@ class Letters:
         begin=(1,), user_open=(2,), user_close=(3,), assistant_open=(4,), assistant_close=(5, 6)
     )
 
-    def encode(self, text: str) -> list[int]:
+    control = frozenset(range(1, 7))
+
+    def encode(self, text: str, before: int | None = None, after: int | None = None) -> list[int]:
         return [7 + ord(letter) - ord("a") for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,107 @@
+"""What fits into a context: whole steps, and both ends of a step that alone is too long."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+Encode = Callable[[str], Sequence[int]]
+
+_MARK = " ... [{} tokens left out] ... "
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FittedStep:
+    """The tokens of a step that fits into a context.
+
+    Attributes:
+      reply: With the stop token.
+      observation: Up to where the next reply begins.
+      shortened: Whether the observation or the reply lost its middle.
+      reply_shortened: Whether the reply did.
+    """
+
+    reply: Sequence[int]
+    observation: Sequence[int]
+    shortened: bool = False
+    reply_shortened: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.reply) + len(self.observation)
+
+
+def fit_step(
+    reply: tuple[str, Sequence[int]],
+    observation: tuple[str, Sequence[int]],
+    room: int | None,
+    encode_reply: Encode,
+    encode_observation: Encode,
+) -> FittedStep:
+    """Returns a step of at most `room` tokens, if that is possible.
+
+    The middle of the observation is left out, and of the reply only if it leaves no room for an
+    observation.
+
+    Args:
+      reply: Its text and its tokens.
+      observation: Its text and its tokens.
+      room: None does not limit the step.
+      encode_reply: The tokens of a reply, those around it included.
+      encode_observation: The same of an observation.
+    """
+    (reply_text, replied), (observation_text, observed) = reply, observation
+    if room is None or len(replied) + len(observed) <= room:
+        return FittedStep(reply=replied, observation=observed)
+    least = min(len(encode_observation(_MARK.format(len(observed)))), len(observed))
+    cut = len(replied) + least > room
+    if cut:
+        share = min(room - least, max(room // 2, room - len(observed)))
+        replied = _shortened(reply_text, share, encode_reply)
+    left = room - len(replied)
+    if len(observed) > left:
+        observed = _shortened(observation_text, left, encode_observation)
+    return FittedStep(reply=replied, observation=observed, shortened=True, reply_shortened=cut)
+
+
+def _shortened(text: str, room: int, encode: Encode) -> Sequence[int]:
+    """The tokens of a text without its middle: as much of both ends as fits into `room` tokens; of
+    the empty text if not even the mark does."""
+    total, around = len(encode(text)), len(encode(""))
+
+    def keeping(count: int) -> Sequence[int]:
+        head, tail = text[: count - count // 2], text[len(text) - count // 2 :]
+        missing = total - len(encode(head)) - len(encode(tail)) + around
+        return encode(head + _MARK.format(max(missing, 1)) + tail)
+
+    fewest, most = 0, min(len(text), 16 * max(room, 0))  # few tokens are longer
+    while fewest < most:
+        middle = (fewest + most + 1) // 2
+        fits = len(keeping(middle)) <= room
+        fewest, most = (middle, most) if fits else (fewest, middle - 1)
+    found = keeping(fewest)
+    return found if len(found) <= room else encode("")
+
+
+def first_steps(lengths: Sequence[int], room: int) -> list[int]:
+    """The first step that each state keeps, the state before any step included.
+
+    Where a new step makes the kept ones longer than the room, the oldest go until half of the room
+    is free: what is left can then be continued for some steps before it has to be read anew from
+    its beginning.
+
+    Args:
+      lengths: Tokens of each step.
+      room: Most tokens that the steps of a state may take.
+    """
+    firsts, first, held = [0], 0, 0
+    for i, length in enumerate(lengths):
+        held += length
+        if held > room:
+            while first < i and held > room // 2:
+                held -= lengths[first]
+                first += 1
+            if held > room:  # the newest step alone
+                first, held = i + 1, 0
+        firsts.append(first)
+    return firsts
