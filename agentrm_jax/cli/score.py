@@ -27,7 +27,8 @@ Scores trajectories with a reward model, without an environment, and writes one 
   outcome            the return that is stored with it (1 for conversations that do not say)
   start              the score before any step
   after_action       for each step, before the environment has answered
-  after_observation  for each step, after the observation; null where a conversation ends with a reply
+  after_observation  for each step, after the observation; null if a conversation ends with a
+                     reply
   dropped_steps      how many steps did not fit into the context at the end: the oldest, which
                      were left out, and those that were shortened
 
