@@ -58,14 +58,13 @@ def save_model(
         finish_folder(partial, directory)
 
     try:
-        with _quiet():
+        with _quiet(), _writable(directory):
             _orbax().save(partial / _PARAMS, params)
-        from_first(finish)
-    except BaseException as error:
+        with _writable(directory):
+            from_first(finish)
+    except BaseException:
         if is_first():
             drop_folder(partial)
-        if isinstance(error, OSError):
-            raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
         raise
 
 
@@ -128,7 +127,8 @@ class TrainingCheckpoints:
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
         training = _orbax().training
         policies = training.preservation_policies
-        self._directory = directory.absolute()
+        self._directory = self._saving = directory.absolute()
+        self._response: Any = None
         self._directory.mkdir(parents=True, exist_ok=True)
         with _quiet(), _readable(self._directory):
             self._checkpointer = training.Checkpointer(
@@ -155,7 +155,7 @@ class TrainingCheckpoints:
     @property
     def best(self) -> tuple[int, float] | None:
         """The update with the smallest loss on what was held out, and that loss."""
-        self._checkpointer.wait()
+        self._wait()
         losses = {int(each.step): self._loss(each) for each in self._checkpointer.checkpoints}
         measured = [(loss, -update) for update, loss in losses.items() if loss is not None]
         return (-min(measured)[1], min(measured)[0]) if measured else None
@@ -176,12 +176,13 @@ class TrainingCheckpoints:
           held_out_loss: Decides which checkpoint is the best one.
 
         Raises:
-          OSError: The one before it could not be written.
+          UserError: The one before it could not be written.
         """
         record = {"checksums": checksums(state), _LOSS: held_out_loss}
-        with _quiet():
-            self._checkpointer.wait()  # overwriting one that is being written would tear it
-            self._checkpointer.save_async(
+        self._wait()  # overwriting one that is being written would tear it
+        self._saving = self._directory / str(update)
+        with _quiet(), _writable(self._saving):
+            self._response = self._checkpointer.save_async(
                 update,
                 state,
                 force=True,
@@ -209,10 +210,25 @@ class TrainingCheckpoints:
             _check_values(path, record["checksums"], checksums(state))
         return state
 
+    def _wait(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one."""
+        response, self._response = self._response, None
+        with _quiet(), _writable(self._saving):
+            if response is not None:
+                response.result()
+            self._checkpointer.wait()
+
     def close(self) -> None:
-        """Waits for the newest checkpoint to be on the disk."""
-        with _quiet():
-            self._checkpointer.close()
+        """Waits for the newest checkpoint to be on the disk.
+
+        Raises:
+          UserError: It could not be written.
+        """
+        try:
+            self._wait()
+        finally:
+            with _quiet(), _writable(self._saving):
+                self._checkpointer.close()
 
 
 def _orbax() -> Any:
@@ -242,6 +258,18 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"{path}: not a checkpoint that can be read ({first_line(error)})"
         ) from None
+
+
+@contextlib.contextmanager
+def _writable(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever writing raises, on a full disk for example, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = first_line(error, 400)
+        raise UserError(f"{path}: cannot be written ({reason})") from None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

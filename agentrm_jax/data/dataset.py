@@ -48,8 +48,11 @@ def write_dataset(
     numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
     with new_folder(directory) as partial:
         builder = _builder(partial, name, rows, numbers)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; none are made
+                builder.download_and_prepare()
+        except Exception as error:  # TFDS and array_record raise many kinds on a full disk
+            raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
         shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
     return len(rows)
 
