@@ -8,9 +8,12 @@ by its update; checksums of the values are part of each.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import pathlib
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -239,14 +242,26 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports every save through absl's logger, and errors besides raising them."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keeps Orbax's reports off the terminal: it logs every save, and errors besides raising them.
+
+    Its threads and abandoned coroutines print tracebacks of their own if a file is damaged.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hooks = sys.excepthook, sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
         yield
+    except Exception:
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # the coroutines complain when they are collected
+        raise
     finally:
-        logger.setLevel(level)
+        sys.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
