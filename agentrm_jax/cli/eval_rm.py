@@ -24,6 +24,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import check_output_folder, new_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.run_directory import write_json_atomic, write_text_atomic
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluate import meta_evaluation
 from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
@@ -181,7 +182,7 @@ def _page(found: Mapping[str, Any]) -> str:
     not_known = _NOT_KNOWN if found["trained_on"] != "known" else ""
     return page(
         "eval_rm.html",
-        title=found["model"],
+        title=printable(found["model"]),
         found=found,
         measures=MEASURES,
         plot=plot,

@@ -72,6 +72,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
 
     from agentrm_jax.cli import models
     from agentrm_jax.cli.trained_on import write_trained_on
+    from agentrm_jax.core.array_checksums import named_leaves
     from agentrm_jax.core.sharding import MeshConfig, make_mesh
     from agentrm_jax.model import hugging_face
     from agentrm_jax.model.value import linear
@@ -80,6 +81,12 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     load = {"policy": models.load_policy, "reward": models.load_reward}[what]
     model = load(source, dtype, mesh)
     params, code = model.params, _POLICY_CODE
+    for name, leaf in named_leaves(params).items():
+        if not jax.numpy.isfinite(leaf).all():
+            raise UserError(
+                f"{source}: parameter {name} holds values that are not finite; train the model "
+                "again, or restore its files"
+            )
     if what == "reward":
         head = linear(params["value_head"], model.head)
         if head is None:

@@ -17,6 +17,7 @@ from agentrm_jax.cli.losses import MASTER, implicit_loss, loaded_dtype, reward_l
 from agentrm_jax.cli.models import Model
 from agentrm_jax.cli.playing import sampled_trajectories
 from agentrm_jax.cli.run import DATASET, Run, Summary
+from agentrm_jax.core.array_files import read_array, write_array
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.metrics import read_metrics
 from agentrm_jax.core.processes import from_first, is_first
@@ -193,15 +194,15 @@ def _with_reference(run: Run, model: Model, rows: _Rows, directory: pathlib.Path
 
     return dataclasses.replace(
         rows,
-        trained=known(rows.trained, "reference.npy"),
-        held_out=rows.held_out and known(rows.held_out, "reference_held_out.npy"),
+        trained=known(rows.trained, "reference.npz"),
+        held_out=rows.held_out and known(rows.held_out, "reference_held_out.npz"),
     )
 
 
 def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> np.ndarray:
     """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
     if from_first(path.exists):
-        return np.load(path, allow_pickle=False)
+        return read_array(path)
     config = run.config.train_implicit
     with progress("reference", len(rows), shown=is_first()) as bar:
         found = implicit.reference_log_probs(
@@ -215,9 +216,7 @@ def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> 
             on_rows=bar.advance,
         )
     if is_first():
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.rename(path)
+        write_array(path, found)
     return found
 
 

@@ -12,6 +12,7 @@ from agentrm_jax.cli.run import RESOLVED
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
 from agentrm_jax.core.records import Trajectory, trajectory_from_json
+from agentrm_jax.core.text import first_line
 from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.dataset import open_dataset
 from agentrm_jax.data.trees import FILE, TreeStore
@@ -66,6 +67,8 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
             head = file.read(1024).lstrip()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; {_KINDS}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not head:
         raise UserError(f"{path}: is empty; {_KINDS}")
     if head.startswith(b"["):
@@ -75,7 +78,7 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
     if not head.startswith(b'{"crc32"'):
         raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
     first = next(read_json_lines(path), {})
-    if "kind" in first:
+    if isinstance(first, dict) and "kind" in first:
         return list(_paths(path.parent, path.name))
     return list(_rollouts(path))
 
@@ -89,12 +92,12 @@ def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
 
 def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
     for number, record in enumerate(read_json_lines(path), start=1):
-        if "outcome" in record:
+        if isinstance(record, dict) and "outcome" in record:
             raise UserError(
                 f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
                 "rollouts.jsonl beside it"
             )
         try:
             yield trajectory_from_json(record["trajectory"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a rollout ({error})") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: not a rollout ({first_line(error)})") from None

@@ -8,9 +8,12 @@ by its update; checksums of the values are part of each.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import pathlib
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,14 +61,13 @@ def save_model(
         finish_folder(partial, directory)
 
     try:
-        with _quiet():
+        with _quiet(), _writable(directory):
             _orbax().save(partial / _PARAMS, params)
-        from_first(finish)
-    except BaseException as error:
+        with _writable(directory):
+            from_first(finish)
+    except BaseException:
         if is_first():
             drop_folder(partial)
-        if isinstance(error, OSError):
-            raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
         raise
 
 
@@ -128,7 +130,8 @@ class TrainingCheckpoints:
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
         training = _orbax().training
         policies = training.preservation_policies
-        self._directory = directory.absolute()
+        self._directory = self._saving = directory.absolute()
+        self._response: Any = None
         self._directory.mkdir(parents=True, exist_ok=True)
         with _quiet(), _readable(self._directory):
             self._checkpointer = training.Checkpointer(
@@ -155,7 +158,7 @@ class TrainingCheckpoints:
     @property
     def best(self) -> tuple[int, float] | None:
         """The update with the smallest loss on what was held out, and that loss."""
-        self._checkpointer.wait()
+        self._wait()
         losses = {int(each.step): self._loss(each) for each in self._checkpointer.checkpoints}
         measured = [(loss, -update) for update, loss in losses.items() if loss is not None]
         return (-min(measured)[1], min(measured)[0]) if measured else None
@@ -176,12 +179,13 @@ class TrainingCheckpoints:
           held_out_loss: Decides which checkpoint is the best one.
 
         Raises:
-          OSError: The one before it could not be written.
+          UserError: The one before it could not be written.
         """
         record = {"checksums": checksums(state), _LOSS: held_out_loss}
-        with _quiet():
-            self._checkpointer.wait()  # overwriting one that is being written would tear it
-            self._checkpointer.save_async(
+        self._wait()  # overwriting one that is being written would tear it
+        self._saving = self._directory / str(update)
+        with _quiet(), _writable(self._saving):
+            self._response = self._checkpointer.save_async(
                 update,
                 state,
                 force=True,
@@ -209,10 +213,25 @@ class TrainingCheckpoints:
             _check_values(path, record["checksums"], checksums(state))
         return state
 
+    def _wait(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one."""
+        response, self._response = self._response, None
+        with _quiet(), _writable(self._saving):
+            if response is not None:
+                response.result()
+            self._checkpointer.wait()
+
     def close(self) -> None:
-        """Waits for the newest checkpoint to be on the disk."""
-        with _quiet():
-            self._checkpointer.close()
+        """Waits for the newest checkpoint to be on the disk.
+
+        Raises:
+          UserError: It could not be written.
+        """
+        try:
+            self._wait()
+        finally:
+            with _quiet(), _writable(self._saving):
+                self._checkpointer.close()
 
 
 def _orbax() -> Any:
@@ -223,14 +242,26 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports every save through absl's logger, and errors besides raising them."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keeps Orbax's reports off the terminal: it logs every save, and errors besides raising them.
+
+    Its threads and abandoned coroutines print tracebacks of their own if a file is damaged.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hooks = sys.excepthook, sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
         yield
+    except Exception:
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()  # the coroutines complain when they are collected
+        raise
     finally:
-        logger.setLevel(level)
+        sys.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -242,6 +273,18 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         raise UserError(
             f"{path}: not a checkpoint that can be read ({first_line(error)})"
         ) from None
+
+
+@contextlib.contextmanager
+def _writable(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever writing raises, on a full disk for example, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = first_line(error, 400)
+        raise UserError(f"{path}: cannot be written ({reason})") from None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -22,6 +23,7 @@ from agentrm_jax.core.text import first_line, printable
 
 _LOCK = ".agentrm.lock"  # held while a temporary folder is written; says that it is ours
 _SHOWN = 3  # names in an error message
+_TRIES = 20  # to remove a temporary folder
 
 
 def check_output_folder(directory: pathlib.Path, inputs: Iterable[pathlib.Path] = ()) -> None:
@@ -71,12 +73,15 @@ def new_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     If the block raises anything, KeyboardInterrupt included, nothing is left of it.
 
     Raises:
-      UserError: `check_output_folder` refuses the folder, or its parent cannot be written.
+      UserError: `check_output_folder` refuses the folder, or it cannot be written.
     """
     partial = begin_folder(directory)
     try:
         yield partial
         finish_folder(partial, directory)
+    except OSError as error:  # a full disk
+        drop_folder(partial)
+        raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
     except BaseException:
         drop_folder(partial)
         raise
@@ -148,7 +153,11 @@ def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
 
 def drop_folder(partial: pathlib.Path) -> None:
     """Removes a temporary folder of `begin_folder`."""
-    shutil.rmtree(partial, ignore_errors=True)
+    for _ in range(_TRIES):  # threads that were writing it may still end
+        shutil.rmtree(partial, ignore_errors=True)
+        if not partial.exists():
+            break
+        time.sleep(0.1)
     if lock := _locks.pop(partial, None):
         lock.close()
 
@@ -160,7 +169,7 @@ def new_file(path: pathlib.Path) -> Iterator[IO[str]]:
     Of several processes that write the same path, the last one that finishes stays, whole.
 
     Raises:
-      UserError: The folder cannot be written.
+      UserError: It cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,9 +183,10 @@ def new_file(path: pathlib.Path) -> Iterator[IO[str]]:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({first_line(error)})") from None
+    finally:
         pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _check_kind(directory: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.manifests import check_manifest
 from agentrm_jax.core.output_folders import new_folder
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import first_line, printable
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def write_dataset(
       UserError: There are none, or the folder holds files that agentrm did not write.
     """
     rows = [
-        {"key": key, "record": json.dumps(record, separators=(",", ":")), **numbers}
+        {"key": key, "record": _encoded(directory, key, record), **numbers}
         for key, numbers, record in examples
     ]
     if not rows:
@@ -48,10 +48,20 @@ def write_dataset(
     numbers = {key: type(value) for key, value in rows[0].items() if not isinstance(value, str)}
     with new_folder(directory) as partial:
         builder = _builder(partial, name, rows, numbers)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; there are none
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports downloads; none are made
+                builder.download_and_prepare()
+        except Exception as error:  # TFDS and array_record raise many kinds on a full disk
+            raise UserError(f"{directory}: cannot be written ({first_line(error)})") from None
         shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
     return len(rows)
+
+
+def _encoded(directory: pathlib.Path, key: str, record: Any) -> str:
+    try:
+        return json.dumps(record, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{directory}: record {printable(key)}: {first_line(error)}") from None
 
 
 def _builder(

@@ -178,6 +178,9 @@ class LlamaConfig:
         given = {**family.defaults, **config}
         windowed = given.get("sliding_window") if "sliding_window" in family.defaults else None
         max_positions = _int(given, "max_position_embeddings")
+        norm_eps = _float(config, "rms_norm_eps", 1e-6)
+        if norm_eps < 0:
+            raise UserError(f"rms_norm_eps: must not be negative (got {norm_eps})")
         rope_theta, rope_scaling = _rope(config, max_positions)
         return cls(
             family=name,
@@ -190,8 +193,8 @@ class LlamaConfig:
             d_ff=_int(config, "intermediate_size"),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            norm_eps=_float(config, "rms_norm_eps", 1e-6),
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=norm_eps,
+            tie_embeddings=_bool(config, "tie_word_embeddings"),
             max_positions=max_positions,
             sliding_window=None if windowed is None else _int(given, "sliding_window"),
         )
@@ -266,11 +269,12 @@ def _only_given(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str,
 
 def _llama3(name: str, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
     try:
+        _positive({_ORIGINAL: max_positions, **rope}, _ORIGINAL)
         scaling = RopeScaling(
             factor=_positive(rope, "factor"),
             low_freq_factor=_positive(rope, "low_freq_factor"),
             high_freq_factor=_positive(rope, "high_freq_factor"),
-            original_max_positions=int(_positive({_ORIGINAL: max_positions, **rope}, _ORIGINAL)),
+            original_max_positions=_int({_ORIGINAL: max_positions, **rope}, _ORIGINAL),
         )
     except UserError as error:
         raise UserError(f"{name}.{error}") from None
@@ -296,6 +300,14 @@ def _positive(config: Mapping[str, Any], key: str) -> float:
     if value <= 0:
         raise UserError(f"{key}: must be positive (got {value})")
     return value
+
+
+def _bool(config: Mapping[str, Any], key: str) -> bool:
+    """A boolean; absent and null are false."""
+    value = config.get(key)
+    if not isinstance(value, bool | None):
+        raise UserError(f"{key}: must be true or false, not {value!r}")
+    return bool(value)
 
 
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

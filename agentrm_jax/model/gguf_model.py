@@ -131,6 +131,10 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor]) -> L
         tie_embeddings=_HEAD not in tensors,
         max_positions=_whole(given, "context_length"),
     )
+    if config.num_layers > len(tensors):
+        raise UserError(
+            f"llama.block_count: is {config.num_layers}, but there are only {len(tensors)} tensors"
+        )
     same = {"vocab_size": vocab_size, "attention.value_length": head_dim,
             "rope.dimension_count": head_dim}  # fmt: skip
     _check_others(given, same)

@@ -46,6 +46,7 @@ VALUE_BIAS = "agentrm_value_bias"
 _CONFIG = "config.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = "model.layers.{}."
+_MOST_LAYERS = 10_000  # more would be a damaged file
 _CLASSES: Mapping[Kind, str] = {"policy": "ForCausalLM", "reward": "ForSequenceClassification"}
 """What the names of classes in transformers end in."""
 
@@ -130,6 +131,11 @@ def load_params(
         another shape or no floating-point number.
     """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+    if config.num_layers > _MOST_LAYERS:
+        raise UserError(
+            f"{directory / _CONFIG}: num_hidden_layers: at most {_MOST_LAYERS} are read (got "
+            f"{config.num_layers})"
+        )
     description = parameters.DESCRIPTIONS[kind](config)
     target = _flat(parameters.abstract_of(description, dtype, mesh))
     check_manifest(directory)

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.manifests import read_json
+from agentrm_jax.core.text import first_line
 
 _WEIGHTS = "model.safetensors"
 _INDEX = _WEIGHTS + ".index.json"
@@ -112,8 +113,9 @@ def open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[s
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 found[key] = Stored(file=path, values=file.get_slice(key))
         except (safetensors.SafetensorError, OSError) as error:
-            line = (str(error).splitlines() or [""])[0]
-            raise UserError(f"{path}: not a safetensors file that can be read ({line})") from None
+            raise UserError(
+                f"{path}: not a safetensors file that can be read ({first_line(error)})"
+            ) from None
     for key, name in (listed or {}).items():
         if key not in found or found[key].file.name != name:
             raise UserError(f"{directory / _INDEX}: {key} is not in the file {name}")
@@ -188,7 +190,10 @@ def write_tensors(
             )
             for tensor, leaf in held
         }
-        safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
+        try:
+            safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
+        except safetensors.SafetensorError as error:  # a full disk
+            raise OSError(first_line(error)) from None
         shutil.copymode(
             directory / "config.json", directory / name
         )  # it comes readable by us alone

@@ -175,6 +175,16 @@ def test_damaged_weights_of_a_run_are_not_exported(what, run, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged"]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_exported(value, run, tmp_path, capsys):
+    model = models.load_policy(run / "sft" / "model", "float32", MESH)
+    params = {**model.params, "final_norm": model.params["final_norm"].at[3].set(value)}
+    models.save(tmp_path / "in", "policy", dataclasses.replace(model, params=params))
+    message = fails(capsys, tmp_path / "in", "--what", "policy", "--to", tmp_path / "out")
+    assert "parameter final_norm holds values that are not finite" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_of_another_vocabulary(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["export", str(run), "--what", "policy", "--to", str(out)]) == 0

@@ -217,6 +217,7 @@ def test_models_of_before_are_read_and_damaged_heads_named(copy) -> None:
     path, mesh = directory / "model.json", make_mesh(MeshConfig())
     stored = json.loads(path.read_text())
     assert stored["config"].pop("value_head")["kind"] == "mse"
+    (directory / "manifest.json").unlink()  # as it was before
     path.write_text(json.dumps(stored))
     assert load_reward(directory, "float32", mesh).head == MSE
     for wrong, said in (({"kind": "mean"}, "'mean'"), ({"knd": "mse"}, "knd"), (3, "mapping")):
@@ -319,6 +320,9 @@ def test_a_model_of_another_shape_is_named(copy, capsys) -> None:
     value["config"]["intermediate_size"] = 80
     stored.write_text(json.dumps(value))
     shutil.rmtree(copy / "eval")
+    message = fails(capsys, "evaluate", CONFIG, "--output", copy)
+    assert f"{stored}: its checksum differs from manifest.json" in message
+    (copy / "sft" / "model" / "manifest.json").unlink()
     message = fails(capsys, "evaluate", CONFIG, "--output", copy)
     assert "parameter layers.down has shape (2, 32, 64), the config wants (2, 32, 80)" in message
 

@@ -257,3 +257,13 @@ def test_a_score_that_is_not_finite_is_an_error(finished, tmp_path, capsys) -> N
     first = read_trajectories(finished / "eval" / "greedy")[0].task.task_id
     assert f"trajectory 1 (task {first}): the reward model's score is nan" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+@pytest.mark.parametrize(
+    "record", [[], 7, "x", None, {"trajectory": 1}, {"trajectory": {"steps": 1}}]
+)
+def test_records_of_wrong_types_are_one_line(record, tmp_path, capsys) -> None:
+    with JsonLines(tmp_path / "rollouts.jsonl") as lines:
+        lines.append(record)
+    said = fails(capsys, "score", tmp_path / "rollouts.jsonl", "--model", tmp_path)
+    assert "rollouts.jsonl, line 1: not a rollout (" in said

@@ -246,6 +246,43 @@ def test_a_state_may_be_overwritten_as_soon_as_its_save_has_begun(tmp_path):
         assert (np.asarray(stored) == expected).all()
 
 
+_FULL = """
+import pathlib, resource, signal, sys
+import jax
+from agentrm_jax.core.checkpoints import TrainingCheckpoints, save_model
+from agentrm_jax.core.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = pathlib.Path(sys.argv[1])
+params = {"w": jax.random.normal(jax.random.key(0), (64, 1024))}
+jax.block_until_ready(params)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    if sys.argv[2] == "model":
+        save_model(folder / "saved", "policy", {}, params)
+    else:
+        checkpoints = TrainingCheckpoints(folder / "saved", keep=2)
+        checkpoints.save(1, params)
+        checkpoints.close()
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("what", ["model", "checkpoint"])
+def test_what_cannot_be_written_is_one_line(what, tmp_path):
+    """Files of limited size fail as on a full disk."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(tmp_path), what],
+        capture_output=True, text=True, check=True, env=environment, timeout=300,
+    )  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    name = {"model": "saved", "checkpoint": "saved/1"}[what]
+    assert line.startswith(f"{tmp_path / name}: cannot be written (")
+    if what == "model":
+        assert list(tmp_path.iterdir()) == []
+
+
 _ENDLESS = """
 import pathlib, sys
 import jax.numpy as jnp

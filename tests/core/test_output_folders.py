@@ -140,6 +140,17 @@ def test_nothing_is_left_of_what_fails(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+    def full(writing):
+        with writing:
+            raise OSError(28, "No space left on device")
+
+    for name, writing in (("folder", new_folder), ("file", new_file)):
+        with pytest.raises(UserError, match=rf"{name}: cannot be written .*No space left"):
+            full(writing(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_temporary_folders_of_killed_processes_are_removed_and_others_stay(tmp_path):
     foreign = tmp_path / "out.partial", tmp_path / ".out.mine.partial"
     for path in foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -93,6 +94,13 @@ def test_a_folder_with_other_files_is_refused_and_they_stay(tmp_path):
     assert list(open_trajectories(directory)) == [trajectory(3)]
     assert (tmp_path / "experts.partial" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_number_that_is_not_finite_is_not_written(tmp_path):
+    broken = dataclasses.replace(labelled(2), values=(float("nan"), 0.0, 0.0))
+    with pytest.raises(UserError, match=r"states: record .*: Out of range float values"):
+        write_paths(tmp_path / "states", [broken])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

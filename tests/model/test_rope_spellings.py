@@ -84,6 +84,8 @@ REFUSED = {
         "rope_scaling.factor: missing"),
     "zero factor": ({"rope_scaling": {**FULL, "factor": 0}}, "rope_scaling.factor: must be posi"),
     "null original length": ({"rope_scaling": FULL, TOP: None}, f"rope_scaling.{TOP}: must be"),
+    "broken original length": (
+        {"rope_scaling": FULL, TOP: 1.5}, f"rope_scaling.{TOP}: must be a whole number"),
     "equal factors": (
         {"rope_scaling": {**FULL, "high_freq_factor": 1.0}}, "high_freq_factor: must be larger"),
     "layer types": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: only"),
