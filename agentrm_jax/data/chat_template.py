@@ -67,7 +67,7 @@ class _Texts(NamedTuple):
 
     directory: pathlib.Path
     found: Mapping[tuple[Any, ...], str | TemplateError]
-    asked_for_date: bool
+    dated: bool
 
     def maybe(self, name: tuple[Any, ...]) -> str | None:
         text = self.found[name]
@@ -105,7 +105,8 @@ def _render(directory: pathlib.Path, template: str, variables: Mapping[str, Any]
         texts, asked_for_date = render_template(template, day, asked)
     except TemplateError as error:
         raise UserError(f"{directory}: the chat template {error}") from None
-    return _Texts(directory, dict(zip(chats, texts, strict=True)), asked_for_date)
+    dated = asked_for_date or "date_string" in template
+    return _Texts(directory, dict(zip(chats, texts, strict=True)), dated)
 
 
 def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
@@ -155,7 +156,7 @@ def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
         reply_strip=reply_strip,
         between_users="\n",
         closing=closing[1:] if ended is not None else (),
-        date=DAY if texts.asked_for_date else "",
+        date=DAY if texts.dated else "",
         drops_reasoning=thinks,
     )
 
@@ -195,7 +196,7 @@ def _strips(texts: _Texts, plain: Sequence[str]) -> tuple[Strip, Strip] | None:
     """What is removed from the ends of turns, found from marks between blanks; None if the blanks
     become something else."""
     found = [_gaps(texts("blanks", blanks)) for blanks in _BLANKS]
-    pairs: list[Strip] = list(itertools.product(_STRIPPED, repeat=2))
+    pairs: list[Strip] = [(left, right) for left in _STRIPPED for right in _STRIPPED]
     for user, reply in itertools.product(pairs, repeat=2):
         if all(
             gaps is not None and gaps == _blank_gaps(plain, blanks, user, reply)
