@@ -136,8 +136,8 @@ def _template_notes(tokenizer: Any) -> str:
         notes.append(f"its date is {chat.date} for ever")
     if chat.drops_reasoning:
         notes.append(
-            "it removes the reasoning of earlier replies; here replies keep it, so that a state "
-            "is a prefix of its continuations"
+            "it removes or rewrites the reasoning of earlier replies; here replies keep it: a "
+            "state is a prefix of its continuations"
         )
     return "; ".join(notes)
 

@@ -265,6 +265,31 @@ def test_a_template_without_end_is_stopped():
         render_template(loops, {}, [(messages_of(["a"]), True)], seconds=1)
 
 
+@pytest.mark.parametrize(
+    "closing", ["</think>", "[/THINK]", "</reasoning>", "<|end_of_thought|>", "◁/think▷"]
+)
+def test_reasoning_is_recognised_between_any_markers(closing, tmp_path):
+    template = THINKING.replace("</think>", closing)
+    assert load_tokenizer(chatml(tmp_path, template)).chat.drops_reasoning
+    only_last = template.replace("m['role'] == 'assistant'", "false")
+    assert not load_tokenizer(chatml(tmp_path, only_last)).chat.drops_reasoning
+
+
+def test_empty_reasoning_before_the_last_reply_is_left_out(tmp_path):
+    """As in the template of Qwen 3."""
+    last = THINKING.replace(
+        "{{ m['content'] }}",
+        "{{ ('<think>\\n\\n</think>\\n\\n' if loop.last and loop.index0 % 2 else '') + "
+        "m['content'] }}",
+    )
+    tokenizer = load_tokenizer(chatml(tmp_path, last))
+    assert tokenizer.chat.drops_reasoning
+    assert tokenizer.chat.closing == ("\n",)
+    assert tokenizer.decode(turn_tokens(tokenizer, ["Go.", "Done."])) == (
+        "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\nDone.<|im_end|>"
+    )
+
+
 def test_reasoning_that_a_template_drops_is_kept(tmp_path):
     tokenizer = load_tokenizer(chatml(tmp_path, THINKING))
     assert tokenizer.chat.drops_reasoning
