@@ -136,8 +136,8 @@ def _template_notes(tokenizer: Any) -> str:
         notes.append(f"its date is {chat.date} for ever")
     if chat.drops_reasoning:
         notes.append(
-            "it removes the reasoning of earlier replies; here replies keep it, so that a state "
-            "is a prefix of its continuations"
+            "it removes or rewrites the reasoning of earlier replies; here replies keep it: a "
+            "state is a prefix of its continuations"
         )
     return "; ".join(notes)
 
@@ -166,15 +166,14 @@ def _compared(
         except Exception:  # a template may refuse a reply at the end
             return None
 
-    if not exported and tokenizer.chat.date:
-        return Check(
-            name, "skipped", "compared for its fixed date when read; transformers takes today's"
-        )
     templates = {
         name: [tokens(turns[:count]) for count in range(1, len(turns) + 1)]
         for name, turns in PROBES.items()
     }
-    return _as_check(name, templates, list(differences(tokenizer, templates)))
+    found = list(differences(tokenizer, templates))
+    if found and not exported and tokenizer.chat.date:
+        return Check(name, "skipped", "compared for its fixed date when read; today's differs")
+    return _as_check(name, templates, found)
 
 
 def _as_check(

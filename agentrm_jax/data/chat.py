@@ -51,8 +51,8 @@ class ChatFormat:
       closing: What follows the stop token at the end of a conversation.
       ends: Further tokens that end a reply.
       date: The day on which the template is rendered, if it asks for it.
-      drops_reasoning: Whether the template removes the reasoning of earlier replies, which is
-        kept here.
+      drops_reasoning: Whether the template removes or rewrites the reasoning of earlier replies,
+        which is kept here.
     """
 
     begin: Frame
@@ -193,7 +193,7 @@ def _instruction_parts(
 
 
 def _user_turn(chat: ChatFormat, text: str) -> list[int | str]:
-    return [*chat.user_open, _stripped(text, chat.user_strip), *chat.user_close]
+    return [*chat.user_open, stripped(text, chat.user_strip), *chat.user_close]
 
 
 def _reply_turn(chat: ChatFormat, text: str) -> list[int | str]:
@@ -201,10 +201,11 @@ def _reply_turn(chat: ChatFormat, text: str) -> list[int | str]:
 
 
 def _reply_parts(chat: ChatFormat, text: str) -> tuple[str, str, str]:
-    return chat.reply_before, _stripped(text, chat.reply_strip), chat.reply_after
+    return chat.reply_before, stripped(text, chat.reply_strip), chat.reply_after
 
 
-def _stripped(text: str, strip: Strip) -> str:
+def stripped(text: str, strip: Strip) -> str:
+    """Returns a turn as a template writes it that removes characters from its ends."""
     return text.lstrip(strip[0]).rstrip(strip[1])
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.chat import ChatFormat, Frame, Strip
+from agentrm_jax.data.chat import ChatFormat, Frame, Strip, stripped
 from agentrm_jax.data.probes import PROBES, messages_of
 from agentrm_jax.data.template_process import DAY, TemplateError, render_template
 
@@ -56,7 +57,10 @@ def read_template(
     texts = _render(directory, template, variables)
     chat = _frames(directory, texts, parse)
     probes = {
-        name: [texts.maybe(("probe", name, count)) for count in range(1, len(turns) + 1)]
+        name: [
+            texts("probe", name, count) if count % 2 else texts.maybe(("probe", name, count))
+            for count in range(1, len(turns) + 1)
+        ]
         for name, turns in PROBES.items()
     }
     return Template(chat, probes)
@@ -67,7 +71,7 @@ class _Texts(NamedTuple):
 
     directory: pathlib.Path
     found: Mapping[tuple[Any, ...], str | TemplateError]
-    asked_for_date: bool
+    dated: bool
 
     def maybe(self, name: tuple[Any, ...]) -> str | None:
         text = self.found[name]
@@ -88,9 +92,8 @@ def _render(directory: pathlib.Path, template: str, variables: Mapping[str, Any]
     chats["whole",] = list(_MARKS)
     for blanks in _BLANKS:
         chats["blanks", blanks] = [blanks + mark + blanks for mark in _MARKS]
-    for count in (2, 3):
-        thought = f"<think>\n{_REASONING}\n</think>\n\n{_MARKS[1]}"
-        chats["reasoning", count] = [_MARKS[0], thought, _MARKS[2]][:count]
+    for thought in _thoughts(template):
+        chats["reasoning", thought] = [_MARKS[0], thought, _MARKS[2]]
     for name, turns in PROBES.items():
         for count in range(1, len(turns) + 1):
             chats["probe", name, count] = list(turns[:count])
@@ -105,7 +108,8 @@ def _render(directory: pathlib.Path, template: str, variables: Mapping[str, Any]
         texts, asked_for_date = render_template(template, day, asked)
     except TemplateError as error:
         raise UserError(f"{directory}: the chat template {error}") from None
-    return _Texts(directory, dict(zip(chats, texts, strict=True)), asked_for_date)
+    dated = asked_for_date or "date_string" in template
+    return _Texts(directory, dict(zip(chats, texts, strict=True)), dated)
 
 
 def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
@@ -129,18 +133,14 @@ def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
     after, close = _split_at_stop(parse, to_user)
     if close is None or after.strip():
         raise refused("ends a reply without a special token")
-    user_strip, reply_strip = _strips(texts, gaps) or (None, None)
-    if user_strip is None or reply_strip is None:
+    strips = _strips(texts, gaps)
+    if strips is None:
         raise refused("changes the blanks around turns; only removing them is supported")
-    thinks = (texts.maybe(("reasoning", 3)) or _REASONING).count(_REASONING) == 0
-    ended = texts.maybe(("marks", 2))
-    closing: Frame = close
-    if ended is not None:
-        before_last, _, end = ended.rpartition(_MARKS[1])
-        closing = parse(end.removeprefix(after))
-        same = before_last == first + _MARKS[0] + to_reply
-        if closing[:1] != close[:1] or not (same or thinks):
-            raise refused("renders the last reply differently: it is not append-only")
+    begun = first + _MARKS[0] + to_reply
+    rewrites = _rewrites_reasoning(texts, begun, to_user + _MARKS[2] + opening, strips[1])
+    closing = _closing(texts, begun, after, parse, rewrites)
+    if closing is not None and closing[:1] != close[:1]:
+        raise refused("renders the last reply differently: it is not append-only")
     return ChatFormat(
         begin=parse(first),
         # What a template writes between two turns belongs to the turn before it: observations and
@@ -151,13 +151,44 @@ def _frames(directory: pathlib.Path, texts: _Texts, parse: Parse) -> ChatFormat:
         assistant_close=close,
         reply_before=before,
         reply_after=after,
-        user_strip=user_strip,
-        reply_strip=reply_strip,
+        user_strip=strips[0],
+        reply_strip=strips[1],
         between_users="\n",
-        closing=closing[1:] if ended is not None else (),
-        date=DAY if texts.asked_for_date else "",
-        drops_reasoning=thinks,
+        closing=closing[1:] if closing is not None else (),
+        date=DAY if texts.dated else "",
+        drops_reasoning=rewrites,
     )
+
+
+def _thoughts(template: str) -> list[str]:
+    """Replies with reasoning before a mark, between the markers that are common and between those
+    that the template names."""
+    literals = re.findall(r"""'([^'\n]{2,40})'|"([^"\n]{2,40})\"""", template)
+    closing = dict.fromkeys(["</think>", *(a or b for a, b in literals)])
+    return [
+        f"{name.replace('/', '').replace('end', 'begin')}\n{_REASONING}\n{name}\n\n{_MARKS[1]}"
+        for name in list(closing)[:60]
+    ]
+
+
+def _rewrites_reasoning(texts: _Texts, before: str, after: str, strip: Strip) -> bool:
+    """Whether some reply with reasoning is not rendered as it is, once another turn follows."""
+    thoughts = [name[1] for name in texts.found if name[0] == "reasoning"]
+    return any(
+        texts.maybe(("reasoning", thought)) not in (None, before + stripped(thought, strip) + after)
+        for thought in thoughts
+    )
+
+
+def _closing(texts: _Texts, begun: str, after: str, parse: Parse, rewrites: bool) -> Frame | None:
+    """What follows the reply of a conversation that it ends, from the stop token on; empty if the
+    reply is rendered differently there; None if the template renders no such conversation."""
+    ended = texts.maybe(("marks", 2))
+    if ended is None:
+        return None
+    before, _, end = ended.rpartition(_MARKS[1])
+    # Some write empty reasoning before the last reply alone.
+    return parse(end.removeprefix(after)) if before == begun or rewrites else ()
 
 
 def _gaps(text: str) -> list[str] | None:
@@ -195,7 +226,7 @@ def _strips(texts: _Texts, plain: Sequence[str]) -> tuple[Strip, Strip] | None:
     """What is removed from the ends of turns, found from marks between blanks; None if the blanks
     become something else."""
     found = [_gaps(texts("blanks", blanks)) for blanks in _BLANKS]
-    pairs: list[Strip] = list(itertools.product(_STRIPPED, repeat=2))
+    pairs: list[Strip] = [(left, right) for left in _STRIPPED for right in _STRIPPED]
     for user, reply in itertools.product(pairs, repeat=2):
         if all(
             gaps is not None and gaps == _blank_gaps(plain, blanks, user, reply)

@@ -57,17 +57,17 @@ def fit_step(
     cut = len(replied) + least > room
     if cut:
         share = min(room - least, max(room // 2, room - len(observed)))
-        replied = _shortened(reply_text, share, encode_reply)
+        replied = _shortened(reply_text, len(replied), share, encode_reply)
     left = room - len(replied)
     if len(observed) > left:
-        observed = _shortened(observation_text, left, encode_observation)
+        observed = _shortened(observation_text, len(observed), left, encode_observation)
     return FittedStep(reply=replied, observation=observed, shortened=True, reply_shortened=cut)
 
 
-def _shortened(text: str, room: int, encode: Encode) -> Sequence[int]:
-    """The tokens of a text without its middle: as much of both ends as fits into `room` tokens; of
-    the empty text if not even the mark does."""
-    total, around = len(encode(text)), len(encode(""))
+def _shortened(text: str, total: int, room: int, encode: Encode) -> Sequence[int]:
+    """The tokens of a text of `total` tokens without its middle: as much of both ends as fits into
+    `room` tokens; of the empty text if not even the mark does."""
+    around = len(encode(""))
 
     def keeping(count: int) -> Sequence[int]:
         head, tail = text[: count - count // 2], text[len(text) - count // 2 :]

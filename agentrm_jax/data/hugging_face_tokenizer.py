@@ -46,12 +46,6 @@ def read_hugging_face(directory: pathlib.Path) -> HuggingFace:
     plain = tokenizer_json.prepared(original)
     read = read_template(directory, template, variables, _parser(plain))
     chat = read.chat
-    frames = (chat.begin, chat.assistant_open, chat.assistant_close, chat.closing)
-    used = frozenset(part for frame in frames for part in frame if isinstance(part, int))
-    tokenizer = tokenizer_json.with_special(plain, used)
-    specials = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-    ends = _ends_of_text(directory, specials) - {chat.stop}
-    chat = dataclasses.replace(chat, ends=tuple(sorted(ends)))
     templates = {
         name: [
             None if text is None else plain.encode(text, add_special_tokens=False).ids
@@ -59,6 +53,12 @@ def read_hugging_face(directory: pathlib.Path) -> HuggingFace:
         ]
         for name, texts in read.probes.items()
     }
+    frames = (chat.begin, chat.assistant_open, chat.assistant_close, chat.closing)
+    used = frozenset(part for frame in frames for part in frame if isinstance(part, int))
+    tokenizer = tokenizer_json.with_special(plain, used)
+    specials = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+    ends = _ends_of_text(directory, specials) - {chat.stop}
+    chat = dataclasses.replace(chat, ends=tuple(sorted(ends)))
     pad_id = _pad_token(directory, chat, specials, declared_pad)
     return HuggingFace(tokenizer, chat, pad_id, templates)
 

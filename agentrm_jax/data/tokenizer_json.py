@@ -53,7 +53,10 @@ def prepared(tokenizer: Any) -> Any:
 
 
 def with_special(tokenizer: Any, ids: frozenset[int]) -> Any:
-    """Returns a copy in which some added tokens are special: text never encodes to them."""
+    """Returns a tokenizer in which some added tokens are special: text never encodes to them."""
+    added = tokenizer.get_added_tokens_decoder()
+    if all(added[token].special for token in ids):
+        return tokenizer
     contents = json.loads(tokenizer.to_str())
     for token in contents["added_tokens"]:
         token["special"] = token["special"] or token["id"] in ids

@@ -192,4 +192,5 @@ def test_a_tokenizer_of_another_vocabulary(run, tmp_path, capsys):
     train_tokenizer(words, 400).save(out)
     (out / "manifest.json").unlink()
     message = fails(capsys, out, "--what", "policy", "--to", tmp_path / "again")
-    assert f"{out}: the tokenizer has 400 tokens, the model only 300" in message
+    assert f"{out}: the largest token id of the tokenizer must be below" in message
+    assert "the model's embedding, 300 (got 399)" in message

@@ -53,6 +53,7 @@ def test_each_pair_has_the_tokens_of_its_template_or_is_refused(tmp_path, capsys
             except UserError as error:
                 refused[kind, template] = str(error)
                 continue
+            assert tokenizer.chat.drops_reasoning == (template == "qwen 3")
             differences = compared(directory, tokenizer)
             if differences:
                 wrong[kind, template] = differences

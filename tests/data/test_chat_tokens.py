@@ -206,6 +206,32 @@ def test_the_day_of_a_template_never_changes(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "saved" / "chat.json").read_text())["date"] == "2024-07-26"
 
 
+def test_a_given_day_is_recorded_as_well(tmp_path):
+    dated = "{{ '<|im_start|>' + (date_string or strftime_now('%Y')) + '<|im_end|>' }}" + CHATML
+    chat = load_tokenizer(chatml(tmp_path, dated)).chat
+    assert chat.begin[1] == "26 Jul 2024"
+    assert chat.date == "2024-07-26"
+
+
+def test_what_was_saved_before_texts_were_encoded_together_keeps_its_tokens(tmp_path):
+    """SentencePiece's first blank stood before every turn."""
+    write_tokenizer(tmp_path, "metaspace first", "mistral 1")
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "chat.json"
+    stored = json.loads(path.read_text())
+    ids = {name: [p for p in stored[name] if isinstance(p, int)] for name in
+           ("begin", "assistant_open", "assistant_close")}  # fmt: skip
+    old = {**ids, "user_open": [], "user_close": [], "pad_id": stored["pad_id"]}
+    path.write_text(json.dumps(old))
+    again = load_tokenizer(tmp_path / "saved")
+    blank = tokenizer.encode("look")
+    assert tokenizer.encode("look", tokenizer.chat.stop) != blank
+    assert again.encode("look", again.chat.stop) == blank
+    again.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "chat.json").read_text()) == old
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -237,6 +263,31 @@ def test_a_template_without_end_is_stopped():
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateError, match="ran longer than 1 s"):
         render_template(loops, {}, [(messages_of(["a"]), True)], seconds=1)
+
+
+@pytest.mark.parametrize(
+    "closing", ["</think>", "[/THINK]", "</reasoning>", "<|end_of_thought|>", "◁/think▷"]
+)
+def test_reasoning_is_recognised_between_any_markers(closing, tmp_path):
+    template = THINKING.replace("</think>", closing)
+    assert load_tokenizer(chatml(tmp_path, template)).chat.drops_reasoning
+    only_last = template.replace("m['role'] == 'assistant'", "false")
+    assert not load_tokenizer(chatml(tmp_path, only_last)).chat.drops_reasoning
+
+
+def test_empty_reasoning_before_the_last_reply_is_left_out(tmp_path):
+    """As in the template of Qwen 3."""
+    last = THINKING.replace(
+        "{{ m['content'] }}",
+        "{{ ('<think>\\n\\n</think>\\n\\n' if loop.last and loop.index0 % 2 else '') + "
+        "m['content'] }}",
+    )
+    tokenizer = load_tokenizer(chatml(tmp_path, last))
+    assert tokenizer.chat.drops_reasoning
+    assert tokenizer.chat.closing == ("\n",)
+    assert tokenizer.decode(turn_tokens(tokenizer, ["Go.", "Done."])) == (
+        "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\nDone.<|im_end|>"
+    )
 
 
 def test_reasoning_that_a_template_drops_is_kept(tmp_path):

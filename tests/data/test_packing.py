@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_sequences_are_what_is_read_at_test_time():
     assert shown <= read
 
 
-def long_step(index: int, **changes: str):
+def long_step(index: int, **changes: Any):
     """A path of four steps, one of which is longer than a row; and a row's length."""
     path = labelled(4, 2)
     old = path.trajectory.steps[index]

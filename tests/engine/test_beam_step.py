@@ -53,7 +53,7 @@ TASKS = [
 def expected(policy: Engine, scorer: Engine, beams: Beams):
     """Decode, score each candidate on its own, sort."""
     candidates = []
-    groups = generate(policy, beams.requests, n=N, sampling=SAMPLING, stops=(STOP,))
+    groups = generate(policy, beams.requests, n=N, sampling=SAMPLING, stop=STOP)
     seen = set()
     for number, (asked, state, group) in enumerate(
         zip(beams.requests, beams.states, groups, strict=True)
