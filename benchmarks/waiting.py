@@ -51,6 +51,9 @@ class TimedPool:
     def release(self, handles: Sequence[int]) -> None:
         self._timed(lambda: self._pool.release(handles))
 
+    def action_key(self, task: Task, action: str) -> str:
+        return self._pool.action_key(task, action)
+
     def elsewhere(self, task: Task) -> bool:
         return self._pool.elsewhere(task)
 

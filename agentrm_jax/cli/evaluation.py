@@ -343,10 +343,11 @@ def _episodes(run: Run, root: pathlib.Path) -> list[Episode]:
       UserError: Nothing was evaluated, or a file is missing, damaged or of another method.
     """
     config = run.config.evaluate
-    wanted = [*config.methods, *(["beam_random"] if config.random_beam else [])]
+    at_random = config.random_beam and "beam" in config.methods
+    wanted = [*config.methods, *(["beam_random"] if at_random else [])]
     ended = stage_ended(root)
     episodes = []
-    for name, (method, at_random) in _FOLDERS.items():
+    for name, (method, scored_at_random) in _FOLDERS.items():
         path = root / name / "episodes.jsonl"
         if not path.exists() and not (ended and name in wanted):
             continue
@@ -355,7 +356,7 @@ def _episodes(run: Run, root: pathlib.Path) -> list[Episode]:
             known = episode.method == method or (
                 name == "best_of_n" and episode.method in BASELINE_METHODS[1:]
             )
-            if not known or (episode.reward_model == "random") != at_random:
+            if not known or (episode.reward_model == "random") != scored_at_random:
                 raise UserError(
                     f"{path}: holds episodes of {printable(episode.variant.label)}; restore the "
                     f"file, or delete {root} to evaluate again"

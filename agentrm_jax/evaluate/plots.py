@@ -294,6 +294,4 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     title = html.escape(printable(title))
     head = f'<svg role="img" aria-label="{title}"'
     text = printable(admit_text(text, len(text)), keep="\n\t")  # names may hold control characters
-    return text.replace("<svg", head, 1).replace(
-        ">", f"><title>{title}</title>", 1
-    )
+    return text.replace("<svg", head, 1).replace(">", f"><title>{title}</title>", 1)

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvPool,
@@ -25,7 +26,6 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.proposals import AdmittedPolicy, admitted
 from agentrm_jax.search.rollouts import ATTEMPTS, Rollout
 
 
@@ -227,7 +227,7 @@ def _choose(
         )
     found = [
         [*enumerate(done), *enumerate(map(_number, scores), start=config.beam_width)]
-        for done, scores in zip(finished, scorer.score(states), strict=True)
+        for done, scores in zip(finished, scores_of(scorer, states), strict=True)
     ]
     return [sorted(own, key=lambda one: -one[1])[: config.beam_width] for own in found]
 

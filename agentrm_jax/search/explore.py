@@ -19,13 +19,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from agentrm_jax.core.fields import check_fields
+from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
-from agentrm_jax.search.proposals import AdmittedPolicy
 from agentrm_jax.search.tree import NONE
 
 ATTEMPTS = 3
