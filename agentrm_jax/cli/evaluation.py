@@ -19,7 +19,7 @@ from agentrm_jax.core.processes import from_all, from_first, is_first, own_share
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.core.run_directory import Stage, stages, write_json_atomic
 from agentrm_jax.core.stage_files import KEY, stage_ended, stage_files
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.chat import opening_tokens
@@ -38,10 +38,13 @@ from agentrm_jax.evaluate.harness import (
 from agentrm_jax.evaluate.report import write_report
 from agentrm_jax.evaluate.results import (
     BASELINE_METHODS,
+    ByNRow,
     Episode,
+    ScoreRow,
     comparisons,
     episode_from_json,
     read_episodes,
+    read_rows,
     result_rows,
     write_episodes,
 )
@@ -320,8 +323,8 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         compared,
         stages=list(stages(folders)),
         metrics=read_metrics(run.directory / "metrics.jsonl"),
-        scores=read_json(scores) if scores.exists() else (),
-        by_n=read_json(by_n) if by_n.exists() else (),
+        scores=read_rows(scores, ScoreRow),
+        by_n=read_rows(by_n, ByNRow),
         tree=most_telling([tree for tree in trees if tree.iterations]),
     )
     return rows, compared

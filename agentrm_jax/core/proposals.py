@@ -40,8 +40,8 @@ class AdmittedPolicy:
                 raise UserError(
                     f"policy: tickets must be distinct whole numbers (got {_short(ticket)})"
                 )
-            self._open[ticket] = question
-        return list(tickets)
+            self._open[int(ticket)] = question
+        return [int(ticket) for ticket in tickets]
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = self._policy.collect()
@@ -52,7 +52,8 @@ class AdmittedPolicy:
                 "policy: collect must return pairs of a ticket and its proposals "
                 f"(got {_short(answers)})"
             ) from None
-        return [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
+        found = [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
+        return [(int(ticket), proposals) for ticket, proposals in found]
 
     def room(self) -> int:
         return self._policy.room()
@@ -60,7 +61,7 @@ class AdmittedPolicy:
     def _admitted(self, ticket: Any, proposals: Any) -> list[Proposal]:
         if not isinstance(ticket, int | np.integer) or ticket not in self._open:
             raise UserError(f"policy: collect returned an unknown ticket ({_short(ticket)})")
-        question = self._open.pop(ticket)
+        question = self._open.pop(int(ticket))
         task_id = question.state.task.task_id
         if not isinstance(proposals, Sequence) or len(proposals) != question.n:
             count = len(proposals) if isinstance(proposals, Sequence) else _short(proposals)

@@ -210,6 +210,47 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRow:
+    """What a reward model said of one test trajectory."""
+
+    reward_model: str
+    task_id: str
+    score: float
+    outcome: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ByNRow:
+    """See `harness.scores_by_n`."""
+
+    task: str
+    reward_model: str
+    n: int
+    score_mean: float
+    score_ci95: tuple[float, ...]
+    n_tasks: int
+
+
+def read_rows(path: pathlib.Path, kind: type[ScoreRow] | type[ByNRow]) -> list[dict[str, Any]]:
+    """The rows of a JSON file, none if it is absent.
+
+    Raises:
+      UserError: It is damaged, or a row is of another form; names file and row.
+    """
+    if not path.exists():
+        return []
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be a list; restore the file, or evaluate again")
+    for number, row in enumerate(rows):
+        try:
+            from_json(kind, row)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: {error}; restore the file") from None
+    return rows
+
+
 def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     """The rows of `results.json`.
 
