@@ -289,7 +289,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, seed=f"[0, {2**32})", workers=f"[0, {MOST_WORKERS}]", step_seconds="(0, 1e6]"
+            self, seed=f"[0, {2**32 - 1}]", workers=f"[0, {MOST_WORKERS}]", step_seconds="(0, 1e6]"
         )
         names = [environment.registered for environment in self.environments]
         if not names or len(set(names)) < len(names):

@@ -281,10 +281,10 @@ def test_by_task_keeps_the_order():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"methods": ("greedy", "magic")}, r"evaluate\.methods: unknown method 'magic'"),
-        ({"split": "train"}, r"evaluate\.split"),
-        ({"num_tasks": 0}, r"evaluate\.num_tasks"),
-        ({"n": 0}, r"evaluate: n"),
+        ({"methods": ("greedy", "magic")}, "methods must be one of .*'magic'"),
+        ({"split": "train"}, "split must be one of test, paper"),
+        ({"num_tasks": 0}, "num_tasks must be at least 1"),
+        ({"n": 0}, r"n must be at least 1"),
     ],
 )
 def test_config_names_what_is_wrong(wrong, message):
