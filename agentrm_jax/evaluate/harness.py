@@ -64,7 +64,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, num_tasks="[0, inf)", n="[1, inf)", slots="[1, inf)", beam_tasks="[0, inf)"
+            self,
+            num_tasks="[0, 1000000]",
+            n="[1, 100000]",
+            slots="[1, 100000]",
+            beam_tasks="[0, 1000000]",
         )
         check_choice("split", self.split, ("test", "paper"))
         for method in self.methods:

@@ -46,7 +46,7 @@ class JudgeConfig:
     most: int = 8
 
     def __post_init__(self) -> None:
-        check_fields(self, max_tokens="[1, inf)", most="[2, inf)")
+        check_fields(self, max_tokens="[1, inf)", most="[2, 100000]")
 
 
 class JudgeScorer:

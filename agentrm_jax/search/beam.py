@@ -48,7 +48,9 @@ class BeamConfig:
     num_slots: int = 16
 
     def __post_init__(self) -> None:
-        check_fields(self, beam_width="[1, inf)", expansion_width="[1, inf)", num_slots="[1, inf)")
+        check_fields(
+            self, beam_width="[1, 10000]", expansion_width="[1, 10000]", num_slots="[1, 100000]"
+        )
         check_choice("score_at", self.score_at, ("action", "observation"))
 
 

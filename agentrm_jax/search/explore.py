@@ -51,10 +51,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            num_iterations="[1, inf)",
-            expansion_width="[1, inf)",
+            num_iterations="[1, 1000000]",
+            expansion_width="[1, 10000]",
             exploration="[0, inf)",
-            num_slots="[1, inf)",
+            num_slots="[1, 100000]",
         )
 
 
