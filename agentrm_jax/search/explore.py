@@ -7,8 +7,8 @@ have its rows full; one jitted call updates all trees. A tree that is finished m
 next task.
 
 A candidate whose environment fails costs itself: the other candidates of an expansion are attached,
-and a rollout samples its turn again. A node below which nothing is left is closed to selection; a
-tree ends early only when its root is.
+and where there is no other, turns are sampled again. A node below which nothing is left is closed
+to selection; a tree ends early only when its root is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agentrm_jax.search.growing import GrowingTree, Node, as_step
 from agentrm_jax.search.tree import NONE
 
 ATTEMPTS = 3
-"""How often a rollout samples a turn whose environment fails."""
+"""How often turns are sampled of which the environment of each fails."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,9 +261,13 @@ class Explorer:
         self._attach(nodes, new, expands=True)
         for e in nodes:
             growing = self._tree(e)
-            growing.expanding = None
+            without_child = not growing.open_children(nodes[e])
+            if without_child and growing.attempt + 1 < ATTEMPTS:
+                growing.sample_again()
+                continue
+            growing.expanding, growing.attempt = None, 0
             growing.expanded_now.append(nodes[e])
-            if not growing.open_children(nodes[e]):
+            if without_child:
                 self._close(e, growing.close(nodes[e]))
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:

@@ -77,7 +77,7 @@ def test_a_broken_environment_ends_its_trajectory_only(depth):
 
 
 def test_a_turn_whose_environment_fails_is_sampled_again():
-    """The episode is played again up to there; the turns before stay, and the failure is counted."""
+    """The episode is played again up to there; turns before stay, and the failure is counted."""
 
     class Flaky(GamePool):
         """Breaks the first action of each task in each state with two steps."""
