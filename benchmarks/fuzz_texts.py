@@ -385,10 +385,10 @@ class Fuzzer:
                 self._check(text)
 
     def reported(self, trees: Sequence[TreeRecord], number: int) -> None:
-        """The page of a run with such names, errors and trees; plots in every tenth."""
+        """The page of a run with such names, errors and trees; plots in every fifth."""
         rng = random.Random(self.seed + number)
         name = self.counts.text(rng)
-        made = list(episodes_of(trees, name)) if number % 10 == 0 else []
+        made = list(episodes_of(trees, name)) if number % 5 == 0 else []
         page = write_report(
             self.folder,
             result_rows(made),
