@@ -11,9 +11,11 @@ from agentrm_jax.cli.imports import environment_of
 from agentrm_jax.cli.run import RESOLVED
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
-from agentrm_jax.core.records import Trajectory, trajectory_from_json
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.stage_files import stage_ended
 from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.dataset import open_dataset
+from agentrm_jax.data.trajectories import stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import load_family
 
@@ -57,7 +59,7 @@ def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
 
 def _example(value: Mapping[str, Any]) -> Trajectory:
     """A trajectory of a dataset of trajectories, or of labelled states."""
-    return trajectory_from_json(value.get("trajectory", value))
+    return stored_trajectory(value.get("trajectory", value))
 
 
 def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:
@@ -75,26 +77,28 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
     if not head.startswith(b'{"crc32"'):
         raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
     first = next(read_json_lines(path), {})
-    if "kind" in first:
+    if isinstance(first, dict) and "kind" in first:
         return list(_paths(path.parent, path.name))
     return list(_rollouts(path))
 
 
 def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
-    for tree in TreeStore.read(folder, name).values():
+    for tree in TreeStore.read(folder, name, finished=stage_ended(folder)).values():
         states = tree.states()
         for leaf in dict.fromkeys(iteration.path[-1] for iteration in tree.iterations):
             yield states[leaf]
 
 
 def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
-    for number, record in enumerate(read_json_lines(path), start=1):
-        if "outcome" in record:
+    # Samples lie in their stage's folder, the rollouts of a method one folder below it.
+    finished = any(stage_ended(folder) for folder in (path.parent, path.parent.parent))
+    for number, record in enumerate(read_json_lines(path, finished), start=1):
+        if isinstance(record, dict) and "outcome" in record:
             raise UserError(
                 f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
                 "rollouts.jsonl beside it"
             )
         try:
-            yield trajectory_from_json(record["trajectory"])
-        except (KeyError, TypeError) as error:
+            yield stored_trajectory(record["trajectory"])
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: not a rollout ({error})") from None
