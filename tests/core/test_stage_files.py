@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from agentrm_jax.core.errors import UserError
@@ -9,11 +11,16 @@ from agentrm_jax.core.run_directory import STAGE_FILE, write_json_atomic
 from agentrm_jax.core.stage_files import KEY, check_stage_files, stage_ended, stage_files
 
 
+def lines(*records) -> bytes:
+    texts = [str(record).encode() for record in records]
+    return b"".join(b'{"crc32":"%08x","record":%b}\n' % (zlib.crc32(text), text) for text in texts)
+
+
 def make(folder):
     (folder / "greedy").mkdir()
-    (folder / "greedy" / "episodes.jsonl").write_bytes(b"1\n2\n3\n")
+    (folder / "greedy" / "episodes.jsonl").write_bytes(lines(1, 2, 3))
     (folder / "beam").mkdir()
-    (folder / "beam" / "episodes.jsonl").write_bytes(b"4\n5\n6\n")
+    (folder / "beam" / "episodes.jsonl").write_bytes(lines(4, 5, 6))
     (folder / "seconds.json").write_text("{}")
     (folder / ".hidden.json").write_text("{}")
     files = stage_files(folder)
@@ -34,11 +41,12 @@ def test_the_files_are_listed_with_lines_and_checksums(tmp_path):
     ("content", "message"),
     [
         (b"", "has 0 lines, and the stage left 3"),
-        (b"1\n2\n", "has 2 lines, and the stage left 3"),
-        (b"1\n2\n3", "has 2 lines, and the stage left 3"),
-        (b"1\n2\n3\n" * 2, "has 6 lines, and the stage left 3"),
-        (b"2\n1\n3\n", "has 3 lines, and the stage left 3 with another sha256"),
-        (b"4\n5\n6\n", "has 3 lines, and the stage left 3 with another sha256"),
+        (lines(1, 2), "has 2 lines, and the stage left 3"),
+        (lines(1, 2, 3)[:-1], "line 3: corrupt record"),
+        (lines(1, 2, 3) * 2, "has 6 lines, and the stage left 3"),
+        (lines(2, 1, 3), "has 3 lines, and the stage left 3 with another sha256"),
+        (lines(4, 5, 6), "has 3 lines, and the stage left 3 with another sha256"),
+        (lines(1, 2, 3).replace(b":2}", b":7}"), "line 2: corrupt record"),
         (None, "is missing"),
     ],
 )
