@@ -19,7 +19,7 @@ from agentrm_jax.core.processes import from_all, from_first, is_first, own_share
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.core.run_directory import Stage, read_rows, stages, write_json_atomic
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
@@ -309,7 +309,14 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
     episodes = [e for name in names for e in read_episodes(root / name / "episodes.jsonl")]
     rows, compared = result_rows(episodes), comparisons(episodes)
-    scores, by_n = (root / "best_of_n" / f"{name}.json" for name in ("scores", "by_n"))
+    number, scored = int | float, root / "best_of_n"
+    scores = read_rows(
+        scored / "scores.json", reward_model=str, task_id=str, score=number, outcome=number
+    )
+    by_n = read_rows(
+        scored / "by_n.json",
+        task=str, reward_model=str, n=int, score_mean=number, score_ci95=list, n_tasks=int,
+    )  # fmt: skip
     trees = list(TreeStore.read(run.directory / "trees").values())
     write_report(
         run.directory,
@@ -317,8 +324,8 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         compared,
         stages=list(stages(folders)),
         metrics=read_metrics(run.directory / "metrics.jsonl"),
-        scores=read_json(scores) if scores.exists() else (),
-        by_n=read_json(by_n) if by_n.exists() else (),
+        scores=scores,
+        by_n=by_n,
         tree=most_telling([tree for tree in trees if tree.iterations]),
     )
     return rows, compared
