@@ -13,6 +13,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.stage_files import stage_ended
+from agentrm_jax.core.text import first_line
 from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.dataset import open_dataset
 from agentrm_jax.data.trajectories import stored_trajectory
@@ -68,6 +69,8 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
             head = file.read(1024).lstrip()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; {_KINDS}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not head:
         raise UserError(f"{path}: is empty; {_KINDS}")
     if head.startswith(b"["):
@@ -100,5 +103,6 @@ def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
             )
         try:
             yield stored_trajectory(record["trajectory"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: not a rollout ({error})") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{path}, line {number}: not a rollout ({reason})") from None

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from agentrm_jax.core.run_directory import flat, read_json, write_json_atomic, write_text_atomic
+from agentrm_jax.core.run_directory import flat, read_record, write_json_atomic, write_text_atomic
 from agentrm_jax.core.stage_files import KEY
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.trees import TreeRecord
@@ -313,7 +313,7 @@ def _config(run_directory: pathlib.Path) -> Row:
 
 def _versions(run_directory: pathlib.Path) -> Row:
     path = run_directory / "versions.json"
-    return read_json(path) if path.exists() else {}
+    return read_record(path) if path.exists() else {}
 
 
 def _settings(value: Row) -> list[tuple[str, Any]]:
