@@ -104,5 +104,4 @@ def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
         try:
             yield stored_trajectory(record["trajectory"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{path}, line {number}: not a rollout ({reason})") from None
+            raise UserError(f"{path}, line {number}: not a rollout ({first_line(error)})") from None

@@ -172,7 +172,7 @@ def test_records_that_are_no_trajectories(finished, tmp_path, capsys) -> None:
         lines.append({"trajectory": to_json(read_trajectories(finished / "experts")[0])})
         lines.append({"other": 1})
     message = fails(capsys, "score", path, "--model", finished)
-    assert f"{path}, line 2: not a rollout (KeyError: 'trajectory')" in message
+    assert f"{path}, line 2: not a rollout ('trajectory')" in message
     episodes = finished / "eval" / "greedy" / "episodes.jsonl"
     message = fails(capsys, "score", episodes, "--model", finished)
     assert "line 1: an episode, which does not hold its trajectory" in message
