@@ -53,7 +53,7 @@ class EnvironmentConfig:
     prompt_dir: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, max_steps="[0, inf)")
+        check_fields(self, max_steps="[0, 1000000]")
         if both := set(self.kinds) & set(self.held_out):
             raise FieldError("held_out", f"names {both.pop()}, which kinds names as well")
         if self.held_out and not self.train:
@@ -116,7 +116,7 @@ class ExpertsConfig:
     imported: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, num_tasks="[1, inf)")
+        check_fields(self, num_tasks="[1, 1000000]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class SftTrainConfig(TrainConfig):
     vocab_chunks: int = 1
 
     def __post_init__(self) -> None:
-        check_fields(self, vocab_chunks="[1, inf)")
+        check_fields(self, vocab_chunks="[1, 4096]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class ExploreConfig:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        check_fields(self, num_tasks="[1, inf)")
+        check_fields(self, num_tasks="[1, 1000000]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class SampleConfig:
     slots: int = 64
 
     def __post_init__(self) -> None:
-        check_fields(self, num_samples="[1, inf)", slots="[1, inf)")
+        check_fields(self, num_samples="[1, 100000]", slots="[1, 100000]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ class ImplicitTrainConfig(TrainConfig):
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
-        check_fields(self, vocab_chunks="[1, inf)")
+        check_fields(self, vocab_chunks="[1, 4096]")
         check_choice("reduction", self.reduction, REDUCTIONS)
         if self.objective.loss == "dpo" and self.fit.attention == "pallas":
             raise FieldError(
@@ -293,7 +293,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, seed=f"[0, {2**32})", workers=f"[0, {MOST_WORKERS}]", step_seconds="(0, 1e6]"
+            self, seed=f"[0, {2**32 - 1}]", workers=f"[0, {MOST_WORKERS}]", step_seconds="(0, 1e6]"
         )
         names = [environment.registered for environment in self.environments]
         if not names or len(set(names)) < len(names):
@@ -319,8 +319,24 @@ class RunConfig:
                 "scores come before the observation",
             )
         check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
+        self._check_reply_lengths()
         if self.sft.lora.rank and self.policy is None:
             raise FieldError("sft.lora.rank", "must be 0 unless `policy` is given")
+
+    def _check_reply_lengths(self) -> None:
+        """Refuses replies that leave no room for a conversation, in the stages of this run."""
+        used = {
+            "explore.sampling": self.explore.sampling.max_tokens if self.trains_reward else 0,
+            "sample.sampling": self.sample.sampling.max_tokens if self.trains_implicit else 0,
+            "evaluate.sampling": self.evaluate.sampling.max_tokens,
+            "judge": self.judge.max_tokens if "judge" in self.rewards else 0,
+        }
+        for section, tokens in used.items():
+            if tokens >= self.engine.context:
+                raise FieldError(
+                    f"{section}.max_tokens",
+                    f"must be below engine.context, {self.engine.context} (got {tokens})",
+                )
 
     def reads_closing(self, foreign: bool) -> bool:
         """Returns whether actions are read at the end of the template; see `reward_read_at`."""

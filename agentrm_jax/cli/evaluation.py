@@ -19,7 +19,7 @@ from agentrm_jax.core.processes import from_all, from_first, is_first, own_share
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.core.run_directory import Stage, read_json, stages, write_json_atomic
+from agentrm_jax.core.run_directory import Stage, stages, write_json_atomic
 from agentrm_jax.core.stage_files import KEY, stage_ended, stage_files
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.chat import opening_tokens
@@ -38,10 +38,13 @@ from agentrm_jax.evaluate.harness import (
 from agentrm_jax.evaluate.report import write_report
 from agentrm_jax.evaluate.results import (
     BASELINE_METHODS,
+    ByNRow,
     Episode,
+    ScoreRow,
     comparisons,
     episode_from_json,
     read_episodes,
+    read_rows,
     result_rows,
     write_episodes,
 )
@@ -326,8 +329,8 @@ def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[
         compared,
         stages=list(stages(folders)),
         metrics=read_metrics(run.directory / "metrics.jsonl"),
-        scores=read_json(scores) if scores.exists() else (),
-        by_n=read_json(by_n) if by_n.exists() else (),
+        scores=read_rows(scores, ScoreRow),
+        by_n=read_rows(by_n, ByNRow),
         tree=most_telling([tree for tree in trees if tree.iterations]),
     )
     return rows, compared
@@ -349,10 +352,11 @@ def _episodes(run: Run, root: pathlib.Path) -> list[Episode]:
       UserError: Nothing was evaluated, or a file is missing, damaged or of another method.
     """
     config = run.config.evaluate
-    wanted = [*config.methods, *(["beam_random"] if config.random_beam else [])]
+    at_random = config.random_beam and "beam" in config.methods
+    wanted = [*config.methods, *(["beam_random"] if at_random else [])]
     ended = stage_ended(root)
     episodes = []
-    for name, (method, at_random) in _FOLDERS.items():
+    for name, (method, scored_at_random) in _FOLDERS.items():
         path = root / name / "episodes.jsonl"
         if not path.exists() and not (ended and name in wanted):
             continue
@@ -361,7 +365,7 @@ def _episodes(run: Run, root: pathlib.Path) -> list[Episode]:
             known = episode.method == method or (
                 name == "best_of_n" and episode.method in BASELINE_METHODS[1:]
             )
-            if not known or (episode.reward_model == "random") != at_random:
+            if not known or (episode.reward_model == "random") != scored_at_random:
                 raise UserError(
                     f"{path}: holds episodes of {printable(episode.variant.label)}; restore the "
                     f"file, or delete {root} to evaluate again"

@@ -16,7 +16,7 @@ import yaml
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import check_fields, shown
+from agentrm_jax.core.fields import shown
 from agentrm_jax.core.text import printable
 
 _LONGEST_NUMBER = 400  # characters
@@ -128,12 +128,10 @@ def _config(kind: Any, node: Node, key: str) -> Any:
         if required and field.name not in values:
             raise _refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
     try:
-        config = kind(**values)
-        check_fields(config)
+        return kind(**values)
     except FieldError as error:
         at = _deepest(node, error.field)
         raise _refused(at, f"{key}.{error.field}".lstrip("."), error.reason) from None
-    return config
 
 
 def _deepest(node: Node, field: str) -> Node:

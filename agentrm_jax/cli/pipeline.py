@@ -15,6 +15,7 @@ from rich.console import Console
 from agentrm_jax.cli import evaluation
 from agentrm_jax.cli.config import RunConfig
 from agentrm_jax.cli.run import Run, Summary
+from agentrm_jax.cli.sizes import check_sizes
 from agentrm_jax.cli.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
 from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.errors import UserError
@@ -41,6 +42,7 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
         specs = stages_of(config)
         from_first(run.check_overlap)
         from_first(run.check_given_models)
+        from_first(lambda: check_sizes(config, run.mesh))
         for number, spec in enumerate(specs, start=1):
             _do(run, spec, f"[{number}/{len(specs)}] ")
         from_first(lambda: _report(run))
@@ -56,6 +58,7 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
     depends_on(config, spec)
     with _opened(config, directory) as run:
         from_first(lambda: _check_before(run, spec))
+        from_first(lambda: check_sizes(config, run.mesh))
         _do(run, spec, "")
 
 

@@ -90,7 +90,7 @@ def _tree_summary(directory: pathlib.Path) -> Summary:
     visits = np.concatenate([np.zeros(0), *(tree.backed_up()[0] for tree in trees)])
     return {
         "trees": len(trees),
-        "errors": sum(tree.error is not None for tree in trees),
+        "failed_trees": sum(tree.error is not None for tree in trees),
         "failed_candidates": sum(len(tree.failures) for tree in trees),
         "iterations": len(iterations),
         "env_steps": sum(tree.num_nodes - 1 for tree in trees),

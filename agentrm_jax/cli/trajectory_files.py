@@ -11,10 +11,12 @@ from agentrm_jax.cli.imports import environment_of
 from agentrm_jax.cli.run import RESOLVED
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
-from agentrm_jax.core.records import Trajectory, trajectory_from_json
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.stage_files import stage_ended
 from agentrm_jax.core.text import first_line
 from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.dataset import open_dataset
+from agentrm_jax.data.trajectories import stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import load_family
 
@@ -58,7 +60,7 @@ def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
 
 def _example(value: Mapping[str, Any]) -> Trajectory:
     """A trajectory of a dataset of trajectories, or of labelled states."""
-    return trajectory_from_json(value.get("trajectory", value))
+    return stored_trajectory(value.get("trajectory", value))
 
 
 def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:
@@ -84,20 +86,22 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
 
 
 def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
-    for tree in TreeStore.read(folder, name).values():
+    for tree in TreeStore.read(folder, name, finished=stage_ended(folder)).values():
         states = tree.states()
         for leaf in dict.fromkeys(iteration.path[-1] for iteration in tree.iterations):
             yield states[leaf]
 
 
 def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
-    for number, record in enumerate(read_json_lines(path), start=1):
+    # Samples lie in their stage's folder, the rollouts of a method one folder below it.
+    finished = any(stage_ended(folder) for folder in (path.parent, path.parent.parent))
+    for number, record in enumerate(read_json_lines(path, finished), start=1):
         if isinstance(record, dict) and "outcome" in record:
             raise UserError(
                 f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
-                "rollouts.jsonl beside it"
+                "rollouts.jsonl next to it"
             )
         try:
-            yield trajectory_from_json(record["trajectory"])
+            yield stored_trajectory(record["trajectory"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}, line {number}: not a rollout ({first_line(error)})") from None

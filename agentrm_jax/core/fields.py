@@ -72,39 +72,29 @@ def shown(value: Any) -> str:
 
 
 def _check_number(field: str, value: int | float, interval: str | None) -> None:
-    if not math.isfinite(value) if isinstance(value, float) else False:
+    if isinstance(value, float) and not math.isfinite(value):
         raise FieldError(field, f"must be a finite number (got {value})")
     if interval is not None:
-        low_bracket, low, high, high_bracket = _parsed(interval)
-        below = value < low or (low_bracket == "(" and value == low)
-        above = value > high or (high_bracket == ")" and value == high)
-        if below or above:
-            raise FieldError(field, f"must be {_described(interval)} (got {shown(value)})")
-        if math.isfinite(high):
-            return
-    if isinstance(value, int):
-        if abs(value) > LARGEST_INTEGER:
-            raise FieldError(field, f"must be at most {LARGEST_INTEGER} (got {shown(value)})")
-    elif value and not SMALLEST_NUMBER <= abs(value) <= LARGEST_NUMBER:
-        raise FieldError(
-            field,
-            f"must be 0 or between {SMALLEST_NUMBER} and {LARGEST_NUMBER} in size (got {value})",
-        )
+        _check_interval(field, value, interval)
+    if isinstance(value, float):
+        if value and not SMALLEST_NUMBER <= abs(value) <= LARGEST_NUMBER:
+            limits = f"between {SMALLEST_NUMBER} and {LARGEST_NUMBER}"
+            raise FieldError(field, f"must be 0 or {limits} in size (got {value})")
+    elif abs(value) > LARGEST_INTEGER and (interval is None or "inf" in interval):
+        raise FieldError(field, f"must be at most {LARGEST_INTEGER} (got {shown(value)})")
 
 
-def _parsed(interval: str) -> tuple[str, float, float, str]:
+def _check_interval(field: str, value: int | float, interval: str) -> None:
     match = _INTERVAL.fullmatch(interval)
     assert match is not None, interval
-    return match[1], float(match[2]), float(match[3]), match[4]
-
-
-def _described(interval: str) -> str:
-    """The interval in words, if it has one end only."""
-    low_bracket, low, high, _ = _parsed(interval)
-    if math.isfinite(high):
-        return f"in {interval}"
-    end = f"{low:g}"
-    return f"at least {end}" if low_bracket == "[" else f"above {end}"
+    low, high = float(match[2]), float(match[3])
+    reason = None
+    if value < low or (match[1] == "(" and value == low):
+        reason = f"{'above' if match[1] == '(' else 'at least'} {match[2]}"
+    elif value > high or (match[4] == ")" and value == high):
+        reason = f"{'below' if match[4] == ')' else 'at most'} {match[3]}"
+    if reason is not None:
+        raise FieldError(field, f"must be {reason} (got {shown(value)})")
 
 
 def _check_text(field: str, text: str, *, may_be_empty: bool) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 
+_SENTENCE_ENDS = ".!?;。！？…"  # noqa: RUF001
 _COLON = r"[:：]"  # noqa: RUF001
 _BLANK = r"[ \t\r\f\v\u00a0\u3000\ufeff\u200b-\u200f\u2060\u202a-\u202e\u2066-\u2069]"
 _PLAIN = re.compile(r"^[ \t]*Action:", re.MULTILINE)
@@ -28,7 +29,8 @@ _OTHER_LABEL = re.compile(
 )
 _TAG = re.compile(r"<(/?)action>", re.IGNORECASE)
 _IN_LINE = re.compile(
-    rf"\s(?P<open>[*_`]{{0,3}})(?:Action|ACTION)(?P<close>[*_`]{{0,3}}){_BLANK}?{_COLON}"
+    rf"(?:\s|(?<=[{_SENTENCE_ENDS}]))(?P<open>[*_`]{{0,3}})"
+    rf"(?:Action|ACTION)(?P<close>[*_`]{{0,3}}){_BLANK}?{_COLON}"
 )
 _NEXT_TURN = re.compile(rf"\s[*_]{{0,3}}(?i:observation|thought)[*_]{{0,3}}{_BLANK}?{_COLON}")
 _REASONING = re.compile(r"\A(?:\s*<think>.*?|(?:.*?\n)?[ \t]*)</think>", re.DOTALL)
@@ -38,7 +40,10 @@ _DETERMINERS = re.compile(
 _INPUT_LABEL = re.compile(rf"\s*[*_`]{{0,3}}(?i:action{_BLANK}?input)[*_`]{{0,3}}\s*{_COLON}[*_]*")
 _INPUT_AT_END = re.compile(rf"(?i:action{_BLANK}?input){_BLANK}*{_COLON}{_BLANK}*$")
 _INPUT_OPENS = re.compile(rf"(?i:action{_BLANK}?input){_BLANK}*{_COLON}{_BLANK}*\{{")
-_OPENING = re.compile(r"\s*(?:```[A-Za-z]*\s*)?(?=\{)")
+_OPENING = re.compile(r"\s*(?:`{1,3}(?:[A-Za-z]+\s|\s*))?(?=\{)")
+_NO_WITH = re.compile(
+    rf"\A([\w.]+)(?:{_BLANK}*[,;]{_BLANK}*|{_BLANK}+)(?i:action input):{_BLANK}*(?=\{{)"
+)
 _FENCE = re.compile(r"```[A-Za-z]*")
 _DECODER = json.JSONDecoder()
 
@@ -60,6 +65,7 @@ def parse_action(reply: str) -> str:
     later lines, also after a label `Action Input:` of its own. A reasoning block `<think>` at the
     beginning is not looked into.
     """
+    reply = reply.replace("\r\n", "\n").replace("\r", "\n")
     if found := _REASONING.match(reply):
         reply = reply[found.end() :]
     for start, marks in _labels(reply):
@@ -148,9 +154,15 @@ def _bare(text: str) -> str:
 
 def _with_arguments(action: str, reply: str, start: int, end: int) -> str:
     """The action with the JSON of its tool call, where that continues on later lines."""
-    if opening := _INPUT_OPENS.search(reply, start, end):
-        value = _json_text(reply, opening.end() - 1)
-        return f"{action[: action.index('{')]}{value}" if value and "\n" in value else action
+    action = _NO_WITH.sub(r"\1 with Action Input: ", action)
+    opening = _INPUT_OPENS.search(reply, start, end)
+    if opening or action.startswith("{"):
+        value = _json_text(reply, opening.end() - 1 if opening else reply.index("{", start))
+        return (
+            f"{action[: action.index('{')]}{_one_line(value)}"
+            if value and "\n" in value
+            else action
+        )
     if _INPUT_AT_END.search(action):
         if found := _OPENING.match(reply, end):
             return f"{action} {_one_line(_json_text(reply, found.end()) or '')}".strip()
@@ -190,7 +202,8 @@ def _action_within_a_line(reply: str) -> str:
         words = reply[max(0, found.start() - 40) : found.start()].split()
         word = words[-1].rstrip("*_`\"')]") if words else ""
         label = (found.end(), "" if found["close"] else found["open"])
-        if word[-1:] in (".", "!", "?", ";", "。", "！", "？", "…"):  # noqa: RUF001
+        on_its_line = reply[found.start()] in "\v\f\x85\u2028\u2029"
+        if on_its_line or (word and word[-1] in _SENTENCE_ENDS):
             after_sentence.append(label)
         elif not _DETERMINERS.fullmatch(word):
             within.append(label)

@@ -96,9 +96,28 @@ def read_record(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:
     Raises:
       UserError: See `read_json`; or it is no object, or lacks a key, or one has another type.
     """
-    value = read_json(path)
+    return _checked(path, read_json(path), kinds)
+
+
+def read_rows(path: pathlib.Path, **kinds: Any) -> list[dict[str, Any]]:
+    """Returns the JSON objects of a file that holds a list of them; none if it is absent.
+
+    Args:
+      path: The file.
+      kinds: As of `read_record`, of each object.
+
+    Raises:
+      UserError: See `read_record`.
+    """
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be a list of JSON objects; restore or delete the file")
+    return [_checked(path, row, kinds) for row in rows]
+
+
+def _checked(path: pathlib.Path, value: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object; restore or delete the file")
+        raise UserError(f"{path}: must hold JSON objects; restore or delete the file")
     for key, kind in kinds.items():
         if not isinstance(value.get(key), kind) or isinstance(value[key], bool):
             raise UserError(f"{path}: {key} is missing or has another type; restore the file")

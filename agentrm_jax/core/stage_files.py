@@ -6,11 +6,13 @@ checksums of single records do not notice records that are missing, doubled or f
 
 from __future__ import annotations
 
+import collections
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_lines import read_json_lines
 from agentrm_jax.core.manifests import sha256
 from agentrm_jax.core.run_directory import SECONDS_FILE, STAGE_FILE, read_record
 from agentrm_jax.core.text import first_line
@@ -60,6 +62,8 @@ def check_stage_files(directory: pathlib.Path, summary: Mapping[str, Any]) -> No
             raise UserError(f"{path}: is missing; {mend}")
         try:
             if sha256(path) != wanted.get("sha256"):
+                if path.suffix == ".jsonl":  # a damaged line is named by its number
+                    collections.deque(read_json_lines(path, finished=True), maxlen=0)
                 raise UserError(
                     f"{path}: has {_lines(path)} lines, and the stage left {wanted.get('lines')} "
                     f"with another sha256; {mend}"

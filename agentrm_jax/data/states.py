@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from agentrm_jax.core.records import Trajectory, to_json, trajectory_from_json
+from agentrm_jax.core.records import Trajectory, to_json
 from agentrm_jax.data.dataset import Dataset, open_dataset, write_dataset
+from agentrm_jax.data.typed_json import from_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +60,14 @@ def open_paths(directory: pathlib.Path) -> Dataset[LabelledPath]:
     return open_dataset(directory, "label", _path)
 
 
-def _path(value: Mapping[str, Any]) -> LabelledPath:
-    return LabelledPath(
-        trajectory=trajectory_from_json(value["trajectory"]),
-        node_ids=tuple(value["node_ids"]),
-        values=tuple(value["values"]),
-        visit_counts=tuple(value["visit_counts"]),
-        weights=tuple(value["weights"]),
-    )
+def _path(value: Any) -> LabelledPath:
+    path = from_json(LabelledPath, value)
+    states = len(path.trajectory.steps) + 1
+    for name in ("node_ids", "values", "visit_counts", "weights"):
+        if len(getattr(path, name)) != states:
+            raise ValueError(f"{name}: must have {states} entries (got {len(getattr(path, name))})")
+    if not all(-1e-6 <= worth <= 1 + 1e-6 for worth in path.values):
+        raise ValueError("values: must be within 0 and 1")
+    if min(path.weights) < 0 or min(path.visit_counts) < 0:
+        raise ValueError("weights and visit_counts: must be at least 0")
+    return path

@@ -41,7 +41,8 @@ class FailureRecord:
       node: The node whose child it would have been; for `replay` the node that was not reached.
       action: Its action.
       multiplicity: How many of the sampled turns had this action.
-      purpose: `expand`, `rollout` or `replay`.
+      purpose: `expand`; `expand again`, if turns were sampled once more because all had failed;
+        `rollout` or `replay`.
       reason: One line.
     """
 

@@ -22,6 +22,9 @@ class AbstractEngine(Engine):
     Args: as of `Engine`; there has to be a mesh, and `cache_tokens` must be set.
     """
 
+    def _check_memory(self, dtype: Any) -> None:
+        """Leaves it to the plan to say what does not fit: these devices are not there."""
+
     def _on_device(self, params: Params, num_pages: int) -> tuple[Params, Pool]:
         sizes, dtype, mesh = self.sizes, params["embed"].dtype, self._mesh
         assert mesh is not None

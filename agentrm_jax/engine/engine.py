@@ -19,9 +19,11 @@ import numpy as np
 
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.memory import host_bytes
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
+from agentrm_jax.engine.memory import check_memory
 from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
 from agentrm_jax.engine.seating import seat_pieces
@@ -130,6 +132,7 @@ class Engine:
         self.config, self.sizes, self._mesh = config, sizes, mesh
         page_size = sizes.page_size
         dtype = params["embed"].dtype
+        self._check_memory(dtype)
         num_pages = -(-(sizes.cache_tokens or free_tokens(config, dtype, mesh)) // page_size)
         self.params, self.pool = self._on_device(params, num_pages)
         self.cache = PrefixCache(
@@ -143,6 +146,9 @@ class Engine:
         self._width = -(-most_pages // step) * step  # of page tables
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
         self._blocks, self._block_tokens = _blocks(sizes, self.data)
+
+    def _check_memory(self, dtype: Any) -> None:
+        check_memory(self.config, self.sizes, dtype, self._mesh)
 
     def _on_device(self, params: Any, num_pages: int) -> tuple[Any, Pool]:
         """The parameters as the engine reads them, and an empty pool."""
@@ -459,7 +465,7 @@ def _blocks(sizes: EngineConfig, data: int) -> tuple[int, int]:
 def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
     """How many tokens of keys and values fit into three quarters of the device's free memory.
 
-    Where the device does not say (CPUs), a sixteenth of the machine's memory.
+    If the device does not say (CPUs), into a sixteenth of the machine's memory.
     """
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     split = 1 if mesh is None else mesh.shape["tensor"]
@@ -471,5 +477,4 @@ def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None)
     ]
     if known := [f for f in free if f is not None]:
         return max(1, int(0.75 * min(known)) // token)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, memory // 16 // token)
+    return max(1, host_bytes() // 16 // token)

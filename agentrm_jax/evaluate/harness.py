@@ -18,6 +18,7 @@ from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.processes import gather, own_part
+from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json
 from agentrm_jax.core.text import printable
@@ -63,7 +64,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, num_tasks="[0, inf)", n="[1, inf)", slots="[1, inf)", beam_tasks="[0, inf)"
+            self,
+            num_tasks="[0, 1000000]",
+            n="[1, 100000]",
+            slots="[1, 100000]",
+            beam_tasks="[0, 1000000]",
         )
         check_choice("split", self.split, ("test", "paper"))
         for method in self.methods:
@@ -188,7 +193,7 @@ def chosen_episodes(
     ]
     all_scores: dict[str, dict[str, list[float]]] = {}
     for name, scorer in scorers.items():
-        scores = scorer.score([[r.trajectory for r in group] for group in groups.values()])
+        scores = scores_of(scorer, [[r.trajectory for r in group] for group in groups.values()])
         all_scores[name] = dict(zip(groups, scores, strict=True))
         episodes.extend(
             _episode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from agentrm_jax.core.run_directory import flat, read_json, write_json_atomic, write_text_atomic
+from agentrm_jax.core.run_directory import flat, read_record, write_json_atomic, write_text_atomic
 from agentrm_jax.core.stage_files import KEY
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, level, row_variant
@@ -111,17 +112,31 @@ def _plots(report: Row, metrics: Sequence[Row], scores: Sequence[Row]) -> dict[s
     found: dict[str, list[Markup]] = {
         "forest": [], "budget": [], "by_n": [], "curves": [], "scores": [],
     }  # fmt: skip
-    if report["comparisons"]:
-        found["forest"].append(Markup(plots.forest(report["comparisons"])))
-    if report["results"]:
-        found["budget"].append(Markup(plots.score_against_budget(report["results"])))
-    if any(row["n"] > 1 for row in report["by_n"]):
-        found["by_n"].append(Markup(plots.score_by_n(report["by_n"])))
-    if any("loss" in row for row in metrics):
-        found["curves"].append(Markup(plots.learning_curves(metrics)))
-    for name in report["reward_models"]:
-        found["scores"].append(Markup(plots.score_against_outcome(scores, name)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has more fonts
+        if report["comparisons"]:
+            found["forest"].append(Markup(plots.forest(_shown(report["comparisons"]))))
+        if report["results"]:
+            found["budget"].append(Markup(plots.score_against_budget(_shown(report["results"]))))
+        if any(row["n"] > 1 for row in report["by_n"]):
+            found["by_n"].append(Markup(plots.score_by_n(_shown(report["by_n"]))))
+        if any("loss" in row for row in metrics):
+            found["curves"].append(Markup(plots.learning_curves(_shown(metrics))))
+        shown = _shown(scores)
+        for name in dict.fromkeys(row["reward_model"] for row in shown):
+            found["scores"].append(Markup(plots.score_against_outcome(shown, name)))
     return found
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose texts can be drawn: valid, without control characters."""
+    return [
+        {
+            key: printable(admit_text(value, 1000)) if isinstance(value, str) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -298,7 +313,7 @@ def _config(run_directory: pathlib.Path) -> Row:
 
 def _versions(run_directory: pathlib.Path) -> Row:
     path = run_directory / "versions.json"
-    return read_json(path) if path.exists() else {}
+    return read_record(path) if path.exists() else {}
 
 
 def _settings(value: Row) -> list[tuple[str, Any]]:

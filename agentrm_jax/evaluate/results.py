@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from agentrm_jax.core import run_directory
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.records import Task
-from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
@@ -193,7 +193,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
     results = path.with_name("results.json")
     if not results.exists():
         return
-    rows = read_json(results)
+    rows = run_directory.read_json(results)
     try:
         stored = {
             row_variant(row): row["n_tasks"]
@@ -208,6 +208,43 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
                 f"{path}: holds {counts.get(variant, 0)} episodes of {printable(variant.label)}, "
                 f"and results.json next to it says {stored.get(variant, 0)}; {mend}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRow:
+    """What a reward model said of one test trajectory."""
+
+    reward_model: str
+    task_id: str
+    score: float
+    outcome: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ByNRow:
+    """See `harness.scores_by_n`."""
+
+    task: str
+    reward_model: str
+    n: int
+    score_mean: float
+    score_ci95: tuple[float, ...]
+    n_tasks: int
+
+
+def read_rows(path: pathlib.Path, kind: type[ScoreRow] | type[ByNRow]) -> list[dict[str, Any]]:
+    """The rows of a JSON file, none if it is absent.
+
+    Raises:
+      UserError: It is damaged, or a row is of another form; names file and row.
+    """
+    rows = run_directory.read_rows(path)
+    for number, row in enumerate(rows):
+        try:
+            from_json(kind, row)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: {error}; restore the file") from None
+    return rows
 
 
 def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:

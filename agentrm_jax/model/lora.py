@@ -40,7 +40,7 @@ class LoraConfig:
     matrices: Sequence[str] = tuple(_INPUT_AXES)
 
     def __post_init__(self) -> None:
-        check_fields(self, rank="[0, inf)", alpha="(0, inf)")
+        check_fields(self, rank="[0, 65536]", alpha="(0, inf)")
         for name in self.matrices:
             check_choice("matrices", name, _INPUT_AXES)
         if not self.matrices:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
+from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
 
@@ -26,7 +27,7 @@ Task:
 Which of the {n} attempts is the best? Give your reasons in a few words, then end with a line of \
 the form
 Best: NUMBER"""
-_ANSWER = re.compile(r"(?:^|\n)\s*Best:\s*(\d+)\s*\.?\s*\Z")
+_ANSWER = re.compile(r"(?:^|\n)\s*Best:\s*([0-9]{1,9})\s*\.?\s*\Z")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class JudgeConfig:
     most: int = 8
 
     def __post_init__(self) -> None:
-        check_fields(self, max_tokens="[1, inf)", most="[2, inf)")
+        check_fields(self, max_tokens="[1, inf)", most="[2, 100000]")
 
 
 class JudgeScorer:
@@ -67,7 +68,8 @@ class JudgeScorer:
     def __init__(
         self, policy: Policy, count: Callable[[str], int], *, limit: int, most: int
     ) -> None:
-        self._policy, self._count, self._limit, self._most = policy, count, limit, most
+        self._policy, self._count = AdmittedPolicy(policy), count
+        self._limit, self._most = limit, most
         self._costs: dict[str, int] = {}  # of the groups scored last, by task
         self.tokens_read = 0
 

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvPool,
@@ -25,7 +26,6 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.proposals import AdmittedPolicy, admitted
 from agentrm_jax.search.rollouts import ATTEMPTS, Rollout
 
 
@@ -48,7 +48,9 @@ class BeamConfig:
     num_slots: int = 16
 
     def __post_init__(self) -> None:
-        check_fields(self, beam_width="[1, inf)", expansion_width="[1, inf)", num_slots="[1, inf)")
+        check_fields(
+            self, beam_width="[1, 10000]", expansion_width="[1, 10000]", num_slots="[1, 100000]"
+        )
         check_choice("score_at", self.score_at, ("action", "observation"))
 
 
@@ -227,7 +229,7 @@ def _choose(
         )
     found = [
         [*enumerate(done), *enumerate(map(_number, scores), start=config.beam_width)]
-        for done, scores in zip(finished, scorer.score(states), strict=True)
+        for done, scores in zip(finished, scores_of(scorer, states), strict=True)
     ]
     return [sorted(own, key=lambda one: -one[1])[: config.beam_width] for own in found]
 

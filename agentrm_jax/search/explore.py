@@ -7,8 +7,8 @@ have its rows full; one jitted call updates all trees. A tree that is finished m
 next task.
 
 A candidate whose environment fails costs itself: the other candidates of an expansion are attached,
-and a rollout samples its turn again. A node below which nothing is left is closed to selection; a
-tree ends early only when its root is.
+and where there is no other, turns are sampled again. A node below which nothing is left is closed
+to selection; a tree ends early only when its root is.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from agentrm_jax.core.fields import check_fields
+from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
-from agentrm_jax.search.proposals import AdmittedPolicy
 from agentrm_jax.search.tree import NONE
 
 ATTEMPTS = 3
-"""How often a rollout samples a turn whose environment fails."""
+"""How often turns are sampled of which the environment of each fails."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            num_iterations="[1, inf)",
-            expansion_width="[1, inf)",
+            num_iterations="[1, 1000000]",
+            expansion_width="[1, 10000]",
             exploration="[0, inf)",
-            num_slots="[1, inf)",
+            num_slots="[1, 100000]",
         )
 
 
@@ -261,9 +261,13 @@ class Explorer:
         self._attach(nodes, new, expands=True)
         for e in nodes:
             growing = self._tree(e)
-            growing.expanding = None
+            without_child = not growing.open_children(nodes[e])
+            if without_child and growing.attempt + 1 < ATTEMPTS:
+                growing.sample_again()
+                continue
+            growing.expanding, growing.attempt = None, 0
             growing.expanded_now.append(nodes[e])
-            if not growing.open_children(nodes[e]):
+            if without_child:
                 self._close(e, growing.close(nodes[e]))
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:

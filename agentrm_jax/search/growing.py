@@ -46,7 +46,7 @@ class GrowingTree:
       rolling: The last node of the rollout that goes on, if any.
       rollout_handle: Its environment.
       rollout_leaf: The selected node in which the rollout began.
-      attempt: How many turns of the rollout's last node have failed.
+      attempt: How often turns of the waiting node were sampled of which all failed.
       closed: Nodes that are not selected any more: no candidate below them is left.
       closed_now: Those of the current iteration.
       expanded_now: Nodes that were expanded in the current iteration.
@@ -150,6 +150,16 @@ class GrowingTree:
         )
         self.failures.append(record)
         self.last_failure = reason
+
+    def sample_again(self) -> None:
+        """Counts an expansion of which every candidate failed; its turns count for nothing else."""
+        self.attempt += 1
+        self.failures = [
+            dataclasses.replace(failure, purpose="expand again")
+            if (failure.node, failure.purpose) == (self.expanding, "expand")
+            else failure
+            for failure in self.failures
+        ]
 
     def path(self, leaf: int) -> tuple[int, ...]:
         """Root to leaf."""

@@ -6,10 +6,10 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
+from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.proposals import AdmittedPolicy
 
 ATTEMPTS = 3
 """How often a turn is sampled whose environment fails."""

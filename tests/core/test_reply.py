@@ -58,6 +58,10 @@ CALL = 'get_x with Action Input: {"a": 1}'
         # on the line of the thought
         ("Thought: I go. Action: move left", "move left"),
         ("Thought: I go Action: move left", "move left"),
+        ("Thought: I go.Action: move left", "move left"),
+        ("Thought: a\u2028Action: move left", "move left"),
+        ("Thought: a\rAction: move left\rObservation: x", "move left"),
+        ("Thought: the toy 'Action: Man'. Action: search[toy]", "search[toy]"),
         ("Thought: I go. **Action:** move left", "move left"),
         ("Thought: I fill the Action: field. Action: move left", "move left"),
         ("Thought: I go. Action: move left Observation: ok Thought: w. Action: up", "move left"),
@@ -69,6 +73,12 @@ CALL = 'get_x with Action Input: {"a": 1}'
         ('Action:\nget_x\nAction Input:\n```json\n{"a":\n 1}\n```', CALL),
         ("Action: get_x\nAction Input: {'a': 1}", "get_x with Action Input: {'a': 1}"),
         (f"Thought: a. Action: {CALL}", CALL),
+        ('Action: get_x with Action Input: {\n  "a": 1\n}', 'get_x with Action Input: { "a": 1 }'),
+        ('Action: `get_x`\nAction Input: `{"a": 1}`', CALL),
+        ('Action: get_x, Action Input: {"a": 1}', CALL),
+        ('ACTION: get_x\nACTION INPUT: {"a": 1}', CALL),
+        ('Action: get_x with Action Input: {"a": 1} more', CALL + " more"),
+        ('Action:\n{"name": "x",\n "arguments": {}}', '{"name": "x", "arguments": {}}'),
         # none
         ("Thought: the Action: of the other\nAction: go", "go"),
         ("Thought: my Action: go", ""),

@@ -131,8 +131,8 @@ def test_seconds_add_up_over_interruptions(
 def test_a_damaged_stage_record_is_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "stage.json"
     for text, message in (
-        ("[]", "must be a JSON object"),
-        ("3", "must be a JSON object"),
+        ("[]", "must hold JSON objects"),
+        ("3", "must hold JSON objects"),
         ('{"depends_on": [], "seconds": 1, "summary": {}}', "depends_on is missing or has another"),
         ('{"depends_on": {}, "seconds": "1", "summary": {}}', "seconds is missing or has another"),
         ('{"depends_on": {}, "seconds": true, "summary": {}}', "seconds is missing or has another"),
@@ -155,6 +155,23 @@ def test_a_damaged_stage_record_is_named(tmp_path: pathlib.Path) -> None:
         read_json(path)
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_json(tmp_path)
+
+
+def test_rows_are_objects_with_keys_of_their_types(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rows.json"
+    assert run_directory.read_rows(path, n=int) == []
+    for text, message in (
+        ("3", "must be a list of JSON objects"),
+        ('{"n": 1}', "must be a list of JSON objects"),
+        ("[[]]", "must hold JSON objects"),
+        ('[{"n": 1}, {}]', "n is missing or has another type"),
+        ('[{"n": "1"}]', "n is missing or has another type"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"rows\.json: {message}"):
+            run_directory.read_rows(path, n=int)
+    path.write_text('[{"n": 1}]')
+    assert run_directory.read_rows(path, n=int) == [{"n": 1}]
 
 
 def test_a_stage_resumed_elsewhere_records_both(

@@ -281,9 +281,9 @@ def test_by_task_keeps_the_order():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"methods": ("greedy", "magic")}, r"methods.*magic"),
-        ({"split": "train"}, r"split.*train"),
-        ({"num_tasks": 0}, r"num_tasks"),
+        ({"methods": ("greedy", "magic")}, "methods must be one of .*'magic'"),
+        ({"split": "train"}, "split must be one of test, paper"),
+        ({"num_tasks": 0}, "num_tasks must be at least 1"),
         ({"n": 0}, r"n must be at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from report_cases import episodes, step, task, tree
 from rich.console import Console
 
-from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord
+from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord, TreeRecord
 from agentrm_jax.evaluate.report import (
     comparison_sentences,
     console_table,
@@ -211,6 +211,54 @@ def test_console_table() -> None:
     (greedy,) = [line for line in lines if "greedy (baseline)" in line]
     assert len(re.findall(r"0\.\d{3} ± 0\.\d{3}  n=\d+", greedy)) == 3
     assert any("oracle-of-5 (upper bound)" in line for line in lines)
+
+
+CONTROLS = "\x00\x1b[31m\x07\x9b\u202e\u2066\u200b\u2028\ud83d"
+
+
+def test_control_characters_are_shown_as_escapes_everywhere(tmp_path: pathlib.Path) -> None:
+    """Names, errors and what environments say: in the page, its figures, tables and sentences."""
+    made = [
+        dataclasses.replace(
+            episode,
+            task=dataclasses.replace(episode.task, environment=f"env{i % 2}{CONTROLS}"),
+            reward_model=episode.reward_model and f"{episode.reward_model}{CONTROLS}",
+        )
+        for i, episode in enumerate(episodes(2))
+    ]
+    rows, compared = result_rows(made), comparisons(made)
+    shown = dataclasses.replace(tree(), first_observation=CONTROLS, error=CONTROLS)
+    page = write_report(tmp_path, rows, compared, tree=shown, stages=[
+        {"stage": CONTROLS, "seconds": 1.0, "summary": {CONTROLS: CONTROLS}}
+    ])  # fmt: skip
+    console = Console(file=io.StringIO(), width=500)
+    console.print(console_table(rows))
+    console.print(environment_table(rows))
+    text = page.read_text(encoding="utf-8")
+    for where in (text, console.file.getvalue(), *comparison_sentences(compared)):
+        assert all(c in "\n\t" or c.isprintable() for c in where if c not in "\u00a0")
+    assert r"\x00\x1b[31m\x07\x9b\u202e\u2066\u200b\u2028" in text
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+
+
+def test_replies_without_an_action_and_failures_are_shown(tmp_path: pathlib.Path) -> None:
+    made = [dataclasses.replace(episode, replies_without_action=2) for episode in episodes(2)]
+    made[0] = dataclasses.replace(made[0], error="broke", failed_candidates=3)
+    rows = result_rows(made)
+    greedy = next(
+        r for r in rows if r["method"] == "greedy" and (r["task"], r["split"]) == ("all",) * 2
+    )
+    assert greedy["replies_without_action"] == 2 * greedy["n_tasks"]
+    assert (greedy["errors"], greedy["failed_candidates"]) == (1, 3)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(console_table(rows))
+    header = next(line for line in console.file.getvalue().splitlines() if "method" in line)
+    assert re.search(r"errors .*no action", header)
+    failure = FailureRecord(node=0, action="x", multiplicity=1, purpose="expand", reason="it broke")
+    grown = dataclasses.replace(tree(), last_failures=(failure,))
+    page = write_report(tmp_path, rows, [], tree=grown).read_text(encoding="utf-8")
+    assert "1 candidates failed, the last with:\n  it broke" in page
+    assert '<th scope="col">no action</th>' in page
 
 
 def test_sentences_follow_the_interval() -> None:

@@ -112,11 +112,11 @@ def test_equal_heads_share_a_program():
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({"kind": "two_hot"}, r"head\.kind: .* 'two_hot'"),
-        ({"bins": 1}, r"head\.bins"),
-        ({"low": 1.2}, r"head\.low: must be below head\.high \(1\.1\)"),
-        ({"sigma": 0.0}, r"head\.sigma"),
-        ({"huber": -1.0}, r"head\.huber"),
+        ({"kind": "two_hot"}, "kind must be one of .*'two_hot'"),
+        ({"bins": 1}, "bins must be at least 2"),
+        ({"low": 1.2}, r"low must be below high, 1\.1 "),
+        ({"sigma": 0.0}, "sigma must be above 0"),
+        ({"huber": -1.0}, "huber must be above 0"),
     ],
 )
 def test_bad_values_name_the_key(values, key):

@@ -148,7 +148,11 @@ def test_cost_counts_what_was_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "key"), [({"max_tokens": 0}, "judge.max_tokens"), ({"most": 1}, "judge.most")]
+    ("values", "key"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"most": 1}, "most must be at least 2"),
+    ],
 )
 def test_bad_values_name_the_key(values, key) -> None:
     with pytest.raises(UserError, match=key):

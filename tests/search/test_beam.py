@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from random_game import GamePolicy, GamePool, action_key, answer, draw, game
+from random_game import FAILURE, GamePolicy, GamePool, action_key, answer, draw, game
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
@@ -201,6 +201,64 @@ def test_a_task_without_any_beam_left_is_an_error(config, depth):
     elif rollout.error is None:  # something had ended before: it is the answer
         assert len(rollout.trajectory.steps) == 1
         assert rollout.trajectory.done
+
+
+@pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
+def test_beams_whose_candidates_all_fail_are_asked_again(config):
+    """Every branch of the first call fails; the second attempt has a purpose of its own."""
+
+    class Flaky(GamePool):
+        calls = 0
+
+        def branch(self, requests):
+            self.calls += 1
+            return [FAILURE] * len(requests) if self.calls == 1 else super().branch(requests)
+
+    policy = GamePolicy()
+    found = search(TASKS[:3], config, Flaky(), policy=policy)
+    for rollout in found.values():
+        assert rollout.error is None
+        assert rollout.trajectory.done
+        assert 0 < rollout.failed_candidates <= config.beam_width * config.expansion_width
+    purposes = {purpose for _, purpose in policy.asked}
+    assert {"beam/0/0", "beam/0/0/again/1"} <= purposes
+    assert not any("/again/2" in purpose for purpose in purposes)
+
+
+class FoldedPolicy(GamePolicy):
+    """Says every move in capitals and in small letters; capitals first or last."""
+
+    def __init__(self, capitals_first: bool) -> None:
+        super().__init__()
+        self.capitals_first = capitals_first
+
+    def _one(self, trajectory, purpose, branch):
+        proposal = super()._one(trajectory, purpose.rpartition("/")[0], branch // 2)
+        upper = (branch % 2 == 0) == self.capitals_first
+        action = proposal.action.upper() if upper else proposal.action.lower()
+        return dataclasses.replace(proposal, action=action, reply=f"Action: {action}")
+
+
+def test_the_order_of_equal_actions_does_not_change_outcomes():
+    """Equal keys have equal answers; the scorer sees actions, so that it must not see replies."""
+
+    class ByOutcome(GameScorer):
+        def score(self, groups):
+            return [
+                [draw("s", *(s.transition.observation for s in t.steps)) for t in g] for g in groups
+            ]
+
+    config = dataclasses.replace(CONFIG, beam_width=2, expansion_width=4)
+    first, last = (
+        search(TASKS, config, policy=FoldedPolicy(order), scorer=ByOutcome())
+        for order in (True, False)
+    )
+    for task_id, rollout in first.items():
+        other = last[task_id]
+        assert rollout.trajectory.outcome == other.trajectory.outcome
+        assert rollout.env_steps == other.env_steps
+        own = [step.transition for step in rollout.trajectory.steps]
+        assert own == [step.transition for step in other.trajectory.steps]
 
 
 def test_finished_beams_compete_until_the_end():

@@ -76,5 +76,35 @@ def test_a_broken_environment_ends_its_trajectory_only(depth):
     assert broken
 
 
+def test_a_turn_whose_environment_fails_is_sampled_again():
+    """The episode is played again up to there; turns before stay, and the failure is counted."""
+
+    class Flaky(GamePool):
+        """Breaks the first action of each task in each state with two steps."""
+
+        def __init__(self):
+            super().__init__(self.breaks_once)
+            self.seen = set()
+
+        def breaks_once(self, task, actions):
+            state = (task.task_id, tuple(actions[:2]))
+            fresh = len(actions) == 3 and state not in self.seen
+            self.seen |= {state} if len(actions) == 3 else set()
+            return fresh
+
+    whole = played(EPISODES, 5, GamePool())
+    found = played(EPISODES, 5, Flaky())
+    again = [key for key, rollout in found.items() if rollout.failed_candidates]
+    assert again
+    for key, rollout in found.items():
+        assert rollout.error is None
+        assert rollout.trajectory.done
+        if key not in again:
+            assert rollout == whole[key]
+        else:
+            assert rollout.failed_candidates == 1
+            assert rollout.trajectory.steps[:2] == whole[key].trajectory.steps[:2]
+
+
 def test_no_episodes():
     assert list(rollouts(GamePolicy(), GamePool(), [])) == []

@@ -1,4 +1,4 @@
-"""The door through which the turns of a policy enter a search."""
+"""The door through which what policies and reward models say enters a search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Policy, Proposal, Question
+from agentrm_jax.core.protocols import Policy, Proposal, Question, Scorer
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import admit_text, first_line, printable
 
 
@@ -39,8 +40,8 @@ class AdmittedPolicy:
                 raise UserError(
                     f"policy: tickets must be distinct whole numbers (got {_short(ticket)})"
                 )
-            self._open[ticket] = question
-        return list(tickets)
+            self._open[int(ticket)] = question
+        return [int(ticket) for ticket in tickets]
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = self._policy.collect()
@@ -51,7 +52,8 @@ class AdmittedPolicy:
                 "policy: collect must return pairs of a ticket and its proposals "
                 f"(got {_short(answers)})"
             ) from None
-        return [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
+        found = [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
+        return [(int(ticket), proposals) for ticket, proposals in found]
 
     def room(self) -> int:
         return self._policy.room()
@@ -59,7 +61,7 @@ class AdmittedPolicy:
     def _admitted(self, ticket: Any, proposals: Any) -> list[Proposal]:
         if not isinstance(ticket, int | np.integer) or ticket not in self._open:
             raise UserError(f"policy: collect returned an unknown ticket ({_short(ticket)})")
-        question = self._open.pop(ticket)
+        question = self._open.pop(int(ticket))
         task_id = question.state.task.task_id
         if not isinstance(proposals, Sequence) or len(proposals) != question.n:
             count = len(proposals) if isinstance(proposals, Sequence) else _short(proposals)
@@ -100,6 +102,31 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
         stopped=bool(proposal.stopped),
         dropped_steps=int(proposal.dropped_steps),
     )
+
+
+def scores_of(scorer: Scorer, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
+    """Returns the scores of a reward model, one for each trajectory of each group.
+
+    A score that is not finite becomes NaN: the reward model did not decide.
+
+    Raises:
+      UserError: The reward model returns another number of scores, or something else.
+    """
+    scores = scorer.score(groups)
+    wanted = [len(group) for group in groups]
+    try:
+        found = [[float(score) for score in own] for own in scores]
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"reward model: score must return a list of numbers for each group (got "
+            f"{_short(scores)})"
+        ) from None
+    if [len(own) for own in found] != wanted:
+        raise UserError(
+            f"reward model: score must return {wanted[:5]} scores for these groups (got "
+            f"{[len(own) for own in found][:5]})"
+        )
+    return [[score if math.isfinite(score) else math.nan for score in own] for own in found]
 
 
 def _all_are(values: Any, kind: Any) -> bool:

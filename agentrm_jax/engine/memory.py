@@ -1,0 +1,70 @@
+"""What an engine's sizes need of a device's memory, reckoned before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from agentrm_jax.core.memory import check_need, smallest_device_bytes
+from agentrm_jax.model.config import LlamaConfig
+
+OTHERS = ("page_size", "siblings")
+"""Sizes that decide no memory of their own."""
+
+
+def least_bytes(
+    shape: Mapping[str, int], sizes: Mapping[str, int], number: int, tensor: int, data: int
+) -> int:
+    """Returns the bytes that an engine needs on each device besides parameters, at least.
+
+    Args:
+      shape: `num_layers`, `num_kv_heads`, `head_dim`, `d_model` and `vocab_size` of the model.
+      sizes: Those of the engine, by name.
+      number: Bytes of a number.
+      tensor: Devices over which heads and vocabulary are split.
+      data: Devices over which conversations are divided.
+    """
+    heads = math.ceil(shape["num_kv_heads"] / tensor)
+    token = 2 * shape["num_layers"] * heads * shape["head_dim"] * number  # keys and values
+    pages = sizes["context"] // sizes["page_size"] + sizes["max_pieces"]
+    pool = max(sizes["cache_tokens"], sizes["context"], sizes["instruction_tokens"]) * token
+    read = sizes["extend_rows"] * sizes["extend_tokens"]
+    batch = sizes["extend_batch"] or read // 2
+    reading = read * token + batch * shape["d_model"] * number
+    tables = (sizes["decode_rows"] + sizes["extend_rows"] // sizes["siblings"]) * pages * 8
+    logits = sizes["decode_rows"] * shape["vocab_size"] * 4 // tensor
+    decoding = sizes["decode_rows"] * sizes["decode_tokens"] * token + logits
+    return pool + (reading + tables + decoding) // data
+
+
+def check_memory(
+    config: LlamaConfig, sizes: Any, dtype: Any, mesh: jax.sharding.Mesh | None
+) -> None:
+    """Refuses an engine that no device can hold.
+
+    Args:
+      config: The model's shape.
+      sizes: An `EngineConfig`.
+      dtype: Of the parameters.
+      mesh: The devices, or None for the first one.
+
+    Raises:
+      UserError: Names the size that is too large and the largest one that could fit.
+    """
+    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
+    tensor, data = (1, 1) if mesh is None else (mesh.shape["tensor"], mesh.shape["data"])
+    shape, number = dataclasses.asdict(config), np.dtype(dtype).itemsize
+    numbers = {k: v for k, v in dataclasses.asdict(sizes).items() if isinstance(v, int)}
+    usual = {f"engine.{name}": getattr(type(sizes)(), name) for name in numbers}
+
+    def need(values: Mapping[str, int]) -> int:
+        tried = {key.removeprefix("engine."): value for key, value in values.items()}
+        return least_bytes(shape, {**numbers, **tried}, number, tensor, data)
+
+    values = {f"engine.{name}": value for name, value in numbers.items() if name not in OTHERS}
+    check_need(need, values, usual, smallest_device_bytes(devices))
