@@ -39,8 +39,8 @@ def test_actions_with_equal_keys_get_equal_transitions(name):
     rng = random.Random(name)
     merged = 0
     count = 1 if family.pooled else 3  # a step of those takes a thousand times as long
-    for split in ("train", "test")[: 1 if family.pooled else 2]:
-        for task in family.tasks(split, kinds=family.kinds()[:3], n=count):
+    for split in ("test", "train")[: 1 if family.pooled else 2]:
+        for task in family.tasks(split, kinds=family.kinds(), n=count):
             plan = family.demonstrate(task) or []
             actions = [turn.action for turn in plan] or [
                 "check_valid_actions with Action Input: {}"
