@@ -218,7 +218,7 @@ def _like(wanted: str) -> Callable[[str], bool]:
         plain = "".join(part[-1] for part in parts)
         return lambda value: value == plain
     kinds = {"*": ".*", "?": "."}
-    pattern = "".join(kinds.get(part, re.escape(part[-1])) for part in parts)
+    pattern = "".join(kinds[p] if p in kinds else re.escape(p[-1]) for p in parts)
     try:
         search = Pattern(f"(?s){pattern}").searcher(whole=True)
     except PatternError:
