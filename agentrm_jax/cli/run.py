@@ -21,6 +21,7 @@ from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.run_directory import RESOLVED as RESOLVED
 from agentrm_jax.core.sharding import make_mesh
+from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.trackers import Tracker, open_tracker
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.contract import ContractError, admit_prompt, admit_tasks
@@ -222,7 +223,7 @@ class Run:
         family, most = load_family(environment.registered), environment.max_steps
         try:
             if reason := family.missing():  # a run would else find out at the first reset
-                raise UserError(reason)
+                raise UserError(printable(admit_text(reason)))
             listed = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
             tasks = admit_tasks(environment.registered, listed)
         except UserError:

@@ -60,6 +60,7 @@ class EnvironmentFamily(Protocol):
 
     The entry point names a class that is created without arguments. Creating it must be cheap:
     packages and data are loaded by the methods, which raise `UserError` where one is missing.
+    A family may also say which actions are the same: see `ComparesActions`.
 
     Attributes:
       name: The registered name.
@@ -127,7 +128,9 @@ class EnvPool(Protocol):
     All methods take lists and work on them in parallel where there are worker processes; results
     come in the order of the requests. An environment that raises, hangs or dies is restarted and
     its episode replayed; where that fails too the result is an `EnvironmentFailure`, and the
-    handle is dead (further requests to it fail as well). Nothing is raised for it.
+    handle is dead (further requests to it fail as well). Nothing is raised for it. The same holds
+    for an environment that breaks its contract: transitions have plain types and valid texts, the
+    sum of the rewards stays within 0 and 1, and after `max_steps` they are `done` in any case.
     """
 
     def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:

@@ -47,7 +47,7 @@ class Transition:
     Attributes:
       observation: The text that the agent reads next.
       reward: What the environment pays for this step. The sum over an episode, its return, lies
-        in [0, 1] and is the task's outcome.
+        in [0, 1] after every step and is the task's outcome.
       done: Whether the episode is over (also when `max_steps` is reached).
       success: Whether the task is fully solved.
       valid: Whether the action was understood and possible.

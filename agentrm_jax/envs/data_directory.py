@@ -83,7 +83,8 @@ def refuse_damaged(path: Path, relative: str) -> None:
     """
     if relative in KNOWN and path.is_file():
         stat = path.stat()
-        if stat.st_size == KNOWN[relative][0] and not _as_known(path, relative, stat.st_mtime_ns):
+        changed = (stat.st_mtime_ns, stat.st_ctime_ns)
+        if stat.st_size == KNOWN[relative][0] and not _as_known(path, relative, changed):
             raise UserError(
                 f"{path}: damaged: its sha256 is not that of the file of this name and size that "
                 "was released; get it again"
@@ -91,7 +92,7 @@ def refuse_damaged(path: Path, relative: str) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _as_known(path: Path, relative: str, _changed: int) -> bool:
+def _as_known(path: Path, relative: str, _changed: tuple[int, int]) -> bool:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest().startswith(KNOWN[relative][1])
     except OSError as error:

@@ -75,8 +75,9 @@ class Episodes:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit and cancellations are an environment's, too
-            self._episodes.pop(request.handle, None)
-            return Fault(contract.reason_of(error))
+            episode = self._episodes.pop(request.handle, None)
+            where = f"step {episode.steps + 1}: " if episode and isinstance(request, Act) else ""
+            return Fault(where + contract.reason_of(error))
 
     def release(self, handles: Iterable[int]) -> None:
         for handle in handles:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Step, Task, Trajectory
+from agentrm_jax.core.text import admit_text
 from agentrm_jax.envs.contract import reason_of
 from agentrm_jax.envs.registry import load_family
 
@@ -31,7 +32,8 @@ def _demonstrations(
     found = []
     for task in tasks:
         try:
-            demonstrations = load_family(task.environment).demonstrate(task)
+            turns = load_family(task.environment).demonstrate(task) or []
+            demonstrations = [_admitted(turn) for turn in turns]
         except UserError:
             raise
         except Exception as error:  # whatever a stranger's expert raises
@@ -43,6 +45,11 @@ def _demonstrations(
             found.append((task, demonstrations))
         on_task()
     return found
+
+
+def _admitted(turn: Demonstration) -> Demonstration:
+    """A turn of a stranger's expert with valid texts."""
+    return Demonstration(thought=admit_text(turn.thought), action=admit_text(turn.action))
 
 
 def _played(

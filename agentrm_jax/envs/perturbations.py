@@ -26,6 +26,7 @@ from agentrm_jax.core.protocols import (
 from agentrm_jax.core.records import Split, Task, Transition
 
 SEPARATOR = "@"
+_LONGEST = 2000  # characters of an action with several slots
 _SLOT = re.compile(r"\{(\w+)\}")
 _REPLY = re.compile(r"(.*?Action:\s*)(.*)", re.DOTALL)
 
@@ -193,7 +194,10 @@ def _reply(turn: str, wording: Wording) -> str:
 
 def _filled(pattern: str, template: str, action: str) -> str | None:
     """The template with what stands in the pattern's slots, if the action fits the pattern."""
-    found = _whole(pattern).fullmatch(" ".join(action.split()))
+    action = " ".join(action.split())
+    if len(action) > _LONGEST and len(_SLOT.findall(pattern)) > 1:
+        return None  # the time to place several slots grows with a power of the length
+    found = _whole(pattern).fullmatch(action)
     return template.format(**found.groupdict()) if found else None
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable
 from agentrm_jax.envs.episodes import Answer, Request, answer_from_json, request_to_json
 
 _START_SECONDS = 60.0
@@ -140,7 +141,8 @@ class WorkerProcess:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f"the worker exited with status {code}" + (f": {last[:300]}" if last else "")
+        said = printable(last[:300])
+        return f"the worker exited with status {code}" + (f": {said}" if said else "")
 
 
 def read_answers(workers: Sequence[WorkerProcess]) -> None:

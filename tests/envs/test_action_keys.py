@@ -38,15 +38,16 @@ def test_actions_with_equal_keys_get_equal_transitions(name):
         pytest.skip(f"{name} is not complete here")
     rng = random.Random(name)
     merged = 0
-    for split in ("train", "test"):
-        for task in family.tasks(split, kinds=family.kinds()[:3], n=3):
+    count = 1 if family.pooled else 3  # a step of those takes a thousand times as long
+    for split in ("test", "train")[: 1 if family.pooled else 2]:
+        for task in family.tasks(split, kinds=family.kinds(), n=count):
             plan = family.demonstrate(task) or []
             actions = [turn.action for turn in plan] or [
                 "check_valid_actions with Action Input: {}"
             ]
             environment = family.create()
             environment.reset(task)
-            for action in actions[: rng.randint(1, 6)]:
+            for action in actions[: 2 if family.pooled else rng.randint(1, 6)]:
                 forms = [action, *(varied(rng.choice(actions), rng) for _ in range(4))]
                 forms += [varied(form, rng) for form in forms]
                 answers = {}

@@ -365,7 +365,8 @@ def test_the_archive_is_unpacked_and_nothing_beside_it(archive, folder, tmp_path
     packed(folder, archive, evil)
     assert FAMILY.counts() == {"train": None, "test": 1, "paper": 1}
     files = [path for path in (tmp_path / "cache").rglob("*") if not path.is_dir()]
-    assert sorted(path.name for path in files if path.suffix != ".lock") == ["game.tw-pddl"] * 3
+    names = sorted(path.name for path in files if path.suffix != ".lock")
+    assert names == ["game.tw-pddl"] * 3 + ["sha256.json"]
     assert not any(path.is_symlink() for path in (tmp_path / "cache").rglob("*"))
     assert not (tmp_path / "outside").exists()
 

@@ -8,7 +8,12 @@ import pytest
 from agentrm_jax.envs.tools.calls import Call
 from agentrm_jax.envs.tools.sheet_formula import Book, Formula
 from agentrm_jax.envs.tools.sheet_grid import COLUMNS, ROWS, Cell, Grid
-from agentrm_jax.envs.tools.sheet_references import after_deletion, after_insertion, moved
+from agentrm_jax.envs.tools.sheet_references import (
+    after_deletion,
+    after_insertion,
+    column_letters,
+    moved,
+)
 from agentrm_jax.envs.tools.sheet_values import FormulaError
 from agentrm_jax.envs.tools.sheet_world import SheetWorld
 
@@ -121,6 +126,26 @@ def test_values(formula, value):
 def test_errors(formula, error):
     with pytest.raises(FormulaError, match=re.escape(error)):
         result(formula)
+
+
+def test_texts_do_not_grow_without_end():
+    grid = grid_of([["x" * 20_000, *[None] * 40]])
+    grid = grid.put({(1, n): Cell(value=Formula("{0}1&{0}1".format(column_letters(n - 1))))
+                     for n in range(2, 41)})  # fmt: skip
+    assert grid.text(1, 2) == "x" * 40_000
+    assert grid.text(1, 3) == grid.text(1, 40) == "#VALUE!"
+    assert result('CONCATENATE("a","b")') == "ab"
+
+
+def test_a_condition_with_wildcards_takes_no_time_worth_mentioning():
+    grid = grid_of([["a" * 20_000 + "b"]] * 30)
+    book = Book({"Sheet1": grid})
+    begin = time.perf_counter()
+    assert book.result(Formula('COUNTIF(A:A,"*a*a*a*a*a*c")'), "Sheet1") == 0.0
+    assert book.result(Formula('COUNTIF(A:A,"*a*b")'), "Sheet1") == 30.0
+    assert time.perf_counter() - begin < 5.0
+    with pytest.raises(FormulaError, match="#VALUE!"):
+        book.result(Formula('COUNTIF(A:A,"' + "a*" * 300 + '")'), "Sheet1")
 
 
 def test_other_sheets_are_read():

@@ -52,6 +52,8 @@ def test_a_search_finds_what_python_finds(pattern, flags, texts):
         return
     search = Pattern(whole).searcher()
     assert [search(text) for text in texts] == expected
+    match = Pattern(whole).searcher(whole=True)
+    assert [match(t) for t in texts] == [re.fullmatch(whole, t) is not None for t in texts]
 
 
 @pytest.mark.parametrize(

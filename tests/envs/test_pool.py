@@ -240,7 +240,7 @@ def test_the_deadline_is_for_each_request(pools):
 @pytest.mark.parametrize(
     ("action", "what"),
     [
-        ("throw", "ValueError: first line second line"),
+        ("throw", "step 1: ValueError: first line second line"),
         ("quit", "SystemExit: 3"),
         ("nothing", "step 1: step must return a Transition (got None)"),
         ("text", "step 1: step must return a Transition (got list)"),

@@ -62,3 +62,17 @@ def test_a_bad_example_is_one_line(tmp_path, examples, message):
     write(tmp_path, "maze", examples=examples)
     with pytest.raises(UserError, match=message):
         read_prompt(tmp_path, "maze", "t")
+
+
+def test_halves_of_characters_become_whole_or_are_replaced(tmp_path):
+    turn = {"role": "user", "content": "\ud83d\ude00 \ud83d"}
+    write(tmp_path, "maze", examples=[[turn]])  # as json.dumps escapes them
+    assert read_prompt(tmp_path, "maze", "t").example == ("\U0001f600 \ufffd",)
+
+
+@pytest.mark.parametrize("examples", ["[" * 5000, '[[{"role": 1e999}]]', "[" + "9" * 5000 + "]"])
+def test_json_without_bounds_is_one_line(tmp_path, examples):
+    write(tmp_path, "maze", examples=examples)
+    with pytest.raises(UserError, match=r"maze_icl.json: ") as raised:
+        read_prompt(tmp_path, "maze", "t")
+    assert "\n" not in str(raised.value)

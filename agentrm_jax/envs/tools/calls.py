@@ -98,7 +98,7 @@ def call_key(action: str) -> str:
     """
     try:
         call = read_call(action)
-        return f"call {call.name} {call.arguments!r}"
+        return f"call {call.name!r} {call.arguments!r}"
     except (ToolError, ValueError):  # no call, or an integer that is too long to be written
         return f"text {action.strip()}"
 

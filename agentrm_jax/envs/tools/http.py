@@ -10,6 +10,7 @@ recorded.
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import tempfile
@@ -158,7 +159,11 @@ def _ask(endpoint: str, given: Mapping[str, str], headers: dict[str, str]) -> Re
     except urllib.error.HTTPError as error:
         with error:
             reply = Reply(status=error.code, text=_read_all(error).decode("utf-8", "replace"))
-    except (OSError, ValueError) as error:  # no connection, no such host, bad text
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+    ) as error:  # no connection, bad text
         raise ServiceError(f"{endpoint}: {first_line(error)}") from None
     if reply.status in (401, 403, 407, 429) or reply.status >= 500:
         raise ServiceError(f"{endpoint}: status {reply.status}: {printable(reply.text[:200])}")

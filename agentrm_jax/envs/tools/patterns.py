@@ -59,12 +59,13 @@ class Pattern:
     def __repr__(self) -> str:
         return f"re.compile({self.text!r})"
 
-    def searcher(self) -> Callable[[str], bool]:
-        """A search whose texts share one limit of work: whether the pattern is found in a text.
+    def searcher(self, *, whole: bool = False) -> Callable[[str], bool]:
+        """A search whose texts share one limit of work: whether the pattern is found in a text, or
+        (`whole`) is the text.
 
         The search raises a `PatternError` when the limit is reached.
         """
-        return _Search(self._program).search
+        return _Search(self._program, whole).search
 
 
 class _Program:
@@ -164,8 +165,8 @@ def _repeated(program: _Program, value: Any, flags: int, after: int) -> int:
 class _Search:
     """The automaton at work, with what it has found out so far."""
 
-    def __init__(self, program: _Program) -> None:
-        self._program = program
+    def __init__(self, program: _Program, whole: bool) -> None:
+        self._program, self._whole = program, whole
         self._positions = sorted({step[1] for step in program.steps if step[0] == "position"})
         self._closed: dict[Any, tuple[frozenset[int], bool]] = {}
         self._moved: dict[tuple[frozenset[int], str], frozenset[int]] = {}
@@ -173,14 +174,14 @@ class _Search:
         self._work = 0
 
     def search(self, text: str) -> bool:
-        """Whether the pattern is found anywhere in the text."""
-        tests = self._program.tests
-        states: frozenset[int] = frozenset()
+        """Whether the pattern is found in the text, as it is wanted."""
+        tests, whole = self._program.tests, self._whole
+        states = frozenset((self._program.start,))
         for at in range(len(text) + 1):
             true = tuple(t for t in self._positions if tests[t].match(text, at))
             self._count(len(self._positions) / 4)
             closed, found = self._closure(states, true)
-            if found:
+            if found and (not whole or at == len(text)):
                 return True
             if at < len(text):
                 states = self._after(closed, text[at])
@@ -189,10 +190,10 @@ class _Search:
     def _closure(
         self, states: frozenset[int], true: tuple[int, ...]
     ) -> tuple[frozenset[int], bool]:
-        """The states before a character that are reached without one, from the start as well."""
+        """The states before a character that are reached without one, and whether it is found."""
         key = (states, true)
         if key not in self._closed:
-            steps, waiting = self._program.steps, [*states, self._program.start]
+            steps, waiting = self._program.steps, list(states)
             seen: set[int] = set()
             while waiting:
                 state = waiting.pop()
@@ -212,12 +213,13 @@ class _Search:
         key = (states, character)
         if key not in self._moved:
             self._count(len(states))
-            self._moved[key] = frozenset(
+            after = frozenset(
                 following
                 for state in states
                 if self._takes(self._program.steps[state][1], character)
                 for following in self._program.steps[state][2]
             )
+            self._moved[key] = after if self._whole else after | {self._program.start}
         return self._moved[key]
 
     def _takes(self, test: int, character: str) -> bool:

@@ -17,6 +17,7 @@ from agentrm_jax.envs.tools.sheet_values import (
     criterion,
     finite,
     integer,
+    joined,
     number,
     power,
     single,
@@ -237,7 +238,7 @@ def _spread(given: Sequence[Any]) -> float:
 
 
 def _joined(given: Sequence[Any]) -> str:
-    return "".join("" if v is None else text(v) for a in given for v in _flat(a))
+    return joined(*(text(value) for argument in given for value in _flat(argument)))
 
 
 def _flat(argument: Any) -> Iterator[Scalar]:
@@ -354,6 +355,6 @@ def called(name: str, given: Sequence[Later]) -> Any:
         return function(given)
     try:
         value = function([argument() for argument in given])
-    except OverflowError:
+    except (OverflowError, ValueError):  # of sums of infinities, too
         raise FormulaError("#NUM!") from None
     return finite(value) if isinstance(value, float) else value

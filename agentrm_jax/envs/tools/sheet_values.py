@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from agentrm_jax.envs.tools.patterns import Pattern, PatternError
 from agentrm_jax.envs.tools.sheet_numbers import typed
 
 Scalar = str | float | bool | None
+LONGEST_TEXT = 50_000
+"""Characters of a cell, as in Google's sheets."""
 _EXPONENT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
 
@@ -93,6 +96,13 @@ def text(value: Any) -> str:
     return value or ""
 
 
+def joined(*texts: str) -> str:
+    """Texts one after the other, at most as long as a cell may be."""
+    if sum(map(len, texts)) > LONGEST_TEXT:
+        raise FormulaError("#VALUE!")
+    return "".join(texts)
+
+
 def integer(value: Any) -> int:
     return int(min(max(number(value), -1e9), 1e9))
 
@@ -152,7 +162,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "*": lambda a, b: finite(number(a) * number(b)),
     "/": lambda a, b: finite(number(a) / number(b)),
     "^": lambda a, b: finite(power(number(a), number(b))),
-    "&": lambda a, b: text(a) + text(b),
+    "&": lambda a, b: joined(text(a), text(b)),
 }
 
 
@@ -169,6 +179,8 @@ def criterion(wanted: Any) -> Callable[[Scalar | FormulaError], bool]:
     except FormulaError:
         wanted_number = None
 
+    fits = _like(operand.casefold())
+
     def holds(value: Scalar | FormulaError) -> bool:
         if isinstance(value, FormulaError):
             return False
@@ -180,7 +192,7 @@ def criterion(wanted: Any) -> Callable[[Scalar | FormulaError], bool]:
             elif operand.upper() in ("TRUE", "FALSE"):
                 same = value is (operand.upper() == "TRUE")
             else:
-                same = isinstance(value, str) and _fits(value.casefold(), operand.casefold())
+                same = isinstance(value, str) and fits(value.casefold())
             return same == (sign == "=")
         if wanted_number is not None:
             numeric = isinstance(value, float) and not isinstance(value, bool)
@@ -199,20 +211,23 @@ def _same_number(value: Scalar, wanted: Scalar) -> bool:
     return value is not None and compared("=", value, wanted)
 
 
-def _fits(value: str, pattern: str) -> bool:
+def _like(wanted: str) -> Callable[[str], bool]:
     """Whether a text fits a pattern with `?` and `*`; `~` takes their meaning away."""
-    parts = [p[1:] if len(p) == 2 else {"*": None, "?": ""}.get(p, p)
-             for p in re.findall(r"~[*?~]|.", pattern, re.DOTALL)]  # fmt: skip
-    at = part = 0
-    star, resume = -1, 0
-    while at < len(value):
-        if part < len(parts) and parts[part] is None:
-            star, resume, part = part, at, part + 1
-        elif part < len(parts) and parts[part] in ("", value[at]):
-            at, part = at + 1, part + 1
-        elif star >= 0:
-            resume += 1
-            at, part = resume, star + 1
-        else:
-            return False
-    return all(rest is None for rest in parts[part:])
+    parts = re.findall(r"~[*?~]|.", wanted, re.DOTALL)
+    if not {"*", "?"} & set(parts):
+        plain = "".join(part[-1] for part in parts)
+        return lambda value: value == plain
+    kinds = {"*": ".*", "?": "."}
+    pattern = "".join(kinds[p] if p in kinds else re.escape(p[-1]) for p in parts)
+    try:
+        search = Pattern(f"(?s){pattern}").searcher(whole=True)
+    except PatternError:
+        raise FormulaError("#VALUE!") from None
+
+    def fits(value: str) -> bool:
+        try:
+            return search(value)
+        except PatternError:
+            raise FormulaError("#VALUE!") from None
+
+    return fits

@@ -1,0 +1,48 @@
+"""Turns of experts enter as valid text; an expert that raises is one line."""
+
+import pytest
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Demonstration
+from agentrm_jax.envs import experts
+from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.envs.maze import Maze
+from agentrm_jax.envs.pool import make_pool
+
+
+def trajectories(monkeypatch, demonstrate):
+    family = type("Changed", (Maze,), {"demonstrate": demonstrate})()
+    monkeypatch.setattr(experts, "load_family", lambda name: family)
+    tasks = family.tasks("test", kinds=family.kinds(), n=2)
+    return list(expert_trajectories(make_pool(0), tasks))
+
+
+def test_thoughts_of_half_characters_are_valid_text(monkeypatch):
+    def demonstrate(self, task):
+        turns = Maze.demonstrate(self, task) or []
+        return [Demonstration(thought="\ud83d\ude00\ud83d", action=t.action) for t in turns]
+
+    found = trajectories(monkeypatch, demonstrate)
+    assert len(found) == 2
+    first = found[0].steps[0]
+    assert first.reply == f"Thought: \U0001f600\ufffd\nAction: {first.action}"
+
+
+@pytest.mark.parametrize(
+    ("demonstrate", "message"),
+    [
+        (lambda self, task: 1 / 0, "the expert raised ZeroDivisionError: division by zero in task"),
+        (lambda self, task: ["move up"], "the expert raised AttributeError: 'str' object has no"),
+        (lambda self, task: [Demonstration(thought=None, action="go")],  # type: ignore[arg-type]
+         "the expert raised TypeError: expected text, got NoneType"),
+    ],
+)  # fmt: skip
+def test_an_expert_that_fails_is_one_line(monkeypatch, demonstrate, message):
+    with pytest.raises(UserError) as raised:
+        trajectories(monkeypatch, demonstrate)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_expert_that_finds_no_way_leaves_the_task_out(monkeypatch):
+    assert trajectories(monkeypatch, lambda self, task: None) == []
