@@ -58,7 +58,7 @@ class Kind:
     `read` returns a value that can be compared with `==`.
     """
 
-    write: Callable[[pathlib.Path], None]
+    write: Callable[[pathlib.Path], object]
     read: Callable[[pathlib.Path], Any]
 
 
@@ -234,7 +234,7 @@ KINDS = {
     "export": Kind(write=_write_export, read=_read_model),
     "checkpoint": Kind(write=_write_checkpoint, read=_read_checkpoint),
     "trajectories": Kind(
-        write=lambda folder: write_trajectories(folder / "experts", _trajectories()) and None,
+        write=lambda folder: write_trajectories(folder / "experts", _trajectories()),
         read=lambda folder: list(open_trajectories(folder / "experts")),
     ),
     "states": Kind(write=_write_paths, read=lambda folder: list(open_paths(folder / "states"))),

@@ -10,8 +10,6 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import new_file
 from agentrm_jax.core.text import first_line
 
-_NAME = "values"
-
 
 def write_array(path: pathlib.Path, values: np.ndarray) -> None:
     """Writes an array; the file, `.npz`, is there whole or not at all.
@@ -20,7 +18,7 @@ def write_array(path: pathlib.Path, values: np.ndarray) -> None:
       UserError: It cannot be written.
     """
     with new_file(path) as file:
-        np.savez(file.buffer, **{_NAME: values})  # pyright: ignore[reportAttributeAccessIssue]
+        np.savez(file.buffer, values=values)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_array(path: pathlib.Path) -> np.ndarray:
@@ -31,7 +29,7 @@ def read_array(path: pathlib.Path) -> np.ndarray:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return stored[_NAME]
+            return stored["values"]
     except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(
             f"{path}: damaged ({first_line(error)}); delete the file to make it again"
