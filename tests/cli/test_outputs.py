@@ -107,6 +107,11 @@ def test_numbers_of_experts_are_checked_before_any_work(key, tmp_path, capsys):
     assert f"{key.split('=')[0]}: must be at least {least} (got {key.split('=')[1]})" in message
 
 
+def test_more_tasks_than_can_be_listed_are_refused(tmp_path, capsys):
+    given = ["experts", "maze", "--output", str(tmp_path / "out"), "--n=10000000000"]
+    assert "--n: must be at most 1000000 (got 10000000000)" in fails(capsys, given)
+
+
 @pytest.mark.parametrize("contents", ["mine\n", "[]\n", '{"task_id": 1}\n', "\x00\x01"])
 def test_a_file_that_is_no_score_is_not_replaced(contents, source, tmp_path, capsys):
     output = tmp_path / "scores.jsonl"
