@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import pytest
+from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.data.trajectories import open_trajectories
@@ -131,3 +132,9 @@ def test_score_writes_neither_over_its_input_nor_into_folders_or_links(source, t
         arguments = ["score", str(source), "--model", str(tmp_path), "--output", str(output)]
         assert reason in fails(capsys, arguments)
     assert source.read_text() == before
+
+
+def test_a_report_on_no_run_makes_no_folder(tmp_path, capsys):
+    message = fails(capsys, ["report", str(CONFIG), "--output", str(tmp_path / "typo")])
+    assert f"{tmp_path / 'typo' / 'eval'}: nothing was evaluated yet" in message
+    assert list(tmp_path.iterdir()) == []
