@@ -24,6 +24,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import check_output_folder, new_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.core.run_directory import write_json_atomic, write_text_atomic
+from agentrm_jax.core.stage_files import stage_ended
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluate import meta_evaluation
@@ -110,12 +111,12 @@ def _read(path: pathlib.Path) -> list[TreeRecord]:
     """The trees of a run, or of its folder of trees.
 
     Raises:
-      UserError: There are none.
+      UserError: There are none, or they are not as exploration left them.
     """
     folder = path if (path / FILE).exists() else path / "trees"
     if not (folder / FILE).exists():
         raise UserError(f"{path}: no {FILE} here; give a run that has explored, or its trees/")
-    found = list(TreeStore.read(folder).values())
+    found = list(TreeStore.read(folder, finished=stage_ended(folder)).values())
     if not found:
         raise UserError(f"{folder / FILE}: holds no tree")
     return found
@@ -131,7 +132,8 @@ def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
         return listed, True
     for run in (model, *model.resolve().parents[:3]):
         if (run / "trees" / FILE).exists():
-            trees = TreeStore.read(run / "trees").values()
+            finished = stage_ended(run / "trees")
+            trees = TreeStore.read(run / "trees", finished=finished).values()
             return frozenset(tree.task.problem for tree in trees), False
     return frozenset(), False
 

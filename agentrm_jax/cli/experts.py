@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
@@ -14,6 +15,9 @@ from agentrm_jax.envs.contract import admit_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import environment_names, load_family
+
+_MOST_TASKS = 1_000_000  # as `experts.num_tasks` of a run
+_SLOW = 10_000  # tasks whose listing takes more than some seconds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,9 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     for key, least in (("n", 1), ("seed", 0), ("workers", 0)):
         if getattr(given, key) < least:
             raise UserError(f"--{key}: must be at least {least} (got {getattr(given, key)})")
+    if given.n > _MOST_TASKS:
+        raise UserError(f"--n: must be at most {_MOST_TASKS} (got {given.n})")
     check_output_folder(given.output)
     family = load_family(given.name)
     kinds = given.kinds.split(",") if given.kinds else family.kinds()
+    if given.n > _SLOW:
+        print(f"{given.name}: listing tasks; {given.n} take a while", file=sys.stderr)
     listed = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
     tasks = admit_tasks(family.name, listed)
     if not tasks:

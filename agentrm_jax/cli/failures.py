@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import Stopped, UserError
@@ -88,15 +88,21 @@ class Noise:
 
 
 @contextlib.contextmanager
-def collected_noise() -> Iterator[Noise]:
-    """Collects tracebacks of threads, and errors that libraries log, while the block runs."""
+def collected_noise(on_interrupt: Callable[[], None]) -> Iterator[Noise]:
+    """Collects tracebacks of threads, and errors that libraries log, while the block runs.
+
+    Args:
+      on_interrupt: Called if KeyboardInterrupt came in a callback that cannot raise it.
+    """
     noise = Noise()
     hooks = threading.excepthook, sys.unraisablehook
     handler = _Handler(noise)
     root = logging.getLogger()
 
     def failed(given: Any) -> None:
-        if given.exc_type is not SystemExit:
+        if given.exc_type is KeyboardInterrupt:
+            on_interrupt()
+        elif given.exc_type is not SystemExit:
             where = getattr(given, "thread", None) or getattr(given, "err_msg", None)
             error = (given.exc_type, given.exc_value, given.exc_traceback)
             text = "".join(traceback.format_exception(*error))

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from agentrm_jax.cli.config import RunConfig
-from agentrm_jax.cli.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import shown
 from agentrm_jax.core.text import printable
+from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
 
 _LONGEST_NUMBER = 400  # characters
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from agentrm_jax.cli import failures
+from agentrm_jax.cli.interrupts import handled_interrupts
 from agentrm_jax.core.errors import UserError
 
 # Heavy modules are imported by the command that needs them, so that --help and mistakes are quick.
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [word for word in given if word != "--debug"]
     debug = len(arguments) < len(given)
     failures.open_standard_streams()
-    with failures.collected_noise() as noise:
+    with handled_interrupts() as interrupts, failures.collected_noise(interrupts.again) as noise:
         try:
             status = _main(arguments)
             noise.show_hidden()
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         except BaseException as error:
             noise.silence()
+            if interrupts.asked:
+                error = KeyboardInterrupt().with_traceback(error.__traceback__)
             return failures.ended(error, arguments, debug=debug, noise=noise.text)
     return status
 

@@ -76,7 +76,14 @@ def _check_before(run: Run, spec: StageSpec) -> None:
 
 
 def report(config: RunConfig, directory: pathlib.Path) -> None:
-    """The report anew, from what the stages left."""
+    """Writes the report again, from what the stages left.
+
+    Raises:
+      UserError: Nothing was evaluated; the folder is left as it is.
+    """
+    folder = directory / next(spec.folder for spec in STAGES if spec.name == "evaluate")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: nothing was evaluated yet; `agentrm evaluate` does it")
     with _opened(config, directory) as run:
         from_first(lambda: _report(run))
 

@@ -246,7 +246,7 @@ def _engine(
         params, options = whole["trunk"], {"readout": Readout(head), "head": whole["value_head"]}
     resident[f"{name}'s parameters"] = _bytes_on_chip(params)
     sizes = config.engine
-    if not sizes.cache_tokens:  # as `engine.engine.free_tokens`
+    if not sizes.cache_tokens:  # as `engine.memory.free_tokens`
         itemsize = jnp.dtype(config.dtype).itemsize
         token = work.kv_bytes(shape, 1, itemsize) / mesh.shape["tensor"]
         free = 0.75 * (topology.chip.hbm - sum(resident.values()))

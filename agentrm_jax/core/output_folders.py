@@ -140,15 +140,19 @@ def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
         partial.rename(directory)
         return
     aside = pathlib.Path(tempfile.mkdtemp(".partial", f".{directory.name}.", directory.parent))
-    moved = directory.rename(aside / directory.name)
     try:
-        _check_contents(moved, contents=False, shown=directory)
-        partial.rename(directory)
+        moved = directory.rename(aside / directory.name)
+        try:
+            _check_contents(moved, contents=False, shown=directory)
+            partial.rename(directory)
+        except BaseException:
+            moved.rename(directory)
+            raise
     except BaseException:
-        moved.rename(directory)
+        with contextlib.suppress(OSError):  # it still holds files if they could not go back
+            aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def drop_folder(partial: pathlib.Path) -> None:

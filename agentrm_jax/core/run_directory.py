@@ -1,13 +1,15 @@
 """The folder of a run: JSON files that are whole or absent, and which stages are done.
 
 A stage leaves `stage.json` in its folder when it has ended: the part of the configuration that it
-depends on, the versions that it was made with, its seconds and a summary. A run that finds the file
-skips the stage; a run whose configuration differs there stops instead of mixing results.
+depends on, the versions that it was made with, its seconds, a summary, and the sha256 of all this.
+A run that finds the file skips the stage; a run whose configuration differs there stops instead of
+mixing results.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +32,7 @@ ERRORS = "errors"
 
 STAGE_FILE = "stage.json"
 SECONDS_FILE = "seconds.json"
+_SEAL = "sha256"  # of the rest of a stage's record
 PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain",
             "tensorflow-datasets", "transformers", "tokenizers", "minigrid")  # fmt: skip
 """Packages whose versions can change a result."""
@@ -179,7 +182,7 @@ def completed(
     for name in (STAGE_FILE, SECONDS_FILE):
         path = directory / name
         if path.exists():
-            stored = _stage_record(path)
+            stored = read_stage_record(path)
             _require_same(path, stored, depends_on, defaults)
             return stored["summary"] if name == STAGE_FILE else None
     if directory.is_dir() and any(not p.name.startswith(".") for p in directory.iterdir()):
@@ -190,12 +193,29 @@ def completed(
     return None
 
 
-def _stage_record(path: pathlib.Path) -> dict[str, Any]:
-    """What a stage recorded, checked for what is read of it."""
+def read_stage_record(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what a stage recorded.
+
+    Raises:
+      UserError: See `read_record`; or the record is not as the stage wrote it. One of an earlier
+        version has no sha256, and is not compared.
+    """
     kinds = {"depends_on": dict, "seconds": int | float}
     if path.name == STAGE_FILE:
         kinds["summary"] = dict
-    return read_record(path, **kinds)
+    record = read_record(path, **kinds)
+    seal = record.pop(_SEAL, None)
+    if seal is not None and seal != _seal(record):
+        raise UserError(
+            f"{path}: differs from its sha256; restore it, or delete {path.parent} to run the "
+            "stage again"
+        )
+    return record
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """The sha256 of a record, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(_as_json(record), sort_keys=True).encode()).hexdigest()
 
 
 def _require_same(
@@ -259,7 +279,7 @@ class Stage:
         self._before, self._writes = 0.0, writes
         self._made_with: list[Any] = []
         if writes and (directory / SECONDS_FILE).exists():
-            before = _stage_record(directory / SECONDS_FILE)
+            before = read_stage_record(directory / SECONDS_FILE)
             self._before, earlier = float(before["seconds"]), before.get("made_with", [])
             self._made_with = earlier if isinstance(earlier, list) else []
         if writes and (now := versions()) not in self._made_with:
@@ -279,9 +299,7 @@ class Stage:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the stage as done. Everything that it makes must be on disk by then."""
-        write_json_atomic(
-            self._directory / STAGE_FILE, {**self._record(), "summary": dict(summary)}
-        )
+        self._write(STAGE_FILE, {**self._record(), "summary": dict(summary)})
         (self._directory / SECONDS_FILE).unlink()
 
     def _record(self) -> dict[str, Any]:
@@ -296,7 +314,10 @@ class Stage:
     def _save(self) -> None:
         self._saved = time.monotonic()
         if self._writes:
-            write_json_atomic(self._directory / SECONDS_FILE, self._record())
+            self._write(SECONDS_FILE, self._record())
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        write_json_atomic(self._directory / name, {**record, _SEAL: _seal(record)})
 
     def __enter__(self) -> Stage:
         return self
@@ -320,5 +341,5 @@ def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[dict[str, Any]]:
     for name, directory in directories.items():
         path = directory / STAGE_FILE
         if path.exists():
-            record = _stage_record(path)
+            record = read_stage_record(path)
             yield {"stage": name, "seconds": record["seconds"], "summary": record["summary"]}

@@ -14,7 +14,7 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_lines import read_json_lines
 from agentrm_jax.core.manifests import sha256
-from agentrm_jax.core.run_directory import SECONDS_FILE, STAGE_FILE, read_record
+from agentrm_jax.core.run_directory import SECONDS_FILE, STAGE_FILE, read_stage_record
 from agentrm_jax.core.text import first_line
 
 KEY = "files"
@@ -39,7 +39,7 @@ def stage_ended(directory: pathlib.Path) -> bool:
     """
     if not (directory / STAGE_FILE).exists():
         return False
-    record = read_record(directory / STAGE_FILE, summary=dict)
+    record = read_stage_record(directory / STAGE_FILE)
     check_stage_files(directory, record["summary"])
     return True
 

@@ -19,14 +19,13 @@ import numpy as np
 
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.memory import host_bytes
 from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
-from agentrm_jax.engine.memory import check_memory
+from agentrm_jax.engine.memory import check_memory, free_tokens
 from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.engine.seating import seat_pieces
+from agentrm_jax.engine.seating import block_shape, seat_pieces, sibling_groups
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.config import LlamaConfig
@@ -145,7 +144,7 @@ class Engine:
         step = math.lcm(self.tile, CHUNK)
         self._width = -(-most_pages // step) * step  # of page tables
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
-        self._blocks, self._block_tokens = _blocks(sizes, self.data)
+        self._blocks, self._block_tokens = block_shape(sizes, self.data)
 
     def _check_memory(self, dtype: Any) -> None:
         check_memory(self.config, self.sizes, dtype, self._mesh)
@@ -258,7 +257,7 @@ class Engine:
         ]
         if not in_order:
             ready.sort(key=lambda entry: entry.start)
-        return self._sibling_groups(ready)
+        return sibling_groups(ready, self.sizes.siblings)
 
     def completes(self, ready: Sequence[Sequence[Entry]], leaves: Sequence[Entry]) -> bool:
         """Whether one call that reads what is ready leaves nothing to read."""
@@ -268,20 +267,6 @@ class Engine:
             and entries == set(self.cache.missing(leaves))
             and all(e.portions_read + 1 == self.cache.portions(e) for e in entries)
         )
-
-    def _sibling_groups(self, entries: Sequence[Entry]) -> list[list[Entry]]:
-        """Entries that follow the same pages. Behind its own first portion each stands alone."""
-        open_groups: dict[Entry | None, list[Entry]] = {}
-        groups: list[list[Entry]] = []
-        for entry in entries:
-            group = None if entry.portions_read else open_groups.get(entry.parent)
-            if group is None or len(group) == self.sizes.siblings:
-                group = []
-                groups.append(group)
-                if not entry.portions_read:
-                    open_groups[entry.parent] = group
-            group.append(entry)
-        return groups
 
     def _extend(self, groups: Sequence[Sequence[Entry]]) -> None:
         """Reads the next portion of each entry: one call of the compiled programs."""
@@ -450,31 +435,3 @@ class Engine:
             return named_sharding(mesh, tuple(axes))
 
         return jax.tree.map(sharding, rows)
-
-
-def _blocks(sizes: EngineConfig, data: int) -> tuple[int, int]:
-    """In how many blocks pieces are packed, and the tokens of each: a block for each device, where
-    they have equally many rows, in which siblings fit whatever their length."""
-    T = sizes.extend_tokens
-    blocks = 1 if sizes.extend_rows // sizes.siblings % data else data
-    batch = sizes.extend_batch or sizes.extend_rows * T // 2
-    tokens = -(-batch // (blocks * sizes.page_size)) * sizes.page_size
-    return blocks, max(sizes.siblings * T, tokens)
-
-
-def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
-    """How many tokens of keys and values fit into three quarters of the device's free memory.
-
-    If the device does not say (CPUs), into a sixteenth of the machine's memory.
-    """
-    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
-    split = 1 if mesh is None else mesh.shape["tensor"]
-    width = config.num_kv_heads * config.head_dim // split
-    token = 2 * config.num_layers * width * np.dtype(dtype).itemsize
-    free = [
-        stats["bytes_limit"] - stats["bytes_in_use"] if (stats := d.memory_stats()) else None
-        for d in devices
-    ]
-    if known := [f for f in free if f is not None]:
-        return max(1, int(0.75 * min(known)) // token)
-    return max(1, host_bytes() // 16 // token)

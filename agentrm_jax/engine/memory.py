@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agentrm_jax.core.memory import check_need, smallest_device_bytes
+from agentrm_jax.core.memory import check_need, host_bytes, smallest_device_bytes
 from agentrm_jax.model.config import LlamaConfig
 
 OTHERS = ("page_size", "siblings")
@@ -68,3 +68,21 @@ def check_memory(
 
     values = {f"engine.{name}": value for name, value in numbers.items() if name not in OTHERS}
     check_need(need, values, usual, smallest_device_bytes(devices))
+
+
+def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
+    """How many tokens of keys and values fit into three quarters of the device's free memory.
+
+    If the device does not say (CPUs), into a sixteenth of the machine's memory.
+    """
+    devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
+    split = 1 if mesh is None else mesh.shape["tensor"]
+    width = config.num_kv_heads * config.head_dim // split
+    token = 2 * config.num_layers * width * np.dtype(dtype).itemsize
+    free = [
+        stats["bytes_limit"] - stats["bytes_in_use"] if (stats := d.memory_stats()) else None
+        for d in devices
+    ]
+    if known := [f for f in free if f is not None]:
+        return max(1, int(0.75 * min(known)) // token)
+    return max(1, host_bytes() // 16 // token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -173,3 +174,38 @@ def seat_pieces(lengths: Iterable[int], blocks: int, places: int, room: int) -> 
         found.append(block * places + taken)
         taken, tokens = taken + 1, tokens + length
     return found
+
+
+def sibling_groups(entries: Iterable[Entry], most: int) -> list[list[Entry]]:
+    """Groups entries that follow the same pages, at most so many in a group.
+
+    An entry of which a portion was read stands alone.
+    """
+    open_groups: dict[Entry | None, list[Entry]] = {}
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        group = None if entry.portions_read else open_groups.get(entry.parent)
+        if group is None or len(group) == most:
+            group = []
+            groups.append(group)
+            if not entry.portions_read:
+                open_groups[entry.parent] = group
+        group.append(entry)
+    return groups
+
+
+def block_shape(sizes: Any, data: int) -> tuple[int, int]:
+    """Returns the number of blocks in which pieces are packed, and the tokens of each.
+
+    There is a block for each device if the devices have equally many rows; siblings fit into a
+    block whatever their length.
+
+    Args:
+      sizes: An `EngineConfig`.
+      data: Devices over which conversations are divided.
+    """
+    T = sizes.extend_tokens
+    blocks = 1 if sizes.extend_rows // sizes.siblings % data else data
+    batch = sizes.extend_batch or sizes.extend_rows * T // 2
+    tokens = -(-batch // (blocks * sizes.page_size)) * sizes.page_size
+    return blocks, max(sizes.siblings * T, tokens)

@@ -9,12 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
-from agentrm_jax.core.run_directory import flat, read_record, write_json_atomic, write_text_atomic
+from agentrm_jax.core.run_directory import (
+    RESOLVED,
+    flat,
+    read_record,
+    write_json_atomic,
+    write_text_atomic,
+)
 from agentrm_jax.core.stage_files import KEY
 from agentrm_jax.core.text import admit_text, printable
+from agentrm_jax.core.yaml_nodes import read_yaml
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, level, row_variant
@@ -306,9 +312,8 @@ def _stage_table(stages: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _config(run_directory: pathlib.Path) -> Row:
-    path = run_directory / "config.resolved.yaml"
-    value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return value if isinstance(value, dict) else {}
+    path = run_directory / RESOLVED
+    return read_yaml(path).plain if path.exists() else {}
 
 
 def _versions(run_directory: pathlib.Path) -> Row:

@@ -44,7 +44,7 @@ DAMAGE = {
 def test_damaged_episodes_are_no_report(copy, capsys, damage, listed):
     if not listed:
         record = json.loads((copy / "eval/stage.json").read_text())
-        del record["summary"][KEY]
+        del record["summary"][KEY], record["sha256"]
         (copy / "eval/stage.json").write_text(json.dumps(record))
     lines = (copy / EPISODES).read_bytes().splitlines(keepends=True)
     assert len(lines) == 8
@@ -56,11 +56,42 @@ def test_damaged_episodes_are_no_report(copy, capsys, damage, listed):
     assert str(copy / EPISODES) in said
 
 
+def test_a_changed_number_in_the_record_of_a_stage_is_no_report(copy, capsys):
+    path = copy / "sft/stage.json"
+    record = json.loads(path.read_text())
+    record["summary"]["loss"] += 8
+    path.write_text(json.dumps(record))
+    assert f"{path}: differs from its sha256" in error_of(capsys, "report", copy)
+    assert f"{path}: differs from its sha256" in error_of(capsys, "explore", copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [" * 3000, "line 1: nested more than 20 levels deep"),
+        (b"a: [1", "line 1: not YAML"),
+        (b"\xff\xfe", "not text in UTF-8"),
+        (b"[]", "line 1: expected keys and values"),
+        (b"a: &a [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+            b"%c: &%c [" % (i, i) + b",".join([b"*%c" % (i - 1)] * 10) + b"]\n"
+            for i in range(98, 106)
+        ), "more than 10,000 keys and values"),
+    ],
+    ids=["deep", "torn", "no text", "a list", "aliases"],
+)  # fmt: skip
+def test_a_damaged_configuration_of_a_run_is_no_report(copy, capsys, content, message):
+    path = copy / "config.resolved.yaml"
+    path.write_bytes(content)
+    said = error_of(capsys, "report", copy)
+    assert str(path) in said
+    assert message in said
+
+
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "of an earlier version"])
 def test_episodes_of_another_method_are_no_report(copy, capsys, listed):
     if not listed:
         record = json.loads((copy / "eval/stage.json").read_text())
-        del record["summary"][KEY]
+        del record["summary"][KEY], record["sha256"]
         (copy / "eval/stage.json").write_text(json.dumps(record))
     for name in ("episodes.jsonl", "results.json"):
         shutil.copy(copy / "eval/beam" / name, copy / "eval/greedy" / name)

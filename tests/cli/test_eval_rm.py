@@ -105,6 +105,18 @@ def test_it_is_said_if_nothing_tells_what_a_model_was_trained_on(
     )
 
 
+@pytest.mark.parametrize("damage", ["emptied", "halved", "doubled"])
+def test_trees_that_are_not_as_exploration_left_them(damage, finished, tmp_path, capsys) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    path = copy / "trees" / "trees.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = {"emptied": [], "halved": lines[: len(lines) // 2], "doubled": lines * 2}
+    path.write_bytes(b"".join(damaged[damage]))
+    for source in (copy, copy / "trees"):
+        said = fails(capsys, source, "--model", finished, "--output", tmp_path / "out", "--seen")
+        assert f"{path}: has " in said
+
+
 def test_mistakes(finished, tmp_path, capsys) -> None:
     model = ("--model", finished, "--output", tmp_path / "out")
     assert f"{tmp_path}: no trees.jsonl here" in fails(capsys, tmp_path, *model)

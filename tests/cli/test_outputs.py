@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import pytest
+from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.data.trajectories import open_trajectories
@@ -107,6 +108,11 @@ def test_numbers_of_experts_are_checked_before_any_work(key, tmp_path, capsys):
     assert f"{key.split('=')[0]}: must be at least {least} (got {key.split('=')[1]})" in message
 
 
+def test_more_tasks_than_can_be_listed_are_refused(tmp_path, capsys):
+    given = ["experts", "maze", "--output", str(tmp_path / "out"), "--n=10000000000"]
+    assert "--n: must be at most 1000000 (got 10000000000)" in fails(capsys, given)
+
+
 @pytest.mark.parametrize("contents", ["mine\n", "[]\n", '{"task_id": 1}\n', "\x00\x01"])
 def test_a_file_that_is_no_score_is_not_replaced(contents, source, tmp_path, capsys):
     output = tmp_path / "scores.jsonl"
@@ -126,3 +132,9 @@ def test_score_writes_neither_over_its_input_nor_into_folders_or_links(source, t
         arguments = ["score", str(source), "--model", str(tmp_path), "--output", str(output)]
         assert reason in fails(capsys, arguments)
     assert source.read_text() == before
+
+
+def test_a_report_on_no_run_makes_no_folder(tmp_path, capsys):
+    message = fails(capsys, ["report", str(CONFIG), "--output", str(tmp_path / "typo")])
+    assert f"{tmp_path / 'typo' / 'eval'}: nothing was evaluated yet" in message
+    assert list(tmp_path.iterdir()) == []

@@ -53,7 +53,7 @@ def test_a_finished_stage_is_recognised(tmp_path: pathlib.Path) -> None:
         stage.finish({"loss": 0.5})
     assert completed(tmp_path, depends_on) == {"loss": 0.5}
     record = json.loads((tmp_path / "stage.json").read_text())
-    assert set(record) == {"stage", "depends_on", "made_with", "seconds", "summary"}
+    assert set(record) == {"stage", "depends_on", "made_with", "seconds", "summary", "sha256"}
     assert record["made_with"] == [run_directory.versions()]
     assert record["stage"] == "sft"
     assert [path.name for path in tmp_path.iterdir()] == ["stage.json"]
@@ -155,6 +155,26 @@ def test_a_damaged_stage_record_is_named(tmp_path: pathlib.Path) -> None:
         read_json(path)
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["stage.json", "seconds.json"])
+def test_a_record_that_was_changed_is_refused(tmp_path: pathlib.Path, name: str) -> None:
+    depends_on = {"rates": (0.1, 1e-20), "name": "\u00e9"}
+    with contextlib.suppress(KeyboardInterrupt), Stage("x", tmp_path, depends_on) as stage:
+        if name == "seconds.json":
+            raise KeyboardInterrupt
+        stage.finish({"loss": 0.5, "by_n": {1: 2}})
+    path = tmp_path / name
+    ended = {"loss": 0.5, "by_n": {"1": 2}} if name == "stage.json" else None
+    assert completed(tmp_path, depends_on) == ended
+    record = read_json(path)
+    write_json_atomic(path, dict(reversed(record.items())))  # the order does not count
+    assert completed(tmp_path, depends_on) == ended
+    write_json_atomic(path, {**record, "seconds": record["seconds"] + 1})
+    with pytest.raises(UserError, match=rf"{name}: differs from its sha256; restore it, or delete"):
+        completed(tmp_path, depends_on)
+    write_json_atomic(path, {**record, "sha256": None})  # of an earlier version
+    assert completed(tmp_path, depends_on) == ended
 
 
 def test_rows_are_objects_with_keys_of_their_types(tmp_path: pathlib.Path) -> None:

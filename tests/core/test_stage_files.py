@@ -16,6 +16,9 @@ def lines(*records) -> bytes:
     return b"".join(b'{"crc32":"%08x","record":%b}\n' % (zlib.crc32(text), text) for text in texts)
 
 
+RECORD = {"depends_on": {}, "seconds": 1.0}
+
+
 def make(folder):
     (folder / "greedy").mkdir()
     (folder / "greedy" / "episodes.jsonl").write_bytes(lines(1, 2, 3))
@@ -24,7 +27,7 @@ def make(folder):
     (folder / "seconds.json").write_text("{}")
     (folder / ".hidden.json").write_text("{}")
     files = stage_files(folder)
-    write_json_atomic(folder / STAGE_FILE, {"summary": {KEY: files}})
+    write_json_atomic(folder / STAGE_FILE, {**RECORD, "summary": {KEY: files}})
     return files
 
 
@@ -69,5 +72,5 @@ def test_a_list_of_another_form_is_refused(tmp_path, listed):
 
 def test_a_stage_of_an_earlier_version_has_no_list(tmp_path):
     make(tmp_path)
-    write_json_atomic(tmp_path / STAGE_FILE, {"summary": {"tasks": 3}})
+    write_json_atomic(tmp_path / STAGE_FILE, {**RECORD, "summary": {"tasks": 3}})
     assert stage_ended(tmp_path)

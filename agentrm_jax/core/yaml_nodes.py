@@ -34,6 +34,15 @@ class Node:
     tag: str
     where: str
 
+    @property
+    def plain(self) -> Any:
+        """The value without tags and places; scalars are texts."""
+        if isinstance(self.value, dict):
+            return {key: node.plain for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain for node in self.value]
+        return self.value
+
 
 def read_yaml(path: pathlib.Path) -> Node:
     """Returns the keys and values of a YAML file; none of an empty one.
