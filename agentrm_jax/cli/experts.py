@@ -10,7 +10,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import check_output_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.data.trajectories import write_trajectories
-from agentrm_jax.envs.contract import admit_tasks
+from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import environment_names, load_family
@@ -36,9 +36,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"--{key}: must be at least {least} (got {getattr(given, key)})")
     check_output_folder(given.output)
     family = load_family(given.name)
-    kinds = given.kinds.split(",") if given.kinds else family.kinds()
-    listed = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
-    tasks = admit_tasks(family.name, listed)
+    kinds = given.kinds.split(",") if given.kinds else None
+    tasks = listed_tasks(family, given.split, kinds=kinds, n=given.n, seed=given.seed)
     if not tasks:
         raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
     pool = make_pool(given.workers)
