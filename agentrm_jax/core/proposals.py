@@ -86,7 +86,10 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
     for name, kind in (("reply", str), ("action", str), ("stopped", bool | np.bool_)):
         if not isinstance(value := getattr(proposal, name), kind):
             raise _mistake(name, f"be {'text' if kind is str else 'true or false'}", value, task_id)
-    for name, kind in (("token_ids", int | np.integer), ("log_probs", int | float | np.number)):
+    for name, kind in (
+        ("token_ids", int | np.integer),
+        ("log_probs", int | float | np.integer | np.floating),
+    ):
         if not _all_are(value := getattr(proposal, name), kind):
             raise _mistake(name, "hold numbers", value, task_id)
     for token in proposal.token_ids:
@@ -144,7 +147,7 @@ def _all_are(values: Any, kind: Any) -> bool:
 def _is_finite(number: Any) -> bool:
     try:
         return math.isfinite(number)
-    except (OverflowError, TypeError):  # integers beyond all floats, complex numbers
+    except OverflowError:  # an integer beyond all floats
         return False
 
 

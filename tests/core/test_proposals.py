@@ -79,7 +79,7 @@ def test_texts_become_valid_and_bounded_and_numbers_plain():
         ("log_probs", (math.nan,), "log_probs of a turn .* must be finite .got nan"),
         ("log_probs", (-math.inf,), "log_probs of a turn .* must be finite"),
         ("log_probs", (-(10**400),), "log_probs of a turn .* must be finite"),
-        ("log_probs", (np.complex64(1j),), "log_probs of a turn .* must be finite"),
+        ("log_probs", (np.complex64(1j),), "log_probs of a turn .* must hold numbers"),
         ("token_ids", (2**31,), "token_ids of a turn .* must be at least 0 and below"),
         ("log_probs", "ab", "log_probs of a turn .* must hold numbers"),
         ("stopped", "yes", "stopped of a turn .* must be true or false"),
