@@ -22,11 +22,12 @@ from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.text import admit_text, first_line, printable
 from agentrm_jax.envs.conformance import Finding, findings
 from agentrm_jax.envs.contract import (
-    ContractError,
     Episode,
     admit_prompt,
-    admit_tasks,
-    reason_of,
+    blaming,
+    kinds_of,
+    listed_tasks,
+    missing_of,
     reset,
 )
 from agentrm_jax.envs.measuring import Check, check
@@ -76,8 +77,8 @@ def _list(given: argparse.Namespace) -> int:
     for name in environment_names():
         try:
             reason, *row = _row(load_family(name))
-        except Exception as error:  # whatever a stranger's environment raises
-            reason = first_line(error) if isinstance(error, UserError) else reason_of(error)
+        except UserError as error:
+            reason = first_line(error, limit=1000)
             row = ["", *[""] * len(_SPLITS), ""]
         if reason:
             lacking[name] = reason
@@ -91,10 +92,12 @@ def _list(given: argparse.Namespace) -> int:
 def _row(family: EnvironmentFamily) -> list[str]:
     """What an environment lacks or "", its kinds, the sizes of its splits and its metric."""
     counts: Mapping[Split, int | None] = {}
-    with contextlib.suppress(UserError):
-        counts = family.counts()
-    sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
-    return [family.missing() or "", str(len(family.kinds())), *sizes, family.metric]
+    missing, kinds = missing_of(family), kinds_of(family)
+    with blaming(f"environment {family.name!r}: counts"):
+        with contextlib.suppress(UserError):
+            counts = family.counts()
+        sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
+    return [missing, str(len(kinds)), *sizes, str(family.metric)]
 
 
 def _check(given: argparse.Namespace) -> int:
@@ -149,20 +152,15 @@ def _table(rows: Sequence[Check]) -> Table:
 
 def _play(given: argparse.Namespace) -> int:
     family = _family(given.name)
-    if reason := family.missing():
-        raise UserError(printable(admit_text(reason)))
+    if reason := missing_of(family):
+        raise UserError(reason)
     task = _chosen(family, given)
-    try:
+    with blaming(f"environment {family.name!r}, task {task.task_id!r}"):
         _say(admit_prompt(family.prompt()).instruction + "\n")
         episode, text = reset(family.create(), task)
         _say(f"[{task.task_id}: {task.max_steps} steps at most; an empty line ends it]\n")
         _say(text)
         _act(episode)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a stranger's environment raises
-        reason = str(error) if isinstance(error, ContractError) else reason_of(error)
-        raise UserError(f"environment {family.name!r}, task {task.task_id!r}: {reason}") from error
     _say(f"{family.metric}: {episode.total:.2f}")
     return 0
 
@@ -193,9 +191,8 @@ def _asked(question: str) -> str:
 def _chosen(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     _require("--task", given.task, 0, _MOST)
     _require("--seed", given.seed, 0, 2**63 - 1)
-    kinds = given.kinds.split(",") if given.kinds else family.kinds()
-    listed = family.tasks(given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
-    tasks = admit_tasks(family.name, listed)
+    kinds = given.kinds.split(",") if given.kinds else None
+    tasks = listed_tasks(family, given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
     if len(tasks) <= given.task:
         raise UserError(f"--task: split {given.split} has {len(tasks)} tasks, counted from 0")
     return tasks[given.task]

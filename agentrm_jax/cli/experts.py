@@ -11,7 +11,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import check_output_folder
 from agentrm_jax.core.progress import progress
 from agentrm_jax.data.trajectories import write_trajectories
-from agentrm_jax.envs.contract import admit_tasks
+from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import environment_names, load_family
@@ -42,11 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--n: must be at most {_MOST_TASKS} (got {given.n})")
     check_output_folder(given.output)
     family = load_family(given.name)
-    kinds = given.kinds.split(",") if given.kinds else family.kinds()
+    kinds = given.kinds.split(",") if given.kinds else None
     if given.n > _SLOW:
         print(f"{given.name}: listing tasks; {given.n} take a while", file=sys.stderr)
-    listed = family.tasks(given.split, kinds=kinds, n=given.n, seed=given.seed)
-    tasks = admit_tasks(family.name, listed)
+    tasks = listed_tasks(family, given.split, kinds=kinds, n=given.n, seed=given.seed)
     if not tasks:
         raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
     pool = make_pool(given.workers)

@@ -21,10 +21,15 @@ from agentrm_jax.core.protocols import EnvPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.core.run_directory import RESOLVED as RESOLVED
 from agentrm_jax.core.sharding import make_mesh
-from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.trackers import Tracker, open_tracker
 from agentrm_jax.data.trajectories import open_trajectories
-from agentrm_jax.envs.contract import ContractError, admit_prompt, admit_tasks
+from agentrm_jax.envs.contract import (
+    admit_prompt,
+    blaming,
+    kinds_of,
+    listed_tasks,
+    missing_of,
+)
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
@@ -221,17 +226,9 @@ class Run:
         self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
     ) -> list[Task]:
         family, most = load_family(environment.registered), environment.max_steps
-        try:
-            if reason := family.missing():  # a run would else find out at the first reset
-                raise UserError(printable(admit_text(reason)))
-            listed = family.tasks(split, kinds=kinds, n=n, seed=self.config.seed)
-            tasks = admit_tasks(environment.registered, listed)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a stranger's environment raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            name = environment.registered
-            raise UserError(f"environment {name!r}: tasks raised {reason}") from error
+        if reason := missing_of(family):  # a run would else find out at the first reset
+            raise UserError(reason)
+        tasks = listed_tasks(family, split, kinds=kinds, n=n, seed=self.config.seed)
         return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:
@@ -262,10 +259,8 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
         prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
         return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
     name = environment.registered
-    try:
+    with blaming(f"environment {name!r}"):
         return admit_prompt(load_family(name).prompt())
-    except ContractError as error:
-        raise UserError(f"environment {name!r}: {error}") from None
 
 
 def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]]:
@@ -274,7 +269,7 @@ def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]
     Raises:
       UserError: The configuration names one that does not exist.
     """
-    known = load_family(environment.registered).kinds()
+    known = kinds_of(load_family(environment.registered))
     for kind in (*environment.kinds, *environment.held_out):
         if kind not in known:
             raise UserError(

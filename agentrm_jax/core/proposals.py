@@ -56,7 +56,10 @@ class AdmittedPolicy:
         return [(int(ticket), proposals) for ticket, proposals in found]
 
     def room(self) -> int:
-        return self._policy.room()
+        room = self._policy.room()
+        if not _all_are([room], int | np.integer):
+            raise UserError(f"policy: room must return a whole number (got {_short(room)})")
+        return int(room)
 
     def _admitted(self, ticket: Any, proposals: Any) -> list[Proposal]:
         if not isinstance(ticket, int | np.integer) or ticket not in self._open:
@@ -83,14 +86,18 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
     for name, kind in (("reply", str), ("action", str), ("stopped", bool | np.bool_)):
         if not isinstance(value := getattr(proposal, name), kind):
             raise _mistake(name, f"be {'text' if kind is str else 'true or false'}", value, task_id)
-    for name, kind in (("token_ids", int | np.integer), ("log_probs", int | float | np.number)):
+    for name, kind in (
+        ("token_ids", int | np.integer),
+        ("log_probs", int | float | np.integer | np.floating),
+    ):
         if not _all_are(value := getattr(proposal, name), kind):
             raise _mistake(name, "hold numbers", value, task_id)
-    if any(token < 0 for token in proposal.token_ids):
-        raise _mistake("token_ids", "be at least 0", min(proposal.token_ids), task_id)
-    if not all(math.isfinite(value) for value in proposal.log_probs):
-        wrong = next(value for value in proposal.log_probs if not math.isfinite(value))
-        raise _mistake("log_probs", "be finite", wrong, task_id)
+    for token in proposal.token_ids:
+        if not 0 <= token < 2**31:
+            raise _mistake("token_ids", "be at least 0 and below 2^31", token, task_id)
+    for value in proposal.log_probs:
+        if not _is_finite(value):
+            raise _mistake("log_probs", "be finite", value, task_id)
     if not _all_are([proposal.dropped_steps], int | np.integer) or proposal.dropped_steps < 0:
         raise _mistake("dropped_steps", "be at least 0", proposal.dropped_steps, task_id)
     return dataclasses.replace(
@@ -135,6 +142,13 @@ def _all_are(values: Any, kind: Any) -> bool:
         and not isinstance(values, str | bytes | dict)
         and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
     )
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _mistake(name: str, must: str, value: Any, task_id: str) -> UserError:

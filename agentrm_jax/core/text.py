@@ -30,7 +30,7 @@ def admit_text(text: str, limit: int = MAX_CHARACTERS) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"expected text, got {type(text).__name__}")
-    text = str(text)  # subclasses such as numpy.str_ become plain strings
+    text = str.__str__(text)  # the characters of a subclass, whatever its methods say
     missing = len(text) - limit
     if missing > 0:
         text = text[:limit]
@@ -58,7 +58,17 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def message_of(error: BaseException) -> str:
+    """Returns the text of an exception; empty if the exception fails to give one."""
+    try:
+        return admit_text(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # `__str__` of a foreign exception may do anything, even exit
+        return ""
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first line of an exception's text, or its type if it has none; printable."""
-    lines = admit_text(str(error)).splitlines()
+    lines = message_of(error).splitlines()
     return printable(lines[0] if lines and lines[0].strip() else type(error).__name__)[:limit]

@@ -66,12 +66,14 @@ def read_conversations(path: pathlib.Path, environment: str) -> list[Trajectory]
     if not items:
         raise UserError(f"{path}: holds no item")
     trajectories = []
-    names: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    names: set[str] = set()
     for number, item in enumerate(items):
-        name = _name(f"{path}: item {number}", item)
-        names[name] = names.get(name, 0) + 1
-        if names[name] > 1:  # another trajectory of the same task
-            name = f"{name}#{names[name]}"
+        name = given = _name(f"{path}: item {number}", item)
+        while name in names:  # another trajectory of the same task
+            counts[given] = counts.get(given, 1) + 1
+            name = f"{given}#{counts[given]}"
+        names.add(name)
         origin = {"file": path.name, "item": number}
         trajectories.append(
             _trajectory(f"{path}: item {number}", item, f"{environment}/{name}", origin)

@@ -77,7 +77,9 @@ def findings(
             yield Finding(name=name, skipped=str(error))
         except (ContractError, UserError) as error:
             yield Finding(name=name, broken=first_line(error, limit=500))
-        except Exception as error:  # whatever a stranger's environment raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a stranger's environment raises
             yield Finding(name=name, broken=reason_of(error))
         else:
             yield Finding(name=name)
@@ -99,7 +101,7 @@ class _Trial:
                 raise ContractError(f"{split}: two tasks pose the same problem")
             if wrong := [task.task_id for task in tasks if task.split != split]:
                 raise ContractError(f"{split}: task {wrong[0]!r} is of another split")
-            unknown = {task.kind for task in tasks} - set(self._family.kinds())
+            unknown = {task.kind for task in tasks} - set(contract.kinds_of(self._family))
             if unknown:
                 raise ContractError(f"{split}: kind {min(unknown)!r} is none of kinds()")
             longer = {task.task_id for task in self._listed(split, 2 * _LISTED)}
@@ -216,9 +218,7 @@ class _Trial:
                 )
 
     def _listed(self, split: Split, n: int = _LISTED, seed: int = 0) -> list[Task]:
-        family = self._family
-        listed = family.tasks(split, kinds=family.kinds(), n=n, seed=seed)
-        return contract.admit_tasks(family.name, listed)
+        return contract.listed_tasks(self._family, split, n=n, seed=seed)
 
     def _tasks(self) -> list[Task]:
         tasks = self._listed(self._split, self._n) or self._listed("test", self._n)

@@ -6,20 +6,25 @@ mistake: it raises `ContractError`, of which the pool makes an `EnvironmentFailu
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Environment, Prompt
-from agentrm_jax.core.records import Task, Transition
-from agentrm_jax.core.text import admit_text, first_line, printable
+from agentrm_jax.core.protocols import Environment, EnvironmentFamily, Prompt
+from agentrm_jax.core.records import Split, Task, Transition
+from agentrm_jax.core.text import admit_text, first_line, message_of, printable
 
 RETURN_TOLERANCE = 1e-6
 """How far rounding may carry a return out of [0, 1]."""
+
+MOST_STEPS = 100_000
+"""Steps of an episode: a search reserves nodes for all of them."""
 
 
 class ContractError(Exception):
@@ -85,10 +90,76 @@ def reset(environment: Environment, task: Task) -> tuple[Episode, str]:
     Raises:
       ContractError: `reset` did not return text.
     """
-    text = _plain(environment.reset(task))
+    own = dataclasses.replace(task, spec=copy.deepcopy(task.spec))  # it may change its own
+    text = _plain(environment.reset(own))
     if not isinstance(text, str):
         raise ContractError(f"reset must return a str (got {_kind(text)})")
     return Episode(environment, task), admit_text(text)
+
+
+@contextlib.contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Makes one `UserError` of whatever foreign code raises in the body, an exit included.
+
+    Args:
+      where: The beginning of the message: which environment, which method, which task.
+
+    Raises:
+      UserError: The body raised something; its own `UserError` stays as it is.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        said = str(error) if isinstance(error, ContractError) else reason_of(error)
+        raise UserError(f"{where}: {said}") from error
+
+
+def missing_of(family: EnvironmentFamily) -> str:
+    """Returns what an environment lacks, one printable line; empty if it lacks nothing.
+
+    Raises:
+      UserError: `missing` raises, or returns neither None nor text.
+    """
+    with blaming(f"environment {family.name!r}: missing"):
+        reason = family.missing()
+        return "" if reason is None else printable(admit_text(reason))
+
+
+def kinds_of(family: EnvironmentFamily) -> tuple[str, ...]:
+    """Returns the kinds of an environment.
+
+    Raises:
+      UserError: `kinds` raises, or returns no list of texts.
+    """
+    with blaming(f"environment {family.name!r}: kinds"):
+        kinds = family.kinds()
+        if not isinstance(kinds, Sequence) or isinstance(kinds, str):
+            raise ContractError(f"must return a list of texts (got {_kind(kinds)})")
+        return tuple(map(admit_text, kinds))
+
+
+def listed_tasks(
+    family: EnvironmentFamily,
+    split: Split,
+    *,
+    n: int,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Task]:
+    """Returns an environment's list of tasks with valid texts; see `EnvironmentFamily.tasks`.
+
+    Args:
+      kinds: None: all of them.
+
+    Raises:
+      UserError: `tasks` raises, or returns what `admit_tasks` refuses.
+    """
+    wanted = kinds_of(family) if kinds is None else kinds
+    with blaming(f"environment {family.name!r}: tasks"):
+        listed = family.tasks(split, kinds=wanted, n=n, seed=seed)
+        return admit_tasks(family.name, listed)
 
 
 def admit_tasks(environment: str, tasks: Any) -> list[Task]:
@@ -123,27 +194,30 @@ def admit_prompt(prompt: Any) -> Prompt:
     """
     if not isinstance(prompt, Prompt):
         raise ContractError(f"prompt must return a Prompt (got {_kind(prompt)})")
-    if not all(isinstance(text, str) for text in (prompt.instruction, *prompt.example)):
+    example = prompt.example
+    if not isinstance(example, Sequence) or isinstance(example, str):
+        raise ContractError(f"prompt: example must be a tuple of texts (got {_kind(example)})")
+    if not all(isinstance(text, str) for text in (prompt.instruction, *example)):
         raise ContractError("prompt: instruction and example must be texts")
-    example = tuple(admit_text(turn) for turn in prompt.example)
-    return Prompt(instruction=admit_text(prompt.instruction), example=example)
+    return Prompt(
+        instruction=admit_text(prompt.instruction), example=tuple(map(admit_text, example))
+    )
 
 
 def reason_of(error: BaseException, limit: int = 500) -> str:
     """Returns an exception as one printable line: its type and its text."""
-    try:
-        said = admit_text(str(error))
-    except Exception:  # an exception may raise when it is shown
-        said = ""
-    return printable(" ".join(f"{type(error).__name__}: {said}".split()))[:limit]
+    said = f"{type(error).__name__}: {message_of(error)}"
+    return printable(" ".join(said.split()))[:limit]
 
 
 def _admitted_task(task: Task, environment: str) -> Task:
     if task.environment != environment:
         raise ContractError(f"environment must be {environment!r} (got {task.environment!r})")
     steps = _plain(task.max_steps)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ContractError(f"max_steps must be an integer of at least 1 (got {steps!r})")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
+        raise ContractError(
+            f"max_steps must be an integer from 1 to {MOST_STEPS} (got {repr(steps)[:40]})"
+        )
     if task.split not in ("train", "test", "paper"):
         raise ContractError(f"split must be one of train, test, paper (got {task.split!r})")
     try:

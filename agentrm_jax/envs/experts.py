@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.core.text import admit_text
-from agentrm_jax.envs.contract import reason_of
+from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.registry import load_family
 
 _TOGETHER = 256  # episodes that are open at the same time
@@ -31,16 +30,9 @@ def _demonstrations(
 ) -> list[tuple[Task, list[Demonstration]]]:
     found = []
     for task in tasks:
-        try:
+        with blaming(f"environment {task.environment!r}, task {task.task_id!r}: demonstrate"):
             turns = load_family(task.environment).demonstrate(task) or []
-            demonstrations = [_admitted(turn) for turn in turns]
-        except UserError:
-            raise
-        except Exception as error:  # whatever a stranger's expert raises
-            raise UserError(
-                f"environment {task.environment!r}: the expert raised {reason_of(error)} in task "
-                f"{task.task_id!r}"
-            ) from error
+            demonstrations = [_admitted(turn) for turn in turns[: task.max_steps]]
         if demonstrations:
             found.append((task, demonstrations))
         on_task()

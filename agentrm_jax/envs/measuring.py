@@ -12,8 +12,8 @@ from typing import TypeVar
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Environment, EnvironmentFamily
 from agentrm_jax.core.records import Split, Task, Transition
-from agentrm_jax.core.text import admit_text, first_line, printable
-from agentrm_jax.envs.contract import reason_of
+from agentrm_jax.core.text import first_line
+from agentrm_jax.envs.contract import listed_tasks, missing_of, reason_of
 
 T = TypeVar("T")
 
@@ -49,16 +49,17 @@ def check(
 ) -> Check:
     """Plays the expert on n tasks and forks on the way; nothing is raised."""
     try:
-        if (reason := family.missing()) is not None:
-            reason = printable(admit_text(reason))
+        if reason := missing_of(family):
             return Check(name=family.name, ok=False, reason=reason)
-        tasks = family.tasks(split, kinds=family.kinds(), n=n)
+        tasks = listed_tasks(family, split, n=n)
         if not tasks:
             return Check(name=family.name, ok=False, reason=f"split {split} has no task")
         return _check(family, tasks, on_task)
     except UserError as error:
         return Check(name=family.name, ok=False, reason=first_line(error, limit=1000))
-    except Exception as error:  # whatever the software underneath raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the software underneath raises
         return Check(name=family.name, ok=False, reason=reason_of(error))
 
 

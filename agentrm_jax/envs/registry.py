@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import ComparesActions, EnvironmentFamily
-from agentrm_jax.envs.contract import reason_of
+from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
 
 GROUP = "agentrm_jax.environments"
@@ -55,9 +55,11 @@ def action_key(environment: str, action: str) -> str:
     try:
         family = load_family(environment)
         key = family.action_key(action) if isinstance(family, ComparesActions) else plain
-    except Exception:  # a search goes on: at worst equal actions stay apart
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a search goes on: at worst equal actions stay apart
         return plain
-    return key if isinstance(key, str) else plain
+    return str.__str__(key) if isinstance(key, str) else plain
 
 
 def family_at(path: str) -> EnvironmentFamily:
@@ -79,12 +81,8 @@ def _created(point: EntryPoint) -> EnvironmentFamily:
 
 
 def _usable(where: str, point: EntryPoint) -> EnvironmentFamily:
-    try:
+    with blaming(f"{where}: cannot be loaded"):
         family = point.load()()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a stranger's module raises
-        raise UserError(f"{where}: cannot be loaded: {reason_of(error)}") from error
     if missing := [member for member in _members() if not hasattr(family, member)]:
         raise UserError(f"{where}: lacks {', '.join(missing)} of core.protocols.EnvironmentFamily")
     return family

@@ -78,6 +78,9 @@ def test_texts_become_valid_and_bounded_and_numbers_plain():
         ("token_ids", (-1,), "token_ids of a turn .* must be at least 0"),
         ("log_probs", (math.nan,), "log_probs of a turn .* must be finite .got nan"),
         ("log_probs", (-math.inf,), "log_probs of a turn .* must be finite"),
+        ("log_probs", (-(10**400),), "log_probs of a turn .* must be finite"),
+        ("log_probs", (np.complex64(1j),), "log_probs of a turn .* must hold numbers"),
+        ("token_ids", (2**31,), "token_ids of a turn .* must be at least 0 and below"),
         ("log_probs", "ab", "log_probs of a turn .* must hold numbers"),
         ("stopped", "yes", "stopped of a turn .* must be true or false"),
         ("dropped_steps", -1, "dropped_steps of a turn .* must be at least 0"),
@@ -110,6 +113,14 @@ def test_a_policy_that_breaks_the_protocol_is_one_error(policy, message):
         return
     with pytest.raises(UserError, match=f"policy: {message}"):
         asked(policy)
+
+
+@pytest.mark.parametrize("room", [None, 2.5, "8"])
+def test_room_is_a_whole_number(room):
+    policy = Plugin(lambda q: [GOOD] * q.n)
+    policy.room = lambda: room
+    with pytest.raises(UserError, match="policy: room must return a whole number"):
+        AdmittedPolicy(policy).room()
 
 
 class Scores:

@@ -35,6 +35,27 @@ def test_a_pair_that_the_limit_divides_is_replaced():
     assert admit_text("abc\ud83d\ude00", limit=4) == "abc\ufffd ... [1 more characters]"
 
 
+class _Named(str):  # as members of enumerations that are texts
+    def __str__(self):
+        return "Colour.RED"
+
+
+class _Lying(str):
+    def __str__(self):
+        raise RuntimeError
+
+    def __len__(self):
+        return 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "admitted"), [(_Named("red \ud800"), "red \ufffd"), (_Lying("abc"), "abc")]
+)
+def test_a_kind_of_text_is_read_by_its_characters(text, admitted):
+    assert type(admit_text(text)) is str
+    assert admit_text(text) == admitted
+
+
 def test_only_text_is_admitted():
     with pytest.raises(TypeError, match="expected text, got bytes"):
         admit_text(b"a")  # type: ignore[arg-type]

@@ -166,6 +166,12 @@ def test_several_trajectories_of_a_task_are_told_apart(tmp_path):
     assert found[0].task.problem == found[2].task.problem != found[1].task.problem
 
 
+def test_no_two_trajectories_have_one_name(tmp_path):
+    items = [{**ETO, "id": name} for name in ("a", "a#2", "a", "a")]
+    found = read(tmp_path, *items)
+    assert [t.task.task_id for t in found] == ["maze/a", "maze/a#2", "maze/a#3", "maze/a#4"]
+
+
 def changed(key, value, turn=None):
     item = json.loads(json.dumps(ETO))
     (item if turn is None else item["conversations"][turn])[key] = value

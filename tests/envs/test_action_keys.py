@@ -1,6 +1,7 @@
 """Equal keys promise equal transitions: tried on every environment that can be played here."""
 
 import random
+import sys
 
 import pytest
 
@@ -107,14 +108,32 @@ class _Family:
             self.action_key = key
 
 
+class _EqualToAll(str):
+    __hash__ = None
+
+    def __eq__(self, other):
+        return True
+
+
 @pytest.mark.parametrize(
     "family",
-    [_Family(), _Family(lambda action: 1 / 0), _Family(lambda action: None)],
-    ids=["no method", "raises", "returns no text"],
+    [
+        _Family(),
+        _Family(lambda action: 1 / 0),
+        _Family(lambda action: sys.exit(3)),
+        _Family(lambda action: None),
+    ],
+    ids=["no method", "raises", "exits", "returns no text"],
 )
 def test_without_a_usable_key_only_blanks_at_the_ends_are_ignored(monkeypatch, family):
     monkeypatch.setattr(registry, "load_family", lambda name: family)
     assert action_key("mine", " Go  north\n") == "Go  north"
+
+
+def test_a_key_is_compared_by_its_characters(monkeypatch):
+    monkeypatch.setattr(registry, "load_family", lambda name: _Family(_EqualToAll))
+    assert type(action_key("mine", "go")) is str
+    assert action_key("mine", "go") == "go" != action_key("mine", "stay")
 
 
 def test_an_unknown_environment_compares_exactly(monkeypatch):

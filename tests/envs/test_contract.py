@@ -156,6 +156,18 @@ def test_the_first_observation_is_text_and_valid():
         contract.reset(Mine(first=("text", {})), TASK)
 
 
+def test_an_environment_that_changes_its_task_changes_its_own():
+    task = dataclasses.replace(TASK, spec={"words": ["a"]})
+
+    class Changing(Mine):
+        def reset(self, task):
+            task.spec["words"].append("b")
+            return " ".join(task.spec["words"])
+
+    assert [contract.reset(Changing(), task)[1] for _ in range(2)] == ["a b", "a b"]
+    assert task.spec == {"words": ["a"]}
+
+
 def test_actions_reach_an_environment_as_valid_text():
     episode = begun(answer())
     episode.step("say \ud83d\ude00\udc00")
@@ -167,11 +179,17 @@ class _Unspeakable(Exception):
         raise RuntimeError
 
 
+class _Leaving(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (ValueError("a\nb\x1b[31m \ud800"), r"ValueError: a b\x1b[31m " + "\ufffd"),
         (_Unspeakable(), "_Unspeakable:"),
+        (_Leaving(), "_Leaving:"),
         (KeyError("k"), "KeyError: 'k'"),
     ],
 )
@@ -214,9 +232,11 @@ def test_the_pool_fails_the_episode_that_breaks_its_contract_and_no_other(monkey
         ([dataclasses.replace(TASK, environment="other")],
          "task 'mine/1': environment must be 'mine' (got 'other')"),
         ([dataclasses.replace(TASK, max_steps=0)],
-         "task 'mine/1': max_steps must be an integer of at least 1 (got 0)"),
+         "task 'mine/1': max_steps must be an integer from 1 to 100000 (got 0)"),
         ([dataclasses.replace(TASK, max_steps=True)],
-         "task 'mine/1': max_steps must be an integer of at least 1 (got True)"),
+         "task 'mine/1': max_steps must be an integer from 1 to 100000 (got True)"),
+        ([dataclasses.replace(TASK, max_steps=10**9)],
+         "task 'mine/1': max_steps must be an integer from 1 to 100000 (got 1000000000)"),
         ([dataclasses.replace(TASK, split="dev")],
          "task 'mine/1': split must be one of train, test, paper (got 'dev')"),
         ([dataclasses.replace(TASK, spec={"x": {1, 2}})],
@@ -247,3 +267,59 @@ def test_tasks_and_prompts_come_out_with_valid_texts():
     assert contract.admit_prompt(prompt) == Prompt(instruction="\ufffd", example=("\U0001f600",))
     with pytest.raises(ContractError, match="prompt must return a Prompt"):
         contract.admit_prompt("say something")
+
+
+class _Foreign(_Family):
+    """A family whose methods return or raise what they are told."""
+
+    def __init__(self, **answers):
+        self.answers = {"kinds": ["only"], "missing": None, "tasks": [TASK]} | answers
+
+    def _answer(self, method):
+        if isinstance(found := self.answers[method], BaseException):
+            raise found
+        return found
+
+    def kinds(self):
+        return self._answer("kinds")
+
+    def missing(self):
+        return self._answer("missing")
+
+    def tasks(self, split, *, kinds, n, seed=0):
+        return self._answer("tasks")
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"tasks": ZeroDivisionError("no")}, "tasks: ZeroDivisionError: no"),
+        ({"tasks": SystemExit(3)}, "tasks: SystemExit: 3"),
+        ({"kinds": SystemExit("bye")}, "kinds: SystemExit: bye"),
+        ({"kinds": None}, "kinds: must return a list of texts (got None)"),
+        ({"kinds": "only"}, "kinds: must return a list of texts (got str)"),
+        ({"kinds": [3]}, "kinds: TypeError: expected text, got int"),
+    ],
+)
+def test_what_a_familys_methods_raise_names_the_environment_and_the_method(answers, message):
+    with pytest.raises(UserError) as raised:
+        contract.listed_tasks(_Foreign(**answers), "test", n=1)
+    assert str(raised.value) == f"environment 'mine': {message}"
+
+
+def test_what_an_environment_lacks_is_one_printable_line():
+    assert contract.missing_of(_Foreign()) == ""
+    assert contract.missing_of(_Foreign(missing="get\nit\x1b[2J")) == r"get\nit\x1b[2J"
+    with pytest.raises(UserError, match="environment 'mine': missing: KeyError: 'x'"):
+        contract.missing_of(_Foreign(missing=KeyError("x")))
+
+
+def test_an_interruption_is_no_mistake_of_an_environment():
+    with pytest.raises(KeyboardInterrupt):
+        contract.listed_tasks(_Foreign(tasks=KeyboardInterrupt()), "test", n=1)
+
+
+@pytest.mark.parametrize(("example", "kind"), [("ab", "str"), (None, "None")])
+def test_a_prompts_example_is_no_text(example, kind):
+    with pytest.raises(ContractError, match=rf"example must be a tuple of texts \(got {kind}\)"):
+        contract.admit_prompt(Prompt(instruction="x", example=example))

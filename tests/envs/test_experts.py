@@ -31,10 +31,10 @@ def test_thoughts_of_half_characters_are_valid_text(monkeypatch):
 @pytest.mark.parametrize(
     ("demonstrate", "message"),
     [
-        (lambda self, task: 1 / 0, "the expert raised ZeroDivisionError: division by zero in task"),
-        (lambda self, task: ["move up"], "the expert raised AttributeError: 'str' object has no"),
+        (lambda self, task: 1 / 0, "demonstrate: ZeroDivisionError: division by zero"),
+        (lambda self, task: ["move up"], "demonstrate: AttributeError: 'str' object has no"),
         (lambda self, task: [Demonstration(thought=None, action="go")],  # type: ignore[arg-type]
-         "the expert raised TypeError: expected text, got NoneType"),
+         "demonstrate: TypeError: expected text, got NoneType"),
     ],
 )  # fmt: skip
 def test_an_expert_that_fails_is_one_line(monkeypatch, demonstrate, message):

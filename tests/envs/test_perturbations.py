@@ -229,5 +229,5 @@ def test_a_wording_in_a_configuration():
     both = [EnvironmentConfig(name="alfworld"), EnvironmentConfig(name="alfworld", wording="using")]
     config = RunConfig(environments=both)
     assert [one.registered for one in config.environments] == ["alfworld", "alfworld@using"]
-    with pytest.raises(UserError, match="each may be named once"):
+    with pytest.raises(UserError, match="must name at least one environment, each once"):
         RunConfig(environments=[both[1], EnvironmentConfig(name="alfworld@using")])

@@ -111,9 +111,9 @@ def test_no_warm_up_begins_at_the_peak():
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({"schedule": "cosin"}, "optimizer.schedule"),
-        ({"learning_rate": 0.0}, "optimizer"),
-        ({"warmup_fraction": 1.0}, "optimizer.warmup_fraction"),
+        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, constant .*'cosin'"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction must be below 1"),
     ],
 )
 def test_bad_values_name_the_key(values, key):

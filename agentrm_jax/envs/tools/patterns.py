@@ -1,4 +1,4 @@
-"""Regular expressions of an agent, searched without backtracking.
+r"""Regular expressions of an agent, searched without backtracking.
 
 Python's `re` tries one way after another: a pattern with three `.*` takes 20 s on 800 letters. Here
 Python parses the pattern, and decides what each single character and position matches; all ways
@@ -7,6 +7,8 @@ work grows with the length of the text alone. It is also counted: the same searc
 same point on every machine, so that episodes can be played again.
 
 What cannot be followed that way (references to groups, looking around, atomic groups) is refused.
+Python's private parser is used because an agent writes Python's syntax: RE2 (`google-re2`) reads
+`$`, `\d`, `\w` and `{,2}` in another way, refuses `(?x)` and `\Z`, and would find other cells.
 """
 
 from __future__ import annotations

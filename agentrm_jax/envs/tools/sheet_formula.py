@@ -23,7 +23,7 @@ _REFERENCE = r"(\$?)([A-Za-z]{1,3})(\$?)([1-9]\d{0,5})"
 _TOKEN = re.compile(
     rf"\s*(?:(?P<area>{AREA})|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])"
     r"|(?P<text>\"(?:[^\"]|\"\")*\")|(?P<error>\#[A-Z/0!?]+)"
-    r"|(?P<name>[A-Za-z][\w.]*)|(?P<sign><=|>=|<>|[-+*/^&=<>%(),]))"
+    r"|(?P<name>[A-Za-z][\w.]*)|(?P<sign><=|>=|<>|[-+*/^&=<>%(),;]))"
 )
 _LONGEST = 10_000  # characters
 _DEEPEST = 64  # parentheses within parentheses, as many as Excel allows
@@ -296,7 +296,7 @@ class _Reader:
         node = self._atom()
         while self._taken("%"):
             node = ("percent", node)
-        if signs:
+        if "-" in signs:  # a plus changes nothing, not even a text
             node = ("sign", "-" if signs.count("-") % 2 else "+", node)
         return node
 
@@ -335,7 +335,7 @@ class _Reader:
             empty = self._peek() in (",", ")")
             arguments.append(("value", None) if empty else self._inside())
             if self._taken(")"):
-                return ("call", name, arguments)
+                return ("call", name, _shaped(name, arguments))
             if not self._taken(","):
                 raise FormulaError("#ERROR!")
 
@@ -358,6 +358,14 @@ class _Reader:
         return found
 
 
+def _shaped(name: str, arguments: list[Node]) -> list[Node]:
+    """The arguments; the area that `SUMIF` adds up is as large as the one that it tests."""
+    match name, arguments:
+        case (("SUMIF" | "AVERAGEIF"), [("area", tested), wanted, ("area", added)]):
+            return [("area", tested), wanted, ("area", added.shaped_like(tested))]
+    return arguments
+
+
 def _tokens(text: str) -> list[tuple[str, str]]:
     if len(text) > _LONGEST:
         raise FormulaError("#ERROR!")
@@ -368,6 +376,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         if token is None:
             raise FormulaError("#ERROR!")
         assert token.lastgroup is not None
-        found.append((token.lastgroup, token[token.lastgroup]))
+        part = token[token.lastgroup]
+        found.append((token.lastgroup, "," if part == ";" else part))  # both part arguments
         at = token.end()
     return found

@@ -15,6 +15,7 @@ from agentrm_jax.envs.tools.sheet_values import (
     Scalar,
     compared,
     criterion,
+    equal_to,
     finite,
     integer,
     joined,
@@ -52,13 +53,26 @@ def _average(given: Sequence[Any]) -> float:
     return math.fsum(found) / len(found)
 
 
-def _count(given: Sequence[Any]) -> float:
-    count = 0
+def _known(given: Sequence[Later]) -> list[Any]:
+    """Arguments for functions that count errors or pass them over: an error is a value."""
+    found: list[Any] = []
     for argument in given:
+        try:
+            found.append(argument())
+        except ZeroDivisionError:
+            found.append(FormulaError("#DIV/0!"))
+        except FormulaError as error:
+            found.append(error)
+    return found
+
+
+def _count(given: Sequence[Later]) -> float:
+    count = 0
+    for argument in _known(given):
         if isinstance(argument, Range):
             count += sum(isinstance(value, float) for value in argument.everything())
         else:
-            count += _is_number(argument)
+            count += not isinstance(argument, FormulaError) and _is_number(argument)
     return float(count)
 
 
@@ -70,8 +84,8 @@ def _is_number(value: Any) -> bool:
     return value != "" and value is not None
 
 
-def _count_all(given: Sequence[Any]) -> float:
-    return float(sum(value is not None for value in _everything(given)))
+def _count_all(given: Sequence[Later]) -> float:
+    return float(sum(value is not None for value in _everything(_known(given))))
 
 
 def _everything(given: Sequence[Any]) -> Iterator[Any]:
@@ -168,13 +182,11 @@ def _look_up(given: Sequence[Any]) -> Any:
     is_sorted = truth(given[3]) if len(given) > 3 else True
     if column < 1:
         raise FormulaError("#VALUE!")
-    found = None
+    found, fits = None, equal_to(wanted)
     for row in table.rows:
         if not row or isinstance(row[0], FormulaError) or row[0] is None:
             continue
-        if compared("=", row[0], wanted) or (
-            is_sorted and type(row[0]) is type(wanted) and compared("<", row[0], wanted)
-        ):
+        if _ordered("<=", row[0], wanted) if is_sorted else fits(row[0]):
             found = row
             if not is_sorted:
                 break
@@ -185,16 +197,20 @@ def _look_up(given: Sequence[Any]) -> Any:
     return Range([[found[column - 1]]])
 
 
+def _ordered(sign: str, value: Scalar, wanted: Scalar) -> bool:
+    """Whether a value of the same kind is before or beyond the one that is looked up."""
+    return type(value) is type(wanted) and compared(sign, value, wanted)
+
+
 def _position(given: Sequence[Any]) -> float:
     """`MATCH` for exact matches (type 0) and for sorted values."""
     wanted, values = single(given[0]), list(_range(given[1]).everything())
     kind = integer(given[2]) if len(given) > 2 else 1
-    found = 0
+    found, fits, sign = 0, equal_to(wanted), "<=" if kind == 1 else ">="
     for place, value in enumerate(values, start=1):
         if isinstance(value, FormulaError) or value is None:
             continue
-        sign = {0: "=", 1: "<="}.get(kind, ">=")
-        if compared(sign, value, wanted) and (kind == 0 or type(value) is type(wanted)):
+        if fits(value) if kind == 0 else _ordered(sign, value, wanted):
             found = place
             if kind == 0:
                 break
@@ -206,6 +222,8 @@ def _position(given: Sequence[Any]) -> float:
 def _index(given: Sequence[Any]) -> Any:
     rows = _range(given[0]).rows
     row, column = integer(given[1]), integer(given[2]) if len(given) > 2 else 1
+    if len(given) == 2 and len(rows) == 1:  # the place in a single row
+        row, column = 1, row
     if not (1 <= row <= len(rows) and 1 <= column <= len(rows[row - 1])):
         raise FormulaError("#REF!")
     return Range([[rows[row - 1][column - 1]]])
@@ -277,20 +295,20 @@ def _is(kind: type) -> Callable[[Sequence[Any]], bool]:
     return lambda given: type(single(given[0])) is kind
 
 
+_MANY = 10_000
 LAZY: Mapping[str, tuple[int, int, Callable[[Sequence[Later]], Any]]] = {
     "IF": (2, 3, _if),
     "IFERROR": (1, 2, _if_error),
     "IFS": (2, 100, _ifs),
     "ISERROR": (1, 1, _is_error),
+    "COUNT": (1, _MANY, _count),
+    "COUNTA": (1, _MANY, _count_all),
 }
-"""Functions that do not need all arguments: fewest, most, and what they do."""
+"""Functions that do not need all arguments, or take errors: fewest, most, and what they do."""
 
-_MANY = 10_000
 EAGER: Mapping[str, tuple[int, int, Callable[[Sequence[Any]], Any]]] = {
     "SUM": (1, _MANY, lambda g: math.fsum(numbers(g))),
     "AVERAGE": (1, _MANY, _average),
-    "COUNT": (1, _MANY, _count),
-    "COUNTA": (1, _MANY, _count_all),
     "COUNTBLANK": (1, _MANY, lambda g: float(sum(v in (None, "") for v in _everything(g)))),
     "COUNTIF": (2, 2, _count_if),
     "SUMIF": (2, 3, lambda g: math.fsum(numbers([Range([_matching(g)])]))),

@@ -63,6 +63,18 @@ class Area:
         left, right = _span(columns, width)
         return top, left, bottom, right
 
+    def shaped_like(self, other: Area) -> Area:
+        """The area that begins where this one does and is as large as another; this one, if one
+        of them has no end."""
+        places = [p for end in (*self.ends, *other.ends) for p in (end.row, end.column)]
+        if None in places:
+            return self
+        top, left, _, _ = self.box(0, 0)
+        above, before, below, after = other.box(0, 0)
+        first = End(fixed_column=False, column=left, fixed_row=False, row=top)
+        last = dataclasses.replace(first, row=top + below - above, column=left + after - before)
+        return Area(self.sheet, (first, last))
+
     def __str__(self) -> str:
         sheet = "" if self.sheet is None else f"{_quoted(self.sheet)}!"
         return sheet + ":".join(map(str, self.ends))

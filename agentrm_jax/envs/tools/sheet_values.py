@@ -126,7 +126,9 @@ def _empty_like(value: Scalar) -> Scalar:
 def _rank(value: Scalar) -> tuple[int, Any]:
     if isinstance(value, bool):
         return 2, value
-    return (1, value.casefold()) if isinstance(value, str) else (0, value)
+    if isinstance(value, str):
+        return 1, value.casefold()
+    return 0, value if value is None else float(f"{value:.15g}")  # 0.1+0.2 is 0.3 in a sheet
 
 
 def compared(sign: str, one: Any, other: Any) -> bool:
@@ -200,6 +202,14 @@ def criterion(wanted: Any) -> Callable[[Scalar | FormulaError], bool]:
         return isinstance(value, str) and compared(sign, value, operand)
 
     return holds
+
+
+def equal_to(wanted: Scalar) -> Callable[[Scalar], bool]:
+    """The condition of an exact look-up: an equal value; `?` and `*` of a text stand for others."""
+    if not isinstance(wanted, str):
+        return lambda value: compared("=", value, wanted)
+    fits = _like(wanted.casefold())
+    return lambda value: isinstance(value, str) and fits(value.casefold())
 
 
 def _same_number(value: Scalar, wanted: Scalar) -> bool:
