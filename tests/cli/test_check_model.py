@@ -55,7 +55,7 @@ def test_a_sound_model_passes_every_check(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{tmp_path / 'model'}: 6 ok, 0 differ, 1 skipped"
     found = outcomes(tmp_path / "model", logits=False)
-    assert found["tokens"] == ("ok", "30 of 30 prefixes of 6 conversations")
+    assert found["tokens"] == ("ok", "90 of 90 prefixes of 10 conversations")
     assert found["export"] == found["tokens"]
     assert found["logits"] == ("skipped", "--no-logits")
     assert "</s>" in found["replies end at"][1]

@@ -278,12 +278,29 @@ def test_written_config_is_read_again(config):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings: must be true or false"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: must be true or false"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps: must not be negative"),
-        ({"num_hidden_layers": 10**30}, "num_hidden_layers: at most 10000 are read"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: at most 10000 are read"),
+        *(
+            ({key: size}, rf"config\.json: {key}: must be ")
+            for key in (
+                "hidden_size",
+                "head_dim",
+                "vocab_size",
+                "num_key_value_heads",
+                "intermediate_size",
+                "num_hidden_layers",
+                "max_position_embeddings",
+            )
+            for size in (0, -1, 1e308, 10**400)
+        ),
+        ({"rms_norm_eps": 10**400}, r"config\.json: rms_norm_eps: must be a number, not 1000"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads: must divide num_attention_heads, 4"),
+        ({"layer_types": [["full_attention"]]}, r"config\.json: layer_types: only full_attention"),
+        ({"head_dim": 3}, r"config\.json: head_dim: must be even \(got 3\)"),
         ({"hidden_size": None}, r"config\.json: hidden_size: missing"),
         ({"hidden_size": "32"}, r"config\.json: hidden_size: must be a number, not '32'"),
         ({"hidden_size": 32.5}, r"config\.json: hidden_size: must be a whole number"),
         ({"rms_norm_eps": True}, r"config\.json: rms_norm_eps: must be a number"),
-        ({"num_attention_heads": 0}, r"config\.json: model\.num_heads: must be at least 1"),
+        ({"num_attention_heads": 0}, r"config\.json: num_attention_heads: must be at least 1"),
         ({"quantization_config": {"bits": 4}}, r"config\.json: quantization_config"),
     ],
 )
