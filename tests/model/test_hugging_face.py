@@ -359,6 +359,20 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, files):
         refused(write_directory(tmp_path / str(number), CONFIG, tensors, files), message)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.norm.weight", np.nan),
+        ("model.layers.1.mlp.up_proj.weight", -np.inf),
+        ("lm_head.weight", 1e300),  # finite as it is stored, not as it is computed with
+    ],
+)
+def test_values_that_are_not_finite_are_named(name, value, tmp_path):
+    tensors = {key: values.astype(np.float64) for key, values in tensors_of(CONFIG).items()}
+    tensors[name].flat[-1] = value
+    refused(write_directory(tmp_path / "model", CONFIG, tensors), f"safetensors: {name} holds val")
+
+
 def test_a_config_of_another_size_names_both_shapes(model):
     changed(model, vocab_size=97)
     refused(model, r"model\.embed_tokens\.weight has shape \(96, 32\), config\.json wants \(97, 32")
@@ -378,8 +392,20 @@ def test_a_wrong_index_is_named(tmp_path):
     for weight_map, message in (
         (None, "index.json: weight_map: missing"),
         ({}, "index.json: weight_map: missing"),
-        (listed | {norm: "../outside"}, "which is no file name"),
-        (listed | {norm: 7}, "which is no file name"),
+        *(
+            (listed | {norm: name}, f"weight_map: {norm} is in .*, which is not the name of a")
+            for name in (
+                "../x.safetensors",
+                "/x.safetensors",
+                7,
+                "",
+                "..",
+                "config.json",
+                "a\nb.safetensors",
+                "\ud800.safetensors",
+                "x" * 300 + ".safetensors",
+            )
+        ),
         (listed | {norm: "lost.safetensors"}, "names the file lost.safetensors, which is not"),
         (listed | {norm: first}, f"{norm} is not in the file {first}"),
         (listed | {"model.extra": first}, f"model.extra is not in the file {first}"),
