@@ -115,9 +115,10 @@ def _kind_and_rows(directory: pathlib.Path) -> tuple[Literal["policy", "reward"]
     from agentrm_jax.cli.models import is_model_directory, stored_shape
 
     if not is_model_directory(directory):
-        raise UserError(
-            f"{directory}: no model here; give a Hugging Face directory or a model folder of a run"
-        )
+        advice = "give a Hugging Face directory or a model folder of a run"
+        if directory.suffix == ".gguf":
+            advice = f"convert it first: agentrm convert {directory} --to DIR"
+        raise UserError(f"{directory}: no model here; {advice}")
     try:
         return "policy", stored_shape(directory, "policy").vocab_size
     except UserError as policy_error:

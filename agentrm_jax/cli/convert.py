@@ -26,13 +26,20 @@ def main(arguments: Sequence[str]) -> int:
 
     import jax
 
-    from agentrm_jax.data.gguf_tokenizer import special_token_ids, write_gguf_tokenizer
+    from agentrm_jax.data.gguf_tokenizer import (
+        end_token_ids,
+        special_token_ids,
+        write_gguf_tokenizer,
+    )
     from agentrm_jax.model import hugging_face
     from agentrm_jax.model.gguf_model import read_gguf
 
     config, params, metadata = read_gguf(given.file)
     with _named(given.file):
         ids = special_token_ids(metadata, config.vocab_size)
+        ends = end_token_ids(metadata, config.vocab_size)
+    settings = {f"{role}_token_id": ids.get(role) for role in ("bos", "pad")}
+    settings["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
 
     def beside(folder: pathlib.Path) -> None:
         with _named(given.file):
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         given.to,
         config,
         jax.tree.map(lambda x: x.astype(jax.numpy.dtype(given.dtype)), params),
-        settings={f"{role}_token_id": ids.get(role) for role in ("bos", "eos", "pad")},
+        settings=settings,
         beside=beside,
     )
     size = sum(x.size for x in jax.tree.leaves(params))

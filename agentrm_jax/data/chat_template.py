@@ -58,7 +58,9 @@ def read_template(
     chat = _frames(directory, texts, parse)
     probes = {
         name: [
-            texts("probe", name, count) if count % 2 else texts.maybe(("probe", name, count))
+            texts("probe", name, count)
+            if count % 2 and all(map(str.strip, turns[:count]))  # empty turns may be refused
+            else texts.maybe(("probe", name, count))
             for count in range(1, len(turns) + 1)
         ]
         for name, turns in PROBES.items()

@@ -18,6 +18,7 @@ _LLAMA3_WORDS = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: llama.cpp stops at each
 
 
 def write_gguf_tokenizer(metadata: Mapping[str, Any], directory: pathlib.Path) -> None:
@@ -37,8 +38,11 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], directory: pathlib.Path) -
     tokenizer = _tokenizer(tokens, _merges(found, tokens), found.get("pre"))
     kinds = _kinds(found, len(tokens))
     of_kind = {kind: [t for t, k in zip(tokens, kinds, strict=True) if k == kind] for kind in kinds}
-    tokenizer.add_special_tokens(_added(of_kind.get(_CONTROL, ()), special=True))
-    tokenizer.add_tokens(_added(of_kind.get(_USER_DEFINED, ()), special=False))
+    ends = [tokens[number] for number in end_token_ids(metadata, len(tokens))]
+    control = dict.fromkeys([*of_kind.get(_CONTROL, ()), *ends])
+    tokenizer.add_special_tokens(_added(control, special=True))
+    own = [token for token in of_kind.get(_USER_DEFINED, ()) if token not in control]
+    tokenizer.add_tokens(_added(own, special=False))
     template = metadata.get(_TEMPLATE)
     if not isinstance(template, str | None):
         raise UserError(f"{_TEMPLATE}: must be text, not {type(template).__name__}")
@@ -62,18 +66,28 @@ def special_token_ids(metadata: Mapping[str, Any], vocab_size: int) -> dict[str,
     Raises:
       UserError: An id is no token; names the key.
     """
-    found = {}
-    for role, name in _ROLES.items():
-        key = f"{_PREFIX}{name}_token_id"
-        value = metadata.get(key)
-        if value is None:
-            continue
-        if type(value) is not int or not 0 <= value < vocab_size:
-            raise UserError(
-                f"{key}: must be below {vocab_size}, the number of tokens (got {value!r:.40})"
-            )
-        found[role] = value
-    return found
+    found = {role: _token_id(metadata, name, vocab_size) for role, name in _ROLES.items()}
+    return {role: number for role, number in found.items() if number is not None}
+
+
+def end_token_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Returns the ids of the tokens that end a reply, as far as the file names them.
+
+    Raises:
+      UserError: An id is no token; names the key.
+    """
+    found = [_token_id(metadata, name, vocab_size) for name in _ENDS]
+    return list(dict.fromkeys(number for number in found if number is not None))
+
+
+def _token_id(metadata: Mapping[str, Any], name: str, vocab_size: int) -> int | None:
+    key = f"{_PREFIX}{name}_token_id"
+    value = metadata.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
+        raise UserError(
+            f"{key}: must be below {vocab_size}, the number of tokens (got {value!r:.40})"
+        )
+    return value
 
 
 def _tokenizer(tokens: list[str], merges: list[tuple[str, str]], pre: Any) -> Any:

@@ -55,6 +55,18 @@ PROBES: Mapping[str, tuple[str, ...]] = {
         "Action: open door",
         "It is open.",
     ),
+    "many turns": tuple(
+        f"Action: open door {i}" if i % 2 else f"Door {i} is shut." for i in range(41)
+    ),
+    "empty turns": ("", "", "A door.", "", " ", "", "\n", "Action: wait", ""),
+    "numbers": ("12", "007", "True", "None", "3.50"),
+    "rare blanks": (
+        "\u00a0You see\u00a0a box.\r\n\r\n\x0b",
+        "\u3000Action:\ropen\tbox\x0c",
+        "\r\nIt is\u2028open.\u2003",
+        "\x1cAction: wait\x85",
+        "\ufeffTime\u200b passes.\u2009",
+    ),
 }
 """Name to turns, alternately of the user and the model."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +57,7 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 """By `model_type`."""
 
+_MOST = 1 << 31
 _ORIGINAL = "original_max_position_embeddings"
 _FIXED = {"hidden_act": "silu", "quantization_config": None}
 """As `Family.fixed`, for all."""
@@ -174,8 +175,8 @@ class LlamaConfig:
             if config.get(key, wanted) != wanted:
                 raise UserError(f"{key}: only {wanted!r} is supported, not {config[key]!r}")
         _check_layer_types(config)
-        num_heads, d_model = _int(config, "num_attention_heads"), _int(config, "hidden_size")
         given = {**family.defaults, **config}
+        num_heads, num_kv_heads, head_dim = _heads(given)
         windowed = given.get("sliding_window") if "sliding_window" in family.defaults else None
         max_positions = _int(given, "max_position_embeddings")
         norm_eps = _float(config, "rms_norm_eps", 1e-6)
@@ -185,11 +186,11 @@ class LlamaConfig:
         return cls(
             family=name,
             vocab_size=_int(config, "vocab_size"),
-            d_model=d_model,
+            d_model=_int(config, "hidden_size"),
             num_layers=_int(config, "num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=_int(given, "num_key_value_heads", num_heads),
-            head_dim=_int(given, "head_dim", d_model // max(num_heads, 1)),
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
             d_ff=_int(config, "intermediate_size"),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
@@ -231,6 +232,21 @@ class LlamaConfig:
         if "sliding_window" in self.traits.defaults:
             contents["sliding_window"] = self.sliding_window
         return contents
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the query heads, the key and value heads, and the size of each."""
+    num_heads = _int(config, "num_attention_heads")
+    num_kv_heads = _int(config, "num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"num_key_value_heads: must divide num_attention_heads, {num_heads} (got "
+            f"{num_kv_heads})"
+        )
+    head_dim = _int(config, "head_dim", _int(config, "hidden_size") // num_heads)
+    if head_dim % 2:
+        raise UserError(f"head_dim: must be even (got {head_dim})")
+    return num_heads, num_kv_heads, head_dim
 
 
 def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
@@ -288,7 +304,7 @@ def _llama3(name: str, rope: Mapping[str, Any], max_positions: int) -> RopeScali
 
 def _check_layer_types(config: Mapping[str, Any]) -> None:
     layer_types = config.get("layer_types") or ()
-    if not isinstance(layer_types, Sequence) or set(layer_types) - {"full_attention"}:
+    if not isinstance(layer_types, Sequence) or any(x != "full_attention" for x in layer_types):
         raise UserError(f"layer_types: only full_attention is supported, not {layer_types!r}")
 
 
@@ -311,9 +327,12 @@ def _bool(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size: a whole number of at least 1, small enough for what is computed from it."""
     value = _float(config, key, default)
     if value != int(value):
         raise UserError(f"{key}: must be a whole number, not {value}")
+    if not 1 <= value < _MOST:
+        raise UserError(f"{key}: must be at least 1 and below {_MOST} (got {value:g})")
     return int(value)
 
 
@@ -323,6 +342,6 @@ def _float(config: Mapping[str, Any], key: str, default: float | None = None) ->
     value = default if value is None else value
     if value is None:
         raise UserError(f"{key}: missing")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{key}: must be a number, not {value!r}")
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{key}: must be a number, not {value!r:.40}")
     return float(value)

@@ -128,7 +128,7 @@ def load_params(
 
     Raises:
       UserError: No safetensors there, a damaged file, or a tensor that is missing, left over, of
-        another shape or no floating-point number.
+        another shape, no floating-point number or not finite.
     """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
     if config.num_layers > _MOST_LAYERS:
@@ -142,6 +142,7 @@ def load_params(
     params: dict[tuple[str, ...], jax.Array] = {}
     with contextlib.ExitStack() as stack:
         stored = open_tensors(directory, stack)
+        stack.enter_context(np.errstate(over="ignore"))  # refused below
         if kind == "policy" and config.tie_embeddings and _EMBED not in stored and _HEAD in stored:
             stored[_EMBED] = stored.pop(_HEAD)  # tied weights may be stored under either name
         tensors = _tensors(description)
@@ -152,7 +153,24 @@ def load_params(
         for path, parts in tensors.items():
             part = functools.partial(_part, stored, parts, dtype=target[path].dtype)
             params[path] = _place(target[path], part)
+            _check_finite(params[path], parts, stored)
     return unflatten_dict(params)
+
+
+@jax.jit
+def _finite(values: jax.Array) -> jax.Array:
+    return jnp.isfinite(values).all()
+
+
+def _check_finite(values: jax.Array, parts: Sequence[Tensor], stored: Mapping[str, Stored]) -> None:
+    if _finite(values):
+        return
+    stacked = parts[0].layer is not None
+    name = next(p.name for p in parts if not (stacked and _finite(values[p.layer])))
+    raise UserError(
+        f"{stored[name].file}: {name} holds values that are not finite in {values.dtype}; "
+        "download or save the model again"
+    )
 
 
 def save(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import safetensors.numpy
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.manifests import read_json
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import first_line, printable
 
 _WEIGHTS = "model.safetensors"
 _INDEX = _WEIGHTS + ".index.json"
@@ -127,9 +128,21 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{path}: weight_map: missing")
     for key, name in listed.items():
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-            raise UserError(f"{path}: weight_map: {key} is in {name!r}, which is no file name")
+        if not isinstance(name, str) or not _is_file_name(name):
+            raise UserError(
+                f"{path}: weight_map: {printable(key)} is in {name!r:.80}, which is not the name "
+                "of a safetensors file in the same folder"
+            )
     return listed
+
+
+def _is_file_name(name: str) -> bool:
+    return (
+        name.endswith(".safetensors")
+        and name.isprintable()
+        and pathlib.PurePath(name).name == name
+        and len(os.fsencode(name)) < 256
+    )
 
 
 def check_tensor(directory: pathlib.Path, found: dict[str, Stored], tensor: Tensor) -> None:

@@ -55,7 +55,7 @@ def test_a_sound_model_passes_every_check(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{tmp_path / 'model'}: 6 ok, 0 differ, 1 skipped"
     found = outcomes(tmp_path / "model", logits=False)
-    assert found["tokens"] == ("ok", "30 of 30 prefixes of 6 conversations")
+    assert found["tokens"] == ("ok", "90 of 90 prefixes of 10 conversations")
     assert found["export"] == found["tokens"]
     assert found["logits"] == ("skipped", "--no-logits")
     assert "</s>" in found["replies end at"][1]
@@ -118,3 +118,11 @@ def test_reasoning_and_dates_are_said(tmp_path):
 def test_a_folder_without_a_model_is_one_line(tmp_path, capsys):
     assert main(["check-model", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_gguf_file_has_to_be_converted_first(tmp_path, capsys):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert main(["check-model", str(tmp_path / "x.gguf")]) == 2
+    assert (
+        f"convert it first: agentrm convert {tmp_path / 'x.gguf'} --to" in capsys.readouterr().err
+    )

@@ -15,7 +15,7 @@ import pytest
 from agentrm_jax.cli import models
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
-from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import RopeScaling
 
@@ -241,7 +241,7 @@ def test_head_counts_that_are_no_number_are_named(kv, tokenizer, tmp_path, capsy
     assert "llama.attention.head_count_kv: must" in fails(capsys, file)
 
 
-@pytest.mark.parametrize("role", ["bos", "eos", "unknown", "padding"])
+@pytest.mark.parametrize("role", ["bos", "eos", "eot", "eom", "unknown", "padding"])
 @pytest.mark.parametrize("number", [V, 2**32 - 1])
 def test_ids_beyond_the_vocabulary_are_named(role, number, tokenizer, tmp_path, capsys):
     def extra(writer):
@@ -250,6 +250,20 @@ def test_ids_beyond_the_vocabulary_are_named(role, number, tokenizer, tmp_path, 
 
     file = write(tmp_path / "x.gguf", tensors(), tokenizer, extra=extra)
     assert f"tokenizer.ggml.{role}_token_id: must be below {V}" in fails(capsys, file)
+
+
+def test_the_ends_of_a_turn_and_of_a_message_end_a_reply(tokenizer, tmp_path):
+    def extra(writer):
+        writer.add_eot_token_id(V - 1)  # no control token by its kind
+        writer.add_uint32("tokenizer.ggml.eom_token_id", 0)
+
+    file = write(tmp_path / "x.gguf", tensors(), tokenizer, extra=extra)
+    assert main(["convert", str(file), "--to", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["eos_token_id"] == [4, V - 1, 0]
+    found = load_tokenizer(tmp_path / "out")
+    assert found.chat.ends == (0, V - 1)
+    assert {0, 4, V - 1} <= set(found.stops)
 
 
 def _twice(names, kinds, merges):

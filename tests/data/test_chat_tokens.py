@@ -250,6 +250,11 @@ def test_what_was_saved_before_texts_were_encoded_together_keeps_its_tokens(tmp_
         (CHATML.replace("m['content']", "m['content'].replace('  ', ' ')"), "'leading blank'"),
         (CHATML.replace("m['content']", "('SYS ' if loop.last else '') + m['content']"),
          "is not append-only"),
+        (CHATML.replace("in messages", "in messages[-8:]"), "'many turns', turn 9:"),
+        ("{% if messages | length > 30 %}{{ 'Be short.' }}{% endif %}" + CHATML, "'many turns', "),
+        (CHATML.replace("in messages", "in messages if m['content']"), "'empty turns', turn 1:"),
+        (CHATML.replace("m['content']", "m['content'].strip(' \\n\\t')"), "'rare blanks', turn 1:"),
+        (CHATML.replace("m['content']", "m['content'] | int(m['content']) | string"), "'numbers'"),
     ],
 )  # fmt: skip
 def test_templates_that_cannot_be_reproduced_are_refused_in_one_line(template, message, tmp_path):
@@ -257,6 +262,13 @@ def test_templates_that_cannot_be_reproduced_are_refused_in_one_line(template, m
         load_tokenizer(chatml(tmp_path, template))
     assert str(error.value).startswith(f"{tmp_path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_template_may_refuse_empty_turns(tmp_path):
+    fails = "{% if not m['content'] %}{{ raise_exception('empty') }}{% endif %}{{ "
+    tokenizer = load_tokenizer(chatml(tmp_path, CHATML.replace("{{ ", fails, 1)))
+    plain = load_tokenizer(chatml(tmp_path / "plain", CHATML))
+    assert all_tokens(tokenizer) == all_tokens(plain)
 
 
 def test_a_template_without_end_is_stopped():

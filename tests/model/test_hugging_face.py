@@ -278,12 +278,29 @@ def test_written_config_is_read_again(config):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings: must be true or false"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: must be true or false"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps: must not be negative"),
-        ({"num_hidden_layers": 10**30}, "num_hidden_layers: at most 10000 are read"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: at most 10000 are read"),
+        *(
+            ({key: size}, rf"config\.json: {key}: must be ")
+            for key in (
+                "hidden_size",
+                "head_dim",
+                "vocab_size",
+                "num_key_value_heads",
+                "intermediate_size",
+                "num_hidden_layers",
+                "max_position_embeddings",
+            )
+            for size in (0, -1, 1e308, 10**400)
+        ),
+        ({"rms_norm_eps": 10**400}, r"config\.json: rms_norm_eps: must be a number, not 1000"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads: must divide num_attention_heads, 4"),
+        ({"layer_types": [["full_attention"]]}, r"config\.json: layer_types: only full_attention"),
+        ({"head_dim": 3}, r"config\.json: head_dim: must be even \(got 3\)"),
         ({"hidden_size": None}, r"config\.json: hidden_size: missing"),
         ({"hidden_size": "32"}, r"config\.json: hidden_size: must be a number, not '32'"),
         ({"hidden_size": 32.5}, r"config\.json: hidden_size: must be a whole number"),
         ({"rms_norm_eps": True}, r"config\.json: rms_norm_eps: must be a number"),
-        ({"num_attention_heads": 0}, r"config\.json: model\.num_heads: must be at least 1"),
+        ({"num_attention_heads": 0}, r"config\.json: num_attention_heads: must be at least 1"),
         ({"quantization_config": {"bits": 4}}, r"config\.json: quantization_config"),
     ],
 )
@@ -342,6 +359,20 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, files):
         refused(write_directory(tmp_path / str(number), CONFIG, tensors, files), message)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.norm.weight", np.nan),
+        ("model.layers.1.mlp.up_proj.weight", -np.inf),
+        ("lm_head.weight", 1e300),  # finite as it is stored, not as it is computed with
+    ],
+)
+def test_values_that_are_not_finite_are_named(name, value, tmp_path):
+    tensors = {key: values.astype(np.float64) for key, values in tensors_of(CONFIG).items()}
+    tensors[name].flat[-1] = value
+    refused(write_directory(tmp_path / "model", CONFIG, tensors), f"safetensors: {name} holds val")
+
+
 def test_a_config_of_another_size_names_both_shapes(model):
     changed(model, vocab_size=97)
     refused(model, r"model\.embed_tokens\.weight has shape \(96, 32\), config\.json wants \(97, 32")
@@ -361,8 +392,20 @@ def test_a_wrong_index_is_named(tmp_path):
     for weight_map, message in (
         (None, "index.json: weight_map: missing"),
         ({}, "index.json: weight_map: missing"),
-        (listed | {norm: "../outside"}, "which is no file name"),
-        (listed | {norm: 7}, "which is no file name"),
+        *(
+            (listed | {norm: name}, f"weight_map: {norm} is in .*, which is not the name of a")
+            for name in (
+                "../x.safetensors",
+                "/x.safetensors",
+                7,
+                "",
+                "..",
+                "config.json",
+                "a\nb.safetensors",
+                "\ud800.safetensors",
+                "x" * 300 + ".safetensors",
+            )
+        ),
         (listed | {norm: "lost.safetensors"}, "names the file lost.safetensors, which is not"),
         (listed | {norm: first}, f"{norm} is not in the file {first}"),
         (listed | {"model.extra": first}, f"model.extra is not in the file {first}"),
