@@ -128,7 +128,8 @@ def _read_checkpoint(folder: pathlib.Path) -> Any:
 
 
 def _step(number: int) -> Step:
-    transition = Transition(observation=f"room {number}, a red key", reward=0.0, done=number == 2,
+    last = number == 2
+    transition = Transition(observation=f"room {number}, a red key", reward=0.5 * last, done=last,
                             success=False)  # fmt: skip
     return Step(reply=f"Thought: on\nAction: go {number}", action=f"go {number}",
                 transition=transition)  # fmt: skip

@@ -76,7 +76,7 @@ def test_the_second_moment_decays():
     assert float(state[1][0].nu["w"][0]) == pytest.approx(first * 0.95**100, rel=0.2)
     with pytest.raises(UserError, match=r"b2 must be at most 0\.99 .*got 0\.999"):
         OptimizerConfig(moments="bfloat16", b2=0.999)
-    with pytest.raises(UserError, match="moments must be one of float32, bfloat16 .*'float16'"):
+    with pytest.raises(UserError, match=r"moments must be one of float32, bfloat16 .*'float16'"):
         OptimizerConfig(moments="float16")
 
 

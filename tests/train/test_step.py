@@ -111,7 +111,7 @@ def test_no_warm_up_begins_at_the_peak():
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, constant .*'cosin'"),
+        ({"schedule": "cosin"}, r"schedule must be one of cosine, linear, constant .*'cosin'"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"warmup_fraction": 1.0}, "warmup_fraction must be below 1"),
     ],
