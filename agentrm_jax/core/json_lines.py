@@ -17,6 +17,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.core.run_directory import require_regular
 
 MAX_LINE = 1 << 28
 """Most bytes of a line: no damaged file makes a reader take more memory."""
@@ -51,6 +52,7 @@ def _decode(line: bytes) -> Any:
 
 def _records(path: pathlib.Path, finished: bool = False) -> Iterator[tuple[Any, bytes]]:
     """Yields each sound record and its line; a torn last line is damage in a finished file only."""
+    require_regular(path)
     size, end = path.stat().st_size, 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):

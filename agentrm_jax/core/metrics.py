@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
-from agentrm_jax.core.run_directory import naming
+from agentrm_jax.core.run_directory import naming, require_regular
 from agentrm_jax.core.trackers import Tracker
 
 
@@ -60,6 +60,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    require_regular(path)
     stages: dict[str, list[dict[str, Any]]] = {}
     *lines, _ = path.read_bytes().split(b"\n")  # after the last end of line comes a torn row
     for number, line in enumerate(lines, start=1):

@@ -72,9 +72,10 @@ def read_json(path: pathlib.Path) -> Any:
     """Returns the value of a JSON file.
 
     Raises:
-      UserError: The file is absent, is not JSON, or exceeds the bounds of `parse_json`; names file
-        and line.
+      UserError: The file is absent or no regular file, is not JSON, or exceeds the bounds of
+        `parse_json`; names file and line.
     """
+    require_regular(path)
     try:
         return parse_json(path.read_bytes())
     except FileNotFoundError:
@@ -87,6 +88,16 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore or delete the file") from None
+
+
+def require_regular(path: pathlib.Path) -> None:
+    """Refuses a pipe or a device in place of a file: reading it may never end.
+
+    Raises:
+      UserError: It is one. An absent file or a folder is left to who opens it.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: not a regular file; restore or delete it")
 
 
 def read_record(path: pathlib.Path, **kinds: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -130,3 +131,10 @@ def test_results_count_replies_without_an_action_and_failures(finished):
     summary = json.loads((finished / "trees/stage.json").read_text())["summary"]
     assert (summary["failed_candidates"], summary["failed_trees"]) == (0, 0)
     assert summary["replies_without_action"] >= 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "versions.json", "eval/stage.json"])
+def test_a_pipe_in_place_of_a_file_is_refused(copy, capsys, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert f"{copy / name}: not a regular file" in error_of(capsys, "report", copy)
