@@ -94,8 +94,8 @@ def check_model(directory: pathlib.Path, *, logits: bool = True) -> Iterator[Che
         yield Check("template", "differs", str(error).removeprefix(f"{directory}: "))
         return
     yield Check("template", "ok", _template_notes(tokenizer))
-    if tokenizer.foreign:
-        yield _compared("tokens", tokenizer, directory)
+    if tokenizer.foreign or (directory / "tokenizer_config.json").exists():
+        yield _compared("tokens", tokenizer, directory, exported=not tokenizer.foreign)
     else:
         yield Check("tokens", "skipped", "the model has a chat format of its own, no template")
     with tempfile.TemporaryDirectory() as folder:

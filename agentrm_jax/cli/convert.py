@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.output_folders import check_output_folder
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     with _named(given.file):
         ids = special_token_ids(metadata, config.vocab_size)
         ends = end_token_ids(metadata, config.vocab_size)
-    settings = {f"{role}_token_id": ids.get(role) for role in ("bos", "pad")}
+    settings: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "pad")}
     settings["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
 
     def beside(folder: pathlib.Path) -> None:

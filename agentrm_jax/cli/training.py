@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.cli import models
-from agentrm_jax.cli.config import TrainConfig
+from agentrm_jax.cli.config import RunConfig, TrainConfig
 from agentrm_jax.cli.losses import MASTER, implicit_loss, loaded_dtype, reward_loss, sft_loss
 from agentrm_jax.cli.models import Model
 from agentrm_jax.cli.playing import sampled_trajectories
@@ -64,8 +64,8 @@ def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         lambda some: sft_sequences(start.tokenizer, run.prompt_of, some, longest),
         trajectories,
         lambda trajectory: trajectory.task.task_id,
-        config.sft,
-        config.seed,
+        "sft",
+        config,
     )
     loss = sft_loss(config, start.config, run.mesh)
     params, last = _fit(run, stage, "sft", start, loss, rows, config.sft, directory)
@@ -93,8 +93,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         lambda some: sequences_of(model.tokenizer, run.prompt_of, some, longest),
         paths,
         lambda path: path.trajectory.task.task_id,
-        config.train_rm,
-        config.seed,
+        "train_rm",
+        config,
     ).map(only_labelled)
     weights, targets = rows.trained.weights, rows.trained.targets
     mean = float(np.sum(weights * targets) / np.sum(weights))
@@ -140,8 +140,8 @@ def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         sequences,
         sampled_trajectories(run),
         lambda group: group[0].task.task_id,
-        config,
-        run.config.seed,
+        "train_implicit",
+        run.config,
     )
     rows = _with_reference(run, model, rows, directory)
     loss = implicit_loss(run.config, model.config, run.mesh)
@@ -171,17 +171,28 @@ def _rows(
     sequences: Callable[[Any], tuple[list[TokenSequence], int]],
     examples: Sequence[Any],
     task_of: Callable[[Any], str],
-    config: TrainConfig,
-    seed: int,
+    section: str,
+    config: RunConfig,
 ) -> _Rows:
-    """Rows of the examples' sequences, those of some tasks apart."""
+    """Rows of the examples' sequences, those of some tasks apart.
+
+    Args:
+      section: The key of `config` that holds the stage's settings.
+    """
+    fit = getattr(config, section).fit
     held: Sequence[Any] = ()
-    if share := config.fit.held_out:
-        examples, held = held_out.split(examples, task_of, share, seed)
-    made, left_out = sequences(examples)
+    if fit.held_out:
+        examples, held = held_out.split(examples, task_of, fit.held_out, config.seed)
+    try:
+        made, left_out = sequences(examples)
+        apart = sequences(held)[0] if held else None
+    except UserError as error:
+        if str(error).startswith("fit."):  # the key within the section
+            raise UserError(f"{section}.{error}") from None
+        raise
     return _Rows(
-        trained=pack(made, config.fit.length),
-        held_out=pack(sequences(held)[0], config.fit.length) if held else None,
+        trained=pack(made, fit.length),
+        held_out=None if apart is None else pack(apart, fit.length),
         left_out=left_out,
     )
 

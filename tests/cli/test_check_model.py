@@ -17,7 +17,7 @@ from agentrm_jax.cli import check_model, models
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.sharding import MeshConfig, make_mesh
-from agentrm_jax.data.tokenizer import load_tokenizer
+from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import init_reward
@@ -126,3 +126,24 @@ def test_a_gguf_file_has_to_be_converted_first(tmp_path, capsys):
     assert (
         f"convert it first: agentrm convert {tmp_path / 'x.gguf'} --to" in capsys.readouterr().err
     )
+
+
+def test_the_template_of_an_export_is_compared_as_well(tmp_path):
+    train_tokenizer(["look around"], 300).export(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            LlamaConfig(
+                vocab_size=300,
+                d_model=8,
+                num_layers=1,
+                num_heads=1,
+                num_kv_heads=1,
+                head_dim=8,
+                d_ff=8,
+            ).to_hf()
+        )
+    )
+    assert outcomes(tmp_path, logits=False)["tokens"][0] == "ok"
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("<|begin|>", "<|begin|>x"))
+    assert outcomes(tmp_path, logits=False)["tokens"][0] == "differs"

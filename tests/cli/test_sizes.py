@@ -8,7 +8,7 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from agentrm_jax.cli import sizes
+from agentrm_jax.cli import sizes, training
 from agentrm_jax.cli.load_config import load_config
 from agentrm_jax.cli.sizes import check_sizes
 from agentrm_jax.core import memory
@@ -79,6 +79,15 @@ def test_a_model_that_no_batch_makes_fit_says_what_to_do(mesh) -> None:
     fit = {"sft.fit.batch_size": 4, "sft.fit.length": 64}
     with pytest.raises(UserError, match=r"^sft: .* GiB at least .*; take more devices \(mesh.fsdp"):
         memory.check_need(need, fit, fit, GIB // 64)
+
+
+def test_an_opening_longer_than_rows_names_the_key_of_its_stage() -> None:
+    def sequences(examples):
+        raise UserError("fit.length: the opening takes 9 tokens, rows have 8")
+
+    for section in ("sft", "train_rm", "train_implicit"):
+        with pytest.raises(UserError, match=rf"^{section}\.fit\.length: the opening takes 9"):
+            training._rows(sequences, [], str, section, load_config(TINY))
 
 
 def test_a_container_limits_the_host(tmp_path, monkeypatch) -> None:
