@@ -261,7 +261,7 @@ def first_differences_are_near_ties(model: Model, task_id: str, a: Explored, b: 
         other = a.asked.get((own, purpose))
         if own != task_id or other is None or _words(other[0]) != _words(state):
             continue
-        stop = model.tokenizer.chat.stop
+        stop = model.tokenizer.chat.stop_token
         for branch, pair in enumerate(zip(other[1], proposals, strict=True)):
             x, y = ([*p.token_ids, *[stop] * p.stopped] for p in pair)
             if x == y:

@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
 @functools.cache
 def weights(seed: int):
     params = drawn(np.random.default_rng(seed))
-    stop = tokenizer().chat.stop  # made likelier, so that some replies end and some do not
+    stop = tokenizer().chat.stop_token  # made likelier, so that some replies end and some do not
     return {**params, "embed": params["embed"].at[stop].multiply(2.5)}
 
 

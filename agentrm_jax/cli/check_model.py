@@ -218,7 +218,7 @@ def _value_position(tokenizer: Any) -> Check:
 
     chat = tokenizer.chat
     state = turn_tokens(tokenizer, ["Hello."])[-1:]
-    action = chat.closing[-1:] if tokenizer.foreign and chat.closing else (chat.stop,)
+    action = chat.closing[-1:] if tokenizer.foreign and chat.closing else (chat.stop_token,)
     where = "the end of the template" if tokenizer.foreign else "the stop token"
     return Check(
         "value read at",

@@ -109,7 +109,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
         write_trained_on(folder, model.trained_on)
 
     chat = model.tokenizer.chat
-    ends = [chat.stop, *chat.ends] if chat.ends else chat.stop
+    ends = [chat.stop_token, *chat.ends] if chat.ends else chat.stop_token
     tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": ends}
     hugging_face.save(to, model.config, params, settings=tokens, beside=beside)
     return sum(x.size for x in jax.tree.leaves(params))

@@ -71,11 +71,16 @@ class ChatFormat:
     drops_reasoning: bool = False
 
     @property
-    def stop(self) -> int:
-        """The token that ends a reply."""
+    def stop_token(self) -> int:
+        """The token that stands after every reply."""
         stop = self.assistant_close[0]
         assert isinstance(stop, int)
         return stop
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The tokens that end a reply: `stop_token`, then the other ends of text."""
+        return (self.stop_token, *self.ends)
 
 
 class ChatTokenizer(Protocol):
@@ -217,27 +222,27 @@ def reply_tokens(tokenizer: ChatTokenizer, reply: str, sampled: Sequence[int] = 
     """
     own = bool(sampled) and tokenizer.decode(sampled) == reply
     if own and not any(token in tokenizer.control for token in sampled):
-        return [*sampled, tokenizer.chat.stop]
-    return [*_written_tokens(tokenizer, reply), tokenizer.chat.stop]
+        return [*sampled, tokenizer.chat.stop_token]
+    return [*_written_tokens(tokenizer, reply), tokenizer.chat.stop_token]
 
 
 def _written_tokens(tokenizer: ChatTokenizer, reply: str) -> list[int]:
     """The tokens of a written reply after the text before it, with which it is encoded."""
     chat = tokenizer.chat
     ids = [i for i, part in enumerate(chat.assistant_open) if isinstance(part, int)]
-    before = chat.assistant_open[ids[-1]] if ids else chat.stop
+    before = chat.assistant_open[ids[-1]] if ids else chat.stop_token
     assert isinstance(before, int)
     touching = "".join(map(str, chat.assistant_open[ids[-1] + 1 if ids else 0 :]))
     text = "".join(_reply_parts(chat, reply))
     if not touching:
-        return tokenizer.encode(text, before, chat.stop)
+        return tokenizer.encode(text, before, chat.stop_token)
     head = tokenizer.encode(touching, before)
-    whole = tokenizer.encode(touching + text, before, chat.stop)
+    whole = tokenizer.encode(touching + text, before, chat.stop_token)
     if whole[: len(head)] == head:
         return whole[len(head) :]
     # The reply's first characters merge with the text before it. The state stays what it was: a
     # prefix of what follows.
-    return tokenizer.encode(text, before, chat.stop)
+    return tokenizer.encode(text, before, chat.stop_token)
 
 
 def observation_tokens(tokenizer: ChatTokenizer, observation: str) -> list[int]:
@@ -245,7 +250,7 @@ def observation_tokens(tokenizer: ChatTokenizer, observation: str) -> list[int]:
     chat = tokenizer.chat
     turn = _user_turn(chat, observation)
     parts = [*chat.assistant_close[1:], *turn, *chat.assistant_open]
-    return tokens_of(tokenizer, parts, chat.stop)
+    return tokens_of(tokenizer, parts, chat.stop_token)
 
 
 def render(

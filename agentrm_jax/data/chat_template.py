@@ -271,7 +271,7 @@ def template_of(chat: ChatFormat, text_of: Callable[[Frame], str]) -> str:
     user = f"{text(chat.user_open)} + {content(chat.user_strip)} + {text(chat.user_close)}"
     reply = (
         f"{text((*chat.assistant_open, chat.reply_before))} + {content(chat.reply_strip)} + "
-        f"{text((chat.reply_after, chat.stop))}"
+        f"{text((chat.reply_after, chat.stop_token))}"
     )
     between = json.dumps(chat.between_users)
     joined = f"{{% if loop.previtem and loop.previtem['role'] == 'user' %}}{{{{ {between} }}}}"

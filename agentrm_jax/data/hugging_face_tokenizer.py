@@ -57,7 +57,7 @@ def read_hugging_face(directory: pathlib.Path) -> HuggingFace:
     used = frozenset(part for frame in frames for part in frame if isinstance(part, int))
     tokenizer = tokenizer_json.with_special(plain, used)
     specials = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-    ends = _ends_of_text(directory, specials) - {chat.stop}
+    ends = _ends_of_text(directory, specials) - {chat.stop_token}
     chat = dataclasses.replace(chat, ends=tuple(sorted(ends)))
     pad_id = _pad_token(directory, chat, specials, declared_pad)
     return HuggingFace(tokenizer, chat, pad_id, templates)
@@ -156,7 +156,7 @@ def _pad_token(
             return token
     if chat.begin and isinstance(chat.begin[0], int):
         begin = chat.begin[0]
-        if begin not in (chat.stop, chat.assistant_open[-1]):
+        if begin not in (chat.stop_token, chat.assistant_open[-1]):
             return begin
     raise UserError(f"{directory}: the tokenizer has no special token that could pad")
 
@@ -216,7 +216,7 @@ def _merging_reply(tokenizer: ChatTokenizer, vocabulary: Any) -> str | None:
     """
     chat = tokenizer.chat
     ids = [i for i, part in enumerate(chat.assistant_open) if isinstance(part, int)]
-    before = chat.assistant_open[ids[-1]] if ids else chat.stop
+    before = chat.assistant_open[ids[-1]] if ids else chat.stop_token
     text = "".join(map(str, chat.assistant_open[ids[-1] + 1 if ids else 0 :]))
     head = tokenizer.encode(text, int(before))
     if not head:

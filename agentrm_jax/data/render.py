@@ -44,7 +44,7 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
         chat = tokenizer.chat
-        self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop)) if closed else ()
+        self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop_token)) if closed else ()
         self._prompt_of = prompt_of
         self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}

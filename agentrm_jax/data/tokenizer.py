@@ -65,7 +65,7 @@ class Tokenizer:
         self._tokenizer, self.chat, self.pad_id, self.foreign = tokenizer, chat, pad_id, foreign
         # What was saved before text was encoded with its surroundings is read as it was.
         self._apart, self._inside = apart, tokenizer if apart else inside_text(tokenizer)
-        self.control = control_tokens(tokenizer) | {chat.stop}
+        self.control = control_tokens(tokenizer) | {chat.stop_token}
         names = filter(None, map(tokenizer.id_to_token, sorted(self.control)))
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._takes_left, self._takes_right = swallowing(tokenizer)
@@ -86,8 +86,8 @@ class Tokenizer:
     def stops(self) -> tuple[int, ...]:
         """The tokens that end a reply, the chat's first: ends of text, and every other token that
         is not text."""
-        others = {*self.chat.ends, *self.control} - {self.chat.stop}
-        return self.chat.stop, *sorted(others)
+        others = {*self.chat.ends, *self.control} - {self.chat.stop_token}
+        return self.chat.stop_token, *sorted(others)
 
     def encode(self, text: str, before: int | None = None, after: int | None = None) -> list[int]:
         """Returns the tokens of a text, which stands between two control tokens.
@@ -155,7 +155,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "chat_template": template_of(self.chat, self._frame_text),
             "pad_token": self._tokenizer.id_to_token(self.pad_id),
-            "eos_token": self._tokenizer.id_to_token(self.chat.stop),
+            "eos_token": self._tokenizer.id_to_token(self.chat.stop_token),
             "clean_up_tokenization_spaces": False,
         }
         path = directory / "tokenizer_config.json"

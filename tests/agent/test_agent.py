@@ -57,7 +57,7 @@ def test_proposals_are_what_was_sampled(agent):
 
 def test_every_control_token_ends_a_reply(agent):
     assert agent.stopping.tokens == tokenizer().stops
-    assert agent.stopping.tokens[0] == tokenizer().chat.stop
+    assert agent.stopping.tokens[0] == tokenizer().chat.stop_token
     assert {*agent.stopping.tokens} == tokenizer().control
     assert len(agent.stopping.tokens) == 5
 

@@ -45,7 +45,7 @@ def dense_values(params, tokens):
 def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float:
     """The value at the stop token of a reply, by a forward pass over everything."""
     rendered, _ = render(tokenizer(), PROMPT, trajectory, SIZES.context - SAMPLING.max_tokens)
-    tokens = [*rendered.tokens, *token_ids, tokenizer().chat.stop]
+    tokens = [*rendered.tokens, *token_ids, tokenizer().chat.stop_token]
     padded = np.zeros(SIZES.context + 1, np.int32)
     padded[: len(tokens)] = tokens
     return float(dense_values(weights(1), padded)[len(tokens) - 1])

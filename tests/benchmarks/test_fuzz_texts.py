@@ -47,7 +47,7 @@ def tree_with(observation: str) -> TreeRecord:
 
 def test_a_forged_turn_would_be_counted(small, monkeypatch):
     """With a tokenizer that reads `<|end|>` in a text as the end of a turn."""
-    tree, stop = tree_with("You see <|end|>."), small.tokenizer.chat.stop
+    tree, stop = tree_with("You see <|end|>."), small.tokenizer.chat.stop_token
     small.rendered([tree])
     assert (small.counts.states_rendered, small.counts.forged_turns) == (1, 0)
     plain = Tokenizer.encode

@@ -118,7 +118,7 @@ def test_parameters_and_tokens(tied, tokenizer, tmp_path):
             np.testing.assert_array_equal(params["layers"][ours][l], wanted)
     text = "go to  the red   key 12 <|end|>"
     assert found.tokenizer.encode(text) == tokenizer.encode(text)
-    assert found.tokenizer.chat.stop == tokenizer.chat.stop
+    assert found.tokenizer.chat.stop_token == tokenizer.chat.stop_token
 
 
 def test_llama_3(tokenizer, tmp_path):

@@ -68,7 +68,7 @@ def test_what_is_exported_is_read_again(what, dtype, run, tmp_path, capsys):
     assert found.tokenizer.fingerprint() == wanted.tokenizer.fingerprint()
     contents = json.loads((out / "config.json").read_text())
     assert contents["pad_token_id"] == wanted.tokenizer.pad_id
-    assert contents["eos_token_id"] == wanted.tokenizer.chat.stop
+    assert contents["eos_token_id"] == wanted.tokenizer.chat.stop_token
     listed = json.loads((out / "manifest.json").read_text())["sha256"]
     assert {"README.md", "tokenizer.json", "tokenizer_config.json"} < listed.keys()
     assert (

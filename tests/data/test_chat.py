@@ -59,7 +59,7 @@ def test_spans_hold_the_replies_and_their_stop_tokens(whole, prompt):
         assert tokenizer.decode(tokens[:-1]) == one.reply
         if one.token_ids and tokenizer.decode(one.token_ids) == one.reply:  # these are our tokens
             assert tokens[:-1] == one.token_ids
-        assert tokens[-1] == tokenizer.chat.stop
+        assert tokens[-1] == tokenizer.chat.stop_token
         assert action_end == end - 1
 
 
@@ -70,7 +70,7 @@ def test_no_text_forges_a_turn(whole, prompt):
     tokenizer = word_tokenizer()
     tokens = render(tokenizer, prompt, whole)[0].tokens.tolist()
     told = 0 if prompt is None else 2  # replies in the prompt
-    assert tokens.count(tokenizer.chat.stop) == told + len(whole.steps)
+    assert tokens.count(tokenizer.chat.stop_token) == told + len(whole.steps)
     assert tokens.count(tokenizer.chat.begin[0]) == 1
     users = 1 + len(whole.steps) + (0 if prompt is None else 3)
     assert tokens.count(tokenizer.chat.user_open[0]) == users

@@ -96,7 +96,7 @@ def test_an_exported_template_gives_our_tokens(model, turns, tmp_path):
     tokens = hugging_face.encode(text, add_special_tokens=False)
     assert tokens == rendered.tokens[: end + 1].tolist()
     assert hugging_face.pad_token_id == tokenizer.pad_id != tokens[-1]
-    assert hugging_face.eos_token_id == tokenizer.chat.stop
+    assert hugging_face.eos_token_id == tokenizer.chat.stop_token
     (tmp_path / "out" / "chat.json").unlink()  # so that it is found from the template
     again = load_tokenizer(tmp_path / "out")
     assert render(again, None, whole)[0].tokens.tolist() == rendered.tokens.tolist()
@@ -114,9 +114,9 @@ def test_an_exported_template_knows_two_roles(tmp_path):
 
 def test_the_stop_token_ends_a_turn_and_cannot_be_written(model):
     tokenizer = load_tokenizer(model)
-    written = tokenizer.decode([tokenizer.chat.stop])
+    written = tokenizer.decode([tokenizer.chat.stop_token])
     assert written in ("<|im_end|>", "<|eot|>")
-    assert tokenizer.chat.stop not in tokenizer.encode(f"x{written}y")
+    assert tokenizer.chat.stop_token not in tokenizer.encode(f"x{written}y")
     assert tokenizer.decode(tokenizer.encode(f"x{written}y")) == f"x{written}y"
 
 

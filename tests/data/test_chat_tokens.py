@@ -135,7 +135,7 @@ def test_lone_surrogates_and_any_control_character_are_text():
 
 def test_a_sampled_reply_with_control_tokens_is_read_as_its_text():
     tokenizer = word_tokenizer()
-    end, text = tokenizer.chat.stop, tokenizer.encode("go")
+    end, text = tokenizer.chat.stop_token, tokenizer.encode("go")
     forged = [*text, end, *text]
     reply = tokenizer.decode(forged)
     assert reply == f"go{END}go"
@@ -171,7 +171,7 @@ def test_all_ends_of_text_end_a_reply(generation, config, names, tmp_path):
             (tmp_path / name).write_text(json.dumps(numbers))
     tokenizer = load_tokenizer(tmp_path)
     assert sorted(tokenizer.chat.ends) == sorted(int(ids(name) or 0) for name in names)
-    assert tokenizer.stops[0] == tokenizer.chat.stop == ids("<|im_end|>")
+    assert tokenizer.stops[0] == tokenizer.chat.stop_token == ids("<|im_end|>")
     assert {*tokenizer.stops} == {ids("<|im_start|>"), ids("<|im_end|>"), ids("<s>"), ids("</s>")}
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").stops == tokenizer.stops
@@ -226,8 +226,8 @@ def test_what_was_saved_before_texts_were_encoded_together_keeps_its_tokens(tmp_
     path.write_text(json.dumps(old))
     again = load_tokenizer(tmp_path / "saved")
     blank = tokenizer.encode("look")
-    assert tokenizer.encode("look", tokenizer.chat.stop) != blank
-    assert again.encode("look", again.chat.stop) == blank
+    assert tokenizer.encode("look", tokenizer.chat.stop_token) != blank
+    assert again.encode("look", again.chat.stop_token) == blank
     again.save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "chat.json").read_text()) == old
 
@@ -353,13 +353,13 @@ def test_an_action_is_read_at_the_stop_token_or_at_the_end_of_the_template(tmp_p
         Renderer(tokenizer, lambda task: None, limit, closed=closed).both_ends(whole)[0]
         for closed in (False, True)
     )
-    newline = tokenizer.encode("\n", tokenizer.chat.stop)
+    newline = tokenizer.encode("\n", tokenizer.chat.stop_token)
     for at_stop, at_end in zip(stop, closed, strict=True):
         if at_stop.action is not None and at_end.action is not None:
             stopped, ended = (
                 [t for piece in p for t in piece] for p in (at_stop.action, at_end.action)
             )
-            assert stopped[-1] == tokenizer.chat.stop
+            assert stopped[-1] == tokenizer.chat.stop_token
             assert ended == [*stopped, *newline]
         same = [[t for piece in end.state for t in piece] for end in (at_stop, at_end)]
         assert same[0] == same[1]

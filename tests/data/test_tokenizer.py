@@ -57,7 +57,10 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert (again.pad_id, again.vocab_size) == (tokenizer.pad_id, tokenizer.vocab_size)
     assert again.fingerprint() == tokenizer.fingerprint()
     assert train_tokenizer(TEXTS, 300).fingerprint() != tokenizer.fingerprint()
-    assert (tokenizer.decode([tokenizer.pad_id]), tokenizer.decode([tokenizer.chat.stop])) == (
+    assert (
+        tokenizer.decode([tokenizer.pad_id]),
+        tokenizer.decode([tokenizer.chat.stop_token]),
+    ) == (
         PAD,
         END,
     )
