@@ -259,8 +259,10 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
         prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
         return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
     name = environment.registered
+    with blaming(f"environment {name!r}: prompt"):
+        prompt = load_family(name).prompt()
     with blaming(f"environment {name!r}"):
-        return admit_prompt(load_family(name).prompt())
+        return admit_prompt(prompt)
 
 
 def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.core.text import admit_text
@@ -18,11 +19,21 @@ def expert_trajectories(
 ) -> Iterator[Trajectory]:
     """The successful expert trajectories of the tasks, in their order.
 
-    A task is left out where the expert finds no way, or its actions do not succeed when they are
-    played.
+    A task is left out if the expert finds no way, if its actions do not succeed when they are
+    played, or if its environment fails.
+
+    Raises:
+      UserError: An expert raises, or environments failed and no trajectory is left.
     """
+    failures: list[str] = []
+    count = 0
     for first in range(0, len(tasks), _TOGETHER):
-        yield from _played(pool, _demonstrations(tasks[first : first + _TOGETHER], on_task))
+        planned = _demonstrations(tasks[first : first + _TOGETHER], on_task)
+        for trajectory in _played(pool, planned, failures):
+            count += 1
+            yield trajectory
+    if failures and not count:
+        raise UserError(f"experts: no trajectory is left; the first failure: {failures[0]}")
 
 
 def _demonstrations(
@@ -45,15 +56,17 @@ def _admitted(turn: Demonstration) -> Demonstration:
 
 
 def _played(
-    pool: EnvPool, planned: Sequence[tuple[Task, list[Demonstration]]]
+    pool: EnvPool, planned: Sequence[tuple[Task, list[Demonstration]]], failures: list[str]
 ) -> Iterator[Trajectory]:
-    """Plays all plans side by side, one step of each at a time."""
+    """Plays all plans side by side, one step of each at a time; notes why environments failed."""
     handles: dict[int, int] = {}
     trajectories: dict[int, Trajectory] = {}
     for i, answer in enumerate(pool.reset([task for task, _ in planned])):
-        if not isinstance(answer, EnvironmentFailure):
-            handles[i] = answer[0]
-            trajectories[i] = Trajectory(task=planned[i][0], first_observation=answer[1])
+        if isinstance(answer, EnvironmentFailure):
+            failures.append(answer.reason)
+            continue
+        handles[i] = answer[0]
+        trajectories[i] = Trajectory(task=planned[i][0], first_observation=answer[1])
     playing = list(handles)
     depth = 0
     while playing:
@@ -62,6 +75,7 @@ def _played(
         playing = []
         for (i, turn), answer in zip(turns.items(), answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
+                failures.append(answer.reason)
                 continue
             step = Step(reply=turn.reply, action=turn.action, transition=answer)
             trajectories[i] = trajectories[i].extended(step)

@@ -46,3 +46,9 @@ def test_an_expert_that_fails_is_one_line(monkeypatch, demonstrate, message):
 
 def test_an_expert_that_finds_no_way_leaves_the_task_out(monkeypatch):
     assert trajectories(monkeypatch, lambda self, task: None) == []
+
+
+def test_environments_that_all_fail_are_one_line_with_the_reason(monkeypatch):
+    monkeypatch.setattr(Maze, "create", lambda self: None)
+    with pytest.raises(UserError, match=r"no trajectory is left; the first failure: environment "):
+        trajectories(monkeypatch, Maze.demonstrate)
