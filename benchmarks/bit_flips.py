@@ -92,11 +92,11 @@ def _write_model(folder: pathlib.Path) -> None:
 def _write_export(folder: pathlib.Path) -> None:
     model = _model()
 
-    def beside(partial: pathlib.Path) -> None:
+    def add_files(partial: pathlib.Path) -> None:
         model.tokenizer.export(partial)
         write_trained_on(partial, model.trained_on)
 
-    hugging_face.save(folder / "model", model.config, model.params, beside=beside)
+    hugging_face.save(folder / "model", model.config, model.params, add_files=add_files)
 
 
 def _read_model(folder: pathlib.Path) -> Any:

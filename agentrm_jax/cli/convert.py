@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     settings: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "pad")}
     settings["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
 
-    def beside(folder: pathlib.Path) -> None:
+    def add_files(folder: pathlib.Path) -> None:
         with _named(given.file):
             write_gguf_tokenizer(metadata, folder)
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         config,
         jax.tree.map(lambda x: x.astype(jax.numpy.dtype(given.dtype)), params),
         settings=settings,
-        beside=beside,
+        add_files=add_files,
     )
     size = sum(x.size for x in jax.tree.leaves(params))
     print(f"{given.to}: {size:,} parameters in {given.dtype}, read from {given.file}")

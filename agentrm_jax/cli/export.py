@@ -103,7 +103,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
         code=code,
     )
 
-    def beside(folder: pathlib.Path) -> None:
+    def add_files(folder: pathlib.Path) -> None:
         model.tokenizer.export(folder)
         (folder / "README.md").write_text(readme, encoding="utf-8")
         write_trained_on(folder, model.trained_on)
@@ -111,5 +111,5 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     chat = model.tokenizer.chat
     ends = [chat.stop_token, *chat.ends] if chat.ends else chat.stop_token
     tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": ends}
-    hugging_face.save(to, model.config, params, settings=tokens, beside=beside)
+    hugging_face.save(to, model.config, params, settings=tokens, add_files=add_files)
     return sum(x.size for x in jax.tree.leaves(params))

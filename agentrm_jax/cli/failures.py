@@ -152,9 +152,9 @@ def ended(
     if debug:
         traceback.print_exception(error)
     if isinstance(error, Stopped):
-        return _say(f"{error}; the same command goes on from here", 0)
+        return _say(f"{error}; run the same command again to resume", 0)
     if isinstance(error, KeyboardInterrupt):
-        return _say("interrupted; the same command goes on from here", 130)
+        return _say("interrupted; run the same command again to resume", 130)
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return 141  # whoever read the output has enough
     if isinstance(error, UserError):

@@ -140,11 +140,11 @@ def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     if kind == "reward":
         config["value_head"] = dataclasses.asdict(model.head)
 
-    def beside(folder: pathlib.Path) -> None:
+    def add_files(folder: pathlib.Path) -> None:
         model.tokenizer.save(folder)
         write_trained_on(folder, model.trained_on)
 
-    save_model(directory, kind, config, model.params, beside)
+    save_model(directory, kind, config, model.params, add_files)
 
 
 def _stored_config(directory: pathlib.Path, kind: str) -> LlamaConfig:

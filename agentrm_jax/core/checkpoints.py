@@ -35,7 +35,7 @@ def save_model(
     kind: str,
     config: Mapping[str, Any],
     params: Any,
-    beside: Callable[[pathlib.Path], None] | None = None,
+    add_files: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
     """Writes a finished model; the folder appears in one piece or not at all.
 
@@ -45,7 +45,7 @@ def save_model(
       directory: An unchanged model that is there already is replaced.
       kind: `policy` or `reward`.
       config: Whatever is needed to rebuild the model, as JSON values.
-      beside: Writes further files, such as the tokenizer's, into the folder that it is given.
+      add_files: Writes further files, such as the tokenizer's, into the folder of its argument.
 
     Raises:
       UserError: The folder holds files that agentrm did not write, or cannot be written.
@@ -56,8 +56,8 @@ def save_model(
     def finish() -> None:
         stored = {"kind": kind, "config": dict(config)}
         (partial / _MODEL_FILE).write_text(json.dumps(stored, indent=1))
-        if beside is not None:
-            beside(partial)
+        if add_files is not None:
+            add_files(partial)
         finish_folder(partial, directory)
 
     try:

@@ -43,7 +43,7 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...] | None] = {
     "expert_used_count": (0,),
     "attention.causal": (True,),
 }
-"""Keys beside those that are read, and the values with which they change nothing; None: all."""
+"""Keys that change nothing if they have one of these values; None: any value."""
 
 
 def read_gguf(path: pathlib.Path) -> tuple[LlamaConfig, Params, dict[str, Any]]:

@@ -179,7 +179,7 @@ def save(
     params: Params,
     *,
     settings: Mapping[str, Any] | None = None,
-    beside: Callable[[pathlib.Path], None] | None = None,
+    add_files: Callable[[pathlib.Path], None] | None = None,
     most_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a policy or a reward model as a Hugging Face directory, in one piece or not at all.
@@ -188,7 +188,7 @@ def save(
       directory: An unchanged one that is there already is replaced.
       params: All of them within reach of this process.
       settings: More keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
-      beside: Writes further files, such as the tokenizer's, into the folder that it is handed.
+      add_files: Writes further files, such as the tokenizer's, into the folder of its argument.
       most_bytes: Largest file of weights, and what is held in memory at once.
 
     Raises:
@@ -215,8 +215,8 @@ def save(
             [(part, flat[path]) for path, parts in tensors.items() for part in parts],
             most_bytes,
         )
-        if beside is not None:
-            beside(partial)
+        if add_files is not None:
+            add_files(partial)
 
 
 def _classifier(config: LlamaConfig, bias: float) -> dict[str, Any]:

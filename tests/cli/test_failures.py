@@ -57,8 +57,8 @@ def fails(monkeypatch, capsys, tmp_path):
     [
         (UserError("seed must be at least 0"), 2, "agentrm: error: seed must be at least 0"),
         (UserError("bad \x1b[31mname\nx"), 2, "agentrm: error: bad \\x1b[31mname\\nx"),
-        (KeyboardInterrupt(), 130, "agentrm: interrupted; the same command goes on from here"),
-        (Stopped("stopped"), 0, "agentrm: stopped; the same command goes on from here"),
+        (KeyboardInterrupt(), 130, "agentrm: interrupted; run the same command again to resume"),
+        (Stopped("stopped"), 0, "agentrm: stopped; run the same command again to resume"),
         (FileNotFoundError(2, "No such file", "/x/y"), 2, "agentrm: error: /x/y: No such file"),
         (NAMED, 2, "agentrm: error: /data/x: no space left on the disk; free some, then"),
         (FULL, 2, "agentrm: error: output: no space left on the disk; free some, then"),

@@ -56,7 +56,7 @@ def test_an_interrupted_command_says_so(moment, tmp_path, monkeypatch, capsys) -
     assert command_line.main(["run"]) == 130
     assert time.monotonic() - began < 5
     said = capsys.readouterr().err
-    assert said == "agentrm: interrupted; the same command goes on from here\n"
+    assert said == "agentrm: interrupted; run the same command again to resume\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     sys.modules.pop("interrupted_module", None)
 

@@ -104,14 +104,14 @@ def test_saving_replaces_and_takes_more(tmp_path):
     """The tokenizer's files come from elsewhere, and are in the manifest with the others."""
     target = tmp_path / "model"
     hugging_face.save(
-        target, CONFIG, made(CONFIG, seed=0), beside=lambda folder: (folder / "old").touch()
+        target, CONFIG, made(CONFIG, seed=0), add_files=lambda folder: (folder / "old").touch()
     )
     hugging_face.save(
         target,
         CONFIG,
         made(CONFIG, seed=1),
         settings={"eos_token_id": 7},
-        beside=lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        add_files=lambda folder: (folder / "tokenizer.json").write_text("{}"),
     )
     names = {"config.json", "model.safetensors", "tokenizer.json"}
     assert {path.name for path in target.iterdir()} == names | {"manifest.json"}
@@ -130,7 +130,7 @@ def test_nothing_is_replaced_when_saving_fails(tmp_path):
 
     with pytest.raises(RuntimeError):
         hugging_face.save(tmp_path / "model", CONFIG, made(CONFIG, seed=2),
-                          beside=fail)  # fmt: skip
+                          add_files=fail)  # fmt: skip
     assert_equal(load(tmp_path / "model"), params)
 
 
