@@ -24,7 +24,7 @@ import numpy as np
 
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.fitting import first_steps, fit_step
+from agentrm_jax.data.fitting import first_steps, fit_first_observation, fit_step
 
 Frame = tuple[int | str, ...]
 """What stands around a turn: ids of tokens, and text that is encoded with what it touches."""
@@ -116,7 +116,7 @@ class Rendered:
         had to be shortened.
       action_ends: Of each step, where its stop token is.
       state_ends: Of each state, where its last token is: one more than steps.
-      shortened: How many steps were shortened to fit.
+      shortened: How many steps were shortened to fit; the first observation counts as one.
     """
 
     tokens: np.ndarray
@@ -259,18 +259,28 @@ def render(
     trajectory: Trajectory,
     limit: int | None = None,
     *,
+    opening_limit: int | None = None,
     all_steps: bool = False,
 ) -> tuple[Rendered, int]:
     """Renders a trajectory as tokens.
 
     Args:
-      limit: Most tokens of a state. A step that alone is longer is shortened.
+      limit: Most tokens of a state. A step that alone is longer is shortened, and so is a first
+        observation that leaves no room for steps.
+      opening_limit: The limit for which the first observation is shortened, if it is another one.
       all_steps: Whether steps are kept that do not fit together.
 
     Returns:
       The tokens, and how many of the oldest steps were left out to fit `limit`.
     """
-    tokens = opening_tokens(tokenizer, prompt, trajectory.first_observation)
+    tokens = instruction_tokens(tokenizer, prompt)
+    first, shortened = fit_first_observation(
+        trajectory.first_observation,
+        len(tokens),
+        opening_limit or limit,
+        lambda text: first_observation_tokens(tokenizer, text, prompt),
+    )
+    tokens.extend(first)
     room = None if limit is None else limit - len(tokens)
     steps = [
         fit_step(
@@ -301,6 +311,6 @@ def render(
         reply_spans=tuple(spans),
         action_ends=tuple(action_ends),
         state_ends=tuple(state_ends),
-        shortened=sum(step.shortened for step in steps[dropped:]),
+        shortened=shortened + sum(step.shortened for step in steps[dropped:]),
     )
     return rendered, dropped

@@ -1,4 +1,4 @@
-"""What fits into a context: whole steps, and both ends of a step that alone is too long."""
+"""What fits into a context: whole steps, and both ends of a text that alone is too long."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 Encode = Callable[[str], Sequence[int]]
 
 _MARK = " ... [{} tokens left out] ... "
+_LEAST_FOR_STEPS = 8  # one in so many tokens of a state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,14 +58,33 @@ def fit_step(
     cut = len(replied) + least > room
     if cut:
         share = min(room - least, max(room // 2, room - len(observed)))
-        replied = _shortened(reply_text, len(replied), share, encode_reply)
+        replied = _without_middle(reply_text, len(replied), share, encode_reply)
     left = room - len(replied)
     if len(observed) > left:
-        observed = _shortened(observation_text, len(observed), left, encode_observation)
+        observed = _without_middle(observation_text, len(observed), left, encode_observation)
     return FittedStep(reply=replied, observation=observed, shortened=True, reply_shortened=cut)
 
 
-def _shortened(text: str, total: int, room: int, encode: Encode) -> Sequence[int]:
+def fit_first_observation(
+    text: str, before: int, limit: int | None, encode: Encode
+) -> tuple[Sequence[int], bool]:
+    """Returns the tokens of a first observation, and whether it lost its middle.
+
+    It does if it would leave less than an eighth of a state for steps.
+
+    Args:
+      text: The first observation.
+      before: Tokens of the instruction before it.
+      limit: Most tokens of a state; None does not limit it.
+      encode: The tokens of a first observation, those around it included.
+    """
+    tokens = encode(text)
+    if limit is None or len(tokens) <= (room := limit - limit // _LEAST_FOR_STEPS - before):
+        return tokens, False
+    return _without_middle(text, len(tokens), room, encode), True
+
+
+def _without_middle(text: str, total: int, room: int, encode: Encode) -> Sequence[int]:
     """The tokens of a text of `total` tokens without its middle: as much of both ends as fits into
     `room` tokens; of the empty text if not even the mark does."""
     around = len(encode(""))
@@ -86,9 +106,9 @@ def _shortened(text: str, total: int, room: int, encode: Encode) -> Sequence[int
 def first_steps(lengths: Sequence[int], room: int) -> list[int]:
     """The first step that each state keeps, the state before any step included.
 
-    Where a new step makes the kept ones longer than the room, the oldest go until half of the room
-    is free: what is left can then be continued for some steps before it has to be read anew from
-    its beginning.
+    If a new step makes the kept ones longer than the room, the oldest are left out until half of
+    the room is free: the rest can then be continued for some steps before it has to be read again
+    from its beginning.
 
     Args:
       lengths: Tokens of each step.

@@ -18,7 +18,7 @@ from agentrm_jax.data.chat import (
     reply_tokens,
     tokens_of,
 )
-from agentrm_jax.data.fitting import FittedStep, first_steps, fit_step
+from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observation, fit_step
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
@@ -28,8 +28,8 @@ class Renderer:
     Args:
       tokenizer: The model's.
       prompt_of: The prompt of a task, or None for a model that was trained without one.
-      limit: Most tokens of a state. Longer ones lose whole steps, the oldest first; a step that
-        alone is too long loses the middle of its observation.
+      limit: Most tokens of a state. Longer ones lose whole steps, the oldest first; an observation
+        that alone is too long loses its middle.
       closed: Whether `both_ends` reads an action at the end of what the template writes after the
         last reply, in place of the stop token.
     """
@@ -46,7 +46,7 @@ class Renderer:
         chat = tokenizer.chat
         self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop_token)) if closed else ()
         self._prompt_of = prompt_of
-        self._openings: dict[tuple[Prompt | None, str], list[np.ndarray]] = {}
+        self._openings: dict[tuple[Prompt | None, str], Opening] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
         # They repeat between branches, and every state repeats those before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
@@ -78,37 +78,45 @@ class Renderer:
             self._instructions[prompt] = np.asarray(tokens, np.int32)
         return self._instructions[prompt]
 
-    def opening(self, trajectory: Trajectory) -> list[np.ndarray]:
-        """The instruction, if any, and the first observation, up to the first reply."""
-        task = trajectory.task
-        key = (self._prompt_of(task), trajectory.first_observation)
+    def opening(self, trajectory: Trajectory) -> Opening:
+        """Returns the instruction, if any, and the first observation, up to the first reply.
+
+        Raises:
+          UserError: The prompt leaves no room for a first observation.
+        """
+        task, prompt = trajectory.task, self._prompt_of(trajectory.task)
+        key = (prompt, trajectory.first_observation)
         if key not in self._openings:
             instruction = self.instruction(task)
             begin = [] if instruction is not None else instruction_tokens(self.tokenizer, None)
-            first = first_observation_tokens(
-                self.tokenizer, trajectory.first_observation, self._prompt_of(task)
+            before = len(begin) if instruction is None else len(instruction)
+            first, shortened = fit_first_observation(
+                trajectory.first_observation,
+                before,
+                self.limit,
+                lambda text: first_observation_tokens(self.tokenizer, text, prompt),
             )
             pieces = [np.asarray([*begin, *first], np.int32)]
             if instruction is not None:
                 pieces.insert(0, instruction)
-            count = sum(map(len, pieces))
-            if count > self.limit:
+            if before + len(first) > self.limit:
                 raise UserError(
-                    f"engine.context: the opening of task {task.task_id} takes {count} "
-                    f"tokens and {self.limit} are left for it"
+                    f"engine.context: the prompt of task {task.task_id} and what stands around its "
+                    f"first observation take {before + len(first)} tokens, and {self.limit} are "
+                    "left for them"
                 )
-            self._openings[key] = pieces
+            self._openings[key] = Opening(pieces, shortened)
         return self._openings[key]
 
-    def kept(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], int]:
+    def kept(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], int]:
         """Returns the opening, the steps that fit, and how many of the oldest do not."""
         opening, turns, firsts = self._read(trajectory)
         return opening, turns[firsts[-1] :], firsts[-1]
 
-    def _read(self, trajectory: Trajectory) -> tuple[list[np.ndarray], list[Turn], list[int]]:
+    def _read(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], list[int]]:
         """The opening, all steps, and the first step that each state keeps."""
         opening = self.opening(trajectory)
-        room = self.limit - sum(map(len, opening))
+        room = self.limit - sum(map(len, opening.pieces))
         turns = []
         for step in trajectory.steps:
             fitted = self._fitted(step.reply, step.token_ids, step.transition.observation, room)
@@ -128,7 +136,7 @@ class Renderer:
         """
         opening, turns, dropped = self.kept(trajectory)
         steps = [np.asarray([*t.reply, *t.observation], np.int32) for t in turns]
-        return [*opening, *steps], dropped
+        return [*opening.pieces, *steps], dropped
 
     def both_ends(self, trajectory: Trajectory) -> tuple[list[Ends], int]:
         """Returns what a reward model reads at both ends of each step, where values are trained.
@@ -138,16 +146,18 @@ class Renderer:
 
         Returns:
           The ends of each state, the one before any step first; and how many steps did not fit
-          after the last one: the oldest, which are left out, and those that were shortened.
+          after the last one: the oldest, which are left out, and those that were shortened. A
+          first observation that was shortened counts as one.
         """
-        opening, turns, firsts = self._read(trajectory)
+        (opening, shortened), turns, firsts = self._read(trajectory)
         steps = [self._step_pieces(turn) for turn in turns]
         ends = [Ends(None, opening)]
         for step, first in enumerate(firsts[1:]):
             earlier = [piece for _, kept in steps[first:step] for piece in kept]
             action, state = steps[step]
             ends.append(Ends([*opening, *earlier, action], [*opening, *earlier, *state]))
-        return ends, firsts[-1] + sum(turn.shortened for turn in turns[firsts[-1] :])
+        shortened += sum(turn.shortened for turn in turns[firsts[-1] :])
+        return ends, firsts[-1] + shortened
 
     def _step_pieces(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
         """A step's piece up to the end of its action, and its pieces up to the state after it."""
@@ -162,13 +172,13 @@ class Renderer:
         decoded is a piece, and what lies between two replies is one.
 
         The number counts the steps that did not fit: the oldest ones, which are left out, and
-        those that were shortened.
+        those that were shortened. A first observation that was shortened counts as one.
 
         Where the oldest steps did not fit nothing behind them was read before in this place, and
         all that is left is one piece.
         """
-        opening, turns, dropped = self.kept(trajectory)
-        truncated = dropped + sum(turn.shortened for turn in turns)
+        (opening, shortened), turns, dropped = self.kept(trajectory)
+        truncated = dropped + shortened + sum(turn.shortened for turn in turns)
         pieces = list(opening)
         if dropped:
             rest = [token for t in turns for token in (*t.reply, *t.observation)]
@@ -182,6 +192,13 @@ class Renderer:
             pieces.append(np.asarray([*go, *turn.reply[:read]], np.int32))
             pieces.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
         return pieces, truncated
+
+
+class Opening(NamedTuple):
+    """The pieces before the first reply, and whether the first observation lost its middle."""
+
+    pieces: list[np.ndarray]
+    shortened: bool
 
 
 class Ends(NamedTuple):

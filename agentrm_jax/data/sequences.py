@@ -107,11 +107,14 @@ def pair_sequences(
     for pair in pairs:
         task = pair[0].task
         # Half of what the opening leaves for each.
-        opening, _ = render(tokenizer, prompt_of(task), dataclasses.replace(pair[0], steps=()))
+        start = dataclasses.replace(pair[0], steps=())
+        opening, _ = render(tokenizer, prompt_of(task), start, length)
         _check_opening(opening, length, task)
         root = len(opening.tokens) - 1
         limit = root + (length - root) // 2
-        branches = [render(tokenizer, prompt_of(task), side, limit) for side in pair]
+        branches = [
+            render(tokenizer, prompt_of(task), side, limit, opening_limit=length) for side in pair
+        ]
         sequences.append(_fork([rendered for rendered, _ in branches], root))
         left_out += sum(dropped for _, dropped in branches)
     return sequences, left_out

@@ -115,18 +115,18 @@ def test_a_long_conversation_loses_whole_steps_from_the_front():
 def test_pieces_equal_the_rendering(whole, prompt, limit):
     tokenizer = word_tokenizer()
     renderer = Renderer(tokenizer, lambda task: prompt, limit)
-    fits = len(render(tokenizer, prompt, prefix(whole, 0))[0].tokens) <= limit
+    fits = len(render(tokenizer, prompt, prefix(whole, 0), limit)[0].tokens) <= limit
     states = [prefix(whole, n) for n in range(1, len(whole.steps) + 1)]
     if not fits or any(
         render(tokenizer, prompt, state, limit)[1] == len(state.steps) for state in states
     ):
-        with pytest.raises(UserError, match=r"engine\.context: (the opening|a step) of task toy/0"):
+        with pytest.raises(UserError, match=r"engine\.context: (the prompt|a step) of task toy/0"):
             renderer.pieces(whole)
         return
     pieces, dropped = renderer.pieces(whole)
     rendered, also_dropped = render(tokenizer, prompt, whole, limit)
     assert dropped == also_dropped
-    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole))
+    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole).pieces)
     np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
 
 
@@ -146,7 +146,7 @@ def test_each_task_gets_its_own_prompt():
             )
 
 
-def test_an_opening_that_does_not_fit_names_the_task():
+def test_a_prompt_that_does_not_fit_names_the_task():
     renderer = Renderer(word_tokenizer(), lambda task: PROMPT, 10)
-    with pytest.raises(UserError, match=r"toy/0 takes \d+ tokens and 10 are left"):
+    with pytest.raises(UserError, match=r"prompt of task toy/0 .* tokens, and 10 are left"):
         renderer.opening(trajectory(0))

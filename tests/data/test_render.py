@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.chat import Rendered, opening_tokens, render
+from agentrm_jax.data.chat import Rendered, instruction_tokens, opening_tokens, render
 from agentrm_jax.data.render import Renderer
 
 
@@ -96,6 +96,26 @@ def test_a_long_observation_loses_its_middle_and_the_action_stays(room: int) -> 
     ended = dataclasses.replace(whole, steps=(*steps, step("Action: end", "Ok.")))
     after = tokenizer.decode(np.concatenate(renderer.pieces(ended)[0]).tolist())
     assert after.endswith("Action: end<|end|><|user|>Ok.<|assistant|>")
+
+
+def test_a_long_first_observation_loses_its_middle_and_leaves_room_for_steps() -> None:
+    tokenizer, whole = word_tokenizer(), trajectory(2)
+    whole = dataclasses.replace(whole, first_observation=f"Your goal: {LONG}The end.")
+    instruction = instruction_tokens(tokenizer, PROMPT)
+    limit = len(instruction) + 400
+    renderer = Renderer(tokenizer, lambda task: PROMPT, limit)
+    pieces, dropped = renderer.pieces(whole)
+    text = tokenizer.decode(np.concatenate(pieces[1:]).tolist())
+    assert re.match(r"<\|user\|>Your goal: .* \.\.\. \[\d+ tokens left out\] \.\.\. ", text)
+    assert "The end.<|assistant|>" in text
+    assert text.count(whole.steps[-1].action) == 1
+    opening = sum(map(len, renderer.opening(whole).pieces))
+    assert limit - limit // 8 - 4 <= opening <= limit - limit // 8
+    assert dropped < len(whole.steps)
+    assert renderer.decoded_pieces(whole)[1] == dropped + 1
+    rendered, also_dropped = render(tokenizer, PROMPT, whole, limit)
+    np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
+    assert (also_dropped, rendered.shortened) == (dropped, 1)
 
 
 def test_a_long_reply_keeps_its_action_and_teaches_nothing() -> None:
