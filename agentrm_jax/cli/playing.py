@@ -167,6 +167,14 @@ def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
     trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
     paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
+    if not paths:
+        failed = [tree.error for tree in trees if tree.error is not None]
+        reason = (
+            f"{len(failed)} of {len(trees)} trees failed, the first with: {failed[0]}"
+            if failed
+            else f"no state was visited label.min_visits = {run.config.label.min_visits} times"
+        )
+        raise UserError(f"label: no state has a label; {reason}")
     write_paths(directory / DATASET, paths)
     values = np.array([v for path in paths for v in path.values])
     weights = np.array([w for path in paths for w in path.weights])

@@ -12,6 +12,7 @@ from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.stage_files import KEY
+from agentrm_jax.data.trees import TreeStore
 
 EPISODES = "eval/greedy/episodes.jsonl"
 
@@ -117,6 +118,23 @@ def test_a_torn_file_of_a_finished_stage_is_damage(copy, capsys, command, name):
     if stage:
         shutil.rmtree(copy / stage)
     assert str(path) in error_of(capsys, command, copy)
+
+
+def test_trees_that_all_failed_say_why_there_is_no_label(copy, capsys):
+    trees = TreeStore.read(copy / "trees").values()
+    shutil.rmtree(copy / "states")
+    (copy / "trees/trees.jsonl").unlink()
+    record = json.loads((copy / "trees/stage.json").read_text())
+    del record["summary"][KEY], record["sha256"]
+    (copy / "trees/stage.json").write_text(json.dumps(record))
+    store = TreeStore(copy / "trees")
+    for number, tree in enumerate(trees):
+        store.begin(tree.task, tree.first_observation)
+        store.finish(tree.task.task_id, error=f"environment 'maze': broken {number}")
+    store.close()
+    said = error_of(capsys, "label", copy)
+    count = len(trees)
+    assert f"{count} of {count} trees failed, the first with: environment 'maze': broken" in said
 
 
 def test_results_count_replies_without_an_action_and_failures(finished):
