@@ -174,7 +174,7 @@ def _write_trees(folder: pathlib.Path) -> None:
         path = (0, 1, 2, 3)
         store.append(
             IterationRecord(task_id=_task(number).task_id, iteration=0, nodes=nodes, path=path,
-                            outcome=0.0)
+                            outcome=0.5)
         )  # fmt: skip
         store.finish(_task(number).task_id)
     store.close()
