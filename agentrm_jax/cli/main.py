@@ -28,7 +28,7 @@ _STAGE_COMMANDS = {
 _COMMANDS = {
     "run": "all stages in turn; those whose output is there are skipped",
     **_STAGE_COMMANDS,
-    "report": "write report.html, report.json and results.json anew",
+    "report": "write report.html, report.json and results.json again",
     "plan": "whether a run fits TPUs of a topology; no TPU is needed",
     "envs": "environments: list, check, play",
     "convert": "write a GGUF file of a Llama as a Hugging Face directory",
