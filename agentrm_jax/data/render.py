@@ -78,12 +78,15 @@ class Renderer:
             self._instructions[prompt] = np.asarray(tokens, np.int32)
         return self._instructions[prompt]
 
-    def opening(self, trajectory: Trajectory) -> Opening:
+    def opening(self, trajectory: Trajectory) -> list[np.ndarray]:
         """Returns the instruction, if any, and the first observation, up to the first reply.
 
         Raises:
           UserError: The prompt leaves no room for a first observation.
         """
+        return self._fitted_opening(trajectory).pieces
+
+    def _fitted_opening(self, trajectory: Trajectory) -> Opening:
         task, prompt = trajectory.task, self._prompt_of(trajectory.task)
         key = (prompt, trajectory.first_observation)
         if key not in self._openings:
@@ -115,7 +118,7 @@ class Renderer:
 
     def _read(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], list[int]]:
         """The opening, all steps, and the first step that each state keeps."""
-        opening = self.opening(trajectory)
+        opening = self._fitted_opening(trajectory)
         room = self.limit - sum(map(len, opening.pieces))
         turns = []
         for step in trajectory.steps:

@@ -126,7 +126,7 @@ def test_pieces_equal_the_rendering(whole, prompt, limit):
     pieces, dropped = renderer.pieces(whole)
     rendered, also_dropped = render(tokenizer, prompt, whole, limit)
     assert dropped == also_dropped
-    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole).pieces)
+    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole))
     np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
 
 

@@ -109,7 +109,7 @@ def test_a_long_first_observation_loses_its_middle_and_leaves_room_for_steps() -
     assert re.match(r"<\|user\|>Your goal: .* \.\.\. \[\d+ tokens left out\] \.\.\. ", text)
     assert "The end.<|assistant|>" in text
     assert text.count(whole.steps[-1].action) == 1
-    opening = sum(map(len, renderer.opening(whole).pieces))
+    opening = sum(map(len, renderer.opening(whole)))
     assert limit - limit // 8 - 4 <= opening <= limit - limit // 8
     assert dropped < len(whole.steps)
     assert renderer.decoded_pieces(whole)[1] == dropped + 1
