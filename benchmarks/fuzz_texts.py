@@ -329,7 +329,7 @@ class Fuzzer:
         pool.close()
 
     def rendered(self, trees: Sequence[TreeRecord]) -> None:
-        """Control tokens of whole trajectories against those of harmless ones."""
+        """Compares the control tokens of trajectories with those of harmless trajectories."""
         for tree in trees:
             for trajectory in tree.finished_trajectories():
                 if any(len(text) > 10_000 for text in texts_of(trajectory)):

@@ -18,13 +18,13 @@ Compares a model with transformers and prints a table. PATH is a Hugging Face di
 folder of a run (RUN/sft/model).
 
   template        whether the chat template can be read: append-only, ended by a special token
-  tokens          ours of the probe conversations and those of apply_chat_template, at each turn
+  tokens          our tokens of the probe conversations and apply_chat_template's, at each turn
   export          the same with the directory that `agentrm export` would write
   special tokens  in text they are plain text, so that no observation can forge a turn
   replies end at  the tokens that end a reply, and whether transformers stops at the same
   embedding       whether the largest token id is within it
   value read at   of a reward model, the last token that is read before a score
-  logits          ours and those of transformers, if torch is installed (both in float32: the
+  logits          ours and transformers', if torch is installed (both in float32: the
                   model is in memory twice; --no-logits leaves them out)
 
 The exit status is 1 if something differs, 2 if the model cannot be read at all.
@@ -146,7 +146,7 @@ def _template_notes(tokenizer: Any) -> str:
 def _compared(
     name: str, tokenizer: Any, directory: pathlib.Path, *, exported: bool = False
 ) -> Check:
-    """Our tokens of the probe conversations and those of a directory's template."""
+    """Compares our tokens of the probe conversations with a directory's template."""
     from transformers import AutoTokenizer
 
     from agentrm_jax.data.hugging_face_tokenizer import differences
@@ -195,7 +195,7 @@ def _special_tokens(tokenizer: Any) -> Check:
 
 
 def _ends(tokenizer: Any, directory: pathlib.Path) -> Check:
-    """The tokens that end a reply against those of `generation_config.json`."""
+    """Compares the tokens that end a reply with `generation_config.json`."""
     stops = tokenizer.stops
     names = [tokenizer.decode([token]).strip() for token in (stops[0], *tokenizer.chat.ends)]
     more = len(stops) - len(names)

@@ -205,13 +205,13 @@ def _stdout_is_full() -> bool:
         if error.errno in _FULL:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             return True
-    except ValueError:
-        pass
+    except ValueError:  # a closed stream
+        return False
     return False
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that led to it."""
+    """The error and the errors that led to it."""
     left, seen = [error], set()
     while left:
         one = left.pop()

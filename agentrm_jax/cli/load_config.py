@@ -116,7 +116,7 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
 
 
 def _config(kind: Any, node: Node, key: str) -> Any:
-    """A configuration of its values; those that are absent have their defaults."""
+    """Builds a configuration from its values; absent keys have their defaults."""
     assert isinstance(node.value, dict)  # `_check_keys` has looked
     known = _types(kind)
     values = {

@@ -35,7 +35,7 @@ _COMMANDS = {
     "export": "write a policy or a reward model for transformers and others",
     "import": "read expert trajectories in the conversation format of ETO or AgentGym",
     "score": "what a reward model thinks of trajectories, step by step",
-    "check-model": "compare a model's tokens and logits with those of transformers",
+    "check-model": "compare a model's tokens and logits with transformers",
     "eval-rm": "how well a reward model's scores agree with search trees; no environment",
 }
 _OWN_ARGUMENTS = {  # modules of commands that take more or less than a configuration

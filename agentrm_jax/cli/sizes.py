@@ -39,7 +39,7 @@ def check_sizes(config: RunConfig, mesh: Mesh) -> None:
     """
     have, shape = smallest_device_bytes(list(mesh.local_devices)), _shape(config)
     model, usual = {}, {}
-    if config.policy is None:  # else it is as it is
+    if config.policy is None:  # a given policy has its own size
         model = {f"model.{name}": shape[name] for name in _SHAPE}
         usual = {f"model.{name}": getattr(ModelConfig(), name) for name in _SHAPE}
     for name, train in _trained(config).items():

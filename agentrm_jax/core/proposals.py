@@ -1,4 +1,4 @@
-"""The door through which what policies and reward models say enters a search."""
+"""Checks of the answers of policies and reward models where they enter a search."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
     """Returns a proposal with valid texts of bounded length and plain numbers.
 
     Raises:
-      UserError: A field cannot be what it should be; names the field and the task.
+      UserError: A field has another type or is out of range; names the field and the task.
     """
     if not isinstance(proposal, Proposal):
         raise _mistake("proposals", "be Proposal", proposal, task_id)

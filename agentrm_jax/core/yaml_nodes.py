@@ -15,7 +15,7 @@ from agentrm_jax.core.text import first_line, printable
 MAX_BYTES = 1 << 18
 MAX_DEPTH = 20
 MAX_VALUES = 10_000
-"""Bounds of a configuration; those that are shipped stay far below."""
+"""Bounds of a configuration; the shipped ones stay far below."""
 
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
 

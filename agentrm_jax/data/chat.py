@@ -27,7 +27,7 @@ from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.fitting import first_steps, fit_first_observation, fit_step
 
 Frame = tuple[int | str, ...]
-"""What stands around a turn: ids of tokens, and text that is encoded with what it touches."""
+"""The tokens and texts around a turn; a text is encoded together with the turn it touches."""
 
 Strip = tuple[str | None, str | None]
 """Characters that a template removes from both ends of a turn; None: all blanks, "": nothing."""
@@ -91,7 +91,7 @@ class ChatTokenizer(Protocol):
 
     @property
     def control(self) -> Collection[int]:
-        """Tokens that are never part of a reply: those of the chat, ends of text and so on."""
+        """Tokens that are never part of a reply: the chat's own, ends of text and so on."""
         ...
 
     def encode(self, text: str, before: int | None = None, after: int | None = None) -> list[int]:

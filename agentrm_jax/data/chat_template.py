@@ -174,7 +174,7 @@ def _thoughts(template: str) -> list[str]:
 
 
 def _rewrites_reasoning(texts: _Texts, before: str, after: str, strip: Strip) -> bool:
-    """Whether some reply with reasoning is not rendered as it is, once another turn follows."""
+    """Whether the template changes a reply with reasoning when another turn follows."""
     thoughts = [name[1] for name in texts.found if name[0] == "reasoning"]
     return any(
         texts.maybe(("reasoning", thought)) not in (None, before + stripped(thought, strip) + after)

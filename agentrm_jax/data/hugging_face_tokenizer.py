@@ -162,7 +162,7 @@ def _pad_token(
 
 
 def check_tokens(directory: pathlib.Path, tokenizer: ChatTokenizer, found: HuggingFace) -> None:
-    """Compares the tokens of the probe conversations with those of the template.
+    """Compares our tokens of the probe conversations with the template's.
 
     Raises:
       UserError: They differ.
@@ -184,9 +184,9 @@ def check_tokens(directory: pathlib.Path, tokenizer: ChatTokenizer, found: Huggi
 def differences(
     tokenizer: ChatTokenizer, templates: Mapping[str, Sequence[list[int] | None]]
 ) -> Iterator[str]:
-    """Yields where our tokens of the probe conversations are not those of the template.
+    """Yields the places where our tokens of the probe conversations differ from the template's.
 
-    After a reply, what the template writes behind the stop token is left out; a template that
+    After a reply, the template's text after the stop token is left out; a template that
     treats the last reply's reasoning apart is compared at the turns of the user.
     """
     for name, turns in PROBES.items():

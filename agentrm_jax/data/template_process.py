@@ -98,7 +98,7 @@ def _main() -> None:
         answer = {"error": _TOO_LARGE}
     except RecursionError:
         answer = {"error": "is nested too deep"}
-    except Exception as error:  # jinja2 raises what it likes
+    except Exception as error:  # jinja2 raises many kinds
         answer = {"error": f"cannot be read ({_line(error)})"}
     sys.stdout.write(json.dumps(answer))
 
@@ -127,7 +127,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
         except (MemoryError, RecursionError):
             raise
-        except Exception as error:  # a template may raise what it likes
+        except Exception as error:  # a template may raise anything
             texts.append({"error": _line(error)})
             continue
         if len(text) > _MOST_CHARACTERS:

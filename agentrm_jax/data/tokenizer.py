@@ -170,7 +170,7 @@ class Tokenizer:
 
 
 def _chat_json(chat: ChatFormat) -> dict[str, Any]:
-    """A chat format as JSON; what it has in common with formats of old files is left out."""
+    """A chat format as JSON, without the keys that have their default."""
     fields = {field.name: field.default for field in dataclasses.fields(chat)}
     values = {name: getattr(chat, name) for name in fields}
     return {

@@ -15,7 +15,7 @@ _ADDING = frozenset(("TemplateProcessing", "BertProcessing", "RobertaProcessing"
 
 
 def control_tokens(tokenizer: Any) -> frozenset[int]:
-    """Returns the ids of special tokens; without those of unknown text and of reasoning."""
+    """Returns the ids of special tokens, except for unknown text and marks of reasoning."""
     other = REASONING | _UNKNOWN | {getattr(tokenizer.model, "unk_token", None)}
     added = tokenizer.get_added_tokens_decoder().items()
     return frozenset(i for i, token in added if token.special and token.content not in other)

@@ -24,7 +24,7 @@ def least_bytes(
 
     Args:
       shape: `num_layers`, `num_kv_heads`, `head_dim`, `d_model` and `vocab_size` of the model.
-      sizes: Those of the engine, by name.
+      sizes: The engine's sizes, by name.
       number: Bytes of a number.
       tensor: Devices over which heads and vocabulary are split.
       data: Devices over which conversations are divided.

@@ -1,6 +1,6 @@
 """Whether an environment keeps its contract: each promise tried on a few tasks.
 
-The promises are those of `core.protocols.Environment` and `EnvironmentFamily`. What is tried is
+The promises stand in `core.protocols.Environment` and `EnvironmentFamily`. What is tried is
 drawn from the task's name, so a check finds the same each time.
 """
 
@@ -52,7 +52,7 @@ class _SkippedError(Exception):
 def findings(
     family: EnvironmentFamily, parse: Parse, n: int = 3, split: Split = "train"
 ) -> Iterator[Finding]:
-    """Tries every promise of an environment that is complete; yields what it found of each.
+    """Tries every promise of an environment that is complete; yields one finding for each.
 
     Args:
       family: The environment.

@@ -272,7 +272,7 @@ def _added(total: float, reward: float) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own value; anything else as it is."""
+    """Returns a NumPy scalar as Python's own value, and anything else unchanged."""
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return value.item()
     return value

@@ -76,7 +76,7 @@ def require(relative: str, official_source: str) -> Path:
 def refuse_damaged(path: Path, relative: str) -> None:
     """Refuses a file that has the name and the size of a known release, but other contents.
 
-    A file of another size may be another release, or a user's own: it is read as it is.
+    A file of another size may be another release, or a user's own: it is read unchecked.
 
     Raises:
       UserError: The file is damaged.

@@ -57,7 +57,7 @@ def action_key(environment: str, action: str) -> str:
         key = family.action_key(action) if isinstance(family, ComparesActions) else plain
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a search goes on: at worst equal actions stay apart
+    except BaseException:  # the search continues: at worst equal actions stay apart
         return plain
     return str.__str__(key) if isinstance(key, str) else plain
 

@@ -309,7 +309,7 @@ def _check_layer_types(config: Mapping[str, Any]) -> None:
 
 
 def _positive(config: Mapping[str, Any], key: str) -> float:
-    """A positive number; a key that is null is an error, as it is in transformers."""
+    """A positive number; null is an error, as in transformers."""
     if key in config and config[key] is None:
         raise UserError(f"{key}: must be a number, not null; delete the key if it is not known")
     value = _float(config, key)

@@ -48,7 +48,7 @@ class GrowingTree:
       rollout_leaf: The selected node in which the rollout began.
       attempt: How often turns of the waiting node were sampled of which all failed.
       closed: Nodes that are not selected any more: no candidate below them is left.
-      closed_now: Those of the current iteration.
+      closed_now: Nodes closed in the current iteration.
       expanded_now: Nodes that were expanded in the current iteration.
       failures: Candidates that failed in the current iteration.
       last_failure: Why the last one of all failed.

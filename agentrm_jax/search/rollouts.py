@@ -82,7 +82,7 @@ def rollouts(
     """Runs one trajectory for each (task, sample number); yields them as they end.
 
     At most `slots` run at the same time: one that ends makes room for the next. A trajectory
-    depends on its task and sample number, never on what ran beside it. If the environment of a turn
+    depends on its task and sample number, never on other rollouts. If the environment of a turn
     fails, the episode is played again up to there and another turn is sampled, `ATTEMPTS` in all.
     """
     policy = AdmittedPolicy(policy)

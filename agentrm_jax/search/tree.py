@@ -244,7 +244,7 @@ def from_iterations(
 
 
 def _without(children: np.ndarray, closed: int) -> np.ndarray:
-    """[W] children without one of them; NONE behind the last."""
+    """[W] children without one of them; NONE after the last."""
     left = [child for child in children.tolist() if child not in (NONE, closed)]
     return np.array(left + [NONE] * (len(children) - len(left)), np.int32)
 

@@ -165,7 +165,7 @@ def _repeated(program: _Program, value: Any, flags: int, after: int) -> int:
 
 
 class _Search:
-    """The automaton at work, with what it has found out so far."""
+    """A running automaton and the transitions that it has computed so far."""
 
     def __init__(self, program: _Program, whole: bool) -> None:
         self._program, self._whole = program, whole
@@ -176,7 +176,7 @@ class _Search:
         self._work = 0
 
     def search(self, text: str) -> bool:
-        """Whether the pattern is found in the text, as it is wanted."""
+        """Returns whether the pattern matches the text, as a whole or anywhere in it."""
         tests, whole = self._program.tests, self._whole
         states = frozenset((self._program.start,))
         for at in range(len(text) + 1):

@@ -136,7 +136,7 @@ class Book:
                 self._compute(needed.places)
 
     def _compute(self, wanted: Iterable[Place]) -> None:
-        """Computes cells; the path to a cell holds those that wait for it."""
+        """Computes cells; the path to a cell holds the cells that wait for it."""
         path: list[tuple[Place | None, list[Place]]] = [(None, list(wanted))]
         waiting = set()
         while path:
@@ -278,7 +278,7 @@ class _Reader:
         return node
 
     def _expression(self, least: int = 0) -> Node:
-        """Operators of a level and those that bind more; equal ones from left to right."""
+        """Parses operators of one level and of all higher ones; equal ones from left to right."""
         node, rest, level = self._signed(), [], -1
         while (sign := self._peek()) in _LEVELS and _LEVELS[sign] >= least:
             self._at += 1

@@ -104,7 +104,7 @@ def column_letters(number: int) -> str:
 
 
 def moved(text: str, rows: int) -> str:
-    """A formula after its cell moved down by so many rows, as when a sheet is sorted."""
+    """Returns a formula after its cell moved down by a number of rows, as in a sorted sheet."""
 
     def shift(area: Area) -> Area | None:
         ends = [
@@ -182,7 +182,7 @@ def _span(places: Sequence[int | None], size: int) -> tuple[int, int]:
     known = [place for place in places if place is not None]
     if not known:
         return 1, size
-    if len(known) < len(places):  # A2:A goes on to the end
+    if len(known) < len(places):  # A2:A ends with the sheet
         return known[0], size
     return min(known), max(known)
 
