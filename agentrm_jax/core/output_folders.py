@@ -91,7 +91,7 @@ _locks: dict[pathlib.Path, IO[bytes]] = {}
 
 
 def begin_folder(directory: pathlib.Path) -> pathlib.Path:
-    """Makes a temporary folder next to `directory`, and removes those that killed processes left.
+    """Makes a temporary folder next to `directory`, and removes leftovers of killed processes.
 
     For work that several processes share; `new_folder` otherwise. `finish_folder` or `drop_folder`
     has to follow.

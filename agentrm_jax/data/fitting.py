@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 Encode = Callable[[str], Sequence[int]]
 
 _MARK = " ... [{} tokens left out] ... "
-_LEAST_FOR_STEPS = 8  # one in so many tokens of a state
+_LEAST_FOR_STEPS = 8  # an eighth of a state's tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,7 +77,7 @@ def messages_of(turns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def turn_tokens(tokenizer: ChatTokenizer, turns: Sequence[str]) -> list[int]:
-    """Returns a conversation as it is read here: up to the stop token of a last reply, or up to
+    """Returns the tokens of a conversation: up to the stop token of a last reply, or up to
     where a reply to the last turn begins."""
     tokens = [
         *instruction_tokens(tokenizer, None),
