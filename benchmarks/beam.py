@@ -29,7 +29,7 @@ from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import readout
-from agentrm_jax.model.work import Work, decoding_token, reading
+from agentrm_jax.plan.work import Work, decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 NEAR = 1e-4

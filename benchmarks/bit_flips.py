@@ -32,12 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.cli import models
-from agentrm_jax.cli.trained_on import write_trained_on
-from agentrm_jax.core.checkpoints import TrainingCheckpoints
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
@@ -45,6 +41,10 @@ from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeStore
 from agentrm_jax.evaluate.results import Episode, read_episodes, write_episodes
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.value import init_reward
+from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline.trained_on import write_trained_on
+from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from benchmarks import measuring
 from benchmarks.models import SHAPES
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.model.work import Work
+from agentrm_jax.plan.work import Work
 from benchmarks.measuring import Seconds, Side
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from agentrm_jax.core.allocator import keep_freed_memory
+from agentrm_jax.runtime.allocator import keep_freed_memory
 
 keep_freed_memory()  # as `agentrm` does
 

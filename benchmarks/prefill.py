@@ -19,7 +19,7 @@ import numpy as np
 
 from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.model.value import readout
-from agentrm_jax.model.work import reading
+from agentrm_jax.plan.work import reading
 from benchmarks import ceilings, engines, measuring, models
 from benchmarks.score import dense_scorer
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.model.work import decoding_token, reading
+from agentrm_jax.plan.work import decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 

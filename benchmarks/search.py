@@ -35,10 +35,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.cli.models import Model, load_policy
 from agentrm_jax.core.protocols import EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.engine.engine import Engine, EngineConfig
@@ -46,6 +44,8 @@ from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model import llama, parameters
+from agentrm_jax.pipeline.models import Model, load_policy
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.search.explore import Explorer, SearchConfig
 from benchmarks import latency, measuring, models
 

@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.core.sharding import MeshConfig, make_mesh, named_sharding
 from agentrm_jax.data.chat import ChatFormat
 from agentrm_jax.data.packing import PackedRows, only_labelled, pack
 from agentrm_jax.data.sequences import TokenSequence, tree_sequences
 from agentrm_jax.data.states import LabelledPath
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.work import training_flops
+from agentrm_jax.plan.work import training_flops
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh, named_sharding
 from agentrm_jax.train import explicit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import make_state, make_train_step, state_shardings

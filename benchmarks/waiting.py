@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.cli.models import Model
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.data.trees import TreeStore
@@ -18,6 +17,7 @@ from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import load_family
+from agentrm_jax.pipeline.models import Model
 from agentrm_jax.search.explore import Explorer, SearchConfig
 
 T = TypeVar("T")

@@ -112,7 +112,7 @@ def check_model(directory: pathlib.Path, *, logits: bool = True) -> Iterator[Che
 
 
 def _kind_and_rows(directory: pathlib.Path) -> tuple[Literal["policy", "reward"], int]:
-    from agentrm_jax.cli.models import is_model_directory, stored_shape
+    from agentrm_jax.pipeline.models import is_model_directory, stored_shape
 
     if not is_model_directory(directory):
         advice = "give a Hugging Face directory or a model folder of a run"
@@ -261,9 +261,9 @@ def _our_logits(directory: pathlib.Path, kind: Literal["policy", "reward"], toke
     import jax.numpy as jnp
     import numpy as np
 
-    from agentrm_jax.cli import models
-    from agentrm_jax.core.sharding import MeshConfig, make_mesh
     from agentrm_jax.model import llama
+    from agentrm_jax.pipeline import models
+    from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     load: Callable[..., models.Model] = (

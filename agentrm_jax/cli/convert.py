@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.output_folders import check_output_folder
+from agentrm_jax.runtime.output_folders import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.progress import progress
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.text import admit_text, first_line, printable
@@ -32,6 +31,7 @@ from agentrm_jax.envs.contract import (
 )
 from agentrm_jax.envs.measuring import Check, check
 from agentrm_jax.envs.registry import environment_names, family_at, load_family
+from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
 _MOST = 100_000  # tasks

@@ -13,23 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrm_jax.cli.score import model_parser
-from agentrm_jax.cli.scoring import (
-    RewardModel,
-    check_finite,
-    open_reward_model,
-    reward_directory,
-)
-from agentrm_jax.cli.trained_on import read_trained_on
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.output_folders import check_output_folder, new_folder
-from agentrm_jax.core.progress import progress
-from agentrm_jax.core.run_directory import write_json_atomic, write_text_atomic
-from agentrm_jax.core.stage_files import stage_ended
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluate import meta_evaluation
 from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
 from agentrm_jax.evaluate.page import page
+from agentrm_jax.pipeline.reward_model import (
+    RewardModel,
+    check_finite,
+    open_reward_model,
+    reward_directory,
+)
+from agentrm_jax.pipeline.trained_on import read_trained_on
+from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
+from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.stage_files import stage_ended
 
 _NOT_KNOWN = (
     "what this model was trained on is not known (it has no trained_on.json); tasks of these trees "

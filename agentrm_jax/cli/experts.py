@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.output_folders import check_output_folder
-from agentrm_jax.core.progress import progress
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.runtime.output_folders import check_output_folder
+from agentrm_jax.runtime.progress import progress
 
 _MOST_TASKS = 1_000_000  # as `experts.num_tasks` of a run
 _SLOW = 10_000  # tasks whose listing takes more than some seconds

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.output_folders import check_output_folder
+from agentrm_jax.runtime.output_folders import check_output_folder
 
 _FOLDERS = {"policy": "sft/model", "reward": "reward/explicit/model"}
 
@@ -70,12 +70,12 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     """Returns how many parameters there are."""
     import jax
 
-    from agentrm_jax.cli import models
-    from agentrm_jax.cli.trained_on import write_trained_on
-    from agentrm_jax.core.array_checksums import named_leaves
-    from agentrm_jax.core.sharding import MeshConfig, make_mesh
     from agentrm_jax.model import hugging_face
     from agentrm_jax.model.value import linear
+    from agentrm_jax.pipeline import models
+    from agentrm_jax.pipeline.trained_on import write_trained_on
+    from agentrm_jax.runtime.array_checksums import named_leaves
+    from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     load = {"policy": models.load_policy, "reward": models.load_reward}[what]

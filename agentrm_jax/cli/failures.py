@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import Stopped, UserError
-from agentrm_jax.core.run_directory import ERRORS, RESOLVED
 from agentrm_jax.core.text import first_line, printable
+from agentrm_jax.runtime.run_directory import ERRORS, RESOLVED
 
 _MOST_NOISE = 1_000_000  # characters
 _FULL = (errno.ENOSPC, errno.EDQUOT)

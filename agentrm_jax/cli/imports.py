@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import pathlib
-import re
 from collections.abc import Sequence
 
-from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.output_folders import check_output_folder
-from agentrm_jax.data.conversations import item_names, read_conversations
+from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.trajectories import write_trajectories
-from agentrm_jax.envs.registry import environment_names, load_family
-
-# What ETO and AgentGym call environments in their ids and file names.
-_THEIR_NAMES = {
-    "sciworld": "scienceworld",
-    "lmrlgym_maze": "maze",
-    "tool_weather": "toolquery",
-    "tool_movie": "toolquery",
-    "tool_academia": "toolquery",
-    "tool_todo": "tooloperation",
-    "tool_sheet": "tooloperation",
-}
+from agentrm_jax.envs.registry import load_family
+from agentrm_jax.pipeline.trajectory_files import environment_of
+from agentrm_jax.runtime.output_folders import check_output_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,22 +44,3 @@ def main(arguments: Sequence[str]) -> int:
         f"{steps:.1f} steps each; {without} replies without an action"
     )
     return 0
-
-
-def environment_of(file: pathlib.Path) -> str:
-    """The environment that the first id of a file of conversations, or its name, begins with.
-
-    Raises:
-      UserError: Neither names one, or there is no such file.
-    """
-    known = {**{name: name for name in environment_names()}, **_THEIR_NAMES}
-    for text in (*itertools.islice(item_names(file), 1), file.name):
-        for theirs in sorted(known, key=len, reverse=True):
-            if re.match(rf"{re.escape(theirs)}(?![a-z])", text.lower()):
-                return known[theirs]
-    if not file.exists():
-        raise UserError(f"{file}: not found")
-    raise UserError(
-        f"{file}: neither its ids nor its name say which environment was played; give "
-        "--environment NAME"
-    )

@@ -140,7 +140,7 @@ def _names_a_file(arguments: Sequence[str]) -> bool:
 
 def _configured(command: str, arguments: list[str]) -> int:
     """A command over a configuration file."""
-    from agentrm_jax.cli.load_config import load_config, print_help
+    from agentrm_jax.pipeline.load_config import load_config, print_help
 
     prog = f"agentrm {command}"
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -155,26 +155,26 @@ def _configured(command: str, arguments: list[str]) -> int:
         raise UserError(f"{missing} is missing: {prog} CONFIG --output DIR [--KEY=VALUE ...]")
     config = load_config(known.config, overrides)
 
-    from agentrm_jax.cli import pipeline
-    from agentrm_jax.core.processes import check_joined, ended_with_others, join
+    from agentrm_jax.pipeline import runner
+    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
 
     start_jax()
     join(config.distributed)
     check_joined()
     with ended_with_others():
         if command == "run":
-            pipeline.run_all(config, known.output)
+            runner.run_all(config, known.output)
         elif command == "report":
-            pipeline.report(config, known.output)
+            runner.report(config, known.output)
         else:
-            pipeline.run_stage(config, known.output, command)
+            runner.run_stage(config, known.output, command)
     return 0
 
 
 def start_jax() -> None:
     """Keeps compiled programs on the disk, so that a second run need not compile them again; and
     memory that is freed."""
-    from agentrm_jax.core.allocator import keep_freed_memory
+    from agentrm_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     import jax

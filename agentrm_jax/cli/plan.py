@@ -52,11 +52,11 @@ def main(arguments: Sequence[str], usage: str = "agentrm plan") -> int:
         if given is None:
             raise UserError(f"{name} is missing: {usage} CONFIG --topology v5p:4x4x4")
 
-    from agentrm_jax.core.tpu import parse_topology
+    from agentrm_jax.plan.chips import parse_topology
 
     topology = parse_topology(known.topology)
 
-    from agentrm_jax.cli.load_config import load_config
+    from agentrm_jax.pipeline.load_config import load_config
 
     config = load_config(known.config, overrides)
 
@@ -65,14 +65,14 @@ def main(arguments: Sequence[str], usage: str = "agentrm plan") -> int:
     jax.config.update("jax_platforms", "cpu")  # this machine's own devices are not asked for
     topology.devices()
 
-    from agentrm_jax.cli import planning
-    from agentrm_jax.cli.stages import stages_of
+    from agentrm_jax.pipeline.stages import stages_of
+    from agentrm_jax.plan import capacity
 
     for name in known.stage:
-        if name not in planning.STAGES:
-            choices = ", ".join(planning.STAGES)
+        if name not in capacity.STAGES:
+            choices = ", ".join(capacity.STAGES)
             raise UserError(f"--stage must be one of {choices} (got {shown(name)})")
-    needed = known.stage or [s.name for s in stages_of(config) if s.name in planning.STAGES]
+    needed = known.stage or [s.name for s in stages_of(config) if s.name in capacity.STAGES]
 
     def on_compile(stage: str, program: str) -> None:
         print(f"{stage}: compiling ({program}) ...", file=sys.stderr, flush=True)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str], usage: str = "agentrm plan") -> int:
     found = []
     if not known.json:
         print(_chips(topology, config), flush=True)
-    for stage in planning.plan(config, topology, needed, on_compile):
+    for stage in capacity.plan(config, topology, needed, on_compile):
         found.append(stage)
         if not known.json:
             print(_text(stage, topology), flush=True)

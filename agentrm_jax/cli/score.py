@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from agentrm_jax.cli.scoring import open_reward_model
-from agentrm_jax.cli.trajectory_files import read_trajectories
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
-from agentrm_jax.core.output_folders import check_output_file, new_file
-from agentrm_jax.core.progress import progress
+from agentrm_jax.pipeline.reward_model import open_reward_model
+from agentrm_jax.pipeline.trajectory_files import read_trajectories
+from agentrm_jax.runtime.output_folders import check_output_file, new_file
+from agentrm_jax.runtime.progress import progress
 
 _OWN_KEYS = {"task_id", "score", "outcome", "start", "after_action"}
 _LONGEST_LINE = 1 << 24

@@ -16,9 +16,9 @@ from typing import Any, TypeVar, overload
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
-from agentrm_jax.core.manifests import check_manifest
-from agentrm_jax.core.output_folders import new_folder
 from agentrm_jax.core.text import first_line, printable
+from agentrm_jax.runtime.manifests import check_manifest
+from agentrm_jax.runtime.output_folders import new_folder
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_lines import JsonLines, read_json_lines
-from agentrm_jax.core.processes import own_part
 from agentrm_jax.core.records import Step, Task, Trajectory, to_json
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.runtime.processes import own_part
 
 FILE = "trees.jsonl"
 
@@ -145,7 +145,7 @@ class TreeStore:
     """Trees open for appending.
 
     What was appended survives the process; a finished tree survives the machine too. Of several
-    processes each has a part of the file (`core.processes.gather`).
+    processes each has a part of the file (`runtime.processes.gather`).
     """
 
     def __init__(self, directory: pathlib.Path) -> None:

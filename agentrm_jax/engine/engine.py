@@ -19,7 +19,6 @@ import numpy as np
 
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.engine import paged_attention, tile_lists
 from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
 from agentrm_jax.engine.memory import check_memory, free_tokens
@@ -29,6 +28,7 @@ from agentrm_jax.engine.seating import block_shape, seat_pieces, sibling_groups
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.sharding import named_sharding
 
 TILE = 64
 """Tokens that decoding reads as one tile. CPUs multiply 64 columns without copying them first."""

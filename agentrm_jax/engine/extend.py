@@ -13,7 +13,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.engine import paged_attention
 from agentrm_jax.engine.attention import (
     Part,
@@ -37,6 +36,7 @@ from agentrm_jax.engine.pages import (
 from agentrm_jax.model import llama
 from agentrm_jax.model.attention import device_of, masked_attention
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.fusion import computed_once
 
 CHUNK = 8
 """Pages of prefix that attention reads at a time."""

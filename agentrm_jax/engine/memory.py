@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from agentrm_jax.core.memory import check_need, host_bytes, smallest_device_bytes
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.memory import check_need, host_bytes, smallest_device_bytes
 
 OTHERS = ("page_size", "siblings")
 """Sizes that decide no memory of their own."""

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import logical_to_spec
 from agentrm_jax.engine.attention import MASKED, Part, Reader, merge
 from agentrm_jax.engine.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.sharding import logical_to_spec
 
 _LANES = 128  # width of a register; rows that a step reads, about
 _MOST_QUERIES = 128  # of a conversation at once; with more, its pages are read again

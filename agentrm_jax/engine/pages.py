@@ -16,9 +16,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.model.attention import XLA, Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.sharding import named_sharding
 
 
 @flax.struct.dataclass

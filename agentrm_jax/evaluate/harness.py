@@ -16,8 +16,6 @@ import numpy as np
 
 from agentrm_jax.core.errors import FieldError, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.json_lines import JsonLines, read_json_lines
-from agentrm_jax.core.processes import gather, own_part
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json
@@ -26,6 +24,8 @@ from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.evaluate.statistics import bootstrap
+from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.runtime.processes import gather, own_part
 from agentrm_jax.search.beam import BeamConfig
 from agentrm_jax.search.choose import BASELINES, best, best_of_fewer, majority_of_n
 from agentrm_jax.search.rollouts import Rollout

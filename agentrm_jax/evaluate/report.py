@@ -11,14 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from agentrm_jax.core.run_directory import (
-    RESOLVED,
-    flat,
-    read_record,
-    write_json_atomic,
-    write_text_atomic,
-)
-from agentrm_jax.core.stage_files import KEY
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.yaml_nodes import read_yaml
 from agentrm_jax.data.trees import TreeRecord
@@ -26,6 +18,9 @@ from agentrm_jax.evaluate.page import page
 from agentrm_jax.evaluate.results import SPLITS, level, row_variant
 from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
 from agentrm_jax.evaluate.tree_view import branches
+from agentrm_jax.runtime.json_files import read_record, write_json_atomic, write_text_atomic
+from agentrm_jax.runtime.run_directory import RESOLVED, flat
+from agentrm_jax.runtime.stage_files import KEY
 
 if TYPE_CHECKING:
     from rich.table import Table

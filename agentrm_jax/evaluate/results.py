@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from agentrm_jax.core import run_directory
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_lines import JsonLines, read_json_lines
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
+from agentrm_jax.runtime import json_files
+from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 
 SPLITS = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
@@ -193,7 +193,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
     results = path.with_name("results.json")
     if not results.exists():
         return
-    rows = run_directory.read_json(results)
+    rows = json_files.read_json(results)
     try:
         stored = {
             row_variant(row): row["n_tasks"]
@@ -238,7 +238,7 @@ def read_rows(path: pathlib.Path, kind: type[ScoreRow] | type[ByNRow]) -> list[d
     Raises:
       UserError: It is damaged, or a row is of another form; names file and row.
     """
-    rows = run_directory.read_rows(path)
+    rows = json_files.read_rows(path)
     for number, row in enumerate(rows):
         try:
             from_json(kind, row)

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
-from agentrm_jax.core.sharding import logical_to_spec
 from agentrm_jax.model.tiled_attention import attend_tiles
+from agentrm_jax.runtime.sharding import logical_to_spec
 
 _NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
 BACKENDS = tuple(_NEEDS)

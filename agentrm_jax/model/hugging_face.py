@@ -23,9 +23,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.manifests import check_manifest, read_json
-from agentrm_jax.core.output_folders import new_folder
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
@@ -39,6 +36,9 @@ from agentrm_jax.model.stored_tensors import (
     open_tensors,
     write_tensors,
 )
+from agentrm_jax.runtime.manifests import check_manifest, read_json
+from agentrm_jax.runtime.output_folders import new_folder
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 Kind = Literal["policy", "reward"]
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.fusion import computed_once
-from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.lora import Adapted
 from agentrm_jax.model.panels import Panels, multiply
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.sharding import constrain
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.runtime.sharding import constrain
 
 
 def token_log_probs(

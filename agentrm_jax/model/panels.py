@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.fusion import computed_once
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.runtime.fusion import computed_once
 
 WIDTH = 64
 """Columns of a panel: wider ones are copied again, narrower ones are slower."""

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.runtime.sharding import named_sharding
 
 Params = dict[str, Any]
 

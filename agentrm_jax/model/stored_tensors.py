@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.manifests import read_json
 from agentrm_jax.core.text import first_line, printable
+from agentrm_jax.runtime.manifests import read_json
 
 _WEIGHTS = "model.safetensors"
 _INDEX = _WEIGHTS + ".index.json"

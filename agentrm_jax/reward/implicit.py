@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.chat import ChatTokenizer, Rendered, render
 from agentrm_jax.data.packing import pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.runtime.sharding import named_sharding
 
 Reduction = Literal["sum", "mean", "min"]
 REDUCTIONS: Mapping[Reduction, Callable[[np.ndarray], float]] = {

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.checkpoints import TrainingCheckpoints
 from agentrm_jax.core.errors import FieldError, Stopped, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.metrics import MetricWriter
-from agentrm_jax.core.processes import ended_with_others
-from agentrm_jax.core.sharding import named_sharding
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.llama import REMAT
+from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
+from agentrm_jax.runtime.metrics import MetricWriter
+from agentrm_jax.runtime.processes import ended_with_others
+from agentrm_jax.runtime.sharding import named_sharding
 from agentrm_jax.train.held_out import make_measure
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step

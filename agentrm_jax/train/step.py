@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.sharding import named_sharding
+from agentrm_jax.runtime.sharding import named_sharding
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.envs.pool import make_pool
-from agentrm_jax.model.work import head_weights, layer_weights, reading
+from agentrm_jax.plan.work import head_weights, layer_weights, reading
 from benchmarks import latency, measuring, models, search
 
 

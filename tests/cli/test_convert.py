@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agentrm_jax.cli import models
 from agentrm_jax.cli.main import main
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import RopeScaling
+from agentrm_jax.pipeline import models
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [gguf]")
 

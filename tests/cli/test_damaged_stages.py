@@ -11,8 +11,8 @@ import pytest
 from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
-from agentrm_jax.core.stage_files import KEY
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.runtime.stage_files import KEY
 
 EPISODES = "eval/greedy/episodes.jsonl"
 

@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from agentrm_jax.cli.main import main
-from agentrm_jax.cli.scoring import open_reward_model
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.pipeline.reward_model import open_reward_model
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from cli_cases import CONFIG, agentrm
 
-from agentrm_jax.cli import models
 from agentrm_jax.cli.main import main
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import HeadConfig, init_reward, readout
+from agentrm_jax.pipeline import models
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 PROBLEMS = ("0123456789abcdef", "fedcba9876543210")
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 from cli_cases import CONFIG, HERE, agentrm
 
-from agentrm_jax.cli.models import load_policy, load_reward
-from agentrm_jax.core.run_directory import read_json
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.pipeline.models import load_policy, load_reward
+from agentrm_jax.runtime.json_files import read_json
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 MOMENTS = (
-    ("agentrm_jax.cli.playing:write_trajectories", 1),
-    ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # sft, behind its first checkpoint
-    ("agentrm_jax.cli.models:save_model", 1),  # sft, trained but not saved
+    ("agentrm_jax.pipeline.playing:write_trajectories", 1),
+    ("agentrm_jax.runtime.metrics:MetricWriter.write", 2),  # sft, behind its first checkpoint
+    ("agentrm_jax.pipeline.models:save_model", 1),  # sft, trained but not saved
     ("agentrm_jax.data.trees:TreeStore.append", 9),
-    ("agentrm_jax.cli.playing:write_paths", 1),
-    ("agentrm_jax.core.metrics:MetricWriter.write", 2),  # train-rm
-    ("agentrm_jax.core.json_lines:JsonLines.append", 7),  # sample
+    ("agentrm_jax.pipeline.playing:write_paths", 1),
+    ("agentrm_jax.runtime.metrics:MetricWriter.write", 2),  # train-rm
+    ("agentrm_jax.runtime.json_lines:JsonLines.append", 7),  # sample
     ("agentrm_jax.train.implicit:reference_log_probs", 1),
-    ("agentrm_jax.core.metrics:MetricWriter.write", 1),  # train-implicit
-    ("agentrm_jax.core.json_lines:JsonLines.append", 5),  # greedy
-    ("agentrm_jax.core.json_lines:JsonLines.append", 17),  # the samples of best-of-n
+    ("agentrm_jax.runtime.metrics:MetricWriter.write", 1),  # train-implicit
+    ("agentrm_jax.runtime.json_lines:JsonLines.append", 5),  # greedy
+    ("agentrm_jax.runtime.json_lines:JsonLines.append", 17),  # the samples of best-of-n
     ("agentrm_jax.evaluate.harness:read_json_lines", 3),  # before beam search
-    ("agentrm_jax.core.json_lines:JsonLines.append", 2),  # in beam search
-    ("agentrm_jax.cli.evaluation:write_report", 1),
+    ("agentrm_jax.runtime.json_lines:JsonLines.append", 2),  # in beam search
+    ("agentrm_jax.pipeline.evaluation:write_report", 1),
 )
 
 

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from cli_cases import CONFIG, agentrm
 
-from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
-from agentrm_jax.cli.load_config import load_config
 from agentrm_jax.cli.main import main
-from agentrm_jax.cli.models import load_policy, load_reward
-from agentrm_jax.cli.run import DATASET, Run
-from agentrm_jax.cli.stages import STAGES, before, depends_on
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.metrics import read_metrics
-from agentrm_jax.core.run_directory import read_json
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.model.value import MSE, HeadConfig
+from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.pipeline.models import load_policy, load_reward
+from agentrm_jax.pipeline.stages import STAGES, before, depends_on
+from agentrm_jax.pipeline.workspace import DATASET, Run
+from agentrm_jax.runtime.json_files import read_json
+from agentrm_jax.runtime.metrics import read_metrics
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import pytest
 from cli_cases import CONFIG, HERE
 
-from agentrm_jax.core.metrics import read_metrics
-from agentrm_jax.core.run_directory import read_json
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.runtime.json_files import read_json
+from agentrm_jax.runtime.metrics import read_metrics
 
 HEARTBEAT = 15
 SFT = ("--sft.fit.batch_size=8", "--sft.fit.num_updates=6", "--sft.fit.metrics_every=1")

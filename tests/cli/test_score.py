@@ -15,17 +15,17 @@ import pytest
 from cli_cases import CONFIG
 
 from agentrm_jax.cli.main import main
-from agentrm_jax.cli.models import load_reward, save
-from agentrm_jax.cli.scoring import open_reward_model
-from agentrm_jax.cli.trajectory_files import read_trajectories
-from agentrm_jax.core.json_lines import JsonLines
 from agentrm_jax.core.records import Trajectory, to_json
-from agentrm_jax.core.run_directory import read_json
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
+from agentrm_jax.pipeline.models import load_reward, save
+from agentrm_jax.pipeline.reward_model import open_reward_model
+from agentrm_jax.pipeline.trajectory_files import read_trajectories
+from agentrm_jax.runtime.json_files import read_json
+from agentrm_jax.runtime.json_lines import JsonLines
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 MODEL = pathlib.Path("reward", "explicit", "model")

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.manifests import read_manifest
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
+from agentrm_jax.runtime.manifests import read_manifest
 
 
 def labelled(num_steps: int, number: int = 0) -> LabelledPath:

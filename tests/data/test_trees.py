@@ -14,7 +14,6 @@ import pytest
 from conversation_cases import step, task
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_lines import JsonLines
 from agentrm_jax.core.records import Transition
 from agentrm_jax.data.trees import (
     FILE,
@@ -24,6 +23,7 @@ from agentrm_jax.data.trees import (
     TreeRecord,
     TreeStore,
 )
+from agentrm_jax.runtime.json_lines import JsonLines
 
 
 def iteration(number: int, tree: int = 0) -> IterationRecord:

@@ -16,7 +16,6 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.engine import decode, paged_attention
 from agentrm_jax.engine.attention import Part
 from agentrm_jax.engine.decoder import generate
@@ -26,6 +25,7 @@ from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.attention import Backend
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 K, NUM_PAGES = 2, 24
 INTERPRETED = Backend(name="pallas", interpret=True)

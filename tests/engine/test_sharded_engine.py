@@ -10,11 +10,11 @@ import pytest
 from engine_cases import REQUESTS, STOP, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.engine.decoder import Decoder, generate
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model import parameters
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 HEAD = np.random.default_rng(5).standard_normal(CONFIG.d_model).astype(np.float32)
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrm_jax.cli.config import EnvironmentConfig, RunConfig
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.envs.alfworld.wordings import WORDINGS
@@ -22,6 +21,7 @@ from agentrm_jax.envs.perturbations import (
     understood,
 )
 from agentrm_jax.envs.registry import load_family
+from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from tests.envs.alfworld_house import write_house
 
 STEPPING = Wording(

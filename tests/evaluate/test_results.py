@@ -10,8 +10,6 @@ import pytest
 from report_cases import KINDS, METHODS, episodes
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_lines import JsonLines
-from agentrm_jax.core.run_directory import write_json_atomic
 from agentrm_jax.evaluate.results import (
     comparisons,
     default_pairs,
@@ -21,6 +19,8 @@ from agentrm_jax.evaluate.results import (
     row_variant,
     write_episodes,
 )
+from agentrm_jax.runtime.json_files import write_json_atomic
+from agentrm_jax.runtime.json_lines import JsonLines
 
 ROW_KEYS = {
     *("task", "split", "method", "reward_model", "n", "beam_width", "expansion_width", "seed"),

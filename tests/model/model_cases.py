@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
     cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"

@@ -10,7 +10,6 @@ from model_cases import FAMILIES, TOKENS, mesh_of, params_of, tensors_of
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.model import llama
 from agentrm_jax.model.attention import (
     Backend,
@@ -21,6 +20,7 @@ from agentrm_jax.model.attention import (
 )
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.tiled_attention import attend_tiles
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.train.fit import FitConfig
 
 NAMES = ("xla", "cudnn", "pallas")

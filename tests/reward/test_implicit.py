@@ -9,11 +9,11 @@ import pytest
 from agent_cases import PROMPT, state
 from tiny_model import CONFIG, drawn
 
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 BETA, LIMIT = 0.1, 256
 

@@ -10,10 +10,10 @@ from random_game import GamePool, game
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.core.compilations import compilations
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.search.explore import Explorer, SearchConfig
 
 PROMPTS = [None, Prompt(instruction="Move.", example=()), Prompt(instruction="Look.", example=())]

@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from train_cases import CONFIG, mesh_of, policy_params, reward_params, rows_of
 
-from agentrm_jax.core.checkpoints import TrainingCheckpoints
 from agentrm_jax.core.errors import Stopped, UserError
-from agentrm_jax.core.metrics import MetricWriter, read_metrics
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model import parameters
+from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
+from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train import fit as fit_module
 from agentrm_jax.train.fit import FitConfig, fit

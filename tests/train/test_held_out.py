@@ -9,9 +9,9 @@ import jax
 import pytest
 from train_cases import CONFIG, batch_of, mesh_of, policy_params, rows_of
 
-from agentrm_jax.core.checkpoints import TrainingCheckpoints
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.metrics import MetricWriter, read_metrics
+from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
+from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import held_out, sft
 from agentrm_jax.train.fit import FitConfig, fit
 from agentrm_jax.train.optimizer import OptimizerConfig

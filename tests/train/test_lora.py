@@ -10,9 +10,9 @@ import pytest
 from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params, rows_of
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.metrics import MetricWriter
 from agentrm_jax.model import llama, lora, parameters
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train.fit import FitConfig, fit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from agentrm_jax.core.sharding import MeshConfig, make_mesh
 from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import MSE, init_reward
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
     cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"

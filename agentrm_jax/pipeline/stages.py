@@ -1,0 +1,192 @@
+"""The stages of a run: each reads what the ones before it wrote, and writes a folder of its own.
+
+Every stage goes on where it was when it was interrupted, and ends with the same output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.evaluation import evaluate
+from agentrm_jax.pipeline.playing import experts, explore, label, sample
+from agentrm_jax.pipeline.training import train_implicit, train_policy, train_reward
+from agentrm_jax.pipeline.workspace import Run, Summary
+from agentrm_jax.runtime.run_directory import Stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """A stage.
+
+    Attributes:
+      name: Also the name of its command.
+      folder: Its folder in the run's.
+      after: The stages whose output it reads.
+      sections: Keys of the configuration that its output depends on, besides those of the stages
+        that it reads.
+      wanted: Whether a run with this configuration needs it.
+      work: Does it; returns a summary for people.
+      processes: Of several processes `all` work, or the `first` does and the others wait.
+    """
+
+    name: str
+    folder: str
+    after: tuple[str, ...]
+    sections: tuple[str, ...]
+    wanted: Callable[[RunConfig], bool]
+    work: Callable[[Run, Stage, pathlib.Path], Summary]
+    processes: Literal["all", "first"]
+
+
+_LOGGING = ("metrics_every", "checkpoint_every", "keep")
+_SHARED = ("environments", "seed")
+_POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
+
+STAGES = (
+    StageSpec(
+        name="experts",
+        folder="experts",
+        after=(),
+        sections=(*_SHARED, "experts"),
+        wanted=lambda config: config.train_policy,
+        work=experts,
+        processes="first",
+    ),
+    StageSpec(
+        name="sft",
+        folder="sft",
+        after=("experts",),
+        sections=_POLICY,
+        wanted=lambda config: config.train_policy,
+        work=train_policy,
+        processes="all",
+    ),
+    StageSpec(
+        name="explore",
+        folder="trees",
+        after=("sft",),
+        sections=(*_POLICY, "explore"),
+        wanted=lambda config: config.trains_reward,
+        work=explore,
+        processes="all",
+    ),
+    StageSpec(
+        name="label",
+        folder="states",
+        after=("explore",),
+        sections=("label",),
+        wanted=lambda config: config.trains_reward,
+        work=label,
+        processes="first",
+    ),
+    StageSpec(
+        name="train-rm",
+        folder="reward/explicit",
+        after=("label",),
+        sections=("train_rm", "reward_init"),
+        wanted=lambda config: config.trains_reward,
+        work=train_reward,
+        processes="all",
+    ),
+    StageSpec(
+        name="sample",
+        folder="samples",
+        after=("sft",),
+        sections=(*_POLICY, "explore.num_tasks", "sample"),
+        wanted=lambda config: config.trains_implicit,
+        work=sample,
+        processes="all",
+    ),
+    StageSpec(
+        name="train-implicit",
+        folder="reward/implicit",
+        after=("sample",),
+        sections=("train_implicit",),
+        wanted=lambda config: config.trains_implicit,
+        work=train_implicit,
+        processes="all",
+    ),
+    StageSpec(
+        name="evaluate",
+        folder="eval",
+        after=("sft", "train-rm", "train-implicit"),
+        sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
+        wanted=lambda config: True,
+        work=evaluate,
+        processes="all",
+    ),
+)
+
+_SPEED = (
+    "explore.search.num_slots",
+    "sample.slots",
+    "evaluate.slots",
+    "evaluate.beam.num_slots",
+    *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
+)
+"""Keys that decide speed and no results."""
+
+
+def stages_of(config: RunConfig) -> list[StageSpec]:
+    """The stages that a run goes through, in order."""
+    return [stage for stage in STAGES if stage.wanted(config)]
+
+
+def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
+    """The part of the configuration that decides a stage's output, by dotted key.
+
+    Raises:
+      UserError: The configuration does without this stage.
+    """
+    if not stage.wanted(config):
+        raise UserError(
+            f"{stage.name}: not a stage of this configuration (see policy, rewards, reward_model)"
+        )
+    values = dataclasses.asdict(config)
+    needed: dict[str, Any] = {}
+    for each in (*before(config, stage), stage):
+        for key in each.sections:
+            value: Any = values
+            for part in key.split("."):
+                value = value[part]
+            needed[key] = _without(value, key)
+    return needed
+
+
+def defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The defaults of a configuration's keys, and of those of all that it holds, by dotted key."""
+    found: dict[str, Any] = {}
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        for number, inner in enumerate(config):
+            found |= defaults(inner, f"{prefix}{number}.")
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            key = f"{prefix}{field.name}"
+            if field.default is not dataclasses.MISSING:
+                found[key] = field.default
+            found |= defaults(getattr(config, field.name), f"{key}.")
+    return found
+
+
+def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:
+    """The stages on whose output a stage of this configuration rests, in order."""
+    read = set(stage.after)
+    for each in reversed(STAGES):
+        if each.name in read:
+            read |= set(each.after)
+    return [each for each in stages_of(config) if each.name in read]
+
+
+def _without(value: Any, prefix: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _without(inner, f"{prefix}.{key}")
+        for key, inner in value.items()
+        if f"{prefix}.{key}" not in _SPEED
+    }

@@ -1,0 +1,138 @@
+"""Trajectories from whatever holds some: the folders of a run, and conversations of others."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.text import first_line
+from agentrm_jax.data.conversations import item_names, read_conversations
+from agentrm_jax.data.dataset import open_dataset
+from agentrm_jax.data.trajectories import stored_trajectory
+from agentrm_jax.data.trees import FILE, TreeStore
+from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.pipeline.workspace import RESOLVED
+from agentrm_jax.runtime.json_lines import read_json_lines
+from agentrm_jax.runtime.stage_files import stage_ended
+
+# What ETO and AgentGym call environments in their ids and file names.
+_THEIR_NAMES = {
+    "sciworld": "scienceworld",
+    "lmrlgym_maze": "maze",
+    "tool_weather": "toolquery",
+    "tool_movie": "toolquery",
+    "tool_academia": "toolquery",
+    "tool_todo": "tooloperation",
+    "tool_sheet": "tooloperation",
+}
+
+_KINDS = (
+    "give a run's experts, trees, states, samples or eval folder, a folder that `agentrm import` "
+    "wrote, a trees.jsonl or rollouts.jsonl, or a list of conversations (JSON)"
+)
+
+
+def read_trajectories(
+    path: str | os.PathLike[str], environment: str | None = None
+) -> Sequence[Trajectory]:
+    """The trajectories of a folder or file, in its order.
+
+    Of trees these are the paths that were backed up, each once.
+
+    Args:
+      environment: What was played, for conversations whose ids and file name do not say so.
+
+    Raises:
+      UserError: There are none, or something is damaged; names file and line.
+    """
+    path = pathlib.Path(path)
+    found = _of_folder(path) if path.is_dir() else _of_file(path, environment)
+    if not found:
+        raise UserError(f"{path}: holds no trajectory")
+    return found
+
+
+def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
+    for dataset in (folder, folder / "dataset"):
+        if (dataset / "examples").is_dir():
+            return open_dataset(dataset, "experts", _example)
+    if (folder / FILE).exists():
+        return list(_paths(folder))
+    rollouts = [*folder.glob("rollouts.jsonl"), *sorted(folder.glob("*/rollouts.jsonl"))]
+    if not rollouts or (folder / RESOLVED).exists():  # of a whole run it is not clear which
+        raise UserError(f"{folder}: no trajectories here; {_KINDS}")
+    return [trajectory for path in rollouts for trajectory in _rollouts(path)]
+
+
+def _example(value: Mapping[str, Any]) -> Trajectory:
+    """A trajectory of a dataset of trajectories, or of labelled states."""
+    return stored_trajectory(value.get("trajectory", value))
+
+
+def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024).lstrip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {_KINDS}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    if not head:
+        raise UserError(f"{path}: is empty; {_KINDS}")
+    if head.startswith(b"["):
+        name = environment or environment_of(path)
+        load_family(name)  # an error, if there is no such environment
+        return read_conversations(path, name)
+    if not head.startswith(b'{"crc32"'):
+        raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
+    first = next(read_json_lines(path), {})
+    if isinstance(first, dict) and "kind" in first:
+        return list(_paths(path.parent, path.name))
+    return list(_rollouts(path))
+
+
+def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
+    for tree in TreeStore.read(folder, name, finished=stage_ended(folder)).values():
+        states = tree.states()
+        for leaf in dict.fromkeys(iteration.path[-1] for iteration in tree.iterations):
+            yield states[leaf]
+
+
+def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
+    # Samples lie in their stage's folder, the rollouts of a method one folder below it.
+    finished = any(stage_ended(folder) for folder in (path.parent, path.parent.parent))
+    for number, record in enumerate(read_json_lines(path, finished), start=1):
+        if isinstance(record, dict) and "outcome" in record:
+            raise UserError(
+                f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
+                "rollouts.jsonl next to it"
+            )
+        try:
+            yield stored_trajectory(record["trajectory"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: not a rollout ({first_line(error)})") from None
+
+
+def environment_of(file: pathlib.Path) -> str:
+    """The environment that the first id of a file of conversations, or its name, begins with.
+
+    Raises:
+      UserError: Neither names one, or there is no such file.
+    """
+    known = {**{name: name for name in environment_names()}, **_THEIR_NAMES}
+    for text in (*itertools.islice(item_names(file), 1), file.name):
+        for theirs in sorted(known, key=len, reverse=True):
+            if re.match(rf"{re.escape(theirs)}(?![a-z])", text.lower()):
+                return known[theirs]
+    if not file.exists():
+        raise UserError(f"{file}: not found")
+    raise UserError(
+        f"{file}: neither its ids nor its name say which environment was played; give "
+        "--environment NAME"
+    )

@@ -1,0 +1,36 @@
+"""One array in a file with a checksum: `.npz`, whose zip container has a CRC-32 of its contents."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line
+from agentrm_jax.runtime.output_folders import new_file
+
+
+def write_array(path: pathlib.Path, values: np.ndarray) -> None:
+    """Writes an array; the file, `.npz`, is there whole or not at all.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    with new_file(path) as file:
+        np.savez(file.buffer, values=values)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_array(path: pathlib.Path) -> np.ndarray:
+    """Returns the array of a file that `write_array` wrote.
+
+    Raises:
+      UserError: It is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["values"]
+    except Exception as error:  # numpy and zipfile raise many kinds
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); delete the file to make it again"
+        ) from None
