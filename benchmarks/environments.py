@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from agentrm_jax.core.protocols import EnvironmentFamily, EnvPool
+from agentrm_jax.core.protocols import EnvironmentFamily, EnvironmentPool
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.envs.measuring import check
@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
 
 
-def measure(family: EnvironmentFamily, pool: EnvPool, n: int, rounds: int) -> dict[str, Any]:
+def measure(
+    family: EnvironmentFamily, pool: EnvironmentPool, n: int, rounds: int
+) -> dict[str, Any]:
     """The figures of `envs check`, and what the pool adds to a step."""
     row = dataclasses.asdict(check(family, n))
     if not row["ok"]:
@@ -121,7 +123,7 @@ def _played_here(family: EnvironmentFamily, task: Task, plan: Sequence[str]) -> 
     return answers, seconds
 
 
-def _played_there(pool: EnvPool, plans: Sequence[tuple[Task, list[str]]]) -> list[Played]:
+def _played_there(pool: EnvironmentPool, plans: Sequence[tuple[Task, list[str]]]) -> list[Played]:
     """One episode after another: what is measured is the way, not how much runs side by side."""
     played = []
     for task, plan in plans:

@@ -35,7 +35,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.core.protocols import EnvPool, Policy, Proposal, Question
+from agentrm_jax.core.protocols import EnvironmentPool, Policy, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord, TreeStore
@@ -166,7 +166,7 @@ class Bench:
     def __init__(
         self,
         model: Model,
-        pool: EnvPool,
+        pool: EnvironmentPool,
         tasks: Sequence[Task],
         sizes: Sizes,
         meshes: Sequence[Mesh | None] = (None,),

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
+from agentrm_jax.core.protocols import (
+    EnvironmentFailure,
+    EnvironmentPool,
+    Policy,
+    Proposal,
+    Question,
+)
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine, EngineConfig
@@ -26,7 +32,7 @@ T = TypeVar("T")
 class TimedPool:
     """A pool that counts the seconds in which somebody waited for it."""
 
-    def __init__(self, pool: EnvPool) -> None:
+    def __init__(self, pool: EnvironmentPool) -> None:
         self._pool = pool
         self.seconds = 0.0
 

@@ -122,7 +122,7 @@ class ComparesActions(Protocol):
         ...
 
 
-class EnvPool(Protocol):
+class EnvironmentPool(Protocol):
     """Many episodes at once, addressed by handles. One call for whatever forking means.
 
     All methods take lists and work on them in parallel where there are worker processes; results

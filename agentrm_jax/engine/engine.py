@@ -146,6 +146,31 @@ class Engine:
         self._instruction_pages = -(-sizes.instruction_tokens // (page_size * CHUNK)) * CHUNK
         self._blocks, self._block_tokens = block_shape(sizes, self.data)
 
+    @classmethod
+    def of(
+        cls,
+        params: Any,
+        config: LlamaConfig,
+        sizes: EngineConfig,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+        readout: Callable[[Any, jax.Array], jax.Array] | None = None,
+        head: Any = None,
+    ) -> Engine:
+        """Returns an engine that takes a model's parameters over.
+
+        The stacked parameters are deleted as their unstacked copies are made, so that a device
+        never holds both.
+
+        Args:
+          params: As training and checkpoints have them; not to be used afterwards.
+          config: The shape of the model.
+          sizes: The sizes of the engine.
+          mesh: As of `Engine`, like `readout` and `head`.
+        """
+        own = llama.unstacked(params, consume=True)
+        return cls(own, config, sizes, mesh=mesh, readout=readout, head=head)
+
     def _check_memory(self, dtype: Any) -> None:
         check_memory(self.config, self.sizes, dtype, self._mesh)
 

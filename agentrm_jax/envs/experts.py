@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvPool
+from agentrm_jax.core.protocols import Demonstration, EnvironmentFailure, EnvironmentPool
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.core.text import admit_text
 from agentrm_jax.envs.contract import blaming
@@ -15,7 +15,7 @@ _TOGETHER = 256  # episodes that are open at the same time
 
 
 def expert_trajectories(
-    pool: EnvPool, tasks: Sequence[Task], on_task: Callable[[], None] = lambda: None
+    pool: EnvironmentPool, tasks: Sequence[Task], on_task: Callable[[], None] = lambda: None
 ) -> Iterator[Trajectory]:
     """The successful expert trajectories of the tasks, in their order.
 
@@ -56,7 +56,7 @@ def _admitted(turn: Demonstration) -> Demonstration:
 
 
 def _played(
-    pool: EnvPool, planned: Sequence[tuple[Task, list[Demonstration]]], failures: list[str]
+    pool: EnvironmentPool, planned: Sequence[tuple[Task, list[Demonstration]]], failures: list[str]
 ) -> Iterator[Trajectory]:
     """Plays all plans side by side, one step of each at a time; notes why environments failed."""
     handles: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Many episodes at once (`core.protocols.EnvPool`), in this process and in workers.
+"""Many episodes at once (`core.protocols.EnvironmentPool`), in this process and in workers.
 
 Each episode lives in one place, its forks with it. What happened to it is kept here, as a chain
 of moments that forks share: when a worker is lost, or an environment raises, the episode is played
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
 from agentrm_jax.envs.registry import action_key, load_family
@@ -20,7 +20,7 @@ from agentrm_jax.envs.worker_process import WorkerProcess, read_answers
 _ATTEMPTS = 2
 
 
-def make_pool(workers: int, step_seconds: float = 30.0, memory_gib: float = 8.0) -> EnvPool:
+def make_pool(workers: int, step_seconds: float = 30.0, memory_gib: float = 8.0) -> EnvironmentPool:
     """A pool of environments. It is not safe to be used by two threads at once.
 
     Args:
@@ -123,7 +123,7 @@ _Plan = list[tuple[_Job, Request, str | Transition | None]]
 
 
 class _Pool:
-    """See `core.protocols.EnvPool`."""
+    """See `core.protocols.EnvironmentPool`."""
 
     def __init__(self, workers: Sequence[WorkerProcess]) -> None:
         self._here = _Place(_Here())

@@ -175,7 +175,7 @@ def chosen_episodes(
       rollouts: n of each task.
       scorers: By name.
       seed: The run's seed.
-      action_key: `EnvPool.action_key`, for the majority of actions.
+      action_key: `EnvironmentPool.action_key`, for the majority of actions.
 
     Returns:
       The episodes, and the scores by scorer and task. A task whose scores are not finite is an

@@ -41,7 +41,6 @@ from agentrm_jax.evaluate.results import (
     write_episodes,
 )
 from agentrm_jax.evaluate.tree_view import most_telling
-from agentrm_jax.model import llama
 from agentrm_jax.pipeline.models import Model, load_policy
 from agentrm_jax.pipeline.reward_model import explicit_scorer
 from agentrm_jax.pipeline.workspace import Run
@@ -101,8 +100,9 @@ class _Bench:
         self._run, self._stage, self._directory = run, stage, directory
         self._config, self._seed = run.config.evaluate, run.config.seed
         self._policy = run.acting_policy()
-        params = llama.unstacked(self._policy.params, consume=True)
-        self._engine = Engine(params, self._policy.config, run.config.engine, mesh=run.engine_mesh)
+        self._engine = Engine.of(
+            self._policy.params, self._policy.config, run.config.engine, mesh=run.engine_mesh
+        )
         self._scorers: dict[str, _AnyScorer] = {}
         self.ran: list[Rollout] = []
 
@@ -283,8 +283,7 @@ def _judge(run: Run, policy: Model, engine: Engine) -> JudgeScorer:
     config = run.config.judge
     if config.policy is not None:
         policy = load_policy(pathlib.Path(config.policy), run.config.dtype, run.engine_mesh)
-        params = llama.unstacked(policy.params, consume=True)
-        engine = Engine(params, policy.config, run.config.engine, mesh=run.engine_mesh)
+        engine = Engine.of(policy.params, policy.config, run.config.engine, mesh=run.engine_mesh)
     sampling = Sampling(temperature=0.0, max_tokens=config.max_tokens)
     agent = Agent(engine, policy.tokenizer, lambda task: None, sampling, run.config.seed)
     return JudgeScorer(

@@ -15,7 +15,6 @@ from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.evaluate.harness import ROLLOUTS, read_rollouts, stored_rollouts
-from agentrm_jax.model import llama
 from agentrm_jax.pipeline.workspace import DATASET, Run, Summary
 from agentrm_jax.runtime.processes import from_all, from_first, gather, is_first, own_share
 from agentrm_jax.runtime.progress import progress
@@ -53,8 +52,7 @@ def explore(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.explore
     tasks = own_share(run.train_tasks[1])
     model = run.acting_policy()
-    params = llama.unstacked(model.params, consume=True)
-    engine = Engine(params, model.config, run.config.engine, mesh=run.engine_mesh)
+    engine = Engine.of(model.params, model.config, run.config.engine, mesh=run.engine_mesh)
     branches = (config.search.expansion_width, 1)  # trees that expand, and those that roll out
     agent = Agent(
         engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed, branches
@@ -109,8 +107,7 @@ def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config.sample
     tasks = own_share(run.train_tasks[1])
     model = run.acting_policy()
-    params = llama.unstacked(model.params, consume=True)
-    engine = Engine(params, model.config, run.config.engine, mesh=run.engine_mesh)
+    engine = Engine.of(model.params, model.config, run.config.engine, mesh=run.engine_mesh)
     agent = Agent(engine, model.tokenizer, run.prompt_of, config.sampling, run.config.seed)
     episodes = [(task, number) for task in tasks for number in range(config.num_samples)]
     with progress("sample", len(episodes), shown=is_first()) as bar:

@@ -17,7 +17,6 @@ from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.prefix_cache import Piece
-from agentrm_jax.model import llama
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config
@@ -196,8 +195,8 @@ def _read_config(
 
 def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
     """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
-    engine = Engine(
-        llama.unstacked(model.params["trunk"], consume=True),
+    engine = Engine.of(
+        model.params["trunk"],
         model.config,
         run.config.engine,
         readout=Readout(model.head),

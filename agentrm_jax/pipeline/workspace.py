@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvPool, Prompt
+from agentrm_jax.core.protocols import EnvironmentPool, Prompt
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.contract import (
@@ -80,7 +80,7 @@ class Run:
         return make_mesh(self.config.mesh, jax.local_devices())
 
     @functools.cached_property
-    def pool(self) -> EnvPool:
+    def pool(self) -> EnvironmentPool:
         return make_pool(self.config.workers, self.config.step_seconds)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
-    EnvPool,
+    EnvironmentPool,
     Policy,
     Proposal,
     Scorer,
@@ -147,7 +147,7 @@ class _Candidate:
 def beam_search(
     policy: Policy,
     scorer: Scorer,
-    pool: EnvPool,
+    pool: EnvironmentPool,
     tasks: Sequence[Task],
     config: BeamConfig,
     in_step: InStepPolicy | None = None,
@@ -176,7 +176,7 @@ def beam_search(
         searches = [search for search in searches if search.live()]
 
 
-def _begin(pool: EnvPool, tasks: Sequence[Task]) -> Iterator[_Search]:
+def _begin(pool: EnvironmentPool, tasks: Sequence[Task]) -> Iterator[_Search]:
     for task, answer in zip(tasks, pool.reset(tasks) if tasks else [], strict=True):
         failed = isinstance(answer, EnvironmentFailure)
         trajectory = Trajectory(task=task, first_observation="" if failed else answer[1])
@@ -185,7 +185,11 @@ def _begin(pool: EnvPool, tasks: Sequence[Task]) -> Iterator[_Search]:
 
 
 def _step_scored_after(
-    policy: Policy, scorer: Scorer, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
+    policy: Policy,
+    scorer: Scorer,
+    pool: EnvironmentPool,
+    searches: Sequence[_Search],
+    config: BeamConfig,
 ) -> None:
     """Every candidate acts, then the successor states are scored."""
     requests = [r for search in searches for r in search.requests(config.beam_width)]
@@ -239,7 +243,7 @@ def _number(score: float) -> float:
 
 
 def _step_scored_first(
-    in_step: InStepPolicy, pool: EnvPool, searches: Sequence[_Search], config: BeamConfig
+    in_step: InStepPolicy, pool: EnvironmentPool, searches: Sequence[_Search], config: BeamConfig
 ) -> None:
     """The candidates are decoded, scored and selected in one program; those kept act."""
     chosen = in_step.propose_scored(
@@ -268,7 +272,7 @@ def _step_scored_first(
 
 
 def _act(
-    pool: EnvPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
+    pool: EnvironmentPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
 ) -> list[list[_Beam]]:
     """Replaces the live beams by what the candidates lead to, which it returns for each search.
 

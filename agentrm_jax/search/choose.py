@@ -61,7 +61,7 @@ def majority_of_n(
 
     Args:
       trajectories: Of one task.
-      action_key: `EnvPool.action_key`: which actions are the same to the environment.
+      action_key: `EnvironmentPool.action_key`: which actions are the same to the environment.
     """
     actions = [[action_key(t.task, s.action) for s in t.steps] for t in trajectories]
     likeness = [

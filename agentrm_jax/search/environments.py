@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool
 from agentrm_jax.core.records import Transition
 from agentrm_jax.search.growing import GrowingTree, Node
 
 
 def act(
-    pool: EnvPool, requests: Sequence[tuple[int, str, bool]]
+    pool: EnvironmentPool, requests: Sequence[tuple[int, str, bool]]
 ) -> list[tuple[int, Transition] | EnvironmentFailure]:
     """Acts for each (handle, action, fork): in a copy of the episode where `fork`, else in place.
 
@@ -31,7 +31,7 @@ def act(
 
 
 def bring_environments(
-    pool: EnvPool, needed: Mapping[int, tuple[GrowingTree, int]]
+    pool: EnvironmentPool, needed: Mapping[int, tuple[GrowingTree, int]]
 ) -> dict[int, str]:
     """Sees to it that nodes have an environment; cached rollout steps and restored trees have none.
 

@@ -20,7 +20,13 @@ import numpy as np
 
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
+from agentrm_jax.core.protocols import (
+    EnvironmentFailure,
+    EnvironmentPool,
+    Policy,
+    Proposal,
+    Question,
+)
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
@@ -72,7 +78,7 @@ class Explorer:
     def __init__(
         self,
         policy: Policy,
-        pool: EnvPool,
+        pool: EnvironmentPool,
         store: TreeStore,
         config: SearchConfig,
         on_iteration: Callable[[], None] = lambda: None,

@@ -103,7 +103,7 @@ class GrowingTree:
         """The first proposal of each action that is not yet a child, and how often it came.
 
         Args:
-          key_of: `EnvPool.action_key`: which actions are the same to the environment.
+          key_of: `EnvironmentPool.action_key`: which actions are the same to the environment.
         """
         known = {key_of(self.task, self.nodes[c].action) for c in self.nodes[parent].children}
         counts: dict[str, int] = {}

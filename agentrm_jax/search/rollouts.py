@@ -7,7 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from agentrm_jax.core.proposals import AdmittedPolicy
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvPool, Policy, Proposal, Question
+from agentrm_jax.core.protocols import (
+    EnvironmentFailure,
+    EnvironmentPool,
+    Policy,
+    Proposal,
+    Question,
+)
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.growing import as_step
 
@@ -77,7 +83,7 @@ class _Running:
 
 
 def rollouts(
-    policy: Policy, pool: EnvPool, episodes: Sequence[tuple[Task, int]], *, slots: int = 64
+    policy: Policy, pool: EnvironmentPool, episodes: Sequence[tuple[Task, int]], *, slots: int = 64
 ) -> Iterator[Rollout]:
     """Runs one trajectory for each (task, sample number); yields them as they end.
 
@@ -140,7 +146,7 @@ def rollouts(
         yield from act([(r, p) for r, p in replies if not pool.elsewhere(r.trajectory.task)])
 
 
-def _played_again(pool: EnvPool, r: _Running, failure: EnvironmentFailure) -> str | None:
+def _played_again(pool: EnvironmentPool, r: _Running, failure: EnvironmentFailure) -> str | None:
     """Brings a trajectory whose environment failed back to its last state.
 
     Returns:

@@ -41,7 +41,7 @@ FAILURE = EnvironmentFailure(reason="the game broke")
 
 
 class GamePool:
-    """An `EnvPool` whose episodes are lists of actions; `breaks` says which of them fail.
+    """An `EnvironmentPool` whose episodes are lists of actions; `breaks` says which of them fail.
 
     A failure kills an episode only where it acted in place, and its handle remains to be released:
     what is left in `episodes` at the end of a search has leaked.

@@ -1,0 +1,106 @@
+"""Open lists: selection rules, test-time methods, value heads, reward-model kinds, policies.
+
+A name gets into a list in one of two ways: an entry point of an installed package, as the built-in
+ones do, or `register` at run time. Both are found by the same name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line, printable
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """One open list of named objects.
+
+    Args:
+      group: Entry point group, for example `agentrm_jax.heads`.
+      noun: What its members are called in error messages, for example "value head".
+    """
+
+    def __init__(self, group: str, noun: str) -> None:
+        self.group, self.noun = group, noun
+        self._registered: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Returns a decorator that adds an object under a name.
+
+        Registering a name again replaces the object, as running a notebook cell twice does. A name
+        that an installed package provides is refused.
+
+        Args:
+          name: The name in configuration files and in result rows.
+
+        Raises:
+          UserError: An installed package provides the name.
+        """
+        if not name.isidentifier():
+            raise UserError(f"{self.noun} name {printable(name)!r} must be letters, digits and _")
+        if points := self._points(name):
+            raise UserError(f"{self.noun} {name!r} is provided by {_origin(points[0])} already")
+
+        def add(member: Any) -> Any:
+            self._registered[name] = member
+            return member
+
+        return add
+
+    def names(self) -> list[str]:
+        """Returns all names, sorted."""
+        installed = {point.name for point in entry_points(group=self.group)}
+        return sorted(installed | set(self._registered))
+
+    def load(self, name: str) -> T:
+        """Returns the object of a name.
+
+        Raises:
+          UserError: No such name (the message gives the nearest one), two packages provide it, or
+            it cannot be imported.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        points = self._points(name)
+        if not points:
+            known = self.names()
+            near = difflib.get_close_matches(name[:60], known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"unknown {self.noun} {printable(name)[:60]!r}; {hint}known: {', '.join(known)}"
+            )
+        if len(points) > 1:
+            claims = " and ".join(map(_origin, points))
+            raise UserError(f"{self.noun} {name!r} is provided by {claims}; uninstall one")
+        try:
+            return points[0].load()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.noun} {name!r} ({_origin(points[0])}) cannot be loaded: {first_line(error)}"
+            ) from error
+
+    def name_of(self, member: T) -> str | None:
+        """Returns the name under which an object is listed, None if it is not listed."""
+        for name, each in self._registered.items():
+            if each is member:
+                return name
+        for point in entry_points(group=self.group):
+            module, _, attribute = point.value.partition(":")
+            own = (getattr(member, "__module__", None), getattr(member, "__qualname__", None))
+            if own == (module, attribute):
+                return point.name
+        return None
+
+    def _points(self, name: str) -> list[EntryPoint]:
+        return list(entry_points(group=self.group, name=name))
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name if point.dist else 'an unknown package'}: {point.value}"
