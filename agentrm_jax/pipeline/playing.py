@@ -9,7 +9,7 @@ import numpy as np
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.states import write_paths
+from agentrm_jax.data.states import write_labels
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.engine.engine import Engine
@@ -20,8 +20,8 @@ from agentrm_jax.runtime.processes import from_all, from_first, gather, is_first
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.stage_files import KEY, stage_ended, stage_files
+from agentrm_jax.search import labels
 from agentrm_jax.search.explore import Explorer
-from agentrm_jax.search.labels import labelled_paths
 from agentrm_jax.search.rollouts import Rollout, rollouts
 
 
@@ -163,8 +163,8 @@ def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     folder = run.directory / "trees"
     stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
     trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
-    paths = [path for tree in trees for path in labelled_paths(tree, run.config.label)]
-    if not paths:
+    labelled = [tree for tree in labels.label(trees, run.config.label) if tree.num_labels]
+    if not labelled:
         failed = [tree.error for tree in trees if tree.error is not None]
         reason = (
             f"{len(failed)} of {len(trees)} trees failed, the first with: {failed[0]}"
@@ -172,11 +172,12 @@ def label(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
             else f"no state was visited label.min_visits = {run.config.label.min_visits} times"
         )
         raise UserError(f"label: no state has a label; {reason}")
-    write_paths(directory / DATASET, paths)
-    values = np.array([v for path in paths for v in path.values])
-    weights = np.array([w for path in paths for w in path.weights])
+    write_labels(directory / DATASET, labelled)
+    branches = [(tree, branch) for tree in labelled for branch in tree.branches()]
+    values = np.array([tree.values[node] for tree, branch in branches for node in branch.nodes])
+    weights = np.array([weight for _, branch in branches for weight in branch.weights])
     return {
-        "paths": len(paths),
+        "paths": len(branches),
         "states": int(np.sum(weights > 0)),
         "states_per_tree": float(np.sum(weights > 0) / len(trees)),
         "value_mean": float(np.average(values, weights=weights)),

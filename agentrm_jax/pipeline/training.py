@@ -23,7 +23,7 @@ from agentrm_jax.data.sequences import (
     tree_sequences,
     value_sequences,
 )
-from agentrm_jax.data.states import open_paths
+from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.model import lora
@@ -85,14 +85,14 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     config = run.config
     dtype = loaded_dtype(config, config.train_rm)
     model = run.policy(dtype)
-    paths = open_paths(run.directory / "states" / DATASET)
-    problems = frozenset(path.trajectory.task.problem for path in paths)
+    trees = open_labels(run.directory / "states" / DATASET)
+    problems = frozenset(tree.task.problem for tree in trees)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, model.config.longest)
     rows = _rows(
         lambda some: sequences_of(model.tokenizer, run.prompt_of, some, longest),
-        paths,
-        lambda path: path.trajectory.task.task_id,
+        trees,
+        lambda tree: tree.task.task_id,
         "train_rm",
         config,
     ).map(only_labelled)
