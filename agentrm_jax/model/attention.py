@@ -64,9 +64,13 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
     device = device_of(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:
-        raise UserError(f"{name!r} needs {needs[1]}; this machine has {device.platform}", field=key)
+        raise UserError(
+            f"is {name!r}, which needs {needs[1]}; this machine has {device.platform}", field=key
+        )
     if name == "cudnn" and "cuda" not in device.client.platform_version:
-        raise UserError("'cudnn' needs an NVIDIA GPU; this machine has another one", field=key)
+        raise UserError(
+            "is 'cudnn', which needs an NVIDIA GPU; this machine has another one", field=key
+        )
 
 
 def device_of(mesh: Mesh | None) -> Any:
@@ -125,7 +129,8 @@ def causal_attention(
         attend, sight = functools.partial(_splash, interpret=backend.interpret), segments
     else:
         raise UserError(
-            "'pallas' does not support trees; take xla, or train on paths", field="attention"
+            "is 'pallas', which does not support trees; take xla, or train on paths",
+            field="attention",
         )
     return _on_each_device(attend, backend.mesh, "batch")(q, k, v, sight)
 

@@ -205,7 +205,7 @@ def test_heads_that_cudnn_does_not_know():
 @pytest.mark.skipif(PLATFORM != "cpu", reason="needs a machine without an accelerator")
 @pytest.mark.parametrize(("name", "needs"), [("cudnn", "an NVIDIA GPU"), ("pallas", "a TPU")])
 def test_what_the_device_cannot_run(name, needs):
-    wanted = f"^fit.attention: '{name}' needs {needs}; this machine has cpu$"
+    wanted = f"^attention is '{name}', which needs {needs}; this machine has cpu$"
     with pytest.raises(UserError, match=wanted):
         FitConfig(attention=name).check_mesh(make_mesh(MeshConfig(), jax.devices()[:1]))
 
