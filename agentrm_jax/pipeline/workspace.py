@@ -29,6 +29,7 @@ from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.processes import is_first
@@ -138,7 +139,7 @@ class Run:
 
     @functools.cached_property
     def _trackers(self) -> list[Tracker]:
-        config = dataclasses.asdict(self.config)
+        config = plain(self.config)
         return [open_tracker(name, self.directory, config) for name in self.config.trackers]
 
     def prompt_of(self, task: Task) -> Prompt | None:
