@@ -17,6 +17,7 @@ from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
 from agentrm_jax.search.growing import as_step
+from agentrm_jax.search.selection import UCB
 
 
 @dataclasses.dataclass
@@ -55,7 +56,9 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
         if node.visits == 0:
             return math.inf
         spread = np.sqrt(np.log(np.float32(node.parent.visits)) / np.float32(node.visits))
-        return node.total / np.float32(node.visits) + np.float32(config.exploration) * spread
+        return (
+            node.total / np.float32(node.visits) + np.float32(config.selection.exploration) * spread
+        )
 
     def close(node):
         for child in node.children:
@@ -120,7 +123,7 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
     return nodes, paths
 
 
-CONFIG = SearchConfig(num_iterations=15, expansion_width=3, exploration=0.5, num_slots=4)
+CONFIG = SearchConfig(num_iterations=15, expansion_width=3, selection=UCB(), num_slots=4)
 
 
 def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_type=TreeStore):
