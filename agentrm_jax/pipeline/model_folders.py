@@ -31,6 +31,10 @@ from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 PROMPTS_FILE = "prompts.json"
 MODEL = "model"
+_WORDS: dict[Kind, tuple[str, str]] = {
+    "policy": ("policy", "sft/model"),
+    "reward": ("reward model", "reward/explicit/model"),
+}
 _DEFAULT_CONTEXT = 2048
 _DEFAULT_CACHE = 32  # conversations of full length
 
@@ -129,11 +133,7 @@ def find_model(
     elif run is not None and (directory / RESOLVED).exists():
         model = run.reward_directory if kind == "reward" else run.policy_directory
     else:
-        what, folder = (
-            ("policy", "sft/model")
-            if kind == "policy"
-            else ("reward model", "reward/explicit/model")
-        )
+        what, folder = _WORDS[kind]
         raise UserError(
             f"{directory}: no {what} here; give the folder of a run, its {folder}, or a folder "
             "that `agentrm export` wrote"

@@ -78,8 +78,8 @@ class RewardModel(ExplicitScorer):
         """Loads a reward model.
 
         Args:
-          path: Folder of a run or of `train_reward_model`, a model folder (`RUN/reward/explicit/model`)
-            or a Hugging Face directory (`agentrm export` writes one).
+          path: Folder of a run or of `train_reward_model`, a model folder
+            (`RUN/reward/explicit/model`), or a Hugging Face directory, as `agentrm export` writes.
           prompts: Prompts by environment, for environments that the model was not trained on or in
             place of its own; None as a value: the model reads no prompt there.
           engine: Sizes of the engine; default: those of the run, or sizes for 2,048 tokens.
