@@ -365,8 +365,9 @@ class Engine:
                 path = [] if leaf is None else leaf.path()
                 if len(path) > self.sizes.max_pieces:
                     raise UserError(
-                        f"engine.max_pieces: a conversation has {len(path)} pieces, more than "
-                        f"{self.sizes.max_pieces}"
+                        f"must be at least {len(path)}, the pieces of a conversation",
+                        field="engine.max_pieces",
+                        value=self.sizes.max_pieces,
                     )
                 first = path[0] if path else None
                 if first is not None and first.instruction is not None and end >= first.end:

@@ -58,8 +58,9 @@ class HeadConfig:
         least, most = float(targets.min()), float(targets.max())
         if self.kind == "hl_gauss" and not (self.low <= least and most <= self.high):
             raise UserError(
-                f"head.low: the bins lie in [{self.low}, {self.high}], the labels in "
-                f"[{least:.3g}, {most:.3g}]"
+                f"and high must be around all labels, which lie in [{least:.3g}, {most:.3g}] (got "
+                f"[{self.low}, {self.high}])",
+                field="low",
             )
 
 
