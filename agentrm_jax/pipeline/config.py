@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
-from agentrm_jax.model.value import HeadConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
@@ -157,7 +157,7 @@ class RewardTrainConfig(TrainConfig):
     """
 
     packing: Literal["paths", "trees"] = "trees"
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    head: Annotated[ValueHead, HEADS] = PAPER_HEAD
     head_bias: bool = True
 
     def __post_init__(self) -> None:
