@@ -1,9 +1,9 @@
 """Search trees as one record of arrays, and the jitted phases over all of them at once.
 
-Slot e holds one task's tree; node 0 is its root; nodes are numbered in the order in which they were
-attached, never in the order of arrival. mctx calls our select `simulate` and our backup `backward`.
+Row e holds one task's tree; node 0 is its root; nodes are numbered in the order in which they were
+attached. `select` is mctx's `simulate`, `backup` its `backward`.
 
-E trees, M node slots, W children of a node at most.
+E trees, M nodes of a tree at most, W children of a node at most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32
 
 from agentrm_jax.core.records import Step
-from agentrm_jax.data.trees import IterationRecord
+from agentrm_jax.data.trees import IterationRecord, back_up
 from agentrm_jax.search.selection import Children, SelectionRule, priors
 
 NONE = -1
@@ -31,7 +31,7 @@ class Trees:
     """The search trees of several tasks.
 
     Attributes:
-      parent: Number of the node's parent, NONE for roots and unused slots.
+      parent: Number of the node's parent, NONE for roots and unused numbers.
       children: Numbers of the node's children in order of attachment, NONE after the last.
       visit_count: Number of returns backed up through the node.
       value_sum: Sum of the returns backed up through the node.
@@ -65,7 +65,7 @@ def prior_logit(step: Step) -> float:
 
 
 def make_trees(num_trees: int, num_nodes: int, width: int) -> Trees:
-    """Empty trees: each a root that is neither visited nor expanded."""
+    """Returns empty trees: each a root that is neither visited nor expanded."""
     return jax.device_put(_empty(num_trees, num_nodes, width, np.full))
 
 
@@ -138,29 +138,29 @@ def select(trees: Trees, rule: SelectionRule) -> Int32[Array, " E"]:
       The first node on the way that is terminal, not expanded or without children.
     """
     E = trees.parent.shape[0]
-    slots = jnp.arange(E)
+    rows = jnp.arange(E)
     value = trees.value
 
     def descends(node: jax.Array) -> jax.Array:
         return (
-            trees.expanded[slots, node]
-            & ~trees.terminal[slots, node]
-            & (trees.children[slots, node, 0] != NONE)
+            trees.expanded[rows, node]
+            & ~trees.terminal[rows, node]
+            & (trees.children[rows, node, 0] != NONE)
         )
 
     def descend(node: jax.Array) -> jax.Array:
-        numbers = trees.children[slots, node]  # [E, W]
+        numbers = trees.children[rows, node]  # [E, W]
         present = numbers != NONE
-        index = (slots[:, None], jnp.maximum(numbers, 0))
+        index = (rows[:, None], jnp.maximum(numbers, 0))
         children = Children(
             value=value[index],
             prior=priors(trees.prior_logit[index], present),
             visits=jnp.where(present, trees.visit_count[index], 0),
             present=present,
-            parent_visits=trees.visit_count[slots, node, None],
+            parent_visits=trees.visit_count[rows, node, None],
         )
         best = jnp.argmax(jnp.where(present, rule(children), -jnp.inf), axis=1)
-        return jnp.where(descends(node), numbers[slots, best], node)
+        return jnp.where(descends(node), numbers[rows, best], node)
 
     return jax.lax.while_loop(
         lambda node: jnp.any(descends(node)), descend, jnp.zeros(E, jnp.int32)
@@ -186,19 +186,19 @@ def attach(
       expands: Whether this expands the node (a cached rollout step does not).
     """
     E, M, W = trees.children.shape
-    slots = jnp.arange(E)
+    rows = jnp.arange(E)
     parent_index = jnp.where(parent == NONE, M, parent)  # M is out of range and dropped
-    num_children = jnp.sum(trees.children[slots, jnp.maximum(parent, 0)] != NONE, axis=1)
+    num_children = jnp.sum(trees.children[rows, jnp.maximum(parent, 0)] != NONE, axis=1)
     rank = jnp.where(new == NONE, W, num_children[:, None] + jnp.arange(W))
     node = jnp.where((new == NONE) | (parent == NONE)[:, None], M, new)
-    row = slots[:, None]
+    row = jnp.arange(E)[:, None]
     return dataclasses.replace(
         trees,
         parent=trees.parent.at[row, node].set(parent[:, None], mode="drop"),
         children=trees.children.at[row, parent_index[:, None], rank].set(new, mode="drop"),
         terminal=trees.terminal.at[row, node].set(terminal, mode="drop"),
         prior_logit=trees.prior_logit.at[row, node].set(prior_logit, mode="drop"),
-        expanded=trees.expanded.at[slots, parent_index].max(expands, mode="drop"),
+        expanded=trees.expanded.at[rows, parent_index].max(expands, mode="drop"),
     )
 
 
@@ -210,7 +210,7 @@ def backup(trees: Trees, leaf: Int32[Array, " E"], outcome: Float32[Array, " E"]
       leaf: The last node of the path, NONE if the tree stays as it is.
       outcome: The returns.
     """
-    slots = jnp.arange(leaf.shape[0])
+    rows = jnp.arange(leaf.shape[0])
     M = trees.parent.shape[1]
 
     def up(state: tuple[jax.Array, Trees]) -> tuple[jax.Array, Trees]:
@@ -218,17 +218,17 @@ def backup(trees: Trees, leaf: Int32[Array, " E"], outcome: Float32[Array, " E"]
         index = jnp.where(node == NONE, M, node)  # M is out of range and dropped
         trees = dataclasses.replace(
             trees,
-            visit_count=trees.visit_count.at[slots, index].add(1, mode="drop"),
-            value_sum=trees.value_sum.at[slots, index].add(outcome, mode="drop"),
+            visit_count=trees.visit_count.at[rows, index].add(1, mode="drop"),
+            value_sum=trees.value_sum.at[rows, index].add(outcome, mode="drop"),
         )
-        return jnp.where(node == NONE, NONE, trees.parent[slots, jnp.maximum(node, 0)]), trees
+        return jnp.where(node == NONE, NONE, trees.parent[rows, jnp.maximum(node, 0)]), trees
 
     return jax.lax.while_loop(lambda state: jnp.any(state[0] != NONE), up, (leaf, trees))[1]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def advance(trees: Trees, changes: Changes) -> Trees:
-    """Clears, attaches and backs up, in this order, in one program."""
+    """Clears trees, attaches children and backs up returns, in this order, in one program."""
     trees = clear(trees, changes.cleared)
     trees = attach(
         trees,
@@ -244,36 +244,40 @@ def advance(trees: Trees, changes: Changes) -> Trees:
 def from_iterations(
     iterations: Sequence[IterationRecord], num_nodes: int, width: int
 ) -> dict[str, np.ndarray]:
-    """One tree's arrays as stored iterations left them, by the names of `Trees`, without axis E.
+    """Returns one tree's arrays as stored iterations left them.
 
-    A node was expanded when selection passed through it: it was the root, or visited before. Nodes
-    that are closed are no children any more, so that selection does not enter them.
+    A node was expanded if selection passed through it: it was the root, or visited before. Closed
+    nodes are taken out of their parents' children, so that selection does not enter them.
+
+    Args:
+      iterations: The tree's iterations, in order.
+      num_nodes: M.
+      width: W.
+
+    Returns:
+      The fields of `Trees` by name, without the axis E. Equal to the searched arrays to the bit.
     """
+    visits, sums = back_up(iterations, num_nodes, np.float32)
     parent = np.full(num_nodes, NONE, np.int32)
     children = np.full((num_nodes, width), NONE, np.int32)
-    visit_count = np.zeros(num_nodes, np.int32)
-    value_sum = np.zeros(num_nodes, np.float32)
     logits = np.full(num_nodes, np.nan, np.float32)
-    expanded, terminal = np.zeros(num_nodes, bool), np.zeros(num_nodes, bool)
+    expanded, terminal, visited = (np.zeros(num_nodes, bool) for _ in range(3))
     for iteration in iterations:
         for new in iteration.nodes:
             parent[new.node] = new.parent
             children[new.parent, np.sum(children[new.parent] != NONE)] = new.node
             terminal[new.node] = new.step.transition.done
             logits[new.node] = prior_logit(new.step)
-        path = np.asarray(iteration.path)
-        passed = path[:-1][(path[:-1] == 0) | (visit_count[path[:-1]] > 0)]
-        expanded[passed] = True
-        expanded[list(iteration.expanded)] = True
+        passed = [node for node in iteration.path[:-1] if node == 0 or visited[node]]
+        expanded[[*passed, *iteration.expanded]] = True
+        visited[list(iteration.path)] = True
         for closed in iteration.closed:
             children[parent[closed]] = _without(children[parent[closed]], closed)
-        visit_count[path] += 1
-        value_sum[path] += np.float32(iteration.outcome)
     return {
         "parent": parent,
         "children": children,
-        "visit_count": visit_count,
-        "value_sum": value_sum,
+        "visit_count": visits.astype(np.int32),
+        "value_sum": sums,
         "prior_logit": logits,
         "expanded": expanded,
         "terminal": terminal,
@@ -281,24 +285,24 @@ def from_iterations(
 
 
 def _without(children: np.ndarray, closed: int) -> np.ndarray:
-    """[W] children without one of them; NONE after the last."""
-    left = [child for child in children.tolist() if child not in (NONE, closed)]
-    return np.array(left + [NONE] * (len(children) - len(left)), np.int32)
+    """Returns the children [W] without one of them; NONE after the last."""
+    open_children = [child for child in children.tolist() if child not in (NONE, closed)]
+    return np.array(open_children + [NONE] * (len(children) - len(open_children)), np.int32)
 
 
-def close(trees: Trees, slot: int, closed: Sequence[int]) -> Trees:
-    """The trees with some nodes of one tree taken away from their parents. Seldom needed."""
-    parent, children = np.asarray(trees.parent[slot]), np.array(trees.children[slot])
+def close(trees: Trees, row: int, closed: Sequence[int]) -> Trees:
+    """Returns the trees with some nodes of one tree taken out of their parents' children."""
+    parent, children = np.asarray(trees.parent[row]), np.array(trees.children[row])
     for node in closed:
         children[parent[node]] = _without(children[parent[node]], node)
-    return dataclasses.replace(trees, children=trees.children.at[slot].set(children))
+    return dataclasses.replace(trees, children=trees.children.at[row].set(children))
 
 
-def put(trees: Trees, slot: int, arrays: dict[str, np.ndarray]) -> Trees:
-    """The trees with one slot's tree replaced."""
+def put(trees: Trees, row: int, arrays: dict[str, np.ndarray]) -> Trees:
+    """Returns the trees with the arrays of one of them replaced."""
     return Trees(
         **{
-            name: getattr(trees, name).at[slot].set(jnp.asarray(value))
+            name: getattr(trees, name).at[row].set(jnp.asarray(value))
             for name, value in arrays.items()
         }
     )
