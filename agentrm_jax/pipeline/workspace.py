@@ -23,7 +23,7 @@ from agentrm_jax.envs.contract import (
     missing_of,
 )
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model.heads import head_to_json
@@ -83,7 +83,7 @@ class Run:
 
     @functools.cached_property
     def pool(self) -> EnvironmentPool:
-        return make_pool(self.config.workers, self.config.step_seconds)
+        return EnvPool(workers=self.config.workers, step_seconds=self.config.step_seconds)
 
     def close(self) -> None:
         if "pool" in self.__dict__:
