@@ -309,10 +309,7 @@ class _NodeTokens:
 
 
 def _in_preorder(branches: Sequence[Branch]) -> list[Branch]:
-    """Sorts branches so that those through a node follow one another.
-
-    Siblings are in the order in which the branches through them come first.
-    """
+    """Sorts branches so that those through a node follow one another, siblings as they came."""
     rank: dict[int, int] = {}
     for node in itertools.chain.from_iterable(branch.nodes for branch in branches):
         rank.setdefault(node, len(rank))
@@ -397,6 +394,7 @@ def _check_opening(rendered: Rendered, length: int, task: Task) -> None:
     opening = rendered.state_ends[0] + 1
     if opening > length:
         raise UserError(
-            f"fit.length: the opening of task {task.task_id} takes {opening} tokens, rows have "
-            f"{length}"
+            f"must be at least {opening} for the opening of task {task.task_id}",
+            field="length",
+            value=length,
         )
