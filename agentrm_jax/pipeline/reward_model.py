@@ -15,8 +15,8 @@ from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
+from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.prefix_cache import Piece
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config
