@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.engine.engine import EngineConfig
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig

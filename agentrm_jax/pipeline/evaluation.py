@@ -18,7 +18,7 @@ from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import (
     ROLLOUTS,
     chosen_episodes,
