@@ -17,8 +17,8 @@ from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
-from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.engine.cache.prefix_cache import Piece
+from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
 from agentrm_jax.pipeline.models import Model, load_reward

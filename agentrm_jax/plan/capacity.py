@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError, section
-from agentrm_jax.engine.schedule.scheduler import Decoder
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.scheduler import Decoder
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import lora, parameters
 from agentrm_jax.model.config import LlamaConfig
