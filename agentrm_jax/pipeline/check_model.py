@@ -1,8 +1,7 @@
-"""`agentrm check-model PATH`: whether a model is read as transformers reads it."""
+"""Compares how a model is read here and by transformers: tokens, ends of replies, logits."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import pathlib
 import tempfile
@@ -11,28 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
-from agentrm_jax.core.text import first_line, printable
-
-_DESCRIPTION = """\
-Compares a model with transformers and prints a table. PATH is a Hugging Face directory, or a model
-folder of a run (RUN/sft/model).
-
-  template        whether the chat template can be read: append-only, ended by a special token
-  tokens          our tokens of the probe conversations and apply_chat_template's, at each turn
-  export          the same with the directory that `agentrm export` would write
-  special tokens  in text they are plain text, so that no observation can forge a turn
-  replies end at  the tokens that end a reply, and whether transformers stops at the same
-  embedding       whether the largest token id is within it
-  value read at   of a reward model, the last token that is read before a score
-  logits          ours and transformers', if torch is installed (both in float32: the
-                  model is in memory twice; --no-logits leaves them out)
-
-The exit status is 1 if something differs, 2 if the model cannot be read at all.
-"""
+from agentrm_jax.core.text import first_line
 
 Outcome = Literal["ok", "differs", "skipped"]
 
-_TOLERANCE = 1e-3  # of the largest logit: float32 in two libraries agrees to about 1e-5
+_TOLERANCE = 1e-3  # relative to the largest logit; float32 in two libraries agrees to about 1e-5
 
 
 class Check(NamedTuple):
@@ -41,39 +23,6 @@ class Check(NamedTuple):
     name: str
     outcome: Outcome
     detail: str
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm check-model",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("path", metavar="PATH", type=pathlib.Path)
-    parser.add_argument("--no-logits", action="store_true", help="compare tokens only")
-    given = parser.parse_args(arguments)
-    checks = list(check_model(given.path, logits=not given.no_logits))
-    _print_table(given.path, checks)
-    count = {o: sum(c.outcome == o for c in checks) for o in ("ok", "differs", "skipped")}
-    print(f"{given.path}: {count['ok']} ok, {count['differs']} differ, {count['skipped']} skipped")
-    return int(count["differs"] > 0)
-
-
-def _print_table(path: pathlib.Path, checks: Sequence[Check]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(printable(str(path))))
-    for name in ("check", "result", "found"):
-        table.add_column(name, overflow="fold")
-    colours = {"ok": "green", "differs": "red", "skipped": "yellow"}
-    for check in checks:
-        outcome = Text(check.outcome, style=colours[check.outcome])
-        table.add_row(check.name, outcome, Text(printable(check.detail)))
-    Console().print(table)
 
 
 def check_model(directory: pathlib.Path, *, logits: bool = True) -> Iterator[Check]:

@@ -1,66 +1,56 @@
-"""`agentrm convert FILE.gguf`: a Llama's GGUF file as a Hugging Face directory."""
+"""A Llama's GGUF file as a Hugging Face directory."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.gguf_tokenizer import (
+    end_token_ids,
+    special_token_ids,
+    write_gguf_tokenizer,
+)
+from agentrm_jax.model import hugging_face
+from agentrm_jax.model.gguf_model import read_gguf
 from agentrm_jax.runtime.output_folders import check_output_folder
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the directory; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm convert",
-        description="Writes a Llama's GGUF file as a Hugging Face directory that --policy takes: "
-        "weights (quantised ones as they are computed with), tokenizer and chat template.",
-    )
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
-    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, required=True)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    given = parser.parse_args(arguments)
-    check_output_folder(given.to, [given.file])
+def convert_gguf(file: pathlib.Path, to: pathlib.Path, dtype: str) -> int:
+    """Writes weights, tokenizer and chat template of a GGUF file; returns the parameter count.
 
-    import jax
+    Args:
+      file: The GGUF file. Quantised weights are written as the values that they stand for.
+      to: The folder to write.
+      dtype: Of the weights, `float32` or `bfloat16`.
 
-    from agentrm_jax.data.gguf_tokenizer import (
-        end_token_ids,
-        special_token_ids,
-        write_gguf_tokenizer,
-    )
-    from agentrm_jax.model import hugging_face
-    from agentrm_jax.model.gguf_model import read_gguf
-
-    config, params, metadata = read_gguf(given.file)
-    with _named(given.file):
+    Raises:
+      UserError: The file is not a Llama in GGUF format, or the folder cannot be written.
+    """
+    check_output_folder(to, [file])
+    config, params, metadata = read_gguf(file)
+    with _named(file):
         ids = special_token_ids(metadata, config.vocab_size)
         ends = end_token_ids(metadata, config.vocab_size)
     settings: dict[str, Any] = {f"{role}_token_id": ids.get(role) for role in ("bos", "pad")}
     settings["eos_token_id"] = ends if len(ends) > 1 else next(iter(ends), None)
 
     def add_files(folder: pathlib.Path) -> None:
-        with _named(given.file):
+        with _named(file):
             write_gguf_tokenizer(metadata, folder)
 
-    hugging_face.save(
-        given.to,
-        config,
-        jax.tree.map(lambda x: x.astype(jax.numpy.dtype(given.dtype)), params),
-        settings=settings,
-        add_files=add_files,
-    )
-    size = sum(x.size for x in jax.tree.leaves(params))
-    print(f"{given.to}: {size:,} parameters in {given.dtype}, read from {given.file}")
-    return 0
+    cast = jax.tree.map(lambda x: x.astype(jax.numpy.dtype(dtype)), params)
+    hugging_face.save(to, config, cast, settings=settings, add_files=add_files)
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 @contextlib.contextmanager
 def _named(file: pathlib.Path) -> Iterator[None]:
-    """Errors in the block name the file."""
+    """Adds the file to errors of the block."""
     try:
         yield
     except UserError as error:

@@ -1,62 +1,58 @@
-"""`agentrm experts NAME`: expert trajectories of one environment, without a configuration."""
+"""Expert trajectories of one environment, without a run."""
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Split, Trajectory
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.pool import make_pool
-from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.envs.registry import load_family
 from agentrm_jax.runtime.output_folders import check_output_folder
 from agentrm_jax.runtime.progress import progress
 
-_MOST_TASKS = 1_000_000  # as `experts.num_tasks` of a run
-_SLOW = 10_000  # tasks whose listing takes more than some seconds
 
+def demonstrate(
+    name: str,
+    output: pathlib.Path,
+    *,
+    split: Split = "train",
+    kinds: Sequence[str] | None = None,
+    n: int = 100,
+    seed: int = 0,
+    workers: int = 0,
+) -> tuple[list[Trajectory], int]:
+    """Plays an environment's expert and writes the successful trajectories (TFDS).
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the trajectories that succeed; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm experts",
-        description="Asks an environment's expert to solve tasks and writes what succeeds (TFDS).",
-        epilog="With a configuration file in place of NAME: the stage `experts` of a run.",
-    )
-    parser.add_argument("name", metavar="NAME", help=", ".join(environment_names()))
-    parser.add_argument("--split", default="train", choices=("train", "test", "paper"))
-    parser.add_argument("--n", type=int, default=100, help="tasks to solve (default 100)")
-    parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
-    parser.add_argument("--seed", type=int, default=0, help="which tasks are drawn")
-    parser.add_argument("--workers", type=int, default=0, help="environment processes")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
-    given = parser.parse_args(arguments)
-    for key, least in (("n", 1), ("seed", 0), ("workers", 0)):
-        if getattr(given, key) < least:
-            raise UserError(f"--{key}: must be at least {least} (got {getattr(given, key)})")
-    if given.n > _MOST_TASKS:
-        raise UserError(f"--n: must be at most {_MOST_TASKS} (got {given.n})")
-    check_output_folder(given.output)
-    family = load_family(given.name)
-    kinds = given.kinds.split(",") if given.kinds else None
-    if given.n > _SLOW:
-        print(f"{given.name}: listing tasks; {given.n} take a while", file=sys.stderr)
-    tasks = listed_tasks(family, given.split, kinds=kinds, n=given.n, seed=given.seed)
+    Args:
+      name: The environment.
+      output: The folder to write.
+      split: The split of the tasks.
+      kinds: Levels or domains; None for all.
+      n: Tasks to solve.
+      seed: Decides which tasks are drawn.
+      workers: Environment processes; 0 steps the environments in this process.
+
+    Returns:
+      The trajectories, and the number of tasks that the expert tried.
+
+    Raises:
+      UserError: There is no such environment or task, the expert raises, no trajectory is left, or
+        the folder cannot be written.
+    """
+    check_output_folder(output)
+    tasks = listed_tasks(load_family(name), split, kinds=kinds, n=n, seed=seed)
     if not tasks:
-        raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
-    pool = make_pool(given.workers)
+        raise UserError(f"{name}: no task of split {split} and these kinds")
+    pool = make_pool(workers)
     try:
-        with progress("experts", len(tasks)) as bar:
-            found = list(expert_trajectories(pool, tasks, bar.advance))
+        with progress("demonstrate", len(tasks)) as bar:
+            trajectories = list(expert_trajectories(pool, tasks, bar.advance))
     finally:
         pool.close()
-    write_trajectories(given.output, found)
-    steps = sum(len(t.steps) for t in found) / len(found)
-    print(
-        f"{given.output}: {len(found)} trajectories of {len(tasks)} tasks, {steps:.1f} steps each"
-    )
-    return 0
+    write_trajectories(output, trajectories)
+    return trajectories, len(tasks)

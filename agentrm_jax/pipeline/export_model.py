@@ -1,22 +1,32 @@
-"""`agentrm export RUN`: a run's model as a Hugging Face directory."""
+"""A run's model as a Hugging Face directory for transformers and others."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import pathlib
-from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.model import hugging_face
+from agentrm_jax.model.value import linear
+from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline.trained_on import write_trained_on
+from agentrm_jax.runtime.array_checksums import named_leaves
 from agentrm_jax.runtime.output_folders import check_output_folder
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
-_FOLDERS = {"policy": "sft/model", "reward": "reward/explicit/model"}
+Kind = Literal["policy", "reward"]
+
+_FOLDERS: dict[Kind, str] = {"policy": "sft/model", "reward": "reward/explicit/model"}
+_TITLES: dict[Kind, str] = {"policy": "A policy", "reward": "A reward model of states"}
 
 _README = """\
 # {title}
 
 Written by agentrm_jax {version}. `manifest.json` has the sha256 of every file. The chat template
-puts the same tokens around turns as the model was trained on; it knows turns of `user`
+puts the same tokens around turns as the model was trained on; it accepts turns of `user`
 (instructions, observations) and of `assistant` (thoughts and actions) only.
 
 ```python
@@ -38,47 +48,31 @@ text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize
 tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 score = model(**tokens).logits[0, 0]{bias}"""
 _BIAS_CODE = """ + model.config.{name}
-# The classifier has no bias, the value head does: it is the tensor `{name}` beside the
+# The classifier has no bias, the value head does: it is the tensor `{name}` next to the
 # weights (which transformers reports as unexpected) and a number in config.json."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the directory; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="agentrm export",
-        description="Writes a model as a Hugging Face directory: weights, tokenizer, chat "
-        "template and a manifest of checksums. Every command that takes a model reads it again.",
-    )
-    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a run or a model")
-    parser.add_argument("--what", choices=tuple(_FOLDERS), required=True)
-    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, required=True)
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="of the weights; a reward model's head is float32",
-    )  # fmt: skip
-    given = parser.parse_args(arguments)
-    source = given.run / _FOLDERS[given.what]
-    if not source.exists():
-        source = given.run
-    check_output_folder(given.to, [source])
-    size = _export(source, given.what, given.to, given.dtype)
-    print(f"{given.to}: a {given.what} of {size:,} parameters in {given.dtype}, read from {source}")
-    return 0
+def model_folder(run: pathlib.Path, kind: Kind) -> pathlib.Path:
+    """Returns the folder of a run's model, or the given folder if it is not that of a run."""
+    folder = run / _FOLDERS[kind]
+    return folder if folder.exists() else run
 
 
-def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> int:
-    """Returns how many parameters there are."""
-    import jax
+def export_model(source: pathlib.Path, kind: Kind, to: pathlib.Path, dtype: str) -> int:
+    """Writes weights, tokenizer, chat template and manifest; returns the parameter count.
 
-    from agentrm_jax.model import hugging_face
-    from agentrm_jax.model.value import linear
-    from agentrm_jax.pipeline import models
-    from agentrm_jax.pipeline.trained_on import write_trained_on
-    from agentrm_jax.runtime.array_checksums import named_leaves
-    from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+    Args:
+      source: The model's folder.
+      kind: `policy` or `reward`.
+      to: The folder to write.
+      dtype: Of the weights, `float32` or `bfloat16`; the head of a reward model is float32.
 
+    Raises:
+      UserError: There is no such model, its weights are not finite, or its head is not linear.
+    """
+    check_output_folder(to, [source])
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    load = {"policy": models.load_policy, "reward": models.load_reward}[what]
+    load = {"policy": models.load_policy, "reward": models.load_reward}[kind]
     model = load(source, dtype, mesh)
     params, code = model.params, _POLICY_CODE
     for name, leaf in named_leaves(params).items():
@@ -87,21 +81,12 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
                 f"{source}: parameter {name} holds values that are not finite; train the model "
                 "again, or restore its files"
             )
-    if what == "reward":
-        head = linear(params["value_head"], model.head)
-        if head is None:
-            raise UserError(
-                f"{source}: the value of a head {model.head.kind} is not linear, which is all that "
-                "a classifier of transformers can be; train one of kind mse or quantile"
-            )
-        params = {**params, "value_head": dict(zip(("kernel", "bias"), head, strict=True))}
-        bias = _BIAS_CODE.format(name=hugging_face.VALUE_BIAS) if head[1] else ""
+    if kind == "reward":
+        params, has_bias = _with_linear_head(source, model)
+        bias = _BIAS_CODE.format(name=hugging_face.VALUE_BIAS) if has_bias else ""
         code = _REWARD_CODE.format(bias=bias)
-    readme = _README.format(
-        title={"policy": "A policy", "reward": "A reward model of states"}[what],
-        version=importlib.metadata.version("agentrm-jax"),
-        code=code,
-    )
+    version = importlib.metadata.version("agentrm-jax")
+    readme = _README.format(title=_TITLES[kind], version=version, code=code)
 
     def add_files(folder: pathlib.Path) -> None:
         model.tokenizer.export(folder)
@@ -113,3 +98,15 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     tokens = {"pad_token_id": model.tokenizer.pad_id, "eos_token_id": ends}
     hugging_face.save(to, model.config, params, settings=tokens, add_files=add_files)
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _with_linear_head(source: pathlib.Path, model: models.Model) -> tuple[dict[str, Any], bool]:
+    """Returns the parameters with a linear value head, and whether its bias is not zero."""
+    head = linear(model.params["value_head"], model.head)
+    if head is None:
+        raise UserError(
+            f"{source}: the value of a head {model.head.kind} is not linear, which is all that "
+            "a classifier of transformers can be; train one of kind mse or quantile"
+        )
+    kernel, bias = head
+    return {**model.params, "value_head": {"kernel": kernel, "bias": bias}}, bool(bias)

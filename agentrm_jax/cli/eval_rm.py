@@ -1,0 +1,96 @@
+"""`agentrm eval-rm TREES`: a reward model next to the values of search trees."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agentrm_jax.cli.commands import add_model_arguments
+from agentrm_jax.cli.parser import Parser, whole_number
+
+_DESCRIPTION = """\
+Scores every visited state of search trees and compares the scores with the states' values, the mean
+returns that were backed up through them. No environment is needed. Writes eval_rm.html (a page
+with plots) and eval_rm.json, and prints:
+
+  pairwise accuracy  how often the better of two siblings (states that follow the same state)
+                     has the higher score; siblings of equal value are left out, equal
+                     scores count half
+  pearson, spearman  correlation of score and value, and of their ranks
+  calibration error  mean distance of mean score and mean value in ten bins
+  squared error      the mean of (score - value) squared
+
+each with a 95% interval over trees, and the same for other scores: random numbers, the depth, and
+the policy's likelihood of the step. Trees of tasks that the model was trained on are left out (they
+say little), unless --seen is given. The model's trained_on.json lists these tasks; for a model
+without it they are not known, and the console, the page and eval_rm.json say so.
+Grow other trees with, for example,
+
+  agentrm explore CONFIG --output OTHER --policy=RUN/sft/model --train_policy=false --seed=1"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = _DESCRIPTION
+    parser.add_argument("trees", metavar="TREES", type=pathlib.Path, help="a run, or its trees/")
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--output", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
+    )
+    parser.add_argument(
+        "--min-visits",
+        type=whole_number(1, 2**31 - 1),
+        default=1,
+        metavar="N",
+        help="visits that a state needs to be compared (default: 1)",
+    )
+    parser.add_argument(
+        "--seen", action="store_true", help="compare tasks that were trained on as well"
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    from agentrm_jax.pipeline.evaluate_reward_model import PAGE, evaluate_reward_model
+
+    found = evaluate_reward_model(
+        given.trees,
+        given.model,
+        given.output,
+        config=given.config,
+        overrides=given.overrides,
+        min_visits=given.min_visits,
+        include_seen=given.seen,
+        on_note=lambda note: print(note, file=sys.stderr),
+    )
+    Console(width=None if Console().is_terminal else 120).print(_table(found))
+    print(f"report: {given.output / PAGE}")
+    return 0
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    from agentrm_jax.pipeline.evaluate_reward_model import MEASURES
+
+    title = (
+        f"{found['states']:,} states of {found['trees']:,} trees, {found['pairs']:,} pairs of "
+        f"siblings ({found['ties']:,} more have the same value)"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for name in MEASURES:
+        table.add_column(name.replace("_", " "), justify="right")
+    for number, row in enumerate(found["rows"]):
+        cells = [_cell(row[name]) for name in MEASURES]
+        table.add_row(row["name"], *cells, style="dim" if number else "bold")
+    return table
+
+
+def _cell(estimate: Mapping[str, float] | None) -> Text:
+    if estimate is None:
+        return Text("-")
+    return Text("{mean:.2f} [{low:.2f}, {high:.2f}]".format_map(estimate))

@@ -1,0 +1,34 @@
+"""`agentrm export RUN`: a run's model as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from agentrm_jax.cli.parser import Parser, choice
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = """\
+Writes a model as a Hugging Face directory: weights, tokenizer, chat template and a manifest of
+checksums. Every command that takes a model reads it again."""
+    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a run or a model")
+    parser.add_argument("--what", **choice("policy", "reward"), required=True)
+    parser.add_argument(
+        "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
+    )
+    parser.add_argument(
+        "--dtype",
+        **choice("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default: float32); the head of a reward model is float32",
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    from agentrm_jax.pipeline.export_model import export_model, model_folder
+
+    source = model_folder(given.run, given.what)
+    size = export_model(source, given.what, given.to, given.dtype)
+    print(f"{given.to}: a {given.what} of {size:,} parameters in {given.dtype}, read from {source}")
+    return 0

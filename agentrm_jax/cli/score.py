@@ -1,0 +1,62 @@
+"""`agentrm score FILE`: scores of trajectories, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from agentrm_jax.cli.commands import add_model_arguments
+from agentrm_jax.cli.parser import Parser
+
+_DESCRIPTION = """\
+Scores trajectories with a reward model, without an environment, and writes one JSON line for each:
+
+  task_id            the task
+  score              of the whole trajectory: the last of the scores below that is not null
+  outcome            the return that is stored with it (1 for conversations without one)
+  start              the score before any step
+  after_action       for each step, before the environment has answered
+  after_observation  for each step, after the observation; null if a conversation ends with a
+                     reply
+  dropped_steps      the number of truncated steps: the oldest, which did not fit into the
+                     context, and those that were shortened
+
+FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
+backed up), a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list
+of conversations as ETO and AgentGym write them."""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = _DESCRIPTION
+    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    add_model_arguments(parser)
+    parser.add_argument("--output", type=pathlib.Path, help="file to write (default: stdout)")
+    parser.add_argument(
+        "--environment",
+        metavar="NAME",
+        help="what was played in conversations (default: the beginning of the ids or of the file's "
+        "name)",
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    from agentrm_jax.pipeline.score_trajectories import score_trajectories
+
+    count, truncated, context = score_trajectories(
+        given.file,
+        given.model,
+        given.output,
+        environment=given.environment,
+        config=given.config,
+        overrides=given.overrides,
+    )
+    where = f" in {given.output}" if given.output else ""
+    print(f"{count} trajectories scored{where}", file=sys.stderr)
+    if truncated:
+        print(
+            f"{truncated} of them have truncated steps: they are longer than engine.context, "
+            f"{context} tokens",
+            file=sys.stderr,
+        )
+    return 0
