@@ -9,7 +9,7 @@ import sys
 
 from agentrm_jax.cli.parser import Parser
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import shown
+from agentrm_jax.core.text import shown
 
 _DESCRIPTION = """\
 Compiles the programs of a run's stages with the TPU compiler, on any machine: it needs no TPU and

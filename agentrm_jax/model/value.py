@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.parameters import Params
 
@@ -42,7 +42,7 @@ class HeadConfig:
         check_fields(self, bins="[2, 65536]", sigma="(0, inf)", huber="(0, inf)")
         check_choice("kind", self.kind, ("mse", "hl_gauss", "quantile"))
         if self.low >= self.high:
-            raise FieldError("low", f"must be below high, {self.high} (got {self.low})")
+            raise UserError(field="low", value=self.low, expected=f"below high, {self.high}")
 
     @property
     def outputs(self) -> int | None:
