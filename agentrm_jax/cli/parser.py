@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import shown
+from agentrm_jax.core.text import shown
 
 _MISSING = "the following arguments are required: "  # argparse's own words
 _SAME = 0.8  # similarity of a mistyped option and the option that was meant

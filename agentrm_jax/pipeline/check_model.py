@@ -26,9 +26,10 @@ class Check(NamedTuple):
 
 
 def check_model(directory: pathlib.Path, *, logits: bool = True) -> Iterator[Check]:
-    """Yields the rows of the table.
+    """Yields the comparisons of a model with transformers, one row of a table each.
 
     Args:
+      directory: A Hugging Face directory, or a model folder of a run.
       logits: Whether to compare logits as well, which reads the model's weights twice.
 
     Raises:
@@ -113,25 +114,25 @@ def _compared(
                 messages_of(turns), tokenize=True, return_dict=False,
                 add_generation_prompt=not replied, **day,
             )  # fmt: skip
-        except Exception:  # a template may refuse a reply at the end
+        except Exception:  # some templates reject a reply at the end
             return None
 
     templates = {
         name: [tokens(turns[:count]) for count in range(1, len(turns) + 1)]
         for name, turns in PROBES.items()
     }
-    found = list(differences(tokenizer, templates))
-    if found and not exported and tokenizer.chat.date:
+    different = list(differences(tokenizer, templates))
+    if different and not exported and tokenizer.chat.date:
         return Check(name, "skipped", "compared for its fixed date when read; today's differs")
-    return _as_check(name, templates, found)
+    return _as_check(name, templates, different)
 
 
 def _as_check(
-    name: str, templates: Mapping[str, Sequence[list[int] | None]], found: Sequence[str]
+    name: str, templates: Mapping[str, Sequence[list[int] | None]], different: Sequence[str]
 ) -> Check:
-    compared = sum(tokens is not None for own in templates.values() for tokens in own)
-    if found:
-        return Check(name, "differs", f"{len(found)} of {compared} prefixes: {found[0]}")
+    compared = sum(tokens is not None for prefixes in templates.values() for tokens in prefixes)
+    if different:
+        return Check(name, "differs", f"{len(different)} of {compared} prefixes: {different[0]}")
     return Check(name, "ok", f"{compared} of {compared} prefixes of {len(templates)} conversations")
 
 
@@ -193,7 +194,7 @@ def _logits(directory: pathlib.Path, tokenizer: Any, kind: Literal["policy", "re
         ours, theirs = (read(directory, kind, tokens) for read in (_our_logits, _their_logits))
     except UserError as error:
         return Check("logits", "differs", str(error))
-    except Exception as error:  # whatever torch or transformers raise
+    except Exception as error:  # torch and transformers raise many kinds
         return Check("logits", "differs", f"transformers cannot read it ({first_line(error)})")
     import numpy as np
 
@@ -205,7 +206,10 @@ def _logits(directory: pathlib.Path, tokenizer: Any, kind: Literal["policy", "re
 
 
 def _our_logits(directory: pathlib.Path, kind: Literal["policy", "reward"], tokens: list[int]):
-    """[T, V] logits, or [1] the score at the last token, without the bias that classifiers lack."""
+    """[T, V] logits of a policy, or the [1] score of a reward model at the last token.
+
+    The score is without the bias, which classifiers of transformers do not have.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np

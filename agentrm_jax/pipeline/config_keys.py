@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import shown
 from agentrm_jax.core.registry import Registry
+from agentrm_jax.core.text import shown
 
 _WIDTH = 100
 _NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
