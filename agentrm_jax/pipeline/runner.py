@@ -14,8 +14,8 @@ from rich.console import Console
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluate.report import comparison_sentences, console_table, environment_table
-from agentrm_jax.pipeline import evaluation
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.evaluate import report as write_run_report
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Run, Summary
@@ -164,7 +164,7 @@ def _line(summary: Summary) -> str:
 
 def _report(run: Run) -> None:
     folders = {spec.name: run.directory / spec.folder for spec in STAGES}
-    rows, compared = evaluation.report(run, folders)
+    rows, compared = write_run_report(run, folders)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(console_table(rows))
     if (by_environment := environment_table(rows)) is not None:

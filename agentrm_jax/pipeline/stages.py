@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.evaluation import evaluate
-from agentrm_jax.pipeline.playing import experts, explore, label, sample
-from agentrm_jax.pipeline.training import train_implicit, train_policy, train_reward
+from agentrm_jax.pipeline.evaluate import evaluate
+from agentrm_jax.pipeline.explore import experts, explore, label, sample
+from agentrm_jax.pipeline.fit_model import train_implicit, train_policy, train_reward
 from agentrm_jax.pipeline.workspace import Run, Summary
 from agentrm_jax.runtime.run_directory import Stage
 

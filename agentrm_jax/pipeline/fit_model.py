@@ -31,9 +31,9 @@ from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import RunConfig, TrainConfig
+from agentrm_jax.pipeline.explore import sampled_trajectories
 from agentrm_jax.pipeline.losses import MASTER, implicit_loss, loaded_dtype, reward_loss, sft_loss
 from agentrm_jax.pipeline.models import Model
-from agentrm_jax.pipeline.playing import sampled_trajectories
 from agentrm_jax.pipeline.workspace import DATASET, Run, Summary
 from agentrm_jax.runtime.array_files import read_array, write_array
 from agentrm_jax.runtime.metrics import read_metrics
