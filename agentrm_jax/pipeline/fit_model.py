@@ -1,188 +1,111 @@
-"""The stages that train a model on what the stages before them wrote."""
+"""Trains the model of a stage: packed rows, progress bar, checkpoints, LoRA."""
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.packing import PackedRows, only_labelled, pack
-from agentrm_jax.data.pairs import preference_pairs
-from agentrm_jax.data.sequences import (
-    TokenSequence,
-    outcome_sequences,
-    pair_sequences,
-    sft_sequences,
-    tree_sequences,
-    value_sequences,
-)
-from agentrm_jax.data.states import open_paths
-from agentrm_jax.data.tokenizer import train_tokenizer
-from agentrm_jax.data.trajectories import open_trajectories
+from agentrm_jax.data.packing import PackedRows, pack
+from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import lora
-from agentrm_jax.model.parameters import cast
-from agentrm_jax.model.value import init_reward
-from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import RunConfig, TrainConfig
-from agentrm_jax.pipeline.explore import sampled_trajectories
-from agentrm_jax.pipeline.losses import MASTER, implicit_loss, loaded_dtype, reward_loss, sft_loss
 from agentrm_jax.pipeline.models import Model
-from agentrm_jax.pipeline.workspace import DATASET, Run, Summary
-from agentrm_jax.runtime.array_files import read_array, write_array
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.metrics import read_metrics
-from agentrm_jax.runtime.processes import from_first, is_first
+from agentrm_jax.runtime.processes import is_first
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
-from agentrm_jax.train import explicit, held_out, implicit
+from agentrm_jax.runtime.run_paths import CHECKPOINTS
+from agentrm_jax.train import held_out
 from agentrm_jax.train.fit import fit
 from agentrm_jax.train.step import LossFn
 
-_SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # beside the progress bar
+_SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # next to the progress bar
 
 
-def train_policy(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
-    """Fine-tunes the policy on the experts' replies (paper section 3.1)."""
-    trajectories = list(open_trajectories(run.directory / "experts" / DATASET))
-    config = run.config
-    if config.policy is not None:
-        start = models.load_policy(
-            pathlib.Path(config.policy), loaded_dtype(config, config.sft), run.mesh
-        )
-    else:
-        tokenizer = train_tokenizer(_texts(trajectories), config.model.vocab_size)
-        context = max(config.engine.context, config.sft.fit.length)
-        start = models.fresh_policy(config.model, tokenizer, context, MASTER, run.mesh, config.seed)
-    longest = min(config.sft.fit.length, start.config.longest)
-    rows = _rows(
-        lambda some: sft_sequences(start.tokenizer, run.prompt_of, some, longest),
-        trajectories,
-        lambda trajectory: trajectory.task.task_id,
-        "sft",
-        config,
-    )
-    loss = sft_loss(config, start.config, run.mesh)
-    params, last = _fit(run, stage, "sft", start, loss, rows, config.sft, directory)
-    trained = dataclasses.replace(start, params=cast(params, config.dtype))
-    models.save(directory / "model", "policy", trained)
-    return {
-        "parameters": _size(params),
-        "trajectories": len(trajectories),
-        "rows": len(rows.trained),
-        "steps_left_out": rows.left_out,
-        **last,
-    }
+class FitSummary(TypedDict, total=False):
+    """The last row of metrics of a training stage, and totals; the loss decides which keys."""
 
-
-def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
-    """Regresses values of states from the policy's trunk (paper section 3.3)."""
-    config = run.config
-    dtype = loaded_dtype(config, config.train_rm)
-    model = run.policy(dtype)
-    paths = open_paths(run.directory / "states" / DATASET)
-    problems = frozenset(path.trajectory.task.problem for path in paths)
-    sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
-    longest = min(config.train_rm.fit.length, model.config.longest)
-    rows = _rows(
-        lambda some: sequences_of(model.tokenizer, run.prompt_of, some, longest),
-        paths,
-        lambda path: path.trajectory.task.task_id,
-        "train_rm",
-        config,
-    ).map(only_labelled)
-    weights, targets = rows.trained.weights, rows.trained.targets
-    mean = float(np.sum(weights * targets) / np.sum(weights))
-    head = config.train_rm.head
-    head.check_targets(targets[weights > 0])
-    if config.reward_init is None:
-        start = init_reward(model.params, mean, head)
-        trained_on = problems
-    else:
-        initial = run.reward_init(dtype)
-        start = initial.params
-        trained_on = None if initial.trained_on is None else problems | initial.trained_on
-    if not config.train_rm.head_bias:
-        start["value_head"]["bias"] = jnp.zeros_like(start["value_head"]["bias"])
-    model = dataclasses.replace(model, params=start, head=head, trained_on=trained_on)
-    loss = reward_loss(config, model.config, run.mesh)
-    params, last = _fit(
-        run, stage, "train-rm", model, loss, rows, config.train_rm, directory, explicit.describe
-    )
-    params["trunk"] = cast(params["trunk"], config.dtype)
-    models.save(directory / "model", "reward", dataclasses.replace(model, params=params))
-    counts = {"rows": len(rows.trained), "labels_left_out": rows.left_out}
-    return {**counts, "target_mean": mean, **last}
-
-
-def train_implicit(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
-    """Trains the policy further, so that its log-ratio to itself before tells outcomes (paper
-    section 3.3)."""
-    config = run.config.train_implicit
-    model = run.policy(loaded_dtype(run.config, config))
-    longest = min(config.fit.length, model.config.longest)
-
-    def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
-        if config.objective.loss != "dpo":
-            trajectories = [trajectory for group in groups for trajectory in group]
-            return outcome_sequences(model.tokenizer, run.prompt_of, trajectories, longest)
-        pairs = preference_pairs(groups)
-        if not pairs:
-            raise UserError("sample: no two trajectories of a task differ in outcome")
-        return pair_sequences(model.tokenizer, run.prompt_of, pairs, longest)
-
-    rows = _rows(
-        sequences,
-        sampled_trajectories(run),
-        lambda group: group[0].task.task_id,
-        "train_implicit",
-        run.config,
-    )
-    rows = _with_reference(run, model, rows, directory)
-    loss = implicit_loss(run.config, model.config, run.mesh)
-    describe = dict if config.objective.loss == "dpo" else explicit.describe
-    params, last = _fit(
-        run, stage, "train-implicit", model, loss, rows, config, directory, describe
-    )
-    trained = dataclasses.replace(model, params=cast(params, run.config.dtype))
-    models.save(directory / "model", "policy", trained)
-    return {"rows": len(rows.trained), "steps_left_out": rows.left_out, **last}
+    updates: int
+    loss: float
+    accuracy: float
+    squared_error: float
+    correlation: float
+    value: float
+    target: float
+    grad_norm: float
+    held_out_loss: float
+    best_update: int
+    tokens_per_second: float
+    compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
-    """What is trained on, what is held out, and how much did not fit into a row."""
+class TrainingRows:
+    """Packed rows of a training stage.
+
+    Attributes:
+      trained: Rows that are trained on.
+      held_out: Rows of other tasks, which decide the best checkpoint; None if there are none.
+      left_out: How many steps or labels did not fit into a row.
+    """
 
     trained: PackedRows
     held_out: PackedRows | None
     left_out: int
 
-    def map(self, change: Callable[[PackedRows], PackedRows]) -> _Rows:
+    def map(self, change: Callable[[PackedRows], PackedRows]) -> TrainingRows:
+        """Returns the rows with both parts changed."""
         held_out = self.held_out and change(self.held_out)
         return dataclasses.replace(self, trained=change(self.trained), held_out=held_out)
 
 
-def _rows(
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """A training stage before its first update.
+
+    Attributes:
+      start: The model that training starts from.
+      loss: What is minimised.
+      rows: The rows.
+      config: The settings of the stage.
+      describe: Turns the weighted means of the loss's sums into a row of metrics.
+    """
+
+    start: Model
+    loss: LossFn
+    rows: TrainingRows
+    config: TrainConfig
+    describe: Callable[[dict[str, float]], dict[str, float]] = dict
+
+
+def training_rows(
     sequences: Callable[[Any], tuple[list[TokenSequence], int]],
     examples: Sequence[Any],
     task_of: Callable[[Any], str],
     section: str,
     config: RunConfig,
-) -> _Rows:
-    """Rows of the examples' sequences, those of some tasks apart.
+) -> TrainingRows:
+    """Packs the sequences of examples, those of held-out tasks apart.
 
     Args:
-      section: The key of `config` that holds the stage's settings.
+      sequences: Makes the sequences of examples; returns also how many steps did not fit.
+      examples: The examples.
+      task_of: The task of an example.
+      section: The key of `config` that holds the settings of the stage.
+      config: The configuration of the run.
+
+    Raises:
+      UserError: Nothing fits into a row.
     """
-    fit = getattr(config, section).fit
+    fit_config = getattr(config, section).fit
     held: Sequence[Any] = ()
-    if fit.held_out:
-        examples, held = held_out.split(examples, task_of, fit.held_out, config.seed)
+    if fit_config.held_out:
+        examples, held = held_out.split(examples, task_of, fit_config.held_out, config.seed)
     try:
         made, left_out = sequences(examples)
         apart = sequences(held)[0] if held else None
@@ -190,73 +113,37 @@ def _rows(
         if str(error).startswith("fit."):  # the key within the section
             raise UserError(f"{section}.{error}") from None
         raise
-    return _Rows(
-        trained=pack(made, fit.length),
-        held_out=None if apart is None else pack(apart, fit.length),
+    return TrainingRows(
+        trained=pack(made, fit_config.length),
+        held_out=None if apart is None else pack(apart, fit_config.length),
         left_out=left_out,
     )
 
 
-def _with_reference(run: Run, model: Model, rows: _Rows, directory: pathlib.Path) -> _Rows:
-    """The rows with the log-probabilities of the policy as it is now as targets of its tokens."""
+def fit_model(
+    workspace: Workspace, stage: Stage, name: str, training: Training
+) -> tuple[Any, FitSummary]:
+    """Trains with a progress bar; checkpoints lie in the folder of the stage.
 
-    def known(part: PackedRows, name: str) -> PackedRows:
-        return implicit.with_reference(part, _reference(run, model, part, directory / name))
-
-    return dataclasses.replace(
-        rows,
-        trained=known(rows.trained, "reference.npz"),
-        held_out=rows.held_out and known(rows.held_out, "reference_held_out.npz"),
-    )
-
-
-def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> np.ndarray:
-    """The policy's own log-probabilities of the rows, [R, T]; computed once and kept."""
-    if from_first(path.exists):
-        return read_array(path)
-    config = run.config.train_implicit
-    with progress("reference", len(rows), shown=is_first()) as bar:
-        found = implicit.reference_log_probs(
-            cast(model.params, run.config.dtype),
-            model.config,
-            rows,
-            config.fit.batch_size // config.fit.accumulation,
-            run.mesh,
-            attention=config.fit.attention,
-            vocab_chunks=config.vocab_chunks,
-            on_rows=bar.advance,
-        )
-    if is_first():
-        write_array(path, found)
-    return found
-
-
-def _fit(
-    run: Run,
-    stage: Stage,
-    name: str,
-    start: Model,
-    loss: LossFn,
-    rows: _Rows,
-    config: TrainConfig,
-    directory: pathlib.Path,
-    describe: Callable[[dict[str, float]], dict[str, float]] = dict,
-) -> tuple[Any, Summary]:
-    """Trains with a progress bar; checkpoints in the stage's folder."""
-    total, params, frozen = config.fit.total(len(rows.trained)), start.params, None
+    Returns:
+      The trained parameters and the last row of metrics.
+    """
+    config, rows, loss = training.config, training.rows, training.loss
+    total, params, frozen = config.fit.total(len(rows.trained)), training.start.params, None
     if config.lora.rank:
-        key = jax.random.key(run.config.seed)
-        adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
+        key = jax.random.key(workspace.config.seed)
+        shape = training.start.config
+        adapters = lora.init_adapters(key, shape, config.lora, workspace.mesh)
         params, frozen = lora.parts(params, adapters)
         loss = lora.adapted(loss, config.lora)
     with progress(name, total, shown=is_first()) as bar:
-        seen = 0
+        done = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
-            nonlocal seen
+            nonlocal done
             shown = {key: row[key] for key in _SHOWN if key in row}
-            bar.advance(update - seen, **shown)
-            seen = update
+            bar.advance(update - done, **shown)
+            done = update
             stage.tick()
 
         params, last = fit(
@@ -265,35 +152,19 @@ def _fit(
             rows.trained,
             config.fit,
             config.optimizer,
-            directory=directory / "checkpoints",
-            mesh=run.mesh,
-            seed=run.config.seed,
-            metrics=run.metrics(name),
+            directory=workspace.paths.stage(name) / CHECKPOINTS,
+            mesh=workspace.mesh,
+            seed=workspace.config.seed,
+            metrics=workspace.metrics(name),
             frozen=frozen,
             held_out=rows.held_out,
-            describe=describe,
+            describe=training.describe,
             on_update=on_update,
         )
     if frozen is not None:
         params = lora.merged(params, frozen, config.lora)
-    if "loss" not in last and is_first():  # killed behind its last checkpoint: all was done
-        written = read_metrics(run.directory / "metrics.jsonl")
+    if "loss" not in last and is_first():  # killed after its last checkpoint: nothing was left
+        written = read_metrics(workspace.paths.metrics)
         row = [row for row in written if row["stage"] == name][-1]
         last |= {key: row[key] for key in row if key not in ("stage", "update", "seconds")}
-    return params, last
-
-
-def _texts(trajectories: Sequence[Trajectory]) -> list[str]:
-    """All that a policy reads and says."""
-    return [
-        text
-        for trajectory in trajectories
-        for text in (
-            trajectory.first_observation,
-            *(t for s in trajectory.steps for t in (s.reply, s.transition.observation)),
-        )
-    ]
-
-
-def _size(params: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(params))
+    return params, cast(FitSummary, last)

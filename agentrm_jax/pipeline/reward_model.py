@@ -21,8 +21,10 @@ from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.models import Model, is_model_directory
-from agentrm_jax.pipeline.workspace import RESOLVED, Run
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
+from agentrm_jax.runtime.run_directory import RESOLVED
+from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL
 
 _BATCH = 64  # trajectories whose scores are made together
 
@@ -67,14 +69,14 @@ class RewardModel:
       scorer: Scores states, as a search asks for it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Workspace) -> None:
         self.run = run
         # A reply and its answer are two pieces here; a search reads them as one.
         engine = run.config.engine
         sizes = dataclasses.replace(engine, max_pieces=2 * engine.max_pieces)
         config = dataclasses.replace(run.config, engine=sizes)
         resized = dataclasses.replace(run, config=config)
-        self.scorer = explicit_scorer(run.reward_model(), resized)
+        self.scorer = explicit_scorer(run.models.reward(), resized)
 
     def score(self, trajectories: Iterable[Trajectory]) -> Iterator[Scored]:
         """Scores at both ends of every step, in the order of the trajectories.
@@ -133,7 +135,9 @@ def open_reward_model(
       UserError: There is no such model, or no configuration to read it by.
     """
     directory = pathlib.Path(path)
-    return RewardModel(Run(config=_config_for(directory, config, overrides), directory=directory))
+    return RewardModel(
+        Workspace(config=_config_for(directory, config, overrides), directory=directory)
+    )
 
 
 def reward_directory(
@@ -148,7 +152,7 @@ def reward_directory(
     """
     directory = pathlib.Path(path)
     found = _config_for(directory, config, overrides)
-    return Run(config=found, directory=directory).reward_directory
+    return Workspace(config=found, directory=directory).models.reward_directory
 
 
 def check_finite(score: float | None, place: str) -> None:
@@ -171,7 +175,7 @@ def _config_for(
     if not is_model and not (directory / RESOLVED).exists():
         raise UserError(
             f"{directory}: no reward model here; give the folder of a run, its "
-            "reward/explicit/model, or what `agentrm export` wrote"
+            f"{EXPLICIT_MODEL}, or what `agentrm export` wrote"
         )
     found = _read_config(directory, config, overrides)
     return dataclasses.replace(found, reward_model=str(directory)) if is_model else found
@@ -193,7 +197,7 @@ def _read_config(
     return load_config(pathlib.Path(config), overrides)
 
 
-def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
+def explicit_scorer(model: Model, run: Workspace) -> ExplicitScorer:
     """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
     engine = Engine.of(
         model.params["trunk"],
@@ -205,7 +209,7 @@ def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
     )
     closed = run.config.reads_closing(model.tokenizer.foreign)
     context = run.config.engine.context
-    renderer = Renderer(model.tokenizer, run.prompt_of, context, closed=closed)
+    renderer = Renderer(model.tokenizer, run.prompts.of, context, closed=closed)
     return ExplicitScorer(engine, renderer)
 
 

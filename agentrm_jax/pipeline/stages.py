@@ -1,6 +1,7 @@
-"""The stages of a run: each reads what the ones before it wrote, and writes a folder of its own.
+"""The table of the stages of a run.
 
-Every stage goes on where it was when it was interrupted, and ends with the same output.
+Each stage reads what the stages before it wrote, and writes a folder of its own. An interrupted
+stage resumes, and ends with the same output.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from typing import Any, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.evaluate import evaluate
-from agentrm_jax.pipeline.explore import experts, explore, label, sample
-from agentrm_jax.pipeline.fit_model import train_implicit, train_policy, train_reward
-from agentrm_jax.pipeline.workspace import Run, Summary
+from agentrm_jax.pipeline.experts import experts
+from agentrm_jax.pipeline.explore import explore
+from agentrm_jax.pipeline.label import label
+from agentrm_jax.pipeline.sample import sample
+from agentrm_jax.pipeline.sft import sft
+from agentrm_jax.pipeline.train_implicit import train_implicit
+from agentrm_jax.pipeline.train_reward import train_reward
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import STAGE_FOLDERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +32,25 @@ class StageSpec:
 
     Attributes:
       name: Also the name of its command.
-      folder: Its folder in the run's.
       after: The stages whose output it reads.
       sections: Keys of the configuration that its output depends on, besides those of the stages
         that it reads.
       wanted: Whether a run with this configuration needs it.
-      work: Does it; returns a summary for people.
+      work: Does the work of the stage; returns its summary.
       processes: Of several processes `all` work, or the `first` does and the others wait.
     """
 
     name: str
-    folder: str
     after: tuple[str, ...]
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
-    work: Callable[[Run, Stage, pathlib.Path], Summary]
+    work: Callable[[Workspace, Stage, pathlib.Path], Mapping[str, Any]]
     processes: Literal["all", "first"]
+
+    @property
+    def folder(self) -> str:
+        """Its folder, in the folder of the run."""
+        return STAGE_FOLDERS[self.name]
 
 
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
@@ -50,7 +60,6 @@ _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context",
 STAGES = (
     StageSpec(
         name="experts",
-        folder="experts",
         after=(),
         sections=(*_SHARED, "experts"),
         wanted=lambda config: config.train_policy,
@@ -59,16 +68,14 @@ STAGES = (
     ),
     StageSpec(
         name="sft",
-        folder="sft",
         after=("experts",),
         sections=_POLICY,
         wanted=lambda config: config.train_policy,
-        work=train_policy,
+        work=sft,
         processes="all",
     ),
     StageSpec(
         name="explore",
-        folder="trees",
         after=("sft",),
         sections=(*_POLICY, "explore"),
         wanted=lambda config: config.trains_reward,
@@ -77,7 +84,6 @@ STAGES = (
     ),
     StageSpec(
         name="label",
-        folder="states",
         after=("explore",),
         sections=("label",),
         wanted=lambda config: config.trains_reward,
@@ -86,7 +92,6 @@ STAGES = (
     ),
     StageSpec(
         name="train-rm",
-        folder="reward/explicit",
         after=("label",),
         sections=("train_rm", "reward_init"),
         wanted=lambda config: config.trains_reward,
@@ -95,7 +100,6 @@ STAGES = (
     ),
     StageSpec(
         name="sample",
-        folder="samples",
         after=("sft",),
         sections=(*_POLICY, "explore.num_tasks", "sample"),
         wanted=lambda config: config.trains_implicit,
@@ -104,7 +108,6 @@ STAGES = (
     ),
     StageSpec(
         name="train-implicit",
-        folder="reward/implicit",
         after=("sample",),
         sections=("train_implicit",),
         wanted=lambda config: config.trains_implicit,
@@ -113,7 +116,6 @@ STAGES = (
     ),
     StageSpec(
         name="evaluate",
-        folder="eval",
         after=("sft", "train-rm", "train-implicit"),
         sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
@@ -123,9 +125,11 @@ STAGES = (
 )
 
 _SPEED = (
+    "explore.search.concurrency",
     "explore.search.num_slots",
-    "sample.slots",
-    "evaluate.slots",
+    "sample.concurrency",
+    "evaluate.concurrency",
+    "evaluate.beam.concurrency",
     "evaluate.beam.num_slots",
     *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
 )
