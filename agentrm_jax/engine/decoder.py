@@ -282,8 +282,10 @@ def enter(engine: Engine, request: Request, max_tokens: int) -> tuple[Entry | No
     end = sum(map(len, pieces)) + len(last) - 1
     if end + 1 + max_tokens > engine.sizes.context:
         raise UserError(
-            f"engine.context: a conversation of {end + 1} tokens and a reply of {max_tokens} do "
-            f"not fit into {engine.sizes.context}"
+            f"must be at least {end + 1 + max_tokens} for a conversation of {end + 1} tokens and a "
+            f"reply of {max_tokens}",
+            field="engine.context",
+            value=engine.sizes.context,
         )
     if len(last) > 1:
         pieces.append(last[:-1])

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, cast
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
@@ -70,14 +70,15 @@ class EvaluateConfig:
         for method in self.methods:
             check_choice("methods", method, known)
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise FieldError("methods", "must name at least one method, each once")
+            raise UserError("must name at least one method, each once", field="methods")
         for name in self.options:
             if name in ("greedy", "best_of_n", "beam"):
-                raise FieldError(
-                    f"options.{name}", "must be left out; evaluate.n and evaluate.beam set it"
+                raise UserError(
+                    "must be left out; evaluate.n and evaluate.beam set it",
+                    field=f"options.{name}",
                 )
         if self.num_tasks == 0 and self.split == "test":
-            raise FieldError("num_tasks", "must be at least 1 if split is test (got 0)")
+            raise UserError(field="num_tasks", value=0, expected="at least 1 if split is test")
 
     def method(self, name: str) -> Method:
         """Returns a method with its options.

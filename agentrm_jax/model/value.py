@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.parameters import Params
 
@@ -42,7 +42,7 @@ class HeadConfig:
         check_fields(self, bins="[2, 65536]", sigma="(0, inf)", huber="(0, inf)")
         check_choice("kind", self.kind, ("mse", "hl_gauss", "quantile"))
         if self.low >= self.high:
-            raise FieldError("low", f"must be below high, {self.high} (got {self.low})")
+            raise UserError(field="low", value=self.low, expected=f"below high, {self.high}")
 
     @property
     def outputs(self) -> int | None:
@@ -58,8 +58,9 @@ class HeadConfig:
         least, most = float(targets.min()), float(targets.max())
         if self.kind == "hl_gauss" and not (self.low <= least and most <= self.high):
             raise UserError(
-                f"head.low: the bins lie in [{self.low}, {self.high}], the labels in "
-                f"[{least:.3g}, {most:.3g}]"
+                f"and high must be around all labels, which lie in [{least:.3g}, {most:.3g}] (got "
+                f"[{self.low}, {self.high}])",
+                field="low",
             )
 
 

@@ -214,13 +214,13 @@ def _check_scoring_at_actions(workspace: Workspace) -> None:
     policy, reward = (load_tokenizer(d) for d in (models.policy_directory, models.reward_directory))
     if policy.fingerprint() != reward.fingerprint():
         raise UserError(
-            f"evaluate.beam.score_at: at the action the reward model in {models.reward_directory} "
-            f"reads the tokens of the policy in {models.policy_directory}, and has another "
-            "tokenizer; take observation"
+            f"must be observation because the reward model in {models.reward_directory} has "
+            f"another tokenizer than the policy in {models.policy_directory}",
+            field="evaluate.beam.score_at",
         )
     if reward.chat.closing and workspace.config.reads_closing(reward.foreign):
         raise UserError(
-            "evaluate.beam.score_at: at the action a reward model is read at the stop token, but "
-            f"the one in {models.reward_directory} is read at the end of its chat template; take "
-            "observation, or set reward_read_at: stop"
+            f"must be observation because the reward model in {models.reward_directory} is read "
+            "at the end of its chat template; or set reward_read_at: stop",
+            field="evaluate.beam.score_at",
         )

@@ -35,7 +35,7 @@ def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expe
         imported = list(workspace.tasks.imported_trajectories())
         solved, asked = [t for t in imported if t.success], len(imported)
         if not solved:
-            raise UserError("experts.imported: none of the trajectories succeeds")
+            raise UserError("holds no trajectory that succeeds", field="experts.imported")
     else:
         tasks = workspace.tasks.experts
         asked = len(tasks)

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 
 import jax
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import lora
@@ -87,7 +87,7 @@ def training_rows(
     sequences: Callable[[Any], tuple[list[TokenSequence], int]],
     examples: Sequence[Any],
     task_of: Callable[[Any], str],
-    section: str,
+    key: str,
     config: RunConfig,
 ) -> TrainingRows:
     """Packs the sequences of examples, those of held-out tasks apart.
@@ -96,23 +96,19 @@ def training_rows(
       sequences: Makes the sequences of examples; returns also how many steps did not fit.
       examples: The examples.
       task_of: The task of an example.
-      section: The key of `config` that holds the settings of the stage.
+      key: The section of `config` that holds the settings of the stage.
       config: The configuration of the run.
 
     Raises:
       UserError: Nothing fits into a row.
     """
-    fit_config = getattr(config, section).fit
+    fit_config = getattr(config, key).fit
     held: Sequence[Any] = ()
-    if fit_config.held_out:
-        examples, held = held_out.split(examples, task_of, fit_config.held_out, config.seed)
-    try:
+    with section(f"{key}.fit"):
+        if fit_config.held_out:
+            examples, held = held_out.split(examples, task_of, fit_config.held_out, config.seed)
         made, left_out = sequences(examples)
         apart = sequences(held)[0] if held else None
-    except UserError as error:
-        if str(error).startswith("fit."):  # the key within the section
-            raise UserError(f"{section}.{error}") from None
-        raise
     return TrainingRows(
         trained=pack(made, fit_config.length),
         held_out=None if apart is None else pack(apart, fit_config.length),
@@ -136,7 +132,8 @@ def fit_model(
         adapters = lora.init_adapters(key, shape, config.lora, workspace.mesh)
         params, frozen = lora.parts(params, adapters)
         loss = lora.adapted(loss, config.lora)
-    with progress(name, total, shown=is_first()) as bar:
+    fit_key = f"{name.replace('-', '_')}.fit"
+    with section(fit_key), progress(name, total, shown=is_first()) as bar:
         done = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:

@@ -73,7 +73,8 @@ class RunModels:
         found = models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
         if found.head != self.config.train_rm.head:
             raise UserError(
-                f"train_rm.head: must be that of reward_init, {dataclasses.asdict(found.head)}"
+                f"must be that of reward_init, {dataclasses.asdict(found.head)}",
+                field="train_rm.head",
             )
         return found
 
@@ -89,4 +90,4 @@ class RunModels:
         for kind, directory in given:
             if directory is not None:
                 shape = models.stored_shape(pathlib.Path(directory), kind)
-                shape.check_length(f"{directory}: engine.context", self.config.engine.context)
+                shape.check_length("engine.context", self.config.engine.context, directory)

@@ -50,7 +50,7 @@ class Tasks:
         trained = [(each, kinds) for each in config.environments if (kinds := _kinds(each)[0])]
         learns = config.train_policy or config.trains_reward or config.trains_implicit
         if learns and not trained:
-            raise UserError("environments: all is held out, and nothing is left to learn from")
+            raise UserError("are all held out; nothing is left to learn from", field="environments")
         counts = (
             _spread(n, len(trained)) for n in (config.experts.num_tasks, config.explore.num_tasks)
         )
@@ -71,8 +71,9 @@ class Tasks:
             for trajectory in open_trajectories(pathlib.Path(folder), made_by="import"):
                 if trajectory.task.environment not in names:
                     raise UserError(
-                        f"experts.imported: {folder} holds trajectories of "
-                        f"{trajectory.task.environment}, on which `environments` does not train"
+                        f"names {folder}, which holds trajectories of "
+                        f"{trajectory.task.environment}, on which `environments` does not train",
+                        field="experts.imported",
                     )
                 yield trajectory
 
@@ -138,8 +139,8 @@ def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]
     for kind in (*environment.kinds, *environment.held_out):
         if kind not in known:
             raise UserError(
-                f"environments: {environment.name} has no kind {kind!r}; known are "
-                f"{', '.join(known)}"
+                f"{environment.name} has no kind {kind!r}; known are {', '.join(known)}",
+                field="environments",
             )
     named = environment.kinds or [kind for kind in known if kind not in environment.held_out]
     return (named, environment.held_out) if environment.train else ([], named)

@@ -8,6 +8,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.data.states import open_paths
@@ -74,7 +75,8 @@ def _start(
     weights, targets = rows.weights, rows.targets
     mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
-    head.check_targets(targets[weights > 0])
+    with section("train_rm.head"):
+        head.check_targets(targets[weights > 0])
     if config.reward_init is None:
         params = init_reward(policy.params, mean, head)
         trained_on = problems

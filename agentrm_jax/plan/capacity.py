@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.engine.decoder import Decoder
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
@@ -116,7 +116,8 @@ def _training(
 ) -> StagePlan:
     """An update of the trainer (`train.fit`)."""
     fit = train.fit
-    fit.check_mesh(mesh)
+    with section(f"{stage.replace('-', '_')}.fit"):
+        fit.check_mesh(mesh)
     optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant
     frozen = []
     if train.lora.rank:

@@ -228,7 +228,7 @@ def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None
         "--rewards=[explicit]", "--evaluate.num_tasks=2", "--evaluate.beam_tasks=2",
         "--evaluate.random_beam=false",
     ]  # fmt: skip
-    assert "take observation" in fails(capsys, *arguments, "--evaluate.beam.score_at=action")
+    assert "must be observation" in fails(capsys, *arguments, "--evaluate.beam.score_at=action")
     assert main([*arguments, "--evaluate.beam.score_at=observation"]) == 0
     found = tmp_path / "run" / "eval"
     trajectories = read_trajectories(found / "best_of_n")

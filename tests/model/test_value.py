@@ -70,7 +70,7 @@ def test_a_target_beyond_the_bins_counts_as_at_their_edge():
     beyond, edge = value.histogram(np.float32([0.0, 5.0]), config)
     np.testing.assert_array_equal(beyond, edge)
     assert np.isfinite(value.losses(jnp.zeros(51), jnp.float32(0.0), config))
-    with pytest.raises(UserError, match=r"head\.low: .* \[5.0, 6.0\], the labels in \[0, 5.5\]"):
+    with pytest.raises(UserError, match=r"^low and high .* \[0, 5.5\] \(got \[5.0, 6.0\]\)$"):
         config.check_targets(np.array([0.0, 5.5]))
     HeadConfig(kind="quantile", low=5.0, high=6.0).check_targets(np.zeros(1))
 
