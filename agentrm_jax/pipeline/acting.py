@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.workspace import Workspace
 
@@ -33,7 +33,7 @@ class ActingPolicy:
           sampling: How its turns are sampled.
           branches: The numbers of turns that it is asked for at the same time; see `Agent`.
         """
-        prompt_of, seed = self.workspace.prompts.of, self.workspace.config.seed
+        prompt_of, seed = self.workspace.prompts, self.workspace.config.seed
         return Agent(self.engine, self.model.tokenizer, prompt_of, sampling, seed, branches)
 
 

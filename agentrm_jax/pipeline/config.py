@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.engine import EngineConfig
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
-from agentrm_jax.model.value import HeadConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
@@ -159,7 +159,7 @@ class RewardTrainConfig(TrainConfig):
     """
 
     packing: Literal["paths", "trees"] = "trees"
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    head: Annotated[ValueHead, HEADS] = PAPER_HEAD
     head_bias: bool = True
 
     def __post_init__(self) -> None:
@@ -245,8 +245,9 @@ class RunConfig:
     """A whole run.
 
     Attributes:
-      plugins: Modules (`my_package.methods`) or files (`methods.py`) that register methods, reward
-        kinds, heads or selection rules. They are imported before other keys are checked.
+      plugins: Python files or modules that register what the package does not have: test-time
+        methods, selection rules, value heads, kinds of reward models, policies. They are imported
+        before any other key is read.
       environments: Where the agent acts.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop

@@ -15,8 +15,8 @@ from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig
 
 
-class Prompts:
-    """Finds the prompt of a task. Each prompt is read once.
+class RunPrompts:
+    """Finds the prompt of a task, for the environments of a run. Each prompt is read once.
 
     Args:
       environments: The environments of the run.
@@ -26,7 +26,7 @@ class Prompts:
         self._environments = {each.registered: each for each in environments}
         self._read: dict[tuple[str, str], Prompt | None] = {}
 
-    def of(self, task: Task) -> Prompt | None:
+    def __call__(self, task: Task) -> Prompt | None:
         """Returns the prompt of a task, None if the run gives its environment no prompt.
 
         Raises:

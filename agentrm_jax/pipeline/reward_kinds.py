@@ -11,7 +11,7 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.acting import ActingPolicy
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.models import load_policy
@@ -88,7 +88,7 @@ class Implicit(RewardKind):
             workspace.models.acting_policy().params,  # the engine has taken the others over
             model.config,
             model.tokenizer,
-            workspace.prompts.of,
+            workspace.prompts,
             beta=config.train_implicit.objective.beta,
             limit=config.engine.context,
             reduction=config.train_implicit.reduction,

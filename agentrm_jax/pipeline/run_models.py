@@ -8,11 +8,27 @@ import pathlib
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.runtime.run_paths import RunPaths
+
+
+def policy_directory(config: RunConfig, paths: RunPaths) -> pathlib.Path:
+    """Returns the folder of the policy that acts: the trained one, or the given one as it is."""
+    if config.train_policy:
+        return paths.policy_model
+    assert config.policy is not None  # RunConfig demands it
+    return pathlib.Path(config.policy)
+
+
+def reward_directory(config: RunConfig, paths: RunPaths) -> pathlib.Path:
+    """Returns the folder of the explicit reward model, given or trained."""
+    return (
+        paths.explicit_model if config.reward_model is None else pathlib.Path(config.reward_model)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,18 +49,11 @@ class RunModels:
 
     @property
     def policy_directory(self) -> pathlib.Path:
-        """The folder of the policy that acts: the trained one, or the given one as it is."""
-        if self.config.train_policy:
-            return self.paths.policy_model
-        assert self.config.policy is not None  # RunConfig demands it
-        return pathlib.Path(self.config.policy)
+        return policy_directory(self.config, self.paths)
 
     @property
     def reward_directory(self) -> pathlib.Path:
-        """The folder of the explicit reward model, given or trained."""
-        if self.config.reward_model is not None:
-            return pathlib.Path(self.config.reward_model)
-        return self.paths.explicit_model
+        return reward_directory(self.config, self.paths)
 
     def acting_policy(self) -> Model:
         """Loads the policy that acts, for an engine."""
@@ -73,7 +82,7 @@ class RunModels:
         found = models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
         if found.head != self.config.train_rm.head:
             raise UserError(
-                f"must be that of reward_init, {dataclasses.asdict(found.head)}",
+                f"must be that of reward_init, {head_to_json(found.head)}",
                 field="train_rm.head",
             )
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,10 @@ import yaml
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline import report as run_report
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_values import defaults, plain, upgraded
+from agentrm_jax.pipeline.load_config import located
 from agentrm_jax.pipeline.sizes import check_sizes
-from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
+from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
@@ -99,7 +101,7 @@ def _check_before(workspace: Workspace, spec: StageSpec) -> None:
 @contextmanager
 def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Workspace]:
     workspace = Workspace(config=config, directory=directory)
-    with ExitStack() as held:
+    with located(config), ExitStack() as held:
         from_first(lambda: _prepare(workspace, held))
         held.callback(workspace.close)
         yield workspace
@@ -123,7 +125,7 @@ def _record(workspace: Workspace) -> None:
     A command that has nothing to do, such as a report, leaves them as they are. The versions that a
     stage was made with stay in its own record.
     """
-    resolved = yaml.safe_dump(_plain(dataclasses.asdict(workspace.config)), sort_keys=False)
+    resolved = yaml.safe_dump(plain(workspace.config), sort_keys=False)
     write_text_atomic(workspace.paths.config, resolved)
     write_json_atomic(workspace.paths.versions, versions())
 
@@ -132,14 +134,8 @@ def _completed(workspace: Workspace, spec: StageSpec) -> dict[str, Any] | None:
     """The summary of a stage, None if it has not ended."""
     config = workspace.config
     folder = workspace.paths.stage(spec.name)
-    return completed(folder, depends_on(config, spec), defaults(config))
-
-
-def _plain(value: Any) -> Any:
-    """The value with lists in place of tuples, for YAML."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    upgrade = functools.partial(upgraded, config=RunConfig)
+    return completed(folder, depends_on(config, spec), defaults(config), upgrade)
 
 
 def _run(workspace: Workspace, spec: StageSpec, mark: str) -> None:

@@ -39,7 +39,7 @@ def sft(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SftSumma
     start = _start(workspace, trajectories)
     longest = min(config.sft.fit.length, start.config.longest)
     rows = training_rows(
-        lambda some: sft_sequences(start.tokenizer, workspace.prompts.of, some, longest),
+        lambda some: sft_sequences(start.tokenizer, workspace.prompts, some, longest),
         trajectories,
         lambda trajectory: trajectory.task.task_id,
         "sft",

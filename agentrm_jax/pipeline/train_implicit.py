@@ -55,11 +55,11 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
     def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
         if config.objective.loss != "dpo":
             trajectories = [trajectory for group in groups for trajectory in group]
-            return outcome_sequences(model.tokenizer, workspace.prompts.of, trajectories, longest)
+            return outcome_sequences(model.tokenizer, workspace.prompts, trajectories, longest)
         pairs = preference_pairs(groups)
         if not pairs:
             raise UserError("sample: no two trajectories of a task differ in outcome")
-        return pair_sequences(model.tokenizer, workspace.prompts.of, pairs, longest)
+        return pair_sequences(model.tokenizer, workspace.prompts, pairs, longest)
 
     rows = training_rows(
         sequences,

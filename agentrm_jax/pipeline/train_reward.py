@@ -12,6 +12,7 @@ from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.data.states import open_paths
+from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
@@ -42,7 +43,7 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)
     rows = training_rows(
-        lambda some: sequences_of(policy.tokenizer, workspace.prompts.of, some, longest),
+        lambda some: sequences_of(policy.tokenizer, workspace.prompts, some, longest),
         paths,
         lambda path: path.trajectory.task.task_id,
         "train_rm",
@@ -75,6 +76,7 @@ def _start(
     weights, targets = rows.weights, rows.targets
     mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
+    head_to_json(head)  # refuses a head that could not be stored, before it is trained
     with section("train_rm.head"):
         head.check_targets(targets[weights > 0])
     if config.reward_init is None:

@@ -10,9 +10,10 @@ import jax
 from jax.sharding import Mesh
 
 from agentrm_jax.core.protocols import EnvironmentPool
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.prompts import Prompts
+from agentrm_jax.pipeline.config_values import plain
+from agentrm_jax.pipeline.prompts import RunPrompts
 from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.tasks import Tasks
 from agentrm_jax.runtime.metrics import MetricWriter
@@ -50,11 +51,11 @@ class Workspace:
 
     @functools.cached_property
     def pool(self) -> EnvironmentPool:
-        return make_pool(self.config.workers, self.config.step_seconds)
+        return EnvPool(workers=self.config.workers, step_seconds=self.config.step_seconds)
 
     @functools.cached_property
-    def prompts(self) -> Prompts:
-        return Prompts(self.config.environments)
+    def prompts(self) -> RunPrompts:
+        return RunPrompts(self.config.environments)
 
     @functools.cached_property
     def tasks(self) -> Tasks:
@@ -74,7 +75,7 @@ class Workspace:
 
     @functools.cached_property
     def _trackers(self) -> list[Tracker]:
-        config = dataclasses.asdict(self.config)
+        config = plain(self.config)
         return [open_tracker(name, self.directory, config) for name in self.config.trackers]
 
     def close(self) -> None:
