@@ -40,7 +40,7 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model import llama, parameters

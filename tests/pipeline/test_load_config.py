@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.train.fit import FitConfig
@@ -84,7 +84,7 @@ def test_layers(written, tmp_path: pathlib.Path) -> None:
         ),
         (
             "environments: [{name: maze}]\nevaluate: {methods: [best]}\n",
-            "line 2: evaluate.methods must be one of greedy, best_of_n, beam (got 'best')",
+            "line 2: evaluate.methods must be one of beam, best_of_n, greedy (got 'best')",
         ),
     ],
 )

@@ -16,13 +16,21 @@ import jax
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decode import Decoded, DecodeRows, decode
+from agentrm_jax.engine.cache.pages import PageTable, commit
+from agentrm_jax.engine.cache.prefix_cache import Entry, Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.pages import PageTable, commit
-from agentrm_jax.engine.prefix_cache import Entry, Piece
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Conversation, Lane, Reply, Row, Seating, Seats, num_undone
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.programs.decode import Decoded, DecodeRows, decode
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.batch import (
+    Conversation,
+    Lane,
+    Reply,
+    Row,
+    Seating,
+    Seats,
+    num_undone,
+)
+from agentrm_jax.engine.schedule.stopping import Stopping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
