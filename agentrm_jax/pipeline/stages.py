@@ -123,10 +123,10 @@ STAGES = (
 )
 
 _SPEED = (
-    "explore.search.num_slots",
+    "explore.search.concurrency",
     "sample.slots",
     "evaluate.slots",
-    "evaluate.beam.num_slots",
+    "evaluate.beam.concurrency",
     *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
 )
 """Keys that decide speed and no results."""

@@ -46,13 +46,13 @@ class SearchConfig:
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
       exploration: c of the upper confidence bound V + c sqrt(ln N_parent / N).
-      num_slots: Trees that grow at the same time. It decides speed, never results.
+      concurrency: Trees that grow at the same time. It decides speed, never results.
     """
 
     num_iterations: int = 40
     expansion_width: int = 5
     exploration: float = 0.5
-    num_slots: int = 64
+    concurrency: int = 64
 
     def __post_init__(self) -> None:
         check_fields(
@@ -60,7 +60,7 @@ class SearchConfig:
             num_iterations="[1, 1000000]",
             expansion_width="[1, 10000]",
             exploration="[0, inf)",
-            num_slots="[1, 100000]",
+            concurrency="[1, 100000]",
         )
 
 
@@ -96,7 +96,7 @@ class Explorer:
         # Slots and nodes do not depend on what is left, so that nothing compiles anew on resuming.
         longest = max(task.max_steps for task in tasks)
         width = self.config.expansion_width
-        self._slots = [None] * min(self.config.num_slots, len(tasks))
+        self._slots = [None] * min(self.config.concurrency, len(tasks))
         # An iteration adds the children of one node and one rollout; a node has at most one child
         # from a rollout beside its k own.
         self._trees = tree.make_trees(

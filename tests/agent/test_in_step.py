@@ -98,7 +98,7 @@ def test_the_fused_step_equals_the_unfused_one(in_step):
         )
     [number, proposal, score] = found[2][0][0]
     assert (number, proposal, score) == (0, None, 50.0)  # a finished beam stays
-    assert all(proposal.dropped_steps > 0 for _, proposal, _ in found[5][0])
+    assert all(proposal.truncated_steps > 0 for _, proposal, _ in found[5][0])
 
 
 def test_a_task_gets_the_same_whatever_is_asked_beside_it(in_step):

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from agentrm_jax.agent.reply import parse_action
+from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Transition

@@ -151,5 +151,5 @@ class GamePolicy:
             action=action,
             token_ids=(ord(move), branch + 1),
             log_probs=(-draw("log", *names), -0.5),
-            dropped_steps=max(0, len(trajectory.steps) - self.remembers),
+            truncated_steps=max(0, len(trajectory.steps) - self.remembers),
         )

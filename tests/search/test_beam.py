@@ -14,7 +14,7 @@ from agentrm_jax.search.beam import BeamConfig, beam_search
 from agentrm_jax.search.growing import as_step
 
 TASKS = [game(i) for i in range(7)]
-CONFIG = BeamConfig(beam_width=3, expansion_width=2, num_slots=4)
+CONFIG = BeamConfig(beam_width=3, expansion_width=2, concurrency=4)
 AT_ACTION = dataclasses.replace(CONFIG, score_at="action")
 
 
@@ -118,7 +118,7 @@ def search(tasks, config, pool=None, scorer=None, policy=None):
 @pytest.mark.parametrize("widths", [(3, 2), (1, 4), (4, 1), (1, 1)])
 def test_beams_equal_a_plain_beam(score_at, widths):
     config = BeamConfig(
-        beam_width=widths[0], expansion_width=widths[1], score_at=score_at, num_slots=4
+        beam_width=widths[0], expansion_width=widths[1], score_at=score_at, concurrency=4
     )
     found = search(TASKS, config)
     assert len(found) == len(TASKS)
@@ -132,8 +132,8 @@ def test_beams_equal_a_plain_beam(score_at, widths):
 
 @pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
 def test_slots_and_order_do_not_change_answers(config):
-    expected = search(TASKS, dataclasses.replace(config, num_slots=1))
-    assert search(TASKS[::-1], dataclasses.replace(config, num_slots=100)) == expected
+    expected = search(TASKS, dataclasses.replace(config, concurrency=1))
+    assert search(TASKS[::-1], dataclasses.replace(config, concurrency=100)) == expected
 
 
 @pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])

@@ -20,7 +20,7 @@ PROMPTS = [None, Prompt(instruction="Move.", example=()), Prompt(instruction="Lo
 TASKS = [
     dataclasses.replace(game(i, max_steps=2 + i % 4), environment=str(i % 3)) for i in range(32)
 ]
-SEARCH = SearchConfig(num_iterations=3, expansion_width=3, num_slots=32)
+SEARCH = SearchConfig(num_iterations=3, expansion_width=3, concurrency=32)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_tree_is_the_same_alone_and_among_31_others(grown, together):
 
 def test_a_small_pool_and_few_slots_give_the_same_trees(grown, together):
     records, engine = together
-    search = dataclasses.replace(SEARCH, num_slots=8)
+    search = dataclasses.replace(SEARCH, concurrency=8)
     found, small = grown(TASKS, cache_tokens=256, search=search)
     # What was given up after it was decoded is read again in another shape.
     assert without_log_probs(found) == without_log_probs(records)
@@ -122,11 +122,11 @@ def test_environments_act_while_the_model_works(tmp_path, kind, elsewhere, rows)
     tasks = [game(i) for i in range(8)]
     if kind == "trees":
         store = TreeStore(tmp_path)
-        search = SearchConfig(num_iterations=8, expansion_width=3, num_slots=8)
+        search = SearchConfig(num_iterations=8, expansion_width=3, concurrency=8)
         Explorer(policy, pool, store, search).run(tasks, {})
         store.close()
     else:
-        assert len(list(rollouts(policy, pool, [(task, 0) for task in tasks], slots=8))) == 8
+        assert len(list(rollouts(policy, pool, [(task, 0) for task in tasks], concurrency=8))) == 8
     working, during, idle = False, 0, 0
     for event in events:
         working = {"submit": True, "collect": False}.get(event, working)
