@@ -82,6 +82,4 @@ class InStepAgent(InStepPolicy):
             proposal = self.agent.proposal(member.reply, truncated[member.number])
             parent, _ = step.requests[member.number]
             candidates.append(Candidate(parent=parent, proposal=proposal))
-        return ScoredStep(
-            candidates=tuple(candidates), kept=tuple(kept), tokens_decoded=decoded
-        )
+        return ScoredStep(candidates=tuple(candidates), kept=tuple(kept), tokens_decoded=decoded)

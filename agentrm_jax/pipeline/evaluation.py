@@ -54,7 +54,7 @@ from agentrm_jax.runtime.processes import from_all, from_first, is_first, own_sh
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage, stages
 from agentrm_jax.runtime.stage_files import KEY, stage_ended, stage_files
-from agentrm_jax.search.beam import beam_search
+from agentrm_jax.search.beam import search_beams
 from agentrm_jax.search.rollouts import Rollout, rollouts
 
 
@@ -206,7 +206,7 @@ class _Bench:
 
         def search(episodes: Sequence[tuple[Task, int]]) -> Iterator[Rollout]:
             own = [task for task, _ in episodes]
-            return beam_search(self._agent(), scorer, self._run.pool, own, config, in_step)
+            return search_beams(self._agent(), scorer, self._run.pool, own, config, in_step)
 
         found = self._run_stored(name, [(task, 0) for task in tasks], search)
         labels = {
@@ -221,7 +221,9 @@ class _Bench:
     ) -> list[Rollout]:
         slots = self._config.slots
         return self._run_stored(
-            name, episodes, lambda missing: rollouts(agent, self._run.pool, missing, slots=slots)
+            name,
+            episodes,
+            lambda missing: rollouts(agent, self._run.pool, missing, concurrency=slots),
         )
 
     def _run_stored(

@@ -119,7 +119,7 @@ def sample(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         stored_rollouts(
             directory / ROLLOUTS,
             episodes,
-            lambda missing: rollouts(agent, run.pool, missing, slots=config.slots),
+            lambda missing: rollouts(agent, run.pool, missing, concurrency=config.slots),
             on_rollout,
         )
     return {

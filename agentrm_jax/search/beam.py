@@ -246,9 +246,7 @@ class _BeamSearch(StepSearch[Rollout]):
         ]
         states = [[beam.trajectory for beam in beams] for _, beams in acted]
         finished = [[beam.score for beam in search.beams] for search, _ in acted]
-        choices = _choose(
-            self._scorer, list(zip(states, finished, strict=True)), self._config
-        )
+        choices = _choose(self._scorer, list(zip(states, finished, strict=True)), self._config)
         for (search, beams), choice in zip(acted, choices, strict=True):
             search.scored += [beam.trajectory for beam in beams]
             finished_beams = search.beams
@@ -263,7 +261,11 @@ class _BeamSearch(StepSearch[Rollout]):
             ]
             stay = {kept.candidate for kept in choice}
             self._pool.release(
-                [b.environment for c, b in enumerate(beams) if c not in stay and b.handle is not None]
+                [
+                    b.environment
+                    for c, b in enumerate(beams)
+                    if c not in stay and b.handle is not None
+                ]
             )
 
     def _sampled(self) -> list[list[Candidate]]:

@@ -41,6 +41,7 @@ class GrowingTree:
     """A tree and where its current iteration stands.
 
     Attributes:
+      asked: Whether a request to the policy is open or its answer not yet played.
       new: Nodes attached in the current iteration.
       expanding: The node that waits for children, if any.
       rolling: The last node of the rollout that goes on, if any.
@@ -57,6 +58,7 @@ class GrowingTree:
     task: Task
     nodes: list[Node]
     iteration: int = 0
+    asked: bool = False
     new: list[NodeRecord] = dataclasses.field(default_factory=list)
     expanding: int | None = None
     rolling: int | None = None

@@ -180,9 +180,7 @@ class _Rollouts(TurnSearch[_Episode, Rollout]):
             yield episode.finished(error)
 
 
-def _replayed(
-    pool: EnvironmentPool, episode: _Episode, failure: EnvironmentFailure
-) -> str | None:
+def _replayed(pool: EnvironmentPool, episode: _Episode, failure: EnvironmentFailure) -> str | None:
     """Replays an episode whose environment failed, up to its last state.
 
     Returns:
