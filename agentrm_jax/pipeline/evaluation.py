@@ -219,11 +219,9 @@ class _Bench:
     def _stored(
         self, name: str, episodes: Sequence[tuple[Task, int]], agent: Agent
     ) -> list[Rollout]:
-        slots = self._config.slots
+        pool, slots = self._run.pool, self._config.slots
         return self._run_stored(
-            name,
-            episodes,
-            lambda missing: rollouts(agent, self._run.pool, missing, concurrency=slots),
+            name, episodes, lambda missing: rollouts(agent, pool, missing, concurrency=slots)
         )
 
     def _run_stored(

@@ -170,7 +170,7 @@ class _TaskBeams:
         return [beam for beam in self.beams if beam.handle is None]
 
     def requests(self, beam_width: int) -> list[tuple[int, str]]:
-        """Returns (index of a live state, purpose): each state once, the root `beam_width` times."""
+        """Returns (index of a live state, purpose), once for each; `beam_width` times for the root."""
         parents = [0] * beam_width if self.depth == 0 else range(len(self.live))
         again = f"/again/{self.attempt}" if self.attempt else ""
         return [(parent, f"beam/{self.depth}/{p}{again}") for p, parent in enumerate(parents)]
@@ -249,24 +249,13 @@ class _BeamSearch(StepSearch[Rollout]):
         choices = _choose(self._scorer, list(zip(states, finished, strict=True)), self._config)
         for (search, beams), choice in zip(acted, choices, strict=True):
             search.scored += [beam.trajectory for beam in beams]
-            finished_beams = search.beams
+            done = search.beams
             search.beams = [
-                dataclasses.replace(
-                    beams[kept.candidate]
-                    if kept.candidate is not None
-                    else finished_beams[_index(kept.finished)],
-                    score=kept.score,
-                )
-                for kept in choice
+                dataclasses.replace(_member(kept, done, beams), score=kept.score) for kept in choice
             ]
             stay = {kept.candidate for kept in choice}
-            self._pool.release(
-                [
-                    b.environment
-                    for c, b in enumerate(beams)
-                    if c not in stay and b.handle is not None
-                ]
-            )
+            removed = [beam for c, beam in enumerate(beams) if c not in stay]
+            self._pool.release([beam.handle for beam in removed if beam.handle is not None])
 
     def _sampled(self) -> list[list[Candidate]]:
         """Returns new candidates for each search, equal actions of a state once."""
@@ -313,9 +302,8 @@ class _BeamSearch(StepSearch[Rollout]):
             ]
             search.truncated_steps += sum(c.proposal.truncated_steps for c in checked)
             candidates.append(checked)
-            finished = search.finished
-            stay = [_index(kept.finished) for kept in result.kept if kept.candidate is None]
-            search.beams = search.live + [finished[number] for number in stay]
+            stay = [kept.finished for kept in result.kept if kept.finished is not None]
+            search.beams = search.live + [search.finished[number] for number in stay]
         successors = self._act(candidates)
         for search, result, beams in zip(self._searches, results, successors, strict=True):
             for kept in result.kept:
@@ -395,6 +383,8 @@ def _choose(
     return choices
 
 
-def _index(number: int | None) -> int:
-    assert number is not None
-    return number
+def _member(kept: Kept, finished: Sequence[_Beam], candidates: Sequence[_Beam]) -> _Beam:
+    if kept.candidate is not None:
+        return candidates[kept.candidate]
+    assert kept.finished is not None
+    return finished[kept.finished]

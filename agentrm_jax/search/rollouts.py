@@ -36,7 +36,7 @@ class Rollout:
       env_steps: Steps of the environment.
       wall_seconds: Seconds from its reset to its end, while others ran at the same time.
       failed_candidates: Turns whose environment failed; another one was sampled in their place.
-      reward_tokens: Tokens that a reward model read during the search, for methods that score steps.
+      reward_tokens: Tokens that a reward model read during the search, if the method scores steps.
       error: The reason why the environment failed for good, or None.
     """
 
