@@ -354,7 +354,7 @@ class ScoredStep:
     """The result of a `BeamStep`.
 
     Attributes:
-      candidates: The sampled turns that are kept.
+      candidates: The sampled turns; those that are not kept may be absent.
       kept: The next beam, best first; `Kept.candidate` is an index of `candidates`.
       tokens_decoded: Tokens of all sampled turns, kept or not.
     """

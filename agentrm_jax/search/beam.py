@@ -170,7 +170,7 @@ class _TaskBeams:
         return [beam for beam in self.beams if beam.handle is None]
 
     def requests(self, beam_width: int) -> list[tuple[int, str]]:
-        """Returns (index of a live state, purpose), once for each; `beam_width` times for the root."""
+        """Returns (index of a live state, purpose): each once, the root `beam_width` times."""
         parents = [0] * beam_width if self.depth == 0 else range(len(self.live))
         again = f"/again/{self.attempt}" if self.attempt else ""
         return [(parent, f"beam/{self.depth}/{p}{again}") for p, parent in enumerate(parents)]
@@ -292,24 +292,27 @@ class _BeamSearch(StepSearch[Rollout]):
             steps, self._config.expansion_width, self._config.beam_width
         )
         candidates: list[list[Candidate]] = []
+        scores: list[list[float]] = []
         for search, result in zip(self._searches, results, strict=True):
             search.policy_tokens += result.tokens_decoded
             search.scored_replies += result.tokens_decoded
             search.scored += [beam.trajectory for beam in search.live]
-            checked = [
-                dataclasses.replace(c, proposal=admitted(c.proposal, search.task.task_id))
-                for c in result.candidates
+            chosen = [
+                (_admitted(result.candidates[kept.candidate], search.task), kept.score)
+                for kept in result.kept
+                if kept.candidate is not None
             ]
-            search.truncated_steps += sum(c.proposal.truncated_steps for c in checked)
-            candidates.append(checked)
+            search.truncated_steps += sum(c.proposal.truncated_steps for c, _ in chosen)
+            candidates.append([candidate for candidate, _ in chosen])
+            scores.append([score for _, score in chosen])
             stay = [kept.finished for kept in result.kept if kept.finished is not None]
             search.beams = search.live + [search.finished[number] for number in stay]
-        successors = self._act(candidates)
-        for search, result, beams in zip(self._searches, results, successors, strict=True):
-            for kept in result.kept:
-                beam = None if kept.candidate is None else beams[kept.candidate]
-                if beam is not None:
-                    search.beams.append(dataclasses.replace(beam, score=kept.score))
+        for search, beams, own in zip(self._searches, self._act(candidates), scores, strict=True):
+            search.beams += [
+                dataclasses.replace(beam, score=score)
+                for beam, score in zip(beams, own, strict=True)
+                if beam is not None
+            ]
 
     def _act(self, candidates: Sequence[Sequence[Candidate]]) -> list[list[_Beam | None]]:
         """Removes the live beams and returns the successor of each candidate, None if it failed.
@@ -381,6 +384,10 @@ def _choose(
         ]
         choices.append(sorted(members, key=lambda kept: -kept.score)[: config.beam_width])
     return choices
+
+
+def _admitted(candidate: Candidate, task: Task) -> Candidate:
+    return dataclasses.replace(candidate, proposal=admitted(candidate.proposal, task.task_id))
 
 
 def _member(kept: Kept, finished: Sequence[_Beam], candidates: Sequence[_Beam]) -> _Beam:
