@@ -186,7 +186,7 @@ class Fuzzer:
     def rendered(self, trees: Sequence[TreeRecord]) -> None:
         """Compares the control tokens of trajectories with those of harmless trajectories."""
         for tree in trees:
-            for trajectory in tree.finished_trajectories():
+            for trajectory in filter(lambda state: state.done, tree.states()):
                 if any(len(text) > 10_000 for text in texts_of(trajectory)):
                     continue
                 self.counts.states_rendered += len(trajectory.steps)
@@ -204,7 +204,7 @@ class Fuzzer:
     def scored(self, trees: Sequence[TreeRecord], number: int) -> None:
         """Some states of each batch by a reward model."""
         rng = random.Random(number)
-        states = [t for tree in trees for t in tree.finished_trajectories()]
+        states = [state for tree in trees for state in tree.states() if state.done]
         for state in rng.sample(states, min(8, len(states))):
             try:
                 [[score]] = self._scorer.score([[state]])

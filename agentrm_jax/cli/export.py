@@ -71,7 +71,7 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
     import jax
 
     from agentrm_jax.model import hugging_face
-    from agentrm_jax.model.value import linear
+    from agentrm_jax.model.heads import head_to_json
     from agentrm_jax.pipeline import models
     from agentrm_jax.pipeline.trained_on import write_trained_on
     from agentrm_jax.runtime.array_checksums import named_leaves
@@ -88,11 +88,12 @@ def _export(source: pathlib.Path, what: str, to: pathlib.Path, dtype: str) -> in
                 "again, or restore its files"
             )
     if what == "reward":
-        head = linear(params["value_head"], model.head)
+        head = model.head.linear(params["value_head"])
         if head is None:
             raise UserError(
-                f"{source}: the value of a head {model.head.kind} is not linear, which is all that "
-                "a classifier of transformers can be; train one of kind mse or quantile"
+                f"{source}: the value head {head_to_json(model.head)['kind']} cannot be exported: "
+                f"{model.head.not_linear}; sequence classifiers of transformers are linear: train "
+                "a head of kind mse or quantile"
             )
         params = {**params, "value_head": dict(zip(("kernel", "bias"), head, strict=True))}
         bias = _BIAS_CODE.format(name=hugging_face.VALUE_BIAS) if head[1] else ""

@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import shown
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.pipeline.config import RunConfig
 
@@ -129,7 +128,9 @@ def _config(kind: Any, node: Node, key: str) -> Any:
             raise _refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
     try:
         return kind(**values)
-    except FieldError as error:
+    except UserError as error:
+        if error.field is None:
+            raise
         at = _deepest(node, error.field)
         raise _refused(at, f"{key}.{error.field}".lstrip("."), error.reason) from None
 

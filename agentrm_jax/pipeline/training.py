@@ -27,6 +27,7 @@ from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.model import lora
+from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
@@ -99,6 +100,7 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     weights, targets = rows.trained.weights, rows.trained.targets
     mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
+    head_to_json(head)  # refuses a head that could not be stored, before it is trained
     head.check_targets(targets[weights > 0])
     if config.reward_init is None:
         start = init_reward(model.params, mean, head)

@@ -26,6 +26,7 @@ from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
 from agentrm_jax.envs.pool import make_pool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
+from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
@@ -105,7 +106,7 @@ class Run:
         found = models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
         if found.head != self.config.train_rm.head:
             raise UserError(
-                f"train_rm.head: must be that of reward_init, {dataclasses.asdict(found.head)}"
+                f"train_rm.head: must be that of reward_init, {head_to_json(found.head)}"
             )
         return found
 

@@ -21,7 +21,8 @@ from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.engine.stopping import Stopping
 from agentrm_jax.model import lora, parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import HeadConfig, Readout
+from agentrm_jax.model.heads import ValueHead
+from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import (
     ImplicitTrainConfig,
@@ -96,7 +97,7 @@ def policy_shape(config: RunConfig) -> LlamaConfig:
     return models.fresh_shape(config.model, context)
 
 
-def _reward_shape(config: RunConfig, policy: LlamaConfig) -> tuple[LlamaConfig, HeadConfig]:
+def _reward_shape(config: RunConfig, policy: LlamaConfig) -> tuple[LlamaConfig, ValueHead]:
     if config.reward_model is None:
         return policy, config.train_rm.head
     directory = pathlib.Path(config.reward_model)
@@ -235,7 +236,7 @@ def _engine(
     mesh: Mesh,
     topology: Topology,
     resident: dict[str, float],
-    head: HeadConfig | None = None,
+    head: ValueHead | None = None,
 ) -> AbstractEngine:
     """An engine of a policy or, with a head, a reward model; notes what it keeps on each chip."""
     if head is None:

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import check_fields, shown
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.text import first_line
 from agentrm_jax.runtime.json_lines import move_records
 
@@ -57,17 +57,19 @@ class DistributedConfig:
         given = [name for name, number in numbers.items() if number is not None]
         if self.coordinator in (None, "auto"):
             if given:
-                raise FieldError(given[0], "needs distributed.coordinator to be HOST:PORT")
+                raise UserError("needs distributed.coordinator to be HOST:PORT", field=given[0])
         elif not self.coordinator.rpartition(":")[2].isdigit() or self.coordinator[0] == ":":
-            raise FieldError(
-                "coordinator", f"must be HOST:PORT or auto (got {shown(self.coordinator)})"
+            raise UserError(
+                field="coordinator", value=self.coordinator, expected="HOST:PORT or auto"
             )
         elif self.num_processes is None or self.process_id is None:
             missing = next(name for name, number in numbers.items() if number is None)
-            raise FieldError(missing, "must be set because distributed.coordinator is HOST:PORT")
+            raise UserError(
+                "must be set because distributed.coordinator is HOST:PORT", field=missing
+            )
         elif not 0 <= self.process_id < self.num_processes:
-            raise FieldError(
-                "process_id", f"must be in [0, {self.num_processes}) (got {self.process_id})"
+            raise UserError(
+                field="process_id", value=self.process_id, expected=f"in [0, {self.num_processes})"
             )
 
 

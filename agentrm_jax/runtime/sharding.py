@@ -11,7 +11,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -47,7 +47,7 @@ class MeshConfig:
             if size != -1:
                 check_fields(self, **{name: "[1, inf)"})
         if list(sizes.values()).count(-1) > 1:
-            raise FieldError("data", f"and the other sizes: at most one may be -1 (got {sizes})")
+            raise UserError("and the other sizes: at most one may be -1", field="data", value=sizes)
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
         """The axis sizes for so many devices.

@@ -20,7 +20,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.evaluate.harness import EvaluateConfig
-from agentrm_jax.model.value import MSE, HeadConfig
+from agentrm_jax.model.heads import MSE, HLGauss
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.models import load_policy, load_reward
@@ -169,7 +169,7 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     assert measured["train-implicit"]["held_out_loss"] > 0
     directory, mesh = copy / "reward" / "explicit" / "model", make_mesh(MeshConfig())
     model = load_reward(directory, "float32", mesh)
-    assert model.head == HeadConfig(kind="hl_gauss", bins=20)
+    assert model.head == HLGauss(bins=20)
     policy = load_policy(copy / "sft" / "model", "float32", mesh).params
     trunk = model.params["trunk"]
     for name, value in trunk["layers"].items():
@@ -219,7 +219,7 @@ def test_models_of_before_are_read_and_damaged_heads_named(copy) -> None:
     assert stored["config"].pop("value_head")["kind"] == "mse"
     (directory / "manifest.json").unlink()  # as it was before
     path.write_text(json.dumps(stored))
-    assert load_reward(directory, "float32", mesh).head == MSE
+    assert load_reward(directory, "float32", mesh).head == MSE()
     for wrong, said in (({"kind": "mean"}, "'mean'"), ({"knd": "mse"}, "knd"), (3, "mapping")):
         path.write_text(json.dumps({**stored, "config": stored["config"] | {"value_head": wrong}}))
         with pytest.raises(UserError, match=rf"model\.json: value_head: .*{said}"):
