@@ -32,8 +32,8 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.environments import act
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.rollouts import ATTEMPTS, Rollout
-from agentrm_jax.search.turns import StepSearch, run_steps
+from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.turns import ATTEMPTS, StepSearch, run_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -100,8 +100,6 @@ def choose_best(
     ):
         chosen = int(np.argmax(best(states, scores))) if np.isfinite(scores).all() else None
         results.append(
-            BestOfN(
-                task=states[0].task, rollouts=tuple(group), scores=tuple(scores), chosen=chosen
-            )
+            BestOfN(task=states[0].task, rollouts=tuple(group), scores=tuple(scores), chosen=chosen)
         )
     return results

@@ -11,12 +11,15 @@ ends early only if its root is closed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 
+from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
@@ -26,17 +29,16 @@ from agentrm_jax.core.protocols import (
     Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
 from agentrm_jax.search.tree import NONE
-from agentrm_jax.search.tree_sinks import TreeSink
-from agentrm_jax.search.turns import TurnSearch, run_turns
+from agentrm_jax.search.tree_sinks import TreeSink, TreesInMemory
+from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
-ATTEMPTS = 3
-"""Number of times that turns are sampled if the environments of all of them fail."""
+_UCB = UCB()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class SearchConfig:
 
     num_iterations: int = 40
     expansion_width: int = 5
-    selection: Annotated[SelectionRule, SELECTION_RULES] = dataclasses.field(default=UCB())
+    selection: Annotated[SelectionRule, SELECTION_RULES] = _UCB
     concurrency: int = 64
 
     def __post_init__(self) -> None:
@@ -62,6 +64,59 @@ class SearchConfig:
             expansion_width="[1, 10000]",
             concurrency="[1, 100000]",
         )
+
+
+def explore(
+    policy: Policy | PolicyFunction,
+    envs: EnvironmentPool,
+    tasks: Sequence[Task],
+    *,
+    selection: SelectionRule = _UCB,
+    num_iterations: int = 40,
+    expansion_width: int = 5,
+    concurrency: int = 64,
+    seed: int = 0,
+    store: str | pathlib.Path | None = None,
+) -> list[TreeRecord]:
+    """Grows a search tree for each task (paper section 3.2).
+
+    Args:
+      policy: A policy, or a function `(state, n, seed) -> texts`.
+      envs: The environments.
+      tasks: The tasks, each once.
+      selection: The rule by which the search enters the children of a node: `UCB()`, `PUCT()`, or a
+        function of `Children` that returns a score [E, W] for each child.
+      num_iterations: Iterations of each tree.
+      expansion_width: Turns sampled when a node is expanded; equal actions are merged.
+      concurrency: Trees that grow at the same time. It changes speed, never results.
+      seed: Seed of a policy function.
+      store: Folder that keeps the trees; its trees are resumed. None keeps them in memory only.
+
+    Returns:
+      The trees, in the order of `tasks`.
+
+    Raises:
+      UserError: A number is out of range, the policy breaks its protocol, or a stored tree is
+        damaged.
+    """
+    config = SearchConfig(
+        num_iterations=num_iterations,
+        expansion_width=expansion_width,
+        selection=selection,
+        concurrency=concurrency,
+    )
+    policy = as_policy(policy, seed)
+    if store is None:
+        memory = TreesInMemory()
+        Explorer(policy, envs, memory, config).run(tasks, {})
+        trees = memory.trees
+    else:
+        directory = pathlib.Path(store)
+        stored = TreeStore.read(directory)
+        with contextlib.closing(TreeStore(directory)) as sink:
+            Explorer(policy, envs, sink, config).run(tasks, stored)
+        trees = TreeStore.read(directory)
+    return [trees[task.task_id] for task in tasks]
 
 
 class Explorer(TurnSearch[int, None]):
@@ -207,20 +262,8 @@ class Explorer(TurnSearch[int, None]):
         for e, growing in self._live().items():
             if not growing.asked:
                 growing.asked = True
-                questions.append((e, self._question(growing)))
+                questions.append((e, growing.question(self.config.expansion_width)))
         return questions
-
-    def _question(self, growing: GrowingTree) -> Question:
-        purpose, n = "rollout", 1
-        if growing.expanding is not None:
-            purpose, n = "expand", self.config.expansion_width
-        state = growing.nodes[growing.waiting].trajectory
-        name = f"{purpose}/{growing.waiting}"
-        if growing.attempt:
-            name += f"/again/{growing.attempt}"
-        # Trees that are behind go first, so that none is left when the others are done.
-        rank = growing.iteration + len(state.steps) / (1 + state.task.max_steps)
-        return Question(state, name, n, rank)
 
     def play(self, answers: Sequence[tuple[int, list[Proposal]]]) -> Sequence[None]:
         """Moves the environments as the policy proposed, attaches the new nodes, backs up."""
@@ -271,15 +314,7 @@ class Explorer(TurnSearch[int, None]):
             new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
         self._attach(nodes, new, expands=True)
         for e in nodes:
-            growing = self._tree(e)
-            without_child = not growing.open_children(nodes[e])
-            if without_child and growing.attempt + 1 < ATTEMPTS:
-                growing.sample_again()
-                continue
-            growing.expanding, growing.attempt = None, 0
-            growing.expanded_now.append(nodes[e])
-            if without_child:
-                self._close(e, growing.close(nodes[e]))
+            self._close(e, self._tree(e).end_expansion())
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
         """One step of every rollout. The first one leaves the node's own environment as it is."""
@@ -311,7 +346,7 @@ class Explorer(TurnSearch[int, None]):
         self._back_up(ended)
 
     def _roll_failed(self, e: int, proposal: Proposal, reason: str) -> None:
-        """Lets a rollout sample its turn again or, after `ATTEMPTS`, gives up its leaf."""
+        """Samples the turn of a rollout again or, after `ATTEMPTS`, closes its leaf."""
         growing = self._tree(e)
         growing.fail(growing.waiting, proposal.action, 1, "rollout", reason)
         if growing.rollout_handle is not None:  # it acted in place and is lost
@@ -322,7 +357,7 @@ class Explorer(TurnSearch[int, None]):
             self._close(e, growing.close_waiting())
 
     def _close(self, e: int, closed: Sequence[int]) -> None:
-        """Takes nodes away from selection; ends the tree where its root is one of them."""
+        """Closes nodes to selection; ends the tree if its root is one of them."""
         growing = self._tree(e)
         if 0 in closed:
             self._retire(e, growing.last_failure)

@@ -18,10 +18,7 @@ from agentrm_jax.core.protocols import (
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.environments import act
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.turns import TurnSearch, run_turns
-
-ATTEMPTS = 3
-"""Number of times that a turn is sampled if its environment fails."""
+from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +66,7 @@ def rollouts(
 
     A trajectory depends on the policy, its task and its sample number alone, never on other
     trajectories. If the environment of a turn fails, the episode is replayed up to there and
-    another turn is sampled, `ATTEMPTS` times in all.
+    another turn is sampled, three times in all.
 
     Args:
       policy: A policy, or a function `(state, n, seed) -> texts`.

@@ -16,6 +16,9 @@ from typing import Generic, TypeVar
 from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, Proposal, Question
 
+ATTEMPTS = 3
+"""Number of times that turns are sampled if the environments of all of them fail."""
+
 Player = TypeVar("Player")
 Result = TypeVar("Result")
 
@@ -97,9 +100,11 @@ def run_turns(
         yield from search.play(answered)
         free = min(concurrency - search.num_running, search.num_waiting)
         yield from search.begin(min(free, cohort))
+        answered = []
+        if not asked:  # the model has no work yet: it starts before the next cohort is reset
+            continue
         submit(search.questions())
-        answers = policy.collect() if asked else []
-        answers = [(asked.pop(ticket), proposals) for ticket, proposals in answers]
+        answers = [(asked.pop(ticket), proposals) for ticket, proposals in policy.collect()]
         answered = [answer for answer in answers if search.overlaps(answer[0])]
         yield from search.play([answer for answer in answers if not search.overlaps(answer[0])])
 
