@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Policy, Proposal, Question
@@ -15,6 +15,15 @@ from agentrm_jax.core.text import admit_text, printable
 
 PolicyFunction = Callable[[Trajectory, int, int], Sequence[str]]
 """`function(state, n, seed) -> n texts`."""
+
+
+@runtime_checkable
+class SeededPolicy(Protocol):
+    """A policy that takes the seed of a run from the search that uses it."""
+
+    def with_seed(self, seed: int) -> Policy:
+        """Returns the policy with the seed of a run, without open requests."""
+        ...
 
 
 class FunctionPolicy:
@@ -136,12 +145,12 @@ def as_policy(policy: Policy | PolicyFunction, seed: int) -> Policy:
 
     Args:
       policy: An object with the methods of `Policy`, or a function `(state, n, seed) -> texts`.
-      seed: Seed of the run, for a function or a `FunctionPolicy` without a seed.
+      seed: Seed of the run, for a function or a `SeededPolicy`.
 
     Raises:
       UserError: It is neither.
     """
-    if isinstance(policy, FunctionPolicy):
+    if isinstance(policy, SeededPolicy):
         return policy.with_seed(seed)
     if all(hasattr(policy, method) for method in ("submit", "collect", "room")):
         return policy  # pyright: ignore[reportReturnType]

@@ -67,15 +67,16 @@ class UserError(Exception):
 
 @contextmanager
 def section(key: str) -> Iterator[None]:
-    """Adds a section's key to the field of any `UserError` that the block raises.
+    """Adds a section's key to the field of a `UserError` that the block raises.
 
     Args:
-      key: For example `train_rm`: the field `fit.length` becomes `train_rm.fit.length`.
+      key: For example `train_rm.fit`: the field `length` becomes `train_rm.fit.length`. A field
+        with a dot in it, such as `mesh.data`, has its section already and stays as it is.
     """
     try:
         yield
     except UserError as error:
-        if error.field is None:
+        if error.field is None or "." in error.field:
             raise
         raise error.located(f"{key}.{error.field}") from error.__cause__
 

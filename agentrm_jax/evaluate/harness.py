@@ -21,7 +21,7 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines

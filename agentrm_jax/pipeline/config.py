@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.engine.engine import EngineConfig
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
@@ -242,6 +242,9 @@ class RunConfig:
     """A whole run.
 
     Attributes:
+      plugins: Python files or modules that register what the package does not have: test-time
+        methods, selection rules, value heads, kinds of reward models, policies. They are imported
+        before any other key is read.
       environments: Where the agent acts.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
@@ -269,6 +272,7 @@ class RunConfig:
         the policy's trunk.
     """
 
+    plugins: Sequence[str] = ()
     environments: Sequence[EnvironmentConfig] = ()
     seed: int = 0
     workers: int = 0

@@ -91,7 +91,9 @@ def join(config: DistributedConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:  # also those of the network
         raise UserError(
-            f"distributed.coordinator: no other process was found ({first_line(error)})"
+            f"must be an address at which all processes meet; no other process was found "
+            f"({first_line(error)})",
+            field="distributed.coordinator",
         ) from None
     # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -106,7 +108,8 @@ def check_joined() -> None:
     count = jax.process_count()
     if count > 1 and not jax.distributed.is_initialized():
         raise UserError(
-            f"distributed.coordinator: this is one of {count} processes; set it to auto"
+            f"must be auto because this is one of {count} processes",
+            field="distributed.coordinator",
         )
 
 

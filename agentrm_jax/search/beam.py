@@ -118,7 +118,10 @@ def search_beams(
       UserError: `score_at: action` without `in_step`.
     """
     if config.score_at == "action" and in_step is None:
-        raise UserError("beam.score_at: this reward model cannot score in-step; use observation")
+        raise UserError(
+            "must be observation because this reward model does not score in-step",
+            field="score_at",
+        )
     if config.score_at == "observation":
         in_step = None
     search = _BeamSearch(AdmittedPolicy(policy), scorer, pool, tasks, config, in_step)

@@ -95,12 +95,14 @@ class FitConfig:
         Raises:
           UserError: They do not, or cannot.
         """
-        check_device("fit.attention", self.attention, mesh)
+        check_device("attention", self.attention, mesh)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         if self.batch_size // self.accumulation % ways:
             raise UserError(
-                f"fit.batch_size: {self.batch_size} rows in {self.accumulation} micro-batches do "
-                f"not divide among {ways} devices (mesh.data * mesh.fsdp)"
+                f"must be a multiple of {self.accumulation * ways}: {self.accumulation} "
+                f"micro-batches of fit.accumulation for {ways} devices (mesh.data * mesh.fsdp)",
+                field="batch_size",
+                value=self.batch_size,
             )
 
     def total(self, num_rows: int) -> int:
