@@ -17,8 +17,8 @@ from agentrm_jax.data.dataset import open_dataset
 from agentrm_jax.data.trajectories import stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import environment_names, load_family
-from agentrm_jax.pipeline.workspace import RESOLVED
 from agentrm_jax.runtime.json_lines import read_json_lines
+from agentrm_jax.runtime.run_directory import RESOLVED
 from agentrm_jax.runtime.stage_files import stage_ended
 
 # Names of environments in the ids and file names of ETO and AgentGym.
