@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from agentrm_jax.runtime.run_paths import METRICS
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import first_line
 
@@ -67,7 +68,7 @@ class _Forgiving:
         except Exception as error:  # a network, a disk, another version of the package
             self._failed = True
             print(
-                f"{self._name} failed and is left out from here on, metrics.jsonl is not "
+                f"{self._name} failed and is left out from here on, {METRICS} is not "
                 f"({type(error).__name__}: {first_line(error)})",
                 file=sys.stderr,
             )

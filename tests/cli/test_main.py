@@ -353,7 +353,7 @@ def test_wrong_words(tmp_path, capsys) -> None:
     assert "did you mean explore?" in fails(capsys, "exlore", CONFIG)
     assert "--output" in fails(capsys, "run", CONFIG)
     assert "no such file" in fails(capsys, "run", "absent.yaml", "--output", tmp_path)
-    assert "did you mean maze?" in fails(capsys, "experts", "mase", "--output", tmp_path)
+    assert "did you mean maze?" in fails(capsys, "demonstrate", "mase", "--output", tmp_path)
 
 
 def test_help_explains(capsys) -> None:
@@ -383,8 +383,16 @@ def _configs(value: Any) -> Iterator[Any]:
 
 def test_experts_of_an_environment(tmp_path, capsys) -> None:
     output = tmp_path / "experts"
-    assert main(["experts", "maze", "--split", "train", "--n", "7", "--output", str(output)]) == 0
-    assert "7 trajectories of 7 tasks" in capsys.readouterr().out
+    given = ["maze", "--split", "train", "--n", "7", "--output", str(output)]
+    assert main(["demonstrate", *given]) == 0
+    printed = capsys.readouterr()
+    assert "7 trajectories of 7 tasks" in printed.out
+    hint = "agentrm: `agentrm experts NAME` is now `agentrm demonstrate NAME`\n"
+    assert hint not in printed.err
+    assert main(["experts", *given]) == 0  # as earlier versions spelled it
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert again.err.startswith(hint)
     trajectories = list(open_trajectories(output))
     assert len(trajectories) == 7
     assert all(t.success and t.task.split == "train" for t in trajectories)

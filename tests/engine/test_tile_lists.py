@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from agentrm_jax.engine.attention.parts.parts import result
 
+from agentrm_jax.engine.attention.parts import result
 from agentrm_jax.engine.attention.parts import tiles as tile_lists
 from agentrm_jax.engine.cache.pages import PageTable, Pool
 

@@ -20,9 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts import tiles as tile_lists
-from agentrm_jax.engine.attention.parts.parts import (
+from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
     attend,
@@ -32,6 +30,8 @@ from agentrm_jax.engine.attention.parts.parts import (
     merge,
     result,
 )
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import tiles as tile_lists
 from agentrm_jax.engine.cache.pages import (
     Array,
     Context,

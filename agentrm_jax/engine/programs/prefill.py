@@ -13,8 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts.parts import (
+from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
     attend,
@@ -24,6 +23,7 @@ from agentrm_jax.engine.attention.parts.parts import (
     merge,
     result,
 )
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
 from agentrm_jax.engine.cache.pages import (
     Array,
     Context,
