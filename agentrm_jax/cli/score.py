@@ -8,8 +8,7 @@ import sys
 
 from agentrm_jax.cli.commands import add_model_arguments
 from agentrm_jax.cli.parser import Parser
-from agentrm_jax.data.trees import FILE
-from agentrm_jax.runtime.run_paths import ROLLOUTS, STAGE_FOLDERS
+from agentrm_jax.runtime.run_paths import ROLLOUTS, STAGE_FOLDERS, TREES
 
 _STAGES = ("experts", "explore", "label", "sample", "evaluate")
 _FOLDERS = ", ".join(STAGE_FOLDERS[stage] for stage in _STAGES)
@@ -27,7 +26,7 @@ Scores trajectories with a reward model, without an environment, and writes one 
                      context, and those that were shortened
 
 FILE is a folder of a run ({_FOLDERS}; of trees: each path that was
-backed up), a folder that `agentrm import` wrote, a {FILE} or {ROLLOUTS}, or a JSON list
+backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or a JSON list
 of conversations as ETO and AgentGym write them."""
 
 

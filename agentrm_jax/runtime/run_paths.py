@@ -30,6 +30,7 @@ DATASET = "dataset"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
+TREES = "trees.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
 

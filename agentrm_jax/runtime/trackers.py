@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from agentrm_jax.runtime.run_paths import METRICS
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import first_line
+from agentrm_jax.runtime.run_paths import METRICS
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Name, which is also that of its extra, and the package that it needs."""

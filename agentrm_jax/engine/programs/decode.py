@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention import tiles as tile_lists
 from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
@@ -30,8 +32,6 @@ from agentrm_jax.engine.attention.parts import (
     merge,
     result,
 )
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts import tiles as tile_lists
 from agentrm_jax.engine.cache.pages import (
     Array,
     Context,

@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from agentrm_jax.engine.attention import pallas as paged_attention
 from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
@@ -23,7 +24,6 @@ from agentrm_jax.engine.attention.parts import (
     merge,
     result,
 )
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
 from agentrm_jax.engine.cache.pages import (
     Array,
     Context,
