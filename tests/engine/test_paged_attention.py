@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agentrm_jax.engine.attention.parts.parts import Part
 from engine_cases import REQUESTS, STOP, request
 from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
