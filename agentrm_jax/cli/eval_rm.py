@@ -14,8 +14,9 @@ from rich.text import Text
 
 from agentrm_jax.cli.commands import add_model_arguments
 from agentrm_jax.cli.parser import Parser, whole_number
+from agentrm_jax.runtime.run_paths import POLICY_MODEL
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Scores every visited state of search trees and compares the scores with the states' values, the mean
 returns that were backed up through them. No environment is needed. Writes eval_rm.html (a page
 with plots) and eval_rm.json, and prints:
@@ -33,7 +34,7 @@ say little), unless --seen is given. The model's trained_on.json lists these tas
 without it they are not known, and the console, the page and eval_rm.json say so.
 Grow other trees with, for example,
 
-  agentrm explore CONFIG --output OTHER --policy=RUN/sft/model --train_policy=false --seed=1"""
+  agentrm explore CONFIG --output OTHER --policy=RUN/{POLICY_MODEL} --train_policy=false --seed=1"""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -8,8 +8,11 @@ import sys
 
 from agentrm_jax.cli.commands import add_model_arguments
 from agentrm_jax.cli.parser import Parser
+from agentrm_jax.runtime.run_paths import ROLLOUTS, STAGE_FOLDERS, TREES
 
-_DESCRIPTION = """\
+_STAGES = ("experts", "explore", "label", "sample", "evaluate")
+_FOLDERS = ", ".join(STAGE_FOLDERS[stage] for stage in _STAGES)
+_DESCRIPTION = f"""\
 Scores trajectories with a reward model, without an environment, and writes one JSON line for each:
 
   task_id            the task
@@ -22,8 +25,8 @@ Scores trajectories with a reward model, without an environment, and writes one 
   dropped_steps      the number of truncated steps: the oldest, which did not fit into the
                      context, and those that were shortened
 
-FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
-backed up), a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list
+FILE is a folder of a run ({_FOLDERS}; of trees: each path that was
+backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or a JSON list
 of conversations as ETO and AgentGym write them."""
 
 

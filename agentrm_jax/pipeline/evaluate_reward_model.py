@@ -25,6 +25,7 @@ from agentrm_jax.pipeline.trained_on import read_trained_on
 from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 
 _NOT_KNOWN = (
@@ -99,7 +100,7 @@ def evaluate_reward_model(
 
 def _read(path: pathlib.Path) -> list[TreeRecord]:
     """The trees of a run, or of its folder of trees."""
-    folder = path if (path / FILE).exists() else path / "trees"
+    folder = path if (path / FILE).exists() else RunPaths(path).trees
     if not (folder / FILE).exists():
         raise UserError(f"{path}: no {FILE} here; give a run that has explored, or its trees/")
     trees = list(TreeStore.read(folder, finished=stage_ended(folder)).values())
@@ -117,9 +118,9 @@ def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
     if listed is not None:
         return listed, True
     for run in (model, *model.resolve().parents[:3]):
-        if (run / "trees" / FILE).exists():
-            finished = stage_ended(run / "trees")
-            trees = TreeStore.read(run / "trees", finished=finished).values()
+        folder = RunPaths(run).trees
+        if (folder / FILE).exists():
+            trees = TreeStore.read(folder, finished=stage_ended(folder)).values()
             return frozenset(tree.task.problem for tree in trees), False
     return frozenset(), False
 

@@ -15,11 +15,12 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.trained_on import write_trained_on
 from agentrm_jax.runtime.array_checksums import named_leaves
 from agentrm_jax.runtime.output_folders import check_output_folder
+from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL, POLICY_MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 Kind = Literal["policy", "reward"]
 
-_FOLDERS: dict[Kind, str] = {"policy": "sft/model", "reward": "reward/explicit/model"}
+_FOLDERS: dict[Kind, str] = {"policy": POLICY_MODEL, "reward": EXPLICIT_MODEL}
 _TITLES: dict[Kind, str] = {"policy": "A policy", "reward": "A reward model of states"}
 
 _README = """\

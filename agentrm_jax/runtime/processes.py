@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, share values and work, and wait.
+"""Several processes of one run: joining, sharing values and work, waiting.
 
 Every process runs the same program on the same global arrays. What only one of them may do, such
 as writing a file, the first does.
@@ -100,7 +100,7 @@ def join(config: DistributedConfig) -> None:
 
 
 def check_joined() -> None:
-    """Refuses to work beside processes that this one has not joined, as on a TPU pod.
+    """Refuses to work next to processes that this one has not joined, as on a TPU pod.
 
     Raises:
       UserError: There are some.
@@ -115,10 +115,10 @@ def check_joined() -> None:
 
 @contextlib.contextmanager
 def ended_with_others() -> Iterator[None]:
-    """Ends this process with one line where a computation that several share fails in the block.
+    """Ends this process with one line if a computation that several share fails in the block.
 
-    Another process is gone then. JAX would wait for it until its heartbeat is missed, and so would
-    everything that is done together, such as to close checkpoints.
+    Another process has ended then. JAX would wait for it until its heartbeat is missed, and so
+    would everything that is done together, such as closing checkpoints.
     """
     try:
         yield
@@ -128,7 +128,7 @@ def ended_with_others() -> Iterator[None]:
         print(
             "agentrm: error: another process ended, or a device failed "
             f"({first_line(error)}); the same "
-            "command goes on from the newest checkpoint",
+            "command resumes from the newest checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -136,14 +136,14 @@ def ended_with_others() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what only one may write."""
+    """Returns whether this is the first process, which writes the files that one process writes."""
     return jax.process_index() == 0
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What the first process's work returns, as it comes back from JSON, in all processes.
+    """Runs work in the first process and returns its result, in JSON form, in all processes.
 
-    The others wait. All of them have to come here, in the same order.
+    The other processes wait. All processes have to call it, in the same order.
 
     Raises:
       UserError: The work raised something; the first process raises that itself.
@@ -170,9 +170,9 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """What every process has, as it comes back from JSON, in all processes and in their order.
+    """Returns the value of every process, in JSON form, in the order of the processes.
 
-    It waits for all of them.
+    It waits for all processes.
     """
     if jax.process_count() == 1:
         return [value]
@@ -186,12 +186,12 @@ def from_all(value: T) -> list[T]:
 
 
 def own_share(items: Sequence[T]) -> list[T]:
-    """Those of the items that are this process's to work on."""
+    """Returns the items that this process works on."""
     return list(items[jax.process_index() :: jax.process_count()])
 
 
 def own_part(path: pathlib.Path) -> pathlib.Path:
-    """Where this process writes what belongs into a file; see `gather`."""
+    """Returns the file to which this process writes lines of a common file; see `gather`."""
     number = jax.process_index()
     if jax.process_count() == 1:
         return path
@@ -199,9 +199,9 @@ def own_part(path: pathlib.Path) -> pathlib.Path:
 
 
 def gather(path: pathlib.Path) -> None:
-    """Moves what processes have written into the file it belongs to, also those of earlier runs.
+    """Moves the lines of all processes, also of earlier runs, into their common file.
 
-    It waits for all of them.
+    It waits for all processes.
     """
     from_all(None)
     from_first(lambda: move_records(path.parent.glob(f"{path.stem}.part*{path.suffix}"), path))

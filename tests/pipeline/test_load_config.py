@@ -161,7 +161,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
         (b"? [a, b]\n: 1\n", "line 1: a key must be a name, not a list or a mapping"),
         (b"? {a: b}\n: 1\n", "line 1: a key must be a name, not a list or a mapping"),
         (b"x: &x {seed: 1}\n<<: *x\n", "line 2: merge keys (<<) are not read"),
-        (b"1: 2\n", "line 1: unknown key 1; must be one of environments, seed"),
+        (b"1: 2\n", "line 1: unknown key 1; must be one of plugins, environments, seed"),
         (b"seed: " + b"9" * 5000, "line 1: seed must be a whole number (got '999"),
         (b"seed: 1\n\nseed\0: 1\n", "line 3: not YAML (character 0x0)"),
         ("seed: 1\n".encode("utf-16"), "not text in UTF-8; save it as UTF-8"),
