@@ -23,6 +23,7 @@ from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.engine.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
+from agentrm_jax.evaluate.rows import ByNRow
 from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 from agentrm_jax.runtime.processes import gather, own_part
@@ -213,9 +214,10 @@ def chosen_episodes(
 
 def scores_by_n(
     rollouts: Sequence[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
-) -> list[dict[str, Any]]:
-    """What best-of-n would give with fewer samples: its exact expectation over all ways to draw k
-    of each task's n trajectories.
+) -> list[ByNRow]:
+    """Returns the mean return of best-of-k for every k up to n.
+
+    It is the exact expectation over all ways to draw k of each task's n trajectories.
 
     Args:
       scores: By reward model and task, of models that score a trajectory by itself.
@@ -226,7 +228,7 @@ def scores_by_n(
     """
     groups = by_task(rollouts)
     oracle = {name: [r.trajectory.outcome for r in group] for name, group in groups.items()}
-    rows = []
+    rows: list[ByNRow] = []
     for reward_model, own in {**scores, "oracle": oracle}.items():
         found: dict[str, list[np.ndarray]] = {"all": []}
         for name, group in groups.items():

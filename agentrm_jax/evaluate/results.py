@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,11 +13,12 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.evaluate.rows import Comparison, ResultRow, Split
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 
-SPLITS = ("held_in", "held_out", "all")
+SPLITS: tuple[Split, ...] = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
 
 BASELINE_METHODS = (
@@ -210,53 +211,14 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreRow:
-    """What a reward model said of one test trajectory."""
-
-    reward_model: str
-    task_id: str
-    score: float
-    outcome: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ByNRow:
-    """See `harness.scores_by_n`."""
-
-    task: str
-    reward_model: str
-    n: int
-    score_mean: float
-    score_ci95: tuple[float, ...]
-    n_tasks: int
-
-
-def read_rows(path: pathlib.Path, kind: type[ScoreRow] | type[ByNRow]) -> list[dict[str, Any]]:
-    """The rows of a JSON file, none if it is absent.
-
-    Raises:
-      UserError: It is damaged, or a row is of another form; names file and row.
-    """
-    rows = json_files.read_rows(path)
-    for number, row in enumerate(rows):
-        try:
-            from_json(kind, row)
-        except ValueError as error:
-            raise UserError(f"{path}, row {number}: {error}; restore the file") from None
-    return rows
-
-
-def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """The rows of `results.json`.
+def result_rows(episodes: Sequence[Episode]) -> list[ResultRow]:
+    """Returns the rows of `results.json`.
 
     For each variant one row for each kind ("environment/kind"); and for each environment, and for
-    "all" of them, a row for each split and for both together. Means are over tasks (micro); tokens,
-    environment steps, seconds, errors, replies without an action and failed candidates are sums
-    over the `n_tasks` tasks. `success_rate` is the share fully solved, `progress_rate` the mean
-    return, and `score_mean`, the paper's number, equals it.
+    "all" of them, a row for each split and for both together. Means are over tasks (micro); counts
+    are sums over the `n_tasks` tasks. `score_mean` is the paper's number.
     """
-    rows = []
+    rows: list[ResultRow] = []
     for variant, own in _grouped(episodes, lambda episode: episode.variant):
         by_kind = _grouped(own, lambda episode: (episode.split, episode.task_name))
         rows.extend(_row(task, split, variant, group) for (split, task), group in by_kind)
@@ -269,17 +231,22 @@ def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return rows
 
 
-def level(row: Mapping[str, Any]) -> Literal["kind", "environment", "all"]:
-    """What a row of `results.json` is about."""
+def level(row: ResultRow) -> Literal["kind", "environment", "all"]:
+    """Returns whether a row is about a kind of tasks, an environment or all tasks."""
     return "kind" if "/" in row["task"] else "all" if row["task"] == "all" else "environment"
 
 
-def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> dict[str, Any]:
+def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> ResultRow:
     score = bootstrap([episode.outcome for episode in group], bounds=(0.0, 1.0))
     return {
         "task": task,
         "split": split,
-        **variant._asdict(),
+        "method": variant.method,
+        "reward_model": variant.reward_model,
+        "n": variant.n,
+        "beam_width": variant.beam_width,
+        "expansion_width": variant.expansion_width,
+        "seed": variant.seed,
         "n_tasks": score.n,
         "score_mean": score.mean,
         "score_ci95": [score.low, score.high],
@@ -295,9 +262,16 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> d
     }
 
 
-def row_variant(row: Mapping[str, Any]) -> Variant:
-    """The variant that a result row is about."""
-    return Variant(*(row[field] for field in Variant._fields))
+def row_variant(row: ResultRow) -> Variant:
+    """Returns the variant of a method that a row is about."""
+    return Variant(
+        row["method"],
+        row["reward_model"],
+        row["n"],
+        row["beam_width"],
+        row["expansion_width"],
+        row["seed"],
+    )
 
 
 def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
@@ -324,22 +298,21 @@ def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
 
 def comparisons(
     episodes: Sequence[Episode], pairs: Sequence[tuple[Variant, Variant]] | None = None
-) -> list[dict[str, Any]]:
-    """Differences of mean outcome between variants, paired over the tasks that both ran.
+) -> list[Comparison]:
+    """Returns differences of mean return between variants, paired over the tasks that both ran.
 
     Args:
-      episodes: Of all variants.
-      pairs: (a, b); `default_pairs` where not given.
+      episodes: The episodes of all variants.
+      pairs: Pairs (a, b) of variants; `default_pairs` if not given.
 
     Returns:
-      For each pair and split with at least one common task: `a` and `b` (methods), their labels
-      and reward models, `split`, `difference` (mean of a - b), `ci95`, `n_tasks`.
+      A comparison for each pair and split with at least one common task.
     """
     outcomes = {
         variant: {episode.task.task_id: episode for episode in own}
         for variant, own in _grouped(episodes, lambda episode: episode.variant)
     }
-    found = []
+    found: list[Comparison] = []
     for a, b in default_pairs(episodes) if pairs is None else pairs:
         first, second = outcomes[a], outcomes[b]
         for split in SPLITS:

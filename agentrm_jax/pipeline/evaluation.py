@@ -30,16 +30,14 @@ from agentrm_jax.evaluate.harness import (
 from agentrm_jax.evaluate.report import write_report
 from agentrm_jax.evaluate.results import (
     BASELINE_METHODS,
-    ByNRow,
     Episode,
-    ScoreRow,
     comparisons,
     episode_from_json,
     read_episodes,
-    read_rows,
     result_rows,
     write_episodes,
 )
+from agentrm_jax.evaluate.rows import ByNRow, Comparison, ResultRow, ScoreRow, read_rows
 from agentrm_jax.evaluate.tree_view import most_telling
 from agentrm_jax.pipeline.models import Model, load_policy
 from agentrm_jax.pipeline.reward_model import explicit_scorer
@@ -310,7 +308,7 @@ def _implicit_scorer(run: Run) -> ImplicitScorer:
     )
 
 
-def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[Any], list[Any]]:
+def report(run: Run, folders: dict[str, pathlib.Path]) -> tuple[list[ResultRow], list[Comparison]]:
     """Writes report.html, report.json and results.json from what the stages left.
 
     Returns:
