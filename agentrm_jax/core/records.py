@@ -42,7 +42,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """What an environment answers to one action.
+    """The answer of an environment to one action.
 
     Attributes:
       observation: The text that the agent reads next.

@@ -50,7 +50,7 @@ class Episode:
       policy_tokens: Tokens that the policy decoded for all n trajectories.
       reward_tokens: Tokens that the reward model read.
       env_steps: Steps of the environment for all n trajectories.
-      wall_seconds: Seconds from reset to end, added up, while other episodes ran beside.
+      wall_seconds: Seconds from reset to end, added up; several episodes run at the same time.
       invalid_actions: Actions of the answer that the environment did not understand.
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
       replies_without_action: Replies of all n trajectories in which no action was found.
@@ -92,7 +92,7 @@ class Episode:
 
     @property
     def task_name(self) -> str:
-        """What results are grouped by: `environment/kind`."""
+        """The group of the task in results: `ENVIRONMENT/KIND`."""
         return f"{self.task.environment}/{self.task.kind}"
 
     @property
@@ -112,7 +112,7 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people: `best-of-5, explicit`, `beam 5x5, random scores`."""
+        """The name in tables, such as `best-of-5, explicit` or `beam 5x5, random scores`."""
         name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
         if self.beam_width is not None:
             name += f" {self.beam_width}x{self.expansion_width}"
@@ -126,7 +126,7 @@ class Variant(NamedTuple):
 
 
 def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
-    """Writes `episodes.jsonl` anew; the file is whole or absent."""
+    """Writes `episodes.jsonl`; the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with JsonLines(temporary) as lines:
@@ -275,7 +275,7 @@ def row_variant(row: ResultRow) -> Variant:
 
 
 def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
-    """What each method with a reward model is compared with: every baseline but the oracle.
+    """Returns pairs to compare: methods with a reward model, and every baseline but the oracle.
 
     Beam search is compared with best-of-n under the same reward model as well.
     """
