@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import described
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Name, which is also that of its extra, and the package that it needs."""
@@ -68,7 +68,7 @@ class _Forgiving:
             self._failed = True
             print(
                 f"{self._name} failed and is left out from here on, metrics.jsonl is not "
-                f"({type(error).__name__}: {first_line(error)})",
+                f"({described(error)})",
                 file=sys.stderr,
             )
 
