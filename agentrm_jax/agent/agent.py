@@ -13,11 +13,11 @@ from agentrm_jax.core.protocols import Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.engine.decoder import Decoder, Request
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Reply
-from agentrm_jax.engine.stopping import stopping_at
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.batch import Reply
+from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.schedule.stopping import stopping_at
 
 
 class Agent:

@@ -8,9 +8,9 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Proposal
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.engine.beam_search import Beams, step_beams
+from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.prefix_cache import Piece
+from agentrm_jax.engine.schedule.beams import Beams, step_beams
 
 
 class InStepAgent:

@@ -19,12 +19,13 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.engine import paged_attention, tile_lists
-from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
-from agentrm_jax.engine.memory import check_memory, free_tokens
-from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
-from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.engine.seating import block_shape, seat_pieces, sibling_groups
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention import tiles as tile_lists
+from agentrm_jax.engine.cache.memory import check_memory, free_tokens
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
+from agentrm_jax.engine.cache.prefix_cache import Entry, Piece, PrefixCache
+from agentrm_jax.engine.programs.prefill import CHUNK, ExtendRows, extend
+from agentrm_jax.engine.schedule.batch import block_shape, seat_pieces, sibling_groups
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.config import LlamaConfig

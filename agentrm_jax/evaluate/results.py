@@ -17,6 +17,7 @@ from agentrm_jax.evaluate.rows import Comparison, ResultRow, Split
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.runtime.run_paths import RESULTS
 
 SPLITS: tuple[Split, ...] = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
@@ -44,6 +45,8 @@ class Episode:
       beam_width: States kept by beam search.
       expansion_width: Candidates sampled from each.
       seed: The run's seed.
+      options: Options of the method that differ from their defaults, such as `depth=3`; not stored
+        if empty.
       outcome: The return, in [0, 1]; for a rule that draws, such as random_of_n, its exact
         expectation. A trajectory that ended by an error has outcome 0.
       success: 1 where the task was fully solved, 0 where not, likewise an expectation.
@@ -66,6 +69,7 @@ class Episode:
     beam_width: int | None = None
     expansion_width: int | None = None
     seed: int
+    options: str = ""
     outcome: float
     success: float
     policy_tokens: int
@@ -88,6 +92,7 @@ class Episode:
             self.beam_width,
             self.expansion_width,
             self.seed,
+            self.options,
         )
 
     @property
@@ -109,6 +114,7 @@ class Variant(NamedTuple):
     beam_width: int | None
     expansion_width: int | None
     seed: int
+    options: str = ""
 
     @property
     def label(self) -> str:
@@ -116,6 +122,8 @@ class Variant(NamedTuple):
         name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
         if self.beam_width is not None:
             name += f" {self.beam_width}x{self.expansion_width}"
+        if self.options:
+            name += f" ({self.options})"
         if self.reward_model is None:
             return name
         return f"{name}, {self.reward_model}{' scores' if self.reward_model == 'random' else ''}"
@@ -131,9 +139,18 @@ def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
     temporary.unlink(missing_ok=True)
     with JsonLines(temporary) as lines:
         for episode in episodes:
-            lines.append(dataclasses.asdict(episode))
+            lines.append(episode_to_json(episode))
         lines.sync()
     temporary.replace(path)
+
+
+def episode_to_json(episode: Episode) -> dict[str, Any]:
+    """Returns the JSON form of an episode."""
+    return _without_empty_options(dataclasses.asdict(episode))
+
+
+def _without_empty_options(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "options" or value}
 
 
 def episode_from_json(record: Any) -> Episode:
@@ -191,7 +208,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
                 f"{path}: {printable(variant.label)} has {len(own)} of {len(tasks)} tasks, for "
                 f"example not {printable(min(missing))}; {mend}"
             )
-    results = path.with_name("results.json")
+    results = path.with_name(RESULTS)
     if not results.exists():
         return
     rows = json_files.read_json(results)
@@ -207,7 +224,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
         if stored.get(variant) != counts.get(variant):
             raise UserError(
                 f"{path}: holds {counts.get(variant, 0)} episodes of {printable(variant.label)}, "
-                f"and results.json next to it says {stored.get(variant, 0)}; {mend}"
+                f"and {RESULTS} next to it says {stored.get(variant, 0)}; {mend}"
             )
 
 
@@ -238,7 +255,7 @@ def level(row: ResultRow) -> Literal["kind", "environment", "all"]:
 
 def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> ResultRow:
     score = bootstrap([episode.outcome for episode in group], bounds=(0.0, 1.0))
-    return {
+    row: ResultRow = {
         "task": task,
         "split": split,
         "method": variant.method,
@@ -260,6 +277,9 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> R
         "replies_without_action": sum(episode.replies_without_action for episode in group),
         "failed_candidates": sum(episode.failed_candidates for episode in group),
     }
+    if variant.options:
+        row["options"] = variant.options
+    return row
 
 
 def row_variant(row: ResultRow) -> Variant:
@@ -271,6 +291,7 @@ def row_variant(row: ResultRow) -> Variant:
         row["beam_width"],
         row["expansion_width"],
         row["seed"],
+        row.get("options", ""),
     )
 
 

@@ -18,12 +18,13 @@ from agentrm_jax.runtime.run_directory import StageRow
 Split = Literal["held_in", "held_out", "all"]
 
 
-class _Counts(TypedDict, total=False):
+class _Optional(TypedDict, total=False):
+    options: str
     replies_without_action: int
     failed_candidates: int
 
 
-class ResultRow(_Counts):
+class ResultRow(_Optional):
     """One method on the tasks of one kind, of one environment, or on all tasks.
 
     Attributes:
@@ -35,6 +36,7 @@ class ResultRow(_Counts):
       beam_width: States that beam search keeps; None for other methods.
       expansion_width: Candidates of each of them; None for other methods.
       seed: The run's seed.
+      options: Options of the method that differ from its defaults; absent without any.
       n_tasks: Number of tasks.
       score_mean: Mean return over the tasks, in [0, 1].
       score_ci95: Low and high end of its 95% interval.

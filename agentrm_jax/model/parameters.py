@@ -85,7 +85,7 @@ def describe_reward(config: LlamaConfig, outputs: int | None = None) -> Params:
     """A reward model: a trunk without a language-model head, and a value head in float32.
 
     Args:
-      outputs: How many numbers the head says (`value.HeadConfig.outputs`).
+      outputs: K, the number of the head's outputs (`heads.ValueHead.outputs`).
     """
     trunk = describe(config)
     trunk.pop("lm_head", None)

@@ -43,21 +43,6 @@ _SOURCE = "_source"
 that configurations with equal values are equal."""
 
 
-def print_help(prog: str, description: str) -> None:
-    """Prints the keys of `RunConfig` with their descriptions."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        description=f"{description}. DIR is the folder of the run.",
-        usage=f"{prog} CONFIG --output DIR [--KEY=VALUE ...]",
-        add_help=False,
-    )
-    parser.add_argument("--config", type=str, help="another YAML file, laid over CONFIG")
-    parser.add_class_arguments(RunConfig, None)
-    parser.print_help()
-
-
 def load_config(path: pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Returns the configuration of a file with overrides laid over it.
 
@@ -237,7 +222,8 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
     if (item := _item_of(kind)) is not None and isinstance(node.value, list):
         for number, inner in enumerate(node.value):
             _check_keys(item, inner, f"{key}.{number}")
-    if (opened := open_section(kind)) is not None and node.tag != "null":
+    left_out = node.tag == "null" and types.NoneType in typing.get_args(kind)
+    if (opened := open_section(kind)) is not None and not left_out:
         _require_section(node, key)  # its keys are checked once its kind is known
         if opened.by_name and isinstance(node.value, dict):
             for name, inner in node.value.items():

@@ -16,13 +16,14 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine import decode, paged_attention
-from agentrm_jax.engine.attention import Part
-from agentrm_jax.engine.decoder import generate
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import Part
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.engine.extend import ExtendRows, extend
-from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs import decode
+from agentrm_jax.engine.programs.prefill import ExtendRows, extend
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.scheduler import generate
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
