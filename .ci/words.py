@@ -32,18 +32,16 @@ OPENINGS = re.compile(r"(What|Where|How|The same|As|See|Of|Those|That|Which)\b")
 
 MOST = {
     "agent": 1,
-    "cli": 8,
-    "core": 8,
-    "data": 9,
+    "core": 6,
+    "data": 8,
     "engine": 75,
-    "envs": 85,
-    "evaluate": 4,
-    "model": 27,
-    "pipeline": 25,
-    "plan": 30,
+    "envs": 83,
+    "model": 25,
+    "pipeline": 23,
+    "plan": 5,
     "reward": 2,
-    "runtime": 11,
-    "search": 22,
+    "runtime": 2,
+    "search": 20,
     "train": 7,
 }
 """Most findings by floor: may only fall."""

@@ -35,7 +35,7 @@ def by_task(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a method answered.
+    """The answers of a method.
 
     Attributes:
       episodes: One for each task and each of the method's result rows.
@@ -202,7 +202,7 @@ def scores_by_n(
 
 
 def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
-    """Those of trajectories that ended by an error are 0."""
+    """The outcomes of rollouts; 0 if an error ended the trajectory."""
     return np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
 
 

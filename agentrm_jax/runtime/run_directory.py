@@ -38,7 +38,7 @@ PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint"
 
 
 def versions() -> dict[str, Any]:
-    """What a run was made with: Python, packages, the commit, the devices."""
+    """Returns the versions of Python, of packages and of the commit, and the devices."""
     import jax
 
     packages = {}
