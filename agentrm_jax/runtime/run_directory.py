@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic
@@ -38,7 +38,7 @@ PACKAGES = ("agentrm-jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint"
 
 
 def versions() -> dict[str, Any]:
-    """Returns the versions that decide results: Python, packages, the commit, the devices."""
+    """Returns the versions of Python, of packages and of the commit, and the devices."""
     import jax
 
     packages = {}
@@ -249,8 +249,20 @@ class Stage:
             record.unlink()  # nothing was made, so another configuration may take the folder
 
 
-def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[dict[str, Any]]:
-    """Yields name, seconds and summary of each stage that has ended."""
+class StageRow(TypedDict):
+    """A finished stage: its name, its seconds of work and its summary."""
+
+    stage: str
+    seconds: float
+    summary: Mapping[str, Any]
+
+
+def stages(directories: Mapping[str, pathlib.Path]) -> Iterator[StageRow]:
+    """Yields the finished stages of a run.
+
+    Args:
+      directories: The folder of each stage by its name.
+    """
     for name, directory in directories.items():
         path = directory / STAGE_FILE
         if path.exists():
