@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
@@ -93,23 +94,27 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
 
 
 def causal_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
+    q: Float[Array, "batch length heads head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
+    segments: Int[Array, "batch length"],
     backend: Backend = XLA,
-    until: jax.Array | None = None,
-) -> jax.Array:
-    """Attention of packed sequences to themselves: each token to the earlier ones of its segment.
+    subtree_ends: Int[Array, "batch length"] | None = None,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Returns the attention of packed rows: each token to the earlier ones of its segment.
 
     Args:
-      q: [B, T, N, H].
-      k: [B, T, K, H].
-      v: [B, T, K, H].
-      segments: [B, T] int32, equal numbers side by side.
-      until: [B, T] int32, of segments that are trees with their nodes in preorder: the first token
-        behind a key that does not see it, which is where its node's subtree ends. Without it, that
-        is where its segment ends.
+      q: [B, T, N, H] queries.
+      k: [B, T, K, H] keys.
+      v: [B, T, K, H] values.
+      segments: [B, T] int32; the tokens of a segment are next to each other.
+      backend: What computes it.
+      subtree_ends: [B, T] int32, for segments that are trees with their nodes in preorder: the
+        position at which the subtree of a token's node ends. Tokens from there on do not attend to
+        the token. None: it is the end of the token's segment.
+
+    Returns:
+      [B, T, N, H].
 
     Raises:
       UserError: The backend has no kernel for these shapes, or for trees.
@@ -117,15 +122,17 @@ def causal_attention(
     if backend.name == "xla":
         size = _TILE.get(device_of(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
-        sight = _segment_ends(segments) if until is None else until
+        visible = _segment_ends(segments) if subtree_ends is None else subtree_ends
     elif backend.name == "cudnn":
         attend = functools.partial(_cudnn, interpret=backend.interpret)
-        sight = seen(segments, until)
-    elif until is None:
-        attend, sight = functools.partial(_splash, interpret=backend.interpret), segments
+        visible = causal_mask(segments, subtree_ends)
+    elif subtree_ends is None:
+        attend, visible = functools.partial(_splash, interpret=backend.interpret), segments
     else:
-        raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
-    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, sight)
+        raise UserError(
+            "fit.attention: 'pallas' does not support trees; use xla, or set train_rm.packing: paths"
+        )
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, visible)
 
 
 def _segment_ends(segments: jax.Array) -> jax.Array:
@@ -136,19 +143,33 @@ def _segment_ends(segments: jax.Array) -> jax.Array:
     return jax.lax.cummin(ends, axis=1, reverse=True)
 
 
-def seen(
-    segments: jax.Array, until: jax.Array | None = None, only: jax.Array | None = None
-) -> jax.Array:
-    """Which keys the queries see, as a mask [B, T, T] bool; or those of the tokens `only` [B, L],
-    as [B, L, T]."""
-    numbers = jnp.arange(segments.shape[1])
-    at = numbers[None] if only is None else only
-    if until is not None:
-        within = at[:, :, None] < until[:, None]
+def causal_mask(
+    segments: Int[Array, "batch length"],
+    subtree_ends: Int[Array, "batch length"] | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
+) -> Bool[Array, "batch queries length"]:
+    """Returns which keys each query attends to, as a mask.
+
+    Args:
+      segments: See `causal_attention`.
+      subtree_ends: See `causal_attention`.
+      output_positions: [B, L] int32, the tokens that are queries; None for all.
+
+    Returns:
+      [B, T, T] bool, or [B, L, T] with `output_positions`.
+    """
+    keys = jnp.arange(segments.shape[1])
+    queries = keys[None] if output_positions is None else output_positions
+    if subtree_ends is not None:
+        within = queries[:, :, None] < subtree_ends[:, None]
     else:
-        own = segments if only is None else jnp.take_along_axis(segments, only, axis=1)
-        within = own[:, :, None] == segments[:, None]
-    return within & (at[:, :, None] >= numbers)
+        query_segments = (
+            segments
+            if output_positions is None
+            else jnp.take_along_axis(segments, output_positions, axis=1)
+        )
+        within = query_segments[:, :, None] == segments[:, None]
+    return within & (queries[:, :, None] >= keys)
 
 
 def masked_attention(

@@ -12,27 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
-from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
+from agentrm_jax.model.attention import causal_attention, causal_mask, dense_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.lora import Adapted
+from agentrm_jax.model.options import DEFAULT_OPTIONS, REMAT, ForwardOptions
 from agentrm_jax.model.panels import Panels, multiply
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 from agentrm_jax.runtime.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
 
-
-REMAT = {
-    "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""What the backward pass finds of a layer's insides: all, nothing (the layer is computed anew) or
-the products with its matrices (all else is computed anew)."""
 
 FEW = 256
 """Positions from which on `project` need not turn its product."""
@@ -149,15 +142,22 @@ def attention_input(
     config: LlamaConfig,
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
-    only: jax.Array | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries [B, T, N, H] and keys [B, T, K, H], and values [B, T, K, H].
+    """Returns rotated queries, rotated keys and values of a layer.
 
     Args:
-      only: [B, L] int32, the tokens whose queries are wanted: [B, L, N, H].
+      weights: The layer.
+      config: The model's shape.
+      x: [B, T, D], the layer's input.
+      rotation: Sine and cosine, from `rope`.
+      output_positions: [B, L] int32, the tokens whose queries are computed; None for all.
+
+    Returns:
+      Queries [B, T, N, H] (or [B, L, N, H]), keys [B, T, K, H] and values [B, T, K, H].
     """
     x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-    q = project(weights["q"], _at(x, only))
+    q = project(weights["q"], _take(x, output_positions))
     k = project(weights["k"], x)
     v = project(weights["v"], x)
     if config.traits.qkv_bias:
@@ -166,12 +166,12 @@ def attention_input(
         q = rms_norm(q, weights["q_norm"], config.norm_eps)
         k = rms_norm(k, weights["k_norm"], config.norm_eps)
     sin, cos = rotation
-    return rotate(q, (_at(sin, only), _at(cos, only))), rotate(k, rotation), v
+    return rotate(q, (_take(sin, output_positions), _take(cos, output_positions))), rotate(k, rotation), v
 
 
-def _at(x: jax.Array, tokens: jax.Array | None) -> jax.Array:
-    """x [B, T, ...] at tokens [B, L], or at all."""
-    return x if tokens is None else jnp.take_along_axis(x, tokens[..., None], axis=1)
+def _take(x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """Returns x [B, T, ...] at positions [B, L], or all of it."""
+    return x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
 @jax.custom_vjp
@@ -182,12 +182,12 @@ def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 def _gated_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
     gate, up = kept
-    share = jax.nn.sigmoid(gate)
-    silu = gate * share
-    found = gradient * up * (share + silu * (1 - share)), gradient * silu
-    # CPUs would compute them anew, along the other axis, for the gradients of the matrices.
-    once = functools.partial(computed_once, number=gate[(0,) * gate.ndim])
-    return jax.lax.platform_dependent(found, cpu=once, default=lambda found: found)
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    gradients = gradient * up * (sigmoid + silu * (1 - sigmoid)), gradient * silu
+    # CPUs would recompute them, along the other axis, for the gradients of the matrices.
+    stored = functools.partial(materialize, opaque_scalar=gate[(0,) * gate.ndim])
+    return jax.lax.platform_dependent(gradients, cpu=stored, default=lambda gradients: gradients)
 
 
 _gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
@@ -206,17 +206,25 @@ def block(
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     attend: Attend,
-    only: jax.Array | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
 ) -> tuple[jax.Array, Any]:
-    """One layer: x [B, T, D] to the next x, and what `attend` returns besides.
+    """Computes one layer.
 
     Args:
-      only: [B, L] int32, the tokens whose next x is wanted: [B, L, D].
+      weights: The layer.
+      config: The model's shape.
+      x: [B, T, D], the layer's input.
+      rotation: Sine and cosine, from `rope`.
+      attend: Computes attention; only this differs between training, prefill and decoding.
+      output_positions: [B, L] int32, the tokens whose output is computed; None for all.
+
+    Returns:
+      The layer's output [B, T, D] (or [B, L, D]), and the second result of `attend`.
     """
     with jax.named_scope("attention"):
-        q, k, v = attention_input(weights, config, x, rotation, only)
+        q, k, v = attention_input(weights, config, x, rotation, output_positions)
         attended, aux = attend(q, k, v)
-        x = _at(x, only) + project(weights["o"], attended, shared=2)
+        x = _take(x, output_positions) + project(weights["o"], attended, shared=2)
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux
 
@@ -253,31 +261,34 @@ def _split(stacks: Params) -> dict[str, tuple[jax.Array, ...]]:
 def forward(
     params: Params,
     config: LlamaConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    until: jax.Array | None = None,
-    only: jax.Array | None = None,
-    *,
-    mesh: Mesh | None = None,
-    remat: str = "none",
-    attention: str = "xla",
-) -> jax.Array:
-    """Hidden states [B, T, D] after the final norm, for packed sequences.
+    tokens: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    subtree_ends: Int[Array, "batch length"] | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
+    options: ForwardOptions = DEFAULT_OPTIONS,
+) -> Float[Array, "batch outputs d_model"]:
+    """Returns the hidden states of packed rows after the final norm.
 
-    A token sees the earlier tokens of its own segment; in trees, those on its path.
+    A token attends to the earlier tokens of its own segment; in a tree, to those on its path.
+    The parameters are used in the dtype that they have: `options.dtype` is for the callers.
 
     Args:
+      params: A policy, or the trunk of a reward model.
+      config: Its shape.
       tokens: [B, T] int32.
       positions: [B, T] int32, counted within each segment, or along each path of a tree.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
-      until: [B, T] int32 where segments are trees (`model.attention.causal_attention`).
-      only: [B, L] int32, the tokens whose hidden states are wanted: [B, L, D]. Of the others, the
-        last layer computes keys and values alone.
-      remat: What the backward pass computes anew: one of `REMAT`.
-      attention: Name of the backend (`model.attention`).
+      subtree_ends: [B, T] int32 if segments are trees: for each token the end of its node's
+        subtree (`model.attention.causal_attention`).
+      output_positions: [B, L] int32, the tokens whose hidden states are returned; None for all. For
+        the other tokens the last layer computes keys and values only.
+      options: Mesh, attention backend and recomputation.
+
+    Returns:
+      [B, T, D], or [B, L, D] with `output_positions`.
     """
-    backend = Backend(name=attention, mesh=mesh)
+    mesh, remat = options.mesh, REMAT[options.remat]
     rotation = rope(positions, config)
     axes = ("batch", "length", "activation_embed")
 
@@ -285,24 +296,25 @@ def forward(
         q = constrain(q, ("batch", "length", "heads", None), mesh)
         k = constrain(k, ("batch", "length", "kv_heads", None), mesh)
         v = constrain(v, ("batch", "length", "kv_heads", None), mesh)
-        return causal_attention(q, k, v, segments, backend, until), None
+        return causal_attention(q, k, v, segments, options.backend, subtree_ends), None
 
     def step(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         x, _ = block(weights, config, x, rotation, attend)
         return constrain(x, axes, mesh), None
 
     def attend_last(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return dense_attention(q, k, v, seen(segments, until, only)), None
+        mask = causal_mask(segments, subtree_ends, output_positions)
+        return dense_attention(q, k, v, mask), None
 
     def last(x: jax.Array, weights: Params) -> jax.Array:
-        return block(weights, config, x, rotation, attend_last, only)[0]
+        return block(weights, config, x, rotation, attend_last, output_positions)[0]
 
-    if remat != "none":  # within a scan nothing can be shared with the forward pass anyway
-        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-        last = jax.checkpoint(last, policy=REMAT[remat])
+    if remat is not None:  # within a scan nothing can be shared with the forward pass anyway
+        step = jax.checkpoint(step, policy=remat, prevent_cse=False)
+        last = jax.checkpoint(last, policy=remat)
     x = constrain(embed(params, tokens), axes, mesh)
     layers = params["layers"]
-    if only is None:
+    if output_positions is None:
         x, _ = jax.lax.scan(step, x, layers)
     else:
         x, _ = jax.lax.scan(step, x, jax.tree.map(lambda w: w[:-1], layers))

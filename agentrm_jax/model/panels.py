@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 
 WIDTH = 64
 """Columns of a panel: wider ones are copied again, narrower ones are slower."""
@@ -51,7 +51,7 @@ def in_panels(matrix: jax.Array, shared: int = 1) -> Panels:
 def multiply(panels: Panels, x: jax.Array) -> jax.Array:
     """x [B, T, in] through the matrix: [B, T, *out]."""
     B, T, D = x.shape
-    x = computed_once(x, panels.values[0, 0, 0])  # else anew for every panel
+    x = materialize(x, panels.values[0, 0, 0])  # otherwise recomputed for every panel
     for_each = jnp.broadcast_to(x.reshape(-1, D), (panels.values.shape[0], B * T, D))
     found = jax.lax.dot_general(for_each, panels.values, (((2,), (1,)), ((0,), (0,))))
     found = found.swapaxes(0, 1).reshape(B * T, -1)[:, : math.prod(panels.out)]

@@ -32,7 +32,14 @@ from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import RunConfig, TrainConfig
-from agentrm_jax.pipeline.losses import MASTER, implicit_loss, loaded_dtype, reward_loss, sft_loss
+from agentrm_jax.pipeline.losses import (
+    MASTER,
+    forward_options,
+    implicit_loss,
+    loaded_dtype,
+    reward_loss,
+    sft_loss,
+)
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.playing import sampled_trajectories
 from agentrm_jax.pipeline.workspace import DATASET, Run, Summary
@@ -217,15 +224,16 @@ def _reference(run: Run, model: Model, rows: PackedRows, path: pathlib.Path) -> 
     if from_first(path.exists):
         return read_array(path)
     config = run.config.train_implicit
+    options = dataclasses.replace(
+        forward_options(run.config, config, run.mesh), remat="none", dtype=None
+    )
     with progress("reference", len(rows), shown=is_first()) as bar:
         found = implicit.reference_log_probs(
             cast(model.params, run.config.dtype),
             model.config,
             rows,
             config.fit.batch_size // config.fit.accumulation,
-            run.mesh,
-            attention=config.fit.attention,
-            vocab_chunks=config.vocab_chunks,
+            options,
             on_rows=bar.advance,
         )
     if is_first():

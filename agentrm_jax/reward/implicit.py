@@ -17,6 +17,7 @@ from agentrm_jax.data.packing import pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.runtime.sharding import named_sharding
 
@@ -62,9 +63,11 @@ class ImplicitScorer:
         self._sharding = named_sharding(mesh, ("batch", "length"))
         self.tokens_read = 0
 
+        options = ForwardOptions(mesh=mesh)
+
         @jax.jit
         def ratio(params: tuple[Params, Params], batch: Mapping[str, jax.Array]) -> jax.Array:
-            trained, before = (token_log_probs(p, config, batch, mesh=mesh)[0] for p in params)
+            trained, before = (token_log_probs(p, config, batch, options)[0] for p in params)
             return trained - before
 
         self._ratio = ratio

@@ -21,7 +21,7 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model.attention import BACKENDS, check_device
-from agentrm_jax.model.llama import REMAT
+from agentrm_jax.model.options import REMAT
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.processes import ended_with_others

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
+from agentrm_jax.model.options import DEFAULT_OPTIONS, ForwardOptions
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.train.explicit import moments
 from agentrm_jax.train.step import Batch, LossFn, Sums, place
@@ -53,25 +54,24 @@ _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def make_loss(
-    objective: ImplicitConfig,
-    config: LlamaConfig,
-    mesh: Mesh | None = None,
-    *,
-    remat: str = "none",
-    attention: str = "xla",
-    dtype: Any = None,
-    vocab_chunks: int = 1,
+    objective: ImplicitConfig, config: LlamaConfig, options: ForwardOptions = DEFAULT_OPTIONS
 ) -> LossFn:
-    """Sum of the losses of all sequences of a batch, each a trajectory or a pair.
+    """Returns the loss: the sum over all sequences of a batch, each a trajectory or a pair.
 
-    The batch is of `with_reference`. Keywords as in `sft.make_loss`.
+    Args:
+      objective: Loss and scale of the reward.
+      config: Shape of the policy.
+      options: How it is computed.
+
+    Returns:
+      A function of (parameters, batch) to the loss and sums by name; the batch is made of rows
+      from `with_reference`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         log_probs, _ = token_log_probs(
-            cast(params, dtype), config, batch,
-            mesh=mesh, remat=remat, attention=attention, vocab_chunks=vocab_chunks,
-        )  # fmt: skip
+            cast(params, options.dtype), config, batch, options
+        )
         weights, targets = batch["weights"], batch["targets"]
         first = (batch["positions"] == 0) & (batch["segments"] > 0)
 
@@ -110,30 +110,36 @@ def reference_log_probs(
     config: LlamaConfig,
     rows: PackedRows,
     batch_size: int,
-    mesh: Mesh,
+    options: ForwardOptions,
     *,
-    attention: str = "xla",
-    vocab_chunks: int = 1,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """The log-probability of each token of all rows, [R, T] float32; computed once for a training.
+    """Returns the log-probability of each token of all rows; computed once before a training.
 
     Every process gets all of them.
 
     Args:
+      params: The reference policy.
+      config: Its shape.
+      rows: Packed rows.
+      batch_size: Rows that are read at once; a multiple of the number of devices that split rows.
+      options: How it is computed; must have a mesh.
       on_rows: Called with the number of rows that were read.
+
+    Returns:
+      [R, T] float32.
     """
+    mesh = options.mesh
+    assert mesh is not None
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def read(params: Any, batch: Batch) -> jax.Array:
-        return token_log_probs(
-            params, config, batch, mesh=mesh, attention=attention, vocab_chunks=vocab_chunks
-        )[0]
+        return token_log_probs(params, config, batch, options)[0]
 
-    found = []
+    log_probs = []
     for begin in range(0, len(rows), batch_size):
-        wanted = np.arange(begin, begin + batch_size)
-        batch = rows.take(np.minimum(wanted, len(rows) - 1))  # the last row fills the last batch up
-        found.append(np.asarray(read(params, place(batch, mesh))))
+        row_indices = np.arange(begin, begin + batch_size)
+        batch = rows.take(np.minimum(row_indices, len(rows) - 1))  # the last row fills the batch
+        log_probs.append(np.asarray(read(params, place(batch, mesh))))
         on_rows(min(batch_size, len(rows) - begin))
-    return np.concatenate(found)[: len(rows)]
+    return np.concatenate(log_probs)[: len(rows)]

@@ -12,6 +12,7 @@ from train_cases import CONFIG, mesh_of, policy_params, reward_params, rows_of
 from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model import parameters
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import explicit, sft
@@ -28,7 +29,7 @@ def _fit(directory, *, on_update=lambda *_: None, loss=None, rows=ROWS, loop=LOO
     mesh = mesh or mesh_of()
     return fit(
         policy_params(mesh),
-        loss or sft.make_loss(CONFIG, mesh),
+        loss or sft.make_loss(CONFIG, ForwardOptions(mesh=mesh)),
         rows,
         loop,
         OptimizerConfig(learning_rate=1e-2),
@@ -116,7 +117,7 @@ def test_two_updates_are_in_flight_at_most(tmp_path, monkeypatch):
     handed, in_flight = [], []
 
     def loss(params, batch):
-        total, sums = sft.make_loss(CONFIG, None)(params, batch)
+        total, sums = sft.make_loss(CONFIG)(params, batch)
         slow = jax.lax.fori_loop(0, 100, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), 0.1))
         return total + 0 * jax.lax.stop_gradient(slow.sum()), sums
 
@@ -152,7 +153,7 @@ def test_a_stop_does_not_wait_for_the_measure(tmp_path, monkeypatch):
         mesh = mesh_of()
         return fit(
             policy_params(mesh),
-            sft.make_loss(CONFIG, mesh),
+            sft.make_loss(CONFIG, ForwardOptions(mesh=mesh)),
             ROWS,
             LOOP,
             OptimizerConfig(learning_rate=1e-2),
@@ -235,7 +236,7 @@ def test_the_reward_model_learns_its_targets(tmp_path):
     mesh = mesh_of()
     _, summary = fit(
         reward_params(mesh),
-        explicit.make_loss(CONFIG, mesh),
+        explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh)),
         rows_of(4),
         FitConfig(num_updates=60, batch_size=2, length=32, metrics_every=10),
         OptimizerConfig(learning_rate=1e-2),

@@ -10,6 +10,7 @@ import pytest
 from train_cases import CONFIG, batch_of, mesh_of, policy_params, rows_of
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import held_out, sft
@@ -49,9 +50,9 @@ def test_one_task_cannot_be_split() -> None:
 def test_the_loss_is_that_of_all_rows_at_once(batch_size: int, mesh: tuple[int, ...]) -> None:
     rows, where = rows_of(11, seed=3), mesh_of(*mesh)
     assert len(rows) % 3  # the last batch is not full
-    loss = sft.make_loss(CONFIG, mesh_of())
+    loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of()))
     total, sums = loss(policy_params(), batch_of(rows))
-    found = held_out.make_measure(sft.make_loss(CONFIG, where), rows, batch_size, where)(
+    found = held_out.make_measure(sft.make_loss(CONFIG, ForwardOptions(mesh=where)), rows, batch_size, where)(
         policy_params(where)
     )
     assert found["loss"] == pytest.approx(float(total / sums["weight"]), rel=1e-5)
@@ -61,7 +62,7 @@ def test_the_loss_is_that_of_all_rows_at_once(batch_size: int, mesh: tuple[int, 
 def trained(directory, on_update=lambda *_: None, loop=LOOP, rows=None):
     return fit(
         policy_params(mesh_of()),
-        sft.make_loss(CONFIG, mesh_of()),
+        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of())),
         rows or rows_of(20),
         loop,
         OptimizerConfig(learning_rate=1e-2),
@@ -86,7 +87,7 @@ def test_the_best_checkpoint_is_the_model_also_where_training_was_killed(tmp_pat
     assert best < 25
     assert (summary["best_update"], summary["held_out_loss"]) == (best, losses[best])
     measure = held_out.make_measure(
-        sft.make_loss(CONFIG, mesh_of()), rows_of(12, seed=5), 4, mesh_of()
+        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of())), rows_of(12, seed=5), 4, mesh_of()
     )
     assert measure(params)["loss"] == pytest.approx(losses[best], rel=1e-6)
 

@@ -12,6 +12,7 @@ from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params,
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import llama, lora, parameters
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train.fit import FitConfig, fit
@@ -120,7 +121,7 @@ def _fit(directory, mesh, on_update=lambda *_: None):
     before = jax.tree.map(np.array, frozen)
     found, row = fit(
         trained,
-        lora.adapted(explicit.make_loss(CONFIG, mesh), LORA),
+        lora.adapted(explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh)), LORA),
         rows_of(8),
         FitConfig(num_updates=24, batch_size=4, length=32, metrics_every=4, checkpoint_every=8,
                   accumulation=2 if mesh.size == 1 else 1),

@@ -16,6 +16,7 @@ from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.model import llama
 from agentrm_jax.model.heads import MSE, HLGauss, Quantile
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import explicit
 
 
@@ -143,7 +144,9 @@ def test_eight_devices_give_the_same_gradients():
     placed = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 
     def gradients(mesh, batch):
-        loss = explicit.make_loss(CONFIG, mesh, remat="block" if mesh is not None else "none")
+        loss = explicit.make_loss(
+            CONFIG, ForwardOptions(mesh=mesh, remat="block" if mesh is not None else "none")
+        )
         return jax.jit(jax.grad(loss, has_aux=True))(reward_params(mesh), batch)[0]
 
     assert_gradients_close(
