@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentrm_jax.engine.decoder import Decoder, Request
 from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Reply
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.batch import Reply
+from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import readout

@@ -12,7 +12,7 @@ from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 
 PROMPT = Prompt(instruction="Move about.", example=())
 TEXTS = ("Thought: the key is left.\nAction: turn left", "You see a key, a door and a ball.")

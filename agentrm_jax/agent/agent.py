@@ -13,11 +13,11 @@ from agentrm_jax.core.protocols import Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.engine.decoder import Decoder, Request
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Reply
-from agentrm_jax.engine.stopping import stopping_at
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.batch import Reply
+from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.schedule.stopping import stopping_at
 
 
 class Agent:
@@ -47,8 +47,9 @@ class Agent:
         limit = engine.sizes.context - sampling.max_tokens
         if limit < 1:
             raise UserError(
-                f"engine.context: {engine.sizes.context} tokens leave no room beside "
-                f"max_tokens = {sampling.max_tokens}"
+                f"must be above the most tokens of a reply, {sampling.max_tokens}",
+                field="engine.context",
+                value=engine.sizes.context,
             )
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.renderer = Renderer(tokenizer, prompt_of, limit)

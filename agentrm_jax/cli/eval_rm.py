@@ -146,7 +146,7 @@ def _scores(
     with progress("eval-rm", len(trees)) as bar:
         for tree, own in zip(trees, states, strict=True):
             every = tree.states()
-            scores = model.scorer.score([[every[node] for node in own.nodes]])[0]
+            scores = model.score([[every[node] for node in own.nodes]])[0]
             for node, score in zip(own.nodes, scores, strict=True):
                 check_finite(score, f"tree {tree.task.task_id}, node {node}")
             found += scores

@@ -11,7 +11,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import environment_names, load_family
 from agentrm_jax.runtime.output_folders import check_output_folder
 from agentrm_jax.runtime.progress import progress
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     tasks = listed_tasks(family, given.split, kinds=kinds, n=given.n, seed=given.seed)
     if not tasks:
         raise UserError(f"{given.name}: no task of split {given.split} and these kinds")
-    pool = make_pool(given.workers)
+    pool = EnvPool(workers=given.workers)
     try:
         with progress("experts", len(tasks)) as bar:
             found = list(expert_trajectories(pool, tasks, bar.advance))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import shown
+from agentrm_jax.core.text import shown
 
 _USAGE = """\
 usage: agentrm plan CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]

@@ -56,14 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     model = open_reward_model(given.model, given.config, overrides)
     cut = 0
     with _written(given.output) as file, progress("score", len(trajectories)) as bar:
-        for scored in model.score(trajectories):
+        for scored in model.score_steps(trajectories):
             print(json.dumps(scored.to_json(), allow_nan=False), file=file)
             cut += scored.dropped_steps > 0
             bar.advance()
     where = f" in {given.output}" if given.output else ""
     print(f"{len(trajectories)} trajectories scored{where}", file=sys.stderr)
     if cut:
-        context = model.run.config.engine.context
+        context = model.context
         print(
             f"{cut} of them lost steps or parts of them: they are longer than engine.context, "
             f"{context} tokens",

@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.engine import paged_attention, tile_lists
-from agentrm_jax.engine.extend import CHUNK, ExtendRows, extend
-from agentrm_jax.engine.memory import check_memory, free_tokens
-from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
-from agentrm_jax.engine.prefix_cache import Entry, Piece, PrefixCache
-from agentrm_jax.engine.seating import block_shape, seat_pieces, sibling_groups
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import tiles as tile_lists
+from agentrm_jax.engine.cache.memory import check_memory, free_tokens
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
+from agentrm_jax.engine.cache.prefix_cache import Entry, Piece, PrefixCache
+from agentrm_jax.engine.programs.prefill import CHUNK, ExtendRows, extend
+from agentrm_jax.engine.schedule.batch import block_shape, seat_pieces, sibling_groups
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import BACKENDS, check_device
 from agentrm_jax.model.config import LlamaConfig
@@ -83,14 +84,16 @@ class EngineConfig:
         check_fields(self, **least)
         for name in ("extend_tokens", "extend_batch", "decode_tokens"):
             if getattr(self, name) % self.page_size:
-                raise FieldError(
-                    name,
-                    f"must be a multiple of page_size, {self.page_size} "
-                    f"(got {getattr(self, name)})",
+                raise UserError(
+                    field=name,
+                    value=getattr(self, name),
+                    expected=f"a multiple of page_size, {self.page_size}",
                 )
         if self.extend_rows % self.siblings:
-            raise FieldError(
-                "siblings", f"must divide extend_rows, {self.extend_rows} (got {self.siblings})"
+            raise UserError(
+                f"must divide extend_rows, {self.extend_rows}",
+                field="siblings",
+                value=self.siblings,
             )
 
 
@@ -363,8 +366,9 @@ class Engine:
                 path = [] if leaf is None else leaf.path()
                 if len(path) > self.sizes.max_pieces:
                     raise UserError(
-                        f"engine.max_pieces: a conversation has {len(path)} pieces, more than "
-                        f"{self.sizes.max_pieces}"
+                        f"must be at least {len(path)}, the pieces of a conversation",
+                        field="engine.max_pieces",
+                        value=self.sizes.max_pieces,
                     )
                 first = path[0] if path else None
                 if first is not None and first.instruction is not None and end >= first.end:

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task, to_json
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
@@ -74,9 +74,9 @@ class EvaluateConfig:
         for method in self.methods:
             check_choice("methods", method, METHODS)
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise FieldError("methods", "must name at least one method, each once")
+            raise UserError("must name at least one method, each once", field="methods")
         if self.num_tasks == 0 and self.split == "test":
-            raise FieldError("num_tasks", "must be at least 1 if split is test (got 0)")
+            raise UserError(field="num_tasks", value=0, expected="at least 1 if split is test")
 
 
 def read_rollouts(path: pathlib.Path, *, finished: bool = False) -> Iterator[Rollout]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.model.parameters import Params
@@ -231,7 +231,7 @@ class HLGauss(ValueHead):
     def __post_init__(self) -> None:
         check_fields(self, bins="[2, 65536]", sigma="(0, inf)")
         if self.low >= self.high:
-            raise FieldError("low", f"must be below high, {self.high} (got {self.low})")
+            raise UserError(field="low", value=self.low, expected=f"below high, {self.high}")
 
     @property
     def outputs(self) -> int:
@@ -282,8 +282,9 @@ class HLGauss(ValueHead):
         least, most = float(targets.min()), float(targets.max())
         if not (self.low <= least and most <= self.high):
             raise UserError(
-                f"head.low: the bins lie in [{self.low}, {self.high}], the labels in "
-                f"[{least:.3g}, {most:.3g}]; set head.low and head.high so that they include them"
+                f"and high must be around all labels, which lie in [{least:.3g}, {most:.3g}] (got "
+                f"[{self.low}, {self.high}])",
+                field="low",
             )
 
     def _centres(self) -> np.ndarray:

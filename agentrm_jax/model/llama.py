@@ -166,7 +166,11 @@ def attention_input(
         q = rms_norm(q, weights["q_norm"], config.norm_eps)
         k = rms_norm(k, weights["k_norm"], config.norm_eps)
     sin, cos = rotation
-    return rotate(q, (_take(sin, output_positions), _take(cos, output_positions))), rotate(k, rotation), v
+    return (
+        rotate(q, (_take(sin, output_positions), _take(cos, output_positions))),
+        rotate(k, rotation),
+        v,
+    )
 
 
 def _take(x: jax.Array, positions: jax.Array | None) -> jax.Array:

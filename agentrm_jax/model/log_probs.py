@@ -73,7 +73,9 @@ def _by_vocab_chunks(
     V, D = head.shape
     size = -(-V // chunks)
     # Every chunks-th token goes together, so that no row of the head moves to another device.
-    divided = jnp.pad(head, ((0, size * chunks - V), (0, 0))).reshape(size, chunks, D).swapaxes(0, 1)
+    divided = (
+        jnp.pad(head, ((0, size * chunks - V), (0, 0))).reshape(size, chunks, D).swapaxes(0, 1)
+    )
     wide = hidden.astype(jnp.float32)  # its gradient is a sum over chunks
 
     @jax.checkpoint

@@ -110,7 +110,9 @@ def _sharding_of(spec: ParamSpec, mesh: Mesh) -> NamedSharding:
     for name, size, split in zip(spec.axes, spec.shape, sharding.spec, strict=True):
         if split is not None and size % mesh.shape[split]:
             raise UserError(
-                f"mesh.{split}: {mesh.shape[split]} does not divide the model's {name} ({size})"
+                f"must divide the model's {name}, {size}",
+                field=f"mesh.{split}",
+                value=mesh.shape[split],
             )
     return sharding
 

@@ -155,12 +155,18 @@ def _backward(
             j = keys[step]
             scores = _dot("kgqh,khs->kgqs", q_tile, _tile(k_turned, j)) - normalizer_tile[..., None]
             weights = jnp.where(_tile_mask(visible_until, i, j), jnp.exp(scores), 0)
-            by_weight = _dot("kgqh,khs->kgqs", gradient_tile, _tile(v_turned, j)) - common_tile[..., None]
+            by_weight = (
+                _dot("kgqh,khs->kgqs", gradient_tile, _tile(v_turned, j)) - common_tile[..., None]
+            )
             by_score = (weights * by_weight).astype(q.dtype)
             dq += _dot("kgqs,ksh->kgqh", by_score, _tile(k, j))
             by_key = _dot("khgq,kgqs->khs", q_turned, by_score)
             by_value = _dot("khgq,kgqs->khs", gradient_turned, weights.astype(q.dtype))
-            return dq, _with_tile(dk, j, _tile(dk, j) + by_key), _with_tile(dv, j, _tile(dv, j) + by_value)
+            return (
+                dq,
+                _with_tile(dk, j, _tile(dk, j) + by_key),
+                _with_tile(dv, j, _tile(dv, j) + by_value),
+            )
 
         dq = jnp.zeros(q_tile.shape, jnp.float32)
         dq, dk, dv = jax.lax.fori_loop(begins[i], begins[i + 1], add, (dq, *sums))

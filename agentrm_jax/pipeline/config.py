@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.engine.engine import EngineConfig
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
@@ -55,12 +55,12 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         check_fields(self, max_steps="[0, 1000000]")
         if both := set(self.kinds) & set(self.held_out):
-            raise FieldError("held_out", f"names {both.pop()}, which kinds names as well")
+            raise UserError(f"names {both.pop()}, which kinds names as well", field="held_out")
         if self.held_out and not self.train:
-            raise FieldError(
-                "held_out",
+            raise UserError(
                 f"must be empty because {self.name} is held out as a whole (train: false); name "
                 "what is tested in kinds",
+                field="held_out",
             )
 
     @property
@@ -95,11 +95,13 @@ class ModelConfig:
             rope_theta="(0, inf)",
         )
         if self.num_heads % self.num_kv_heads:
-            raise FieldError(
-                "num_kv_heads", f"must divide num_heads, {self.num_heads} (got {self.num_kv_heads})"
+            raise UserError(
+                f"must divide num_heads, {self.num_heads}",
+                field="num_kv_heads",
+                value=self.num_kv_heads,
             )
         if self.head_dim % 2:
-            raise FieldError("head_dim", f"must be even (got {self.head_dim})")
+            raise UserError(field="head_dim", value=self.head_dim, expected="even")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,9 @@ class RewardTrainConfig(TrainConfig):
         check_fields(self)
         check_choice("packing", self.packing, ("paths", "trees"))
         if self.packing == "trees" and self.fit.attention == "pallas":
-            raise FieldError(
-                "packing", "must be paths because fit.attention: pallas does not support trees"
+            raise UserError(
+                "must be paths because fit.attention: pallas does not support trees",
+                field="packing",
             )
 
 
@@ -222,8 +225,9 @@ class ImplicitTrainConfig(TrainConfig):
         check_fields(self, vocab_chunks="[1, 4096]")
         check_choice("reduction", self.reduction, REDUCTIONS)
         if self.objective.loss == "dpo" and self.fit.attention == "pallas":
-            raise FieldError(
-                "fit.attention", "must be xla because pallas does not support objective.loss: dpo"
+            raise UserError(
+                "must be xla because pallas does not support objective.loss: dpo",
+                field="fit.attention",
             )
 
 
@@ -238,6 +242,9 @@ class RunConfig:
     """A whole run.
 
     Attributes:
+      plugins: Python files or modules that register what the package does not have: test-time
+        methods, selection rules, value heads, kinds of reward models, policies. They are imported
+        before any other key is read.
       environments: Where the agent acts.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
@@ -265,6 +272,7 @@ class RunConfig:
         the policy's trunk.
     """
 
+    plugins: Sequence[str] = ()
     environments: Sequence[EnvironmentConfig] = ()
     seed: int = 0
     workers: int = 0
@@ -297,31 +305,31 @@ class RunConfig:
         )
         names = [environment.registered for environment in self.environments]
         if not names or len(set(names)) < len(names):
-            raise FieldError("environments", "must name at least one environment, each once")
+            raise UserError("must name at least one environment, each once", field="environments")
         for name in self.trackers:
             check_choice("trackers", name, TRACKERS)
         if not self.train_policy and self.policy is None:
-            raise FieldError("train_policy", "must be true unless `policy` is given")
+            raise UserError("must be true unless `policy` is given", field="train_policy")
         for kind in self.rewards:
             check_choice("rewards", kind, REWARDS)
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
-            raise FieldError("rewards", "must name at least one kind, each once")
+            raise UserError("must name at least one kind, each once", field="rewards")
         if self.rewards[0] == "judge" and "beam" in self.evaluate.methods:
-            raise FieldError(
-                "rewards",
+            raise UserError(
                 "must begin with another kind than judge, which compares whole trajectories, or "
                 "evaluate.methods must be without beam",
+                field="rewards",
             )
         if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
-            raise FieldError(
-                "evaluate.beam.score_at",
+            raise UserError(
                 f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
                 "scores come before the observation",
+                field="evaluate.beam.score_at",
             )
         check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
         self._check_reply_lengths()
         if self.sft.lora.rank and self.policy is None:
-            raise FieldError("sft.lora.rank", "must be 0 unless `policy` is given")
+            raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
 
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""
@@ -333,9 +341,10 @@ class RunConfig:
         }
         for section, tokens in used.items():
             if tokens >= self.engine.context:
-                raise FieldError(
-                    f"{section}.max_tokens",
-                    f"must be below engine.context, {self.engine.context} (got {tokens})",
+                raise UserError(
+                    field=f"{section}.max_tokens",
+                    value=tokens,
+                    expected=f"below engine.context, {self.engine.context}",
                 )
 
     def reads_closing(self, foreign: bool) -> bool:

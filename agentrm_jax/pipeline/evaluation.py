@@ -18,7 +18,7 @@ from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import (
     ROLLOUTS,
     chosen_episodes,
@@ -267,15 +267,15 @@ def _check_in_step(run: Run) -> None:
     policy, reward = (load_tokenizer(d) for d in (run.policy_directory, run.reward_directory))
     if policy.fingerprint() != reward.fingerprint():
         raise UserError(
-            f"evaluate.beam.score_at: at the action the reward model in {run.reward_directory} "
-            f"reads the tokens of the policy in {run.policy_directory}, and has another "
-            "tokenizer; take observation"
+            f"must be observation because the reward model in {run.reward_directory} has another "
+            f"tokenizer than the policy in {run.policy_directory}",
+            field="evaluate.beam.score_at",
         )
     if reward.chat.closing and run.config.reads_closing(reward.foreign):
         raise UserError(
-            "evaluate.beam.score_at: at the action a reward model is read at the stop token, but "
-            f"the one in {run.reward_directory} is read at the end of its chat template; take "
-            "observation, or set reward_read_at: stop"
+            f"must be observation because the reward model in {run.reward_directory} is read at "
+            "the end of its chat template; or set reward_read_at: stop",
+            field="evaluate.beam.score_at",
         )
 
 

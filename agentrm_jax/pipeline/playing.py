@@ -31,7 +31,7 @@ def experts(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
         taken = list(run.imported_trajectories())
         found, asked = [t for t in taken if t.success], len(taken)
         if not found:
-            raise UserError("experts.imported: none of the trajectories succeeds")
+            raise UserError("holds no trajectory that succeeds", field="experts.imported")
     else:
         tasks, _ = run.train_tasks
         asked = len(tasks)

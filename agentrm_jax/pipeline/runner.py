@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -16,8 +15,10 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluate.report import comparison_sentences, console_table, environment_table
 from agentrm_jax.pipeline import evaluation
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_values import defaults, plain, upgraded
+from agentrm_jax.pipeline.load_config import located
 from agentrm_jax.pipeline.sizes import check_sizes
-from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
+from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Run, Summary
 from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
@@ -83,7 +84,7 @@ def report(config: RunConfig, directory: pathlib.Path) -> None:
 @contextmanager
 def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
     run = Run(config=config, directory=directory)
-    with ExitStack() as held:
+    with located(config), ExitStack() as held:
         from_first(lambda: _prepare(run, held))
         held.callback(run.close)
         yield run
@@ -107,21 +108,19 @@ def _record(run: Run) -> None:
     A command that has nothing to do, such as a report, leaves them as they are. What a stage was
     made with stays in its own record.
     """
-    resolved = yaml.safe_dump(_plain(dataclasses.asdict(run.config)), sort_keys=False)
+    resolved = yaml.safe_dump(plain(run.config), sort_keys=False)
     write_text_atomic(run.directory / RESOLVED, resolved)
     write_json_atomic(run.directory / VERSIONS, versions())
 
 
 def _completed(config: RunConfig, directory: pathlib.Path, spec: StageSpec) -> Summary | None:
     """A stage's summary, if it has ended."""
-    return completed(directory / spec.folder, depends_on(config, spec), defaults(config))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return completed(
+        directory / spec.folder,
+        depends_on(config, spec),
+        defaults(config),
+        functools.partial(upgraded, config=RunConfig),
+    )
 
 
 def _do(run: Run, spec: StageSpec, mark: str) -> None:

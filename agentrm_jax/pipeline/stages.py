@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.evaluation import evaluate
 from agentrm_jax.pipeline.playing import experts, explore, label, sample
 from agentrm_jax.pipeline.training import train_implicit, train_policy, train_reward
@@ -147,7 +148,7 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
         raise UserError(
             f"{stage.name}: not a stage of this configuration (see policy, rewards, reward_model)"
         )
-    values = dataclasses.asdict(config)
+    values = plain(config)
     needed: dict[str, Any] = {}
     for each in (*before(config, stage), stage):
         for key in each.sections:
@@ -156,21 +157,6 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
                 value = value[part]
             needed[key] = _without(value, key)
     return needed
-
-
-def defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The defaults of a configuration's keys, and of those of all that it holds, by dotted key."""
-    found: dict[str, Any] = {}
-    if isinstance(config, Sequence) and not isinstance(config, str):
-        for number, inner in enumerate(config):
-            found |= defaults(inner, f"{prefix}{number}.")
-    elif dataclasses.is_dataclass(config):
-        for field in dataclasses.fields(config):
-            key = f"{prefix}{field.name}"
-            if field.default is not dataclasses.MISSING:
-                found[key] = field.default
-            found |= defaults(getattr(config, field.name), f"{key}.")
-    return found
 
 
 def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:

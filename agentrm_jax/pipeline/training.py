@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.packing import PackedRows, only_labelled, pack
 from agentrm_jax.data.pairs import preference_pairs
@@ -108,7 +108,8 @@ def train_reward(run: Run, stage: Stage, directory: pathlib.Path) -> Summary:
     mean = float(np.sum(weights * targets) / np.sum(weights))
     head = config.train_rm.head
     head_to_json(head)  # refuses a head that could not be stored, before it is trained
-    head.check_targets(targets[weights > 0])
+    with section("train_rm.head"):
+        head.check_targets(targets[weights > 0])
     if config.reward_init is None:
         start = init_reward(model.params, mean, head)
         trained_on = problems
@@ -180,25 +181,21 @@ def _rows(
     sequences: Callable[[Any], tuple[list[TokenSequence], int]],
     examples: Sequence[Any],
     task_of: Callable[[Any], str],
-    section: str,
+    key: str,
     config: RunConfig,
 ) -> _Rows:
     """Rows of the examples' sequences, those of some tasks apart.
 
     Args:
-      section: The key of `config` that holds the stage's settings.
+      key: The section of `config` that holds the stage's settings.
     """
-    fit = getattr(config, section).fit
+    fit = getattr(config, key).fit
     held: Sequence[Any] = ()
-    if fit.held_out:
-        examples, held = held_out.split(examples, task_of, fit.held_out, config.seed)
-    try:
+    with section(f"{key}.fit"):
+        if fit.held_out:
+            examples, held = held_out.split(examples, task_of, fit.held_out, config.seed)
         made, left_out = sequences(examples)
         apart = sequences(held)[0] if held else None
-    except UserError as error:
-        if str(error).startswith("fit."):  # the key within the section
-            raise UserError(f"{section}.{error}") from None
-        raise
     return _Rows(
         trained=pack(made, fit.length),
         held_out=None if apart is None else pack(apart, fit.length),
@@ -259,7 +256,8 @@ def _fit(
         adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
         params, frozen = lora.parts(params, adapters)
         loss = lora.adapted(loss, config.lora)
-    with progress(name, total, shown=is_first()) as bar:
+    fit_key = f"{name.replace('-', '_')}.fit"
+    with section(fit_key), progress(name, total, shown=is_first()) as bar:
         seen = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:

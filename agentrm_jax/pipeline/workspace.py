@@ -23,13 +23,14 @@ from agentrm_jax.envs.contract import (
     missing_of,
 )
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.processes import is_first
@@ -82,7 +83,7 @@ class Run:
 
     @functools.cached_property
     def pool(self) -> EnvironmentPool:
-        return make_pool(self.config.workers, self.config.step_seconds)
+        return EnvPool(workers=self.config.workers, step_seconds=self.config.step_seconds)
 
     def close(self) -> None:
         if "pool" in self.__dict__:
@@ -106,7 +107,8 @@ class Run:
         found = models.load_reward(pathlib.Path(self.config.reward_init), dtype, self.mesh)
         if found.head != self.config.train_rm.head:
             raise UserError(
-                f"train_rm.head: must be that of reward_init, {head_to_json(found.head)}"
+                f"must be that of reward_init, {head_to_json(found.head)}",
+                field="train_rm.head",
             )
         return found
 
@@ -125,7 +127,7 @@ class Run:
         for kind, directory in given:
             if directory is not None:
                 shape = models.stored_shape(pathlib.Path(directory), kind)
-                shape.check_length(f"{directory}: engine.context", self.config.engine.context)
+                shape.check_length("engine.context", self.config.engine.context, directory)
 
     def implicit_model(self) -> Model:
         return models.load_policy(self.implicit_directory, self.config.dtype, self.engine_mesh)
@@ -138,7 +140,7 @@ class Run:
 
     @functools.cached_property
     def _trackers(self) -> list[Tracker]:
-        config = dataclasses.asdict(self.config)
+        config = plain(self.config)
         return [open_tracker(name, self.directory, config) for name in self.config.trackers]
 
     def prompt_of(self, task: Task) -> Prompt | None:
@@ -176,7 +178,7 @@ class Run:
         config = self.config
         learns = config.train_policy or config.trains_reward or config.trains_implicit
         if learns and not trained:
-            raise UserError("environments: all is held out, and nothing is left to learn from")
+            raise UserError("are all held out; nothing is left to learn from", field="environments")
         shares = (
             _shares(n, len(trained)) for n in (config.experts.num_tasks, config.explore.num_tasks)
         )
@@ -197,8 +199,9 @@ class Run:
             for trajectory in open_trajectories(pathlib.Path(folder), made_by="import"):
                 if trajectory.task.environment not in names:
                     raise UserError(
-                        f"experts.imported: {folder} holds trajectories of "
-                        f"{trajectory.task.environment}, on which `environments` does not train"
+                        f"names {folder}, which holds trajectories of "
+                        f"{trajectory.task.environment}, on which `environments` does not train",
+                        field="experts.imported",
                     )
                 yield trajectory
 
@@ -276,8 +279,8 @@ def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]
     for kind in (*environment.kinds, *environment.held_out):
         if kind not in known:
             raise UserError(
-                f"environments: {environment.name} has no kind {kind!r}; known are "
-                f"{', '.join(known)}"
+                f"{environment.name} has no kind {kind!r}; known are {', '.join(known)}",
+                field="environments",
             )
     named = environment.kinds or [kind for kind in known if kind not in environment.held_out]
     return (named, environment.held_out) if environment.train else ([], named)

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.engine.decode import decode
-from agentrm_jax.engine.decoder import Decoder
+from agentrm_jax.engine.cache.pages import Pool, make_pool
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.extend import extend
-from agentrm_jax.engine.pages import Pool, make_pool
+from agentrm_jax.engine.programs.decode import decode
+from agentrm_jax.engine.programs.prefill import extend
+from agentrm_jax.engine.schedule.scheduler import Decoder
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.runtime.sharding import named_sharding
 

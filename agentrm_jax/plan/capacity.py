@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decoder import Decoder
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.core.errors import UserError, section
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.scheduler import Decoder
+from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import lora, parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import ValueHead
@@ -117,7 +117,8 @@ def _training(
 ) -> StagePlan:
     """An update of the trainer (`train.fit`)."""
     fit = train.fit
-    fit.check_mesh(mesh)
+    with section(f"{stage.replace('-', '_')}.fit"):
+        fit.check_mesh(mesh)
     optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant
     frozen = []
     if train.lora.rank:

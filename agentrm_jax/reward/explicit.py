@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
-from agentrm_jax.engine.beam_search import select_states
+from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.prefix_cache import Piece
+from agentrm_jax.engine.schedule.beams import select_states
 
 
 class ExplicitScorer:

@@ -69,9 +69,7 @@ def make_loss(
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
-        log_probs, _ = token_log_probs(
-            cast(params, options.dtype), config, batch, options
-        )
+        log_probs, _ = token_log_probs(cast(params, options.dtype), config, batch, options)
         weights, targets = batch["weights"], batch["targets"]
         first = (batch["positions"] == 0) & (batch["segments"] > 0)
 

@@ -14,9 +14,7 @@ from agentrm_jax.model.parameters import cast
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
-def make_loss(
-    config: LlamaConfig, options: ForwardOptions = DEFAULT_OPTIONS
-) -> LossFn:
+def make_loss(config: LlamaConfig, options: ForwardOptions = DEFAULT_OPTIONS) -> LossFn:
     """Returns the loss: the sum of w[t] * -log p(token[t] | earlier tokens of its sequence).
 
     Args:
@@ -29,9 +27,7 @@ def make_loss(
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
-        log_probs, right = token_log_probs(
-            cast(params, options.dtype), config, batch, options
-        )
+        log_probs, right = token_log_probs(cast(params, options.dtype), config, batch, options)
         inside = batch["segments"][:, 1:] == batch["segments"][:, :-1]
         weights = batch["weights"] * jnp.pad(inside, ((0, 0), (1, 0)))
         return -jnp.sum(weights * log_probs), {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_model import CONFIG, SIZES, drawn
 
-from agentrm_jax.engine.decoder import Request
+from agentrm_jax.engine.schedule.scheduler import Request
 from agentrm_jax.model import llama
 
 SMALL = dataclasses.replace(SIZES, cache_tokens=240)  # one conversation or two, not all

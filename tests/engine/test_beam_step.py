@@ -11,7 +11,8 @@ import pytest
 from engine_cases import STOP, conversation, request, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
-from agentrm_jax.engine.beam_search import (
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.schedule.beams import (
     Beams,
     _Step,
     call_selection,
@@ -19,9 +20,8 @@ from agentrm_jax.engine.beam_search import (
     select_states,
     step_beams,
 )
-from agentrm_jax.engine.decoder import generate
-from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.schedule.scheduler import generate
+from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.value import readout
 
 WIDTH, N = 2, 2

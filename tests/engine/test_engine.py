@@ -13,11 +13,11 @@ from engine_cases import REQUESTS, SMALL, STOP, conversation, dense_last, reques
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decode import decode
-from agentrm_jax.engine.decoder import Decoder, Request, generate
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.sampling import Sampling, sample
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.programs.decode import decode
+from agentrm_jax.engine.programs.sampling import Sampling, sample
+from agentrm_jax.engine.schedule.scheduler import Decoder, Request, generate
+from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import llama
 
 

@@ -12,8 +12,8 @@ from engine_cases import REQUESTS, STOP
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decoder import generate
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.schedule.scheduler import generate
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh

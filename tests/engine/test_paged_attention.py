@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agentrm_jax.engine.attention.parts.parts import Part
 from engine_cases import REQUESTS, STOP, request
 from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine import decode, paged_attention
-from agentrm_jax.engine.attention import Part
-from agentrm_jax.engine.decoder import generate
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.engine.extend import ExtendRows, extend
-from agentrm_jax.engine.pages import Context, PageTable, Pool, commit, make_pool
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs import decode
+from agentrm_jax.engine.programs.prefill import ExtendRows, extend
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.scheduler import generate
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -225,12 +226,12 @@ def test_refusals():
             with pytest.raises(UserError, match=message):
                 Engine(params, WIDE, dataclasses.replace(PAGES_OF_64, attention=name))
     paged_attention.check_shapes(WIDE, 16)
-    with pytest.raises(UserError, match=r"^engine.page_size: .* multiple of 16 for heads of 64"):
+    with pytest.raises(UserError, match=r"^engine.page_size .* multiple of 16 for heads of 64"):
         paged_attention.check_shapes(WIDE, 8)
-    with pytest.raises(UserError, match=r"^engine.attention: .* the model's are 16$"):
+    with pytest.raises(UserError, match=r"^engine.attention must be xla .*, not 16$"):
         paged_attention.check_shapes(CONFIG, 16)
     many = PageTable(pages=jnp.zeros((512, 600), jnp.int32), fills=jnp.zeros((512, 600), jnp.int32))
-    with pytest.raises(UserError, match=r"^engine.attention: .*take fewer engine.decode_rows"):
+    with pytest.raises(UserError, match=r"^engine.attention .*take fewer engine.decode_rows"):
         paged_attention.make_steps(random_pool(128, 32), many)
 
 

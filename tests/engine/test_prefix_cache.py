@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_model import CONFIG, SIZES
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.cache.prefix_cache import Entry, PrefixCache
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.prefix_cache import Entry, PrefixCache
 from agentrm_jax.model.value import readout
 
 PAGE, PORTION = 4, 8

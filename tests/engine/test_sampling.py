@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.sampling import Filter, Sampling, keep, largest, sample
+from agentrm_jax.engine.programs.sampling import Filter, Sampling, keep, largest, sample
 
 V = 8
 FILTERS = [

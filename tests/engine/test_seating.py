@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentrm_jax.engine.seating import Conversation, Row, Seating, seat_pieces
+from agentrm_jax.engine.schedule.batch import Conversation, Row, Seating, seat_pieces
 
 
 def conversation(n: int, done: int = 0) -> Conversation:

@@ -10,9 +10,9 @@ import pytest
 from engine_cases import REQUESTS, STOP, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
-from agentrm_jax.engine.decoder import Decoder, generate
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.schedule.scheduler import Decoder, generate
+from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import parameters
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 

@@ -84,7 +84,10 @@ def test_each_device_computes_its_part(name):
 def random_trees(length: int, rows: int):
     """`subtree_ends` of random trees with up to six nodes, in preorder; and the mask that it means."""
     rng = np.random.default_rng(3)
-    subtree_ends, mask = np.full((rows, length), length, np.int32), np.zeros((rows, length, length), bool)
+    subtree_ends, mask = (
+        np.full((rows, length), length, np.int32),
+        np.zeros((rows, length, length), bool),
+    )
     for row in range(rows):
         ends = [0, *np.sort(rng.choice(np.arange(1, length - 8), 6, replace=False))]
         on_path: list[int] = []  # ancestors of the node, itself the last
@@ -125,7 +128,9 @@ def test_tiles_that_nobody_sees_are_left_out():
     """Two branches behind an opening of 16: what the second tile of each row holds can't matter to
     the third, not even by a product with zero."""
     q, k, v, _ = packed(48)
-    subtree_ends = jnp.asarray([[48] * 16 + [32] * 16 + [48] * 16, [16] * 16 + [32] * 16 + [48] * 16])
+    subtree_ends = jnp.asarray(
+        [[48] * 16 + [32] * 16 + [48] * 16, [16] * 16 + [32] * 16 + [48] * 16]
+    )
     at = slice(16, 32)
     broken = [x.at[:, at].set(jnp.nan) for x in (q, k, v)]
     wanted = with_gradients(lambda *x: attend_tiles(*x, subtree_ends, 16), q, k, v)
@@ -138,7 +143,7 @@ def test_tiles_that_nobody_sees_are_left_out():
 
 def test_pallas_refuses_trees():
     q, k, v, segments = packed(20)
-    with pytest.raises(UserError, match="does not support trees"):
+    with pytest.raises(UserError, match=r"^attention .*does not support trees"):
         causal_attention(q, k, v, segments, Backend(name="pallas"), segments)
 
 
@@ -195,19 +200,19 @@ def test_tpu_compiler_takes_the_forward_and_backward_pass(kind, head_dim):
 def test_the_forward_pass_asks_the_backend():
     config = FAMILIES["mha"]
     params = jax.tree.map(jnp.asarray, params_of(config, tensors_of(config)))
-    with pytest.raises(UserError, match=r"^model.head_dim: 'pallas' needs a multiple of 64, not 8"):
-        llama.forward(params, config, TOKENS, TOKENS, TOKENS, options=PALLAS)
+    with pytest.raises(UserError, match=r"^model.head_dim must be a multiple of 64 .*\(got 8\)"):
+        llama.forward(params, config, TOKENS, TOKENS, TOKENS, attention="pallas")
 
 
 def test_heads_that_cudnn_does_not_know():
-    with pytest.raises(UserError, match=r"^model.head_dim: 'cudnn' needs a multiple of 8, not 12"):
+    with pytest.raises(UserError, match=r"^model.head_dim must be a multiple of 8 .*\(got 12\)"):
         causal_attention(*packed(8, head_dim=12), Backend(name="cudnn"))
 
 
 @pytest.mark.skipif(PLATFORM != "cpu", reason="needs a machine without an accelerator")
 @pytest.mark.parametrize(("name", "needs"), [("cudnn", "an NVIDIA GPU"), ("pallas", "a TPU")])
 def test_what_the_device_cannot_run(name, needs):
-    wanted = f"^fit.attention: '{name}' needs {needs}; this machine has cpu$"
+    wanted = f"^attention is '{name}', which needs {needs}; this machine has cpu$"
     with pytest.raises(UserError, match=wanted):
         FitConfig(attention=name).check_mesh(make_mesh(MeshConfig(), jax.devices()[:1]))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.sampling import Sampling
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.train.fit import FitConfig

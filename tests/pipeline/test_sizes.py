@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine import memory as engine_memory
+from agentrm_jax.engine.cache import memory as engine_memory
+from agentrm_jax.engine.cache.memory import check_memory
 from agentrm_jax.engine.engine import EngineConfig
-from agentrm_jax.engine.memory import check_memory
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.pipeline import sizes, training
 from agentrm_jax.pipeline.load_config import load_config
@@ -77,16 +77,20 @@ def test_a_model_that_no_batch_makes_fit_says_what_to_do(mesh) -> None:
     config = dataclasses.replace(config, policy="given", train_policy=True)
     need = sizes._training_bytes(config, config.sft, dataclasses.asdict(config.model), mesh.shape)
     fit = {"sft.fit.batch_size": 4, "sft.fit.length": 64}
-    with pytest.raises(UserError, match=r"^sft: .* GiB at least .*; take more devices \(mesh.fsdp"):
+    with pytest.raises(
+        UserError, match=r"^sft does not fit: .* GiB at least .*; take more devices \(mesh.fsdp"
+    ):
         memory.check_need(need, fit, fit, GIB // 64)
 
 
 def test_an_opening_longer_than_rows_names_the_key_of_its_stage() -> None:
     def sequences(examples):
-        raise UserError("fit.length: the opening takes 9 tokens, rows have 8")
+        raise UserError("must be at least 9", field="length", value=8)
 
     for section in ("sft", "train_rm", "train_implicit"):
-        with pytest.raises(UserError, match=rf"^{section}\.fit\.length: the opening takes 9"):
+        with pytest.raises(
+            UserError, match=rf"^{section}\.fit\.length must be at least 9 \(got 8\)$"
+        ):
             training._rows(sequences, [], str, section, load_config(TINY))
 
 

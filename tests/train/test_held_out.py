@@ -52,9 +52,9 @@ def test_the_loss_is_that_of_all_rows_at_once(batch_size: int, mesh: tuple[int, 
     assert len(rows) % 3  # the last batch is not full
     loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of()))
     total, sums = loss(policy_params(), batch_of(rows))
-    found = held_out.make_measure(sft.make_loss(CONFIG, ForwardOptions(mesh=where)), rows, batch_size, where)(
-        policy_params(where)
-    )
+    found = held_out.make_measure(
+        sft.make_loss(CONFIG, ForwardOptions(mesh=where)), rows, batch_size, where
+    )(policy_params(where))
     assert found["loss"] == pytest.approx(float(total / sums["weight"]), rel=1e-5)
     assert set(found) == {"loss", *sums} - {"weight"}
 

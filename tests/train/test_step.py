@@ -21,7 +21,9 @@ def _trained(mesh, accumulation=1, optimizer=PLAIN):
     params = policy_params(mesh)
     placed = state_shardings(params, optimizer, mesh)
     state = make_state(params, optimizer, mesh)
-    step = make_train_step(sft.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh, accumulation)
+    step = make_train_step(
+        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh, accumulation
+    )
     sums = {}
     for _ in range(3):
         state, sums = step(state, BATCH)
@@ -81,7 +83,9 @@ def test_parameters_off_the_mesh_are_brought_to_it():
     params = reward_params(mesh)
     placed = state_shardings(params, optimizer, mesh)
     state = make_state(params, optimizer, mesh)
-    step = make_train_step(explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh)
+    step = make_train_step(
+        explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh
+    )
     losses = []
     for _ in range(8):
         state, sums = step(state, BATCH)

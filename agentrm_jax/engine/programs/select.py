@@ -17,10 +17,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.decode import Decoded, DecodeRows, decode_tokens
-from agentrm_jax.engine.extend import ExtendRows, extend, read_rows
-from agentrm_jax.engine.pages import Context, Pool
-from agentrm_jax.engine.sampling import Filter
+from agentrm_jax.engine.cache.pages import Context, Pool
+from agentrm_jax.engine.programs.decode import Decoded, DecodeRows, decode_tokens
+from agentrm_jax.engine.programs.prefill import ExtendRows, extend, read_rows
+from agentrm_jax.engine.programs.sampling import Filter
 from agentrm_jax.model.config import LlamaConfig
 
 

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.attention import MASKED, Part, Reader, merge
-from agentrm_jax.engine.pages import Context, PageTable, Pool
+from agentrm_jax.engine.attention.parts.parts import MASKED, Part, Reader, merge
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import logical_to_spec
@@ -43,13 +43,15 @@ def check_shapes(config: LlamaConfig, page_size: int) -> None:
     H = config.head_dim
     if H % _LANES and H != _LANES // 2:
         raise UserError(
-            f"engine.attention: 'pallas' reads heads of 64 or multiples of 128, the model's are {H}"
+            f"must be xla because pallas needs heads of 64 or multiples of 128, not {H}",
+            field="engine.attention",
         )
     least = 8 * _LANES // min(H, _LANES)
     if page_size % least:
         raise UserError(
-            f"engine.page_size: engine.attention 'pallas' needs a multiple of {least} for heads "
-            f"of {H}, not {page_size}"
+            f"must be a multiple of {least} for heads of {H} with engine.attention: pallas",
+            field="engine.page_size",
+            value=page_size,
         )
 
 
@@ -114,8 +116,9 @@ def _list_steps(
     missing = -C % together
     if (numbers := G * (C + missing) * (together + 1) // together) > _MOST_NUMBERS:
         raise UserError(
-            f"engine.attention: 'pallas' holds {_MOST_NUMBERS} page numbers, not {numbers}: take "
-            "fewer engine.decode_rows, a shorter engine.context or a larger engine.page_size"
+            f"pallas holds at most {_MOST_NUMBERS} page numbers, not {numbers}; take fewer "
+            "engine.decode_rows, a shorter engine.context or a larger engine.page_size",
+            field="engine.attention",
         )
     pages, fills = (jnp.pad(x, ((0, 0), (0, missing))) for x in (pages, fills))
     owners = jnp.pad(owners, (0, missing))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agentrm_jax.engine.prefix_cache import Entry
+from agentrm_jax.engine.cache.prefix_cache import Entry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

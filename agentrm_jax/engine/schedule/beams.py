@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from agentrm_jax.engine.beam import BeamChoice, InStepScorer, beam_step, extend_select
-from agentrm_jax.engine.decode import Decoded
-from agentrm_jax.engine.decoder import Request, enter, make_rows, read_piece
+from agentrm_jax.engine.cache.pages import commit
+from agentrm_jax.engine.cache.prefix_cache import Entry, Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.pages import commit
-from agentrm_jax.engine.prefix_cache import Entry, Piece
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Conversation, Reply, Row, Seating, Seats
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.programs.decode import Decoded
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.programs.select import BeamChoice, InStepScorer, beam_step, extend_select
+from agentrm_jax.engine.schedule.batch import Conversation, Reply, Row, Seating, Seats
+from agentrm_jax.engine.schedule.scheduler import Request, enter, make_rows, read_piece
+from agentrm_jax.engine.schedule.stopping import Stopping
 
 Choice = list[tuple[int, float]]
 """What is kept of a task, best first, and its score: finished beams are numbered first."""

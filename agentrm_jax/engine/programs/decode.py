@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine import paged_attention, tile_lists
-from agentrm_jax.engine.attention import (
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import tiles as tile_lists
+from agentrm_jax.engine.attention.parts.parts import (
     Part,
     Reader,
     attend,
@@ -31,8 +32,7 @@ from agentrm_jax.engine.attention import (
     merge,
     result,
 )
-from agentrm_jax.engine.extend import CHUNK
-from agentrm_jax.engine.pages import (
+from agentrm_jax.engine.cache.pages import (
     Array,
     Context,
     PageTable,
@@ -40,7 +40,8 @@ from agentrm_jax.engine.pages import (
     instruction_mask,
     read_chunk,
 )
-from agentrm_jax.engine.sampling import Filter, sample
+from agentrm_jax.engine.programs.prefill import CHUNK
+from agentrm_jax.engine.programs.sampling import Filter, sample
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.attention import (
+from agentrm_jax.engine.attention.parts.parts import (
     MASKED,
     Part,
     Reader,
@@ -27,7 +27,7 @@ from agentrm_jax.engine.attention import (
     merge_along,
     nothing,
 )
-from agentrm_jax.engine.pages import PageTable, Pool
+from agentrm_jax.engine.cache.pages import PageTable, Pool
 from agentrm_jax.model.attention import Backend, device_of
 
 TOGETHER = 8

@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine import paged_attention
-from agentrm_jax.engine.attention import (
+from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.attention.parts.parts import (
     Part,
     Reader,
     attend,
@@ -24,7 +24,7 @@ from agentrm_jax.engine.attention import (
     merge,
     result,
 )
-from agentrm_jax.engine.pages import (
+from agentrm_jax.engine.cache.pages import (
     Array,
     Context,
     PageTable,

@@ -16,13 +16,21 @@ import jax
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.decode import Decoded, DecodeRows, decode
+from agentrm_jax.engine.cache.pages import PageTable, commit
+from agentrm_jax.engine.cache.prefix_cache import Entry, Piece
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.pages import PageTable, commit
-from agentrm_jax.engine.prefix_cache import Entry, Piece
-from agentrm_jax.engine.sampling import Sampling
-from agentrm_jax.engine.seating import Conversation, Lane, Reply, Row, Seating, Seats, num_undone
-from agentrm_jax.engine.stopping import Stopping
+from agentrm_jax.engine.programs.decode import Decoded, DecodeRows, decode
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.engine.schedule.batch import (
+    Conversation,
+    Lane,
+    Reply,
+    Row,
+    Seating,
+    Seats,
+    num_undone,
+)
+from agentrm_jax.engine.schedule.stopping import Stopping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,8 +290,10 @@ def enter(engine: Engine, request: Request, max_tokens: int) -> tuple[Entry | No
     end = sum(map(len, pieces)) + len(last) - 1
     if end + 1 + max_tokens > engine.sizes.context:
         raise UserError(
-            f"engine.context: a conversation of {end + 1} tokens and a reply of {max_tokens} do "
-            f"not fit into {engine.sizes.context}"
+            f"must be at least {end + 1 + max_tokens} for a conversation of {end + 1} tokens and a "
+            f"reply of {max_tokens}",
+            field="engine.context",
+            value=engine.sizes.context,
         )
     if len(last) > 1:
         pieces.append(last[:-1])
