@@ -49,8 +49,9 @@ from agentrm_jax.runtime.processes import from_first, is_first
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.train import explicit, held_out, implicit
-from agentrm_jax.train.fit import fit
+from agentrm_jax.train.fit import FitInputs, fit
 from agentrm_jax.train.step import LossFn
+from agentrm_jax.train.trainable import make_trainable
 
 _SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # beside the progress bar
 
@@ -250,12 +251,14 @@ def _fit(
     describe: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> tuple[Any, Summary]:
     """Trains with a progress bar; checkpoints in the stage's folder."""
-    total, params, frozen = config.fit.total(len(rows.trained)), start.params, None
-    if config.lora.rank:
-        key = jax.random.key(run.config.seed)
-        adapters = lora.init_adapters(key, start.config, config.lora, run.mesh)
-        params, frozen = lora.parts(params, adapters)
-        loss = lora.adapted(loss, config.lora)
+    total = config.fit.total(len(rows.trained))
+    key = jax.random.key(run.config.seed)
+    model = make_trainable(
+        start.params,
+        loss,
+        config.lora,
+        lambda: lora.init_adapters(key, start.config, config.lora, run.mesh),
+    )
     fit_key = f"{name.replace('-', '_')}.fit"
     with section(fit_key), progress(name, total, shown=is_first()) as bar:
         seen = 0
@@ -268,22 +271,21 @@ def _fit(
             stage.tick()
 
         params, last = fit(
-            params,
-            loss,
-            rows.trained,
-            config.fit,
-            config.optimizer,
-            directory=directory / "checkpoints",
-            mesh=run.mesh,
-            seed=run.config.seed,
-            metrics=run.metrics(name),
-            frozen=frozen,
-            held_out=rows.held_out,
-            describe=describe,
-            on_update=on_update,
+            FitInputs(
+                model=model,
+                rows=rows.trained,
+                config=config.fit,
+                optimizer=config.optimizer,
+                directory=directory / "checkpoints",
+                mesh=run.mesh,
+                seed=run.config.seed,
+                metrics=run.metrics(name),
+                held_out=rows.held_out,
+                describe=describe,
+                on_update=on_update,
+            )
         )
-    if frozen is not None:
-        params = lora.merged(params, frozen, config.lora)
+    params = model.merged(params)
     if "loss" not in last and is_first():  # killed behind its last checkpoint: all was done
         written = read_metrics(run.directory / "metrics.jsonl")
         row = [row for row in written if row["stage"] == name][-1]

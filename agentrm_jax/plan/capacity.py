@@ -41,6 +41,7 @@ from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh, named_sharding
 from agentrm_jax.train.optimizer import make_optimizer
 from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
+from agentrm_jax.train.trainable import make_trainable
 
 STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "evaluate")
 """Those that have work for an accelerator."""
@@ -120,14 +121,12 @@ def _training(
     with section(f"{stage.replace('-', '_')}.fit"):
         fit.check_mesh(mesh)
     optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant
-    frozen = []
-    if train.lora.rank:
-        adapters = lora.describe_adapters(description, train.lora)
-        description, still = lora.parts(description, adapters)
-        frozen = [parameters.abstract_of(still, config.dtype, mesh)]
-        loss = lora.adapted(loss, train.lora)
-    state = abstract_state(parameters.abstract_of(description, MASTER, mesh), optimizer, mesh)
-    placed, *lie = jax.tree.map(lambda x: x.sharding, (state, *frozen))
+    model = make_trainable(
+        description, loss, train.lora, lambda: lora.describe_adapters(description, train.lora)
+    )
+    frozen = model.frozen and parameters.abstract_of(model.frozen, config.dtype, mesh)
+    state = abstract_state(parameters.abstract_of(model.params, MASTER, mesh), optimizer, mesh)
+    placed, frozen_placed = jax.tree.map(lambda x: x.sharding, (state, frozen))
     rows = named_sharding(mesh, ("batch", "length"))
 
     def field(dtype: Any, tokens: int = fit.length) -> jax.ShapeDtypeStruct:
@@ -142,18 +141,18 @@ def _training(
         batch["only"] = field(jnp.int32, labels)
     if _rows_are_trees(train):
         batch["until"] = field(jnp.int32)
-    step = make_train_step(loss, optimizer, placed, mesh, fit.accumulation, *lie)
+    step = make_train_step(model.loss_fn, optimizer, placed, mesh, fit.accumulation, frozen_placed)
     resident = {"parameters and optimizer": _bytes_on_chip(state)}
     needed = _training_work(config, train, shape, mesh, resident["parameters and optimizer"])
     if frozen:
         resident["frozen parameters"] = _bytes_on_chip(frozen)
-    model = work.training_flops(
+    model_flops = work.training_flops(
         shape, fit.batch_size, fit.length,
         logits=_vocab_chunks(train) > 0, frozen=bool(frozen), only=labels,
     )  # fmt: skip
     compiling("update")
     program = _compiled(
-        "update", "an update", step.lower(state, batch, *frozen), needed, model,
+        "update", "an update", step.lower(state, batch, frozen), needed, model_flops,
         sum(resident.values()),
     )  # fmt: skip
     found = StagePlan(

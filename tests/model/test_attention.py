@@ -82,7 +82,7 @@ def test_each_device_computes_its_part(name):
 
 
 def random_trees(length: int, rows: int):
-    """`subtree_ends` of random trees with up to six nodes, in preorder; and the mask that it means."""
+    """Returns `subtree_ends` of random trees of up to six nodes in preorder, and their mask."""
     rng = np.random.default_rng(3)
     subtree_ends, mask = (
         np.full((rows, length), length, np.int32),

@@ -14,8 +14,9 @@ from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import held_out, sft
-from agentrm_jax.train.fit import FitConfig, fit
+from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.trainable import Trainable
 
 EXAMPLES = [(f"task {i % 7}", i) for i in range(20)]
 LOOP = FitConfig(num_updates=30, batch_size=4, length=32, metrics_every=5, checkpoint_every=5)
@@ -60,18 +61,20 @@ def test_the_loss_is_that_of_all_rows_at_once(batch_size: int, mesh: tuple[int, 
 
 
 def trained(directory, on_update=lambda *_: None, loop=LOOP, rows=None):
+    loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of()))
     return fit(
-        policy_params(mesh_of()),
-        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of())),
-        rows or rows_of(20),
-        loop,
-        OptimizerConfig(learning_rate=1e-2),
-        directory=directory / "training",
-        mesh=mesh_of(),
-        seed=1,
-        metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
-        held_out=rows_of(12, seed=5),
-        on_update=on_update,
+        FitInputs(
+            model=Trainable(params=policy_params(mesh_of()), loss_fn=loss),
+            rows=rows or rows_of(20),
+            config=loop,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            directory=directory / "training",
+            mesh=mesh_of(),
+            seed=1,
+            metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
+            held_out=rows_of(12, seed=5),
+            on_update=on_update,
+        )
     )
 
 

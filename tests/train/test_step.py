@@ -26,7 +26,7 @@ def _trained(mesh, accumulation=1, optimizer=PLAIN):
     )
     sums = {}
     for _ in range(3):
-        state, sums = step(state, BATCH)
+        state, sums = step(state, BATCH, None)
     assert jax.tree.map(lambda x: x.sharding, state) == placed
     return state, sums
 
@@ -88,7 +88,7 @@ def test_parameters_off_the_mesh_are_brought_to_it():
     )
     losses = []
     for _ in range(8):
-        state, sums = step(state, BATCH)
+        state, sums = step(state, BATCH, None)
         losses.append(float(sums["loss"]))
     assert losses[-1] < 0.7 * losses[0]
     assert len(state.params["value_head"]["bias"].sharding.device_set) == 8
