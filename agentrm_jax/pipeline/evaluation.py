@@ -45,7 +45,7 @@ from agentrm_jax.pipeline.models import Model, load_policy
 from agentrm_jax.pipeline.reward_model import explicit_scorer
 from agentrm_jax.pipeline.workspace import Run
 from agentrm_jax.reward.explicit import ExplicitScorer
-from agentrm_jax.reward.implicit import ImplicitScorer
+from agentrm_jax.reward.implicit import ImplicitScorer, ImplicitSettings
 from agentrm_jax.reward.judge import JudgeScorer
 from agentrm_jax.reward.random import RandomScorer
 from agentrm_jax.runtime.json_files import write_json_atomic
@@ -302,11 +302,13 @@ def _implicit_scorer(run: Run) -> ImplicitScorer:
         model.config,
         model.tokenizer,
         run.prompt_of,
-        beta=config.train_implicit.objective.beta,
-        limit=config.engine.context,
-        reduction=config.train_implicit.reduction,
-        rows=config.engine.extend_rows,
-        mesh=run.engine_mesh,
+        ImplicitSettings(
+            beta=config.train_implicit.objective.beta,
+            limit=config.engine.context,
+            reduction=config.train_implicit.reduction,
+            rows=config.engine.extend_rows,
+            mesh=run.engine_mesh,
+        ),
     )
 
 

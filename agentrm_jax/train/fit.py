@@ -253,7 +253,7 @@ class _Loop:
     def result(self) -> tuple[Any, dict[str, float]]:
         """Returns the parameters and the summary of a run whose updates are all done."""
         jax.block_until_ready(self.state.params)
-        summary = {"updates": self.total, **self.row, **self._clock.summary()}
+        summary: dict[str, float] = {"updates": self.total, **self.row, **self._clock.summary()}
         if self._measure is None:
             return self.state.params, summary
         last_loss, best = self.row.get("held_out_loss", math.inf), self._checkpoints.best
