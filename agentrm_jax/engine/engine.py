@@ -19,8 +19,8 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts import tiles as tile_lists
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention import tiles as tile_lists
 from agentrm_jax.engine.cache.memory import check_memory, free_tokens
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.cache.prefix_cache import Entry, Piece, PrefixCache

@@ -143,7 +143,7 @@ def abstract_of(description: Params, dtype: Any, mesh: Mesh) -> Params:
 
 
 def init_of(key: jax.Array, description: Params, dtype: Any) -> Params:
-    """Returns initial values; each parameter has its own key, so that a new one changes no other."""
+    """Returns initial values, each from its own key, so that a new parameter changes no other."""
     paths, tree = jax.tree_util.tree_flatten_with_path(description, is_leaf=_is_spec)
 
     def make(path: Any, spec: ParamSpec) -> jax.Array:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.evaluate.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
@@ -195,15 +197,15 @@ class SampleConfig:
     Attributes:
       num_samples: Trajectories of each task.
       sampling: How turns are sampled.
-      slots: Trajectories that run at the same time. It decides speed, never results.
+      concurrency: Trajectories that run at the same time. It decides speed, never results.
     """
 
     num_samples: int = 16
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    slots: int = 64
+    concurrency: int = 64
 
     def __post_init__(self) -> None:
-        check_fields(self, num_samples="[1, 100000]", slots="[1, 100000]")
+        check_fields(self, num_samples="[1, 100000]", concurrency="[1, 100000]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,7 +233,8 @@ class ImplicitTrainConfig(TrainConfig):
             )
 
 
-REWARDS = ("explicit", "implicit", "judge")
+REWARD_KINDS: Registry[Any] = Registry("agentrm_jax.reward_kinds", "kind of reward model")
+"""The kinds of reward models, classes of `pipeline.reward_kinds.RewardKind`."""
 
 MOST_WORKERS = 4096
 """Environment processes of a host; each is a Python of its own."""
@@ -260,8 +263,8 @@ class RunConfig:
       train_policy: Whether `sft` trains it; with false it is taken as it is.
       rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
         states from search trees), `implicit` (a policy trained on outcomes), `judge` (a language
-        model that compares whole trajectories). Best-of-n is run with each, beam search with the
-        first.
+        model that compares whole trajectories), or a kind that is registered elsewhere. Best-of-n
+        is run with each, other methods with the first.
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
@@ -272,7 +275,7 @@ class RunConfig:
         the policy's trunk.
     """
 
-    plugins: Sequence[str] = ()
+    plugins: tuple[str, ...] = ()
     environments: Sequence[EnvironmentConfig] = ()
     seed: int = 0
     workers: int = 0
@@ -310,17 +313,19 @@ class RunConfig:
             check_choice("trackers", name, TRACKERS)
         if not self.train_policy and self.policy is None:
             raise UserError("must be true unless `policy` is given", field="train_policy")
+        known = REWARD_KINDS.names()
         for kind in self.rewards:
-            check_choice("rewards", kind, REWARDS)
+            check_choice("rewards", kind, known)
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
             raise UserError("must name at least one kind, each once", field="rewards")
-        if self.rewards[0] == "judge" and "beam" in self.evaluate.methods:
+        first = REWARD_KINDS.load(self.rewards[0])
+        if first.compares and "beam" in self.evaluate.methods:
             raise UserError(
-                "must begin with another kind than judge, which compares whole trajectories, or "
-                "evaluate.methods must be without beam",
+                f"must begin with another kind than {self.rewards[0]}, which compares whole "
+                "trajectories, or evaluate.methods must be without beam",
                 field="rewards",
             )
-        if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
+        if not first.scores_actions and self.evaluate.beam.score_at == "action":
             raise UserError(
                 f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
                 "scores come before the observation",
@@ -354,8 +359,14 @@ class RunConfig:
     @property
     def trains_reward(self) -> bool:
         """Whether an explicit reward model is trained."""
-        return "explicit" in self.rewards and self.reward_model is None
+        return "train-rm" in self._trained_by and self.reward_model is None
 
     @property
     def trains_implicit(self) -> bool:
-        return "implicit" in self.rewards
+        """Whether an implicit reward model is trained."""
+        return "train-implicit" in self._trained_by
+
+    @functools.cached_property
+    def _trained_by(self) -> frozenset[str | None]:
+        """The stages that train the reward models of `rewards`."""
+        return frozenset(REWARD_KINDS.load(kind).trained_by for kind in self.rewards)

@@ -43,21 +43,6 @@ _SOURCE = "_source"
 that configurations with equal values are equal."""
 
 
-def print_help(prog: str, description: str) -> None:
-    """Prints the keys of `RunConfig` with their descriptions."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        description=f"{description}. DIR is the folder of the run.",
-        usage=f"{prog} CONFIG --output DIR [--KEY=VALUE ...]",
-        add_help=False,
-    )
-    parser.add_argument("--config", type=str, help="another YAML file, laid over CONFIG")
-    parser.add_class_arguments(RunConfig, None)
-    parser.print_help()
-
-
 def load_config(path: pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Returns the configuration of a file with overrides laid over it.
 

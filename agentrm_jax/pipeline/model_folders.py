@@ -26,14 +26,16 @@ from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.models import is_model_directory, stored_shape
-from agentrm_jax.pipeline.workspace import RESOLVED, Run
+from agentrm_jax.pipeline.prompts import RunPrompts
+from agentrm_jax.pipeline.run_models import policy_directory, reward_directory
+from agentrm_jax.runtime.run_directory import RESOLVED
+from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL, MODEL, POLICY_MODEL, RunPaths
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 PROMPTS_FILE = "prompts.json"
-MODEL = "model"
 _WORDS: dict[Kind, tuple[str, str]] = {
-    "policy": ("policy", "sft/model"),
-    "reward": ("reward model", "reward/explicit/model"),
+    "policy": ("policy", POLICY_MODEL),
+    "reward": ("reward model", EXPLICIT_MODEL),
 }
 _DEFAULT_CONTEXT = 2048
 _DEFAULT_CACHE = 32  # conversations of full length
@@ -44,11 +46,15 @@ class Prompts:
 
     Args:
       given: By environment; None for a model without a prompt. They come first.
-      run: The run that the model is of; knows the prompts of its environments.
+      config: The configuration of the run that the model is of.
     """
 
-    def __init__(self, given: Mapping[str, Prompt | None], run: Run | None = None) -> None:
-        self.given, self._run = dict(given), run
+    def __init__(self, given: Mapping[str, Prompt | None], config: RunConfig | None = None) -> None:
+        self.given = dict(given)
+        environments = () if config is None else config.environments
+        self._of_a_run = config is not None
+        self._names = {environment.registered for environment in environments}
+        self._of_run = RunPrompts(environments)
 
     def __call__(self, task: Task) -> Prompt | None:
         """Returns the prompt of a task, None if the model reads none.
@@ -59,14 +65,16 @@ class Prompts:
         name = task.environment
         if name in self.given:
             return self.given[name]
-        if self._run is not None and any(
-            environment.registered == name for environment in self._run.config.environments
-        ):
-            return self._run.prompt_of(task)
+        if name in self._names:
+            return self._of_run(task)
         raise UserError(
             f"task {task.task_id}: the model was not trained on the environment {name}, so its "
             f'prompt must be given: prompts={{"{name}": Prompt(instruction="...")}}'
-            + (f"; `environments` of the configuration does not name {name}" if self._run else "")
+            + (
+                f"; `environments` of the configuration does not name {name}"
+                if self._of_a_run
+                else ""
+            )
         )
 
 
@@ -125,13 +133,13 @@ def find_model(
     if config is None and (runs := [d for d in _above(directory) if (d / RESOLVED).exists()]):
         config = runs[0] / RESOLVED
     loaded = None if config is None else load_config(pathlib.Path(config), overrides)
-    run = None if loaded is None else Run(config=loaded, directory=directory)
     if is_model_directory(directory):
         model = directory
     elif is_model_directory(directory / MODEL):
         model = directory / MODEL
-    elif run is not None and (directory / RESOLVED).exists():
-        model = run.reward_directory if kind == "reward" else run.policy_directory
+    elif loaded is not None and (directory / RESOLVED).exists():
+        directory_of = reward_directory if kind == "reward" else policy_directory
+        model = directory_of(loaded, RunPaths(directory))
     else:
         what, folder = _WORDS[kind]
         raise UserError(
@@ -139,7 +147,7 @@ def find_model(
             "that `agentrm export` wrote"
         )
     known = {**_stored_prompts(model), **(prompts or {})}
-    return ModelFolder(directory=model, config=loaded, prompts=Prompts(known, run))
+    return ModelFolder(directory=model, config=loaded, prompts=Prompts(known, loaded))
 
 
 def write_prompts(directory: pathlib.Path, prompts: Mapping[str, Prompt | None]) -> None:

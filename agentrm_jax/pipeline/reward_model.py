@@ -22,7 +22,7 @@ from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
 from agentrm_jax.pipeline.models import Model, load_reward
-from agentrm_jax.pipeline.workspace import Run
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
 
 _BATCH = 64  # trajectories whose scores are made together
@@ -219,10 +219,10 @@ def _find_configured(
     return found
 
 
-def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
+def explicit_scorer(model: Model, run: Workspace) -> ExplicitScorer:
     """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
     closed = run.config.reads_closing(model.tokenizer.foreign)
-    renderer = Renderer(model.tokenizer, run.prompt_of, run.config.engine.context, closed=closed)
+    renderer = Renderer(model.tokenizer, run.prompts, run.config.engine.context, closed=closed)
     return ExplicitScorer(_engine_of(model, run.config.engine, run.engine_mesh), renderer)
 
 

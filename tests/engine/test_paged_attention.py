@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agentrm_jax.engine.attention.parts.parts import Part
 from engine_cases import REQUESTS, STOP, request
 from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import Part
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
 from agentrm_jax.engine.engine import Engine, EngineConfig
 from agentrm_jax.engine.programs import decode

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agentrm_jax.engine.attention.parts.parts import result
 
-from agentrm_jax.engine.attention.parts import tiles as tile_lists
+from agentrm_jax.engine.attention import tiles as tile_lists
+from agentrm_jax.engine.attention.parts import result
 from agentrm_jax.engine.cache.pages import PageTable, Pool
 
 G, C, TILE, PAGE = 6, 8, 2, 4

@@ -13,7 +13,7 @@ from agentrm_jax.engine.cache import memory as engine_memory
 from agentrm_jax.engine.cache.memory import check_memory
 from agentrm_jax.engine.engine import EngineConfig
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.pipeline import sizes, training
+from agentrm_jax.pipeline import fit_model, sizes
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.runtime import memory
@@ -91,7 +91,7 @@ def test_an_opening_longer_than_rows_names_the_key_of_its_stage() -> None:
         with pytest.raises(
             UserError, match=rf"^{section}\.fit\.length must be at least 9 \(got 8\)$"
         ):
-            training._rows(sequences, [], str, section, load_config(TINY))
+            fit_model.training_rows(sequences, [], str, section, load_config(TINY))
 
 
 def test_a_container_limits_the_host(tmp_path, monkeypatch) -> None:

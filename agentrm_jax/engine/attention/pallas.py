@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.attention.parts.parts import MASKED, Part, Reader, merge
+from agentrm_jax.engine.attention.parts import MASKED, Part, Reader, merge
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig

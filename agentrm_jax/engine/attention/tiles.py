@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.attention.parts.parts import (
+from agentrm_jax.engine.attention.parts import (
     MASKED,
     Part,
     Reader,

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts import tiles as tile_lists
-from agentrm_jax.engine.attention.parts.parts import (
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention import tiles as tile_lists
+from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
     attend,

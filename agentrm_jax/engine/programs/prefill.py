@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention.parts import pallas as paged_attention
-from agentrm_jax.engine.attention.parts.parts import (
+from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention.parts import (
     Part,
     Reader,
     attend,
