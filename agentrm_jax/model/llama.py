@@ -1,7 +1,7 @@
-"""The forward pass. One definition of a layer serves training, prefill and decoding.
+"""The forward pass of a Llama; one definition of a layer serves training, prefill and decoding.
 
-`block` is handed its attention: given rotated queries and keys and the values of the new tokens, it
-returns what they attend to. A full forward pass is the oracle for every other kind.
+Attention is an argument of a layer (`block`): a function from the rotated queries and keys and the
+values of the new tokens to the attended values. `forward` is the oracle for prefill and decoding.
 """
 
 from __future__ import annotations
@@ -24,25 +24,30 @@ from agentrm_jax.runtime.fusion import materialize
 from agentrm_jax.runtime.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
+"""A function of q [B, T, N, H], k and v [B, T, K, H] to attended values [B, T, N, H] and a second
+result of any type."""
 
 
 FEW = 256
-"""Positions from which on `project` need not turn its product."""
+"""Largest number of positions for which `project` computes the transposed product."""
 
 
 def project(
     weight: jax.Array | Adapted | Panels, x: jax.Array, *, shared: int = 1, dtype: Any = None
 ) -> jax.Array:
-    """x [B, T, *in] through a matrix [*out, *in], which may be adapted or lie in panels, to
-    [B, T, *out].
+    """Returns the product of x with a matrix.
 
-    Of few positions, as in decoding, the product is made with the positions last and then turned,
-    so that both sides are read along memory: this takes half of the time on CPUs.
+    For few positions, as in decoding, the product is computed with the positions last and then
+    transposed, so that both sides are read in the order of memory: this halves the time on CPUs.
 
     Args:
-      shared: How many axes `in` is.
-      dtype: Of the product, where it should differ from the sides'.
+      weight: [*out, *in]; may have a low-rank adapter or be stored in panels.
+      x: [B, T, *in].
+      shared: Number of axes of `in`.
+      dtype: Dtype of the product, if it is not that of the sides.
+
+    Returns:
+      [B, T, *out].
     """
     if isinstance(weight, Adapted):
         difference = project(weight.b, project(weight.a, x, shared=shared), dtype=dtype)
@@ -58,13 +63,17 @@ def project(
     return jnp.moveaxis(out, (-2, -1), (0, 1))
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """[B, T] int32 tokens to [B, T, D]."""
+def embed(
+    params: Params, tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch length d_model"]:
+    """Returns the embeddings of tokens."""
     return params["embed"][tokens]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32."""
+def rms_norm(
+    x: Float[Array, "*batch width"], weight: Float[Array, " width"], eps: float
+) -> Float[Array, "*batch width"]:
+    """Returns x divided by its root mean square over the last axis; computed in float32."""
     x32 = x.astype(jnp.float32)
     x32 = _scaled(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
     return _scaled(x32.astype(x.dtype), weight)
@@ -72,10 +81,10 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 @jax.custom_vjp
 def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [..., D] times a scale [..., 1] or [D].
+    """Returns x [..., D] times a scale [..., 1] or [D].
 
-    The gradient of the scale is a sum of products, for which CPUs need a tenth of the time if it is
-    written as a contraction.
+    The gradient of the scale is a sum of products. Written as a contraction it takes a tenth of the
+    time on CPUs.
     """
     return x * scale
 
@@ -99,12 +108,25 @@ _scaled.defvjp(lambda x, scale: (x * scale, (x, scale)), _scaled_backward)
 
 
 def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Returns x [..., D] after the norm that follows the last layer."""
     return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
-def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
-    """Hidden states [..., D] after the final norm to float32 logits [..., V]."""
-    tied = config.tie_embeddings and "lm_head" not in params  # in panels they have a head beside
+def logits(
+    params: Params, config: LlamaConfig, hidden: Float[Array, "*batch d_model"]
+) -> Float[Array, "*batch vocab"]:
+    """Returns the logits of hidden states after the final norm.
+
+    Args:
+      params: The policy.
+      config: Its shape.
+      hidden: [..., D].
+
+    Returns:
+      [..., V] float32.
+    """
+    # Parameters in panels have an `lm_head` next to tied embeddings.
+    tied = config.tie_embeddings and "lm_head" not in params
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     return project(params["embed" if tied else "lm_head"], flat, dtype=jnp.float32).reshape(
         *hidden.shape[:-1], -1
@@ -112,15 +134,20 @@ def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
 
 
 def stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Llama-3.1's frequencies: low ones divided by the factor, those between interpolated."""
+    """Returns rotary frequencies as Llama 3.1 scales them.
+
+    Low ones are divided by the factor, high ones are kept, those between are interpolated.
+    """
     turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
     width = scaling.high_freq_factor - scaling.low_freq_factor
     keep = jnp.clip((turns - scaling.low_freq_factor) / width, 0.0, 1.0)
     return frequencies * (keep + (1 - keep) / scaling.factor)
 
 
-def rope(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine [B, T, H / 2] float32 for positions [B, T]."""
+def rope(
+    positions: Int[Array, "batch length"], config: LlamaConfig
+) -> tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]:
+    """Returns the sines and cosines [B, T, H / 2] float32 of rotary embeddings."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:
@@ -130,7 +157,10 @@ def rope(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Arra
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates [B, T, N, H]; the first and second half of H form the pairs, in float32."""
+    """Returns x [B, T, N, H] rotated, computed in float32.
+
+    Coordinate i of the first half of H and coordinate i of the second half are a pair.
+    """
     sin, cos = (r[:, :, None] for r in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -180,7 +210,7 @@ def _take(x: jax.Array, positions: jax.Array | None) -> jax.Array:
 
 @jax.custom_vjp
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up. For its gradient it keeps these two, and nothing that lies between."""
+    """Returns silu(gate) * up; only these two are saved for the gradient."""
     return jax.nn.silu(gate) * up
 
 
@@ -198,6 +228,7 @@ _gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
 
 
 def mlp(weights: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Returns the output [B, T, D] of a layer's feed-forward network, its norm included."""
     x = rms_norm(x, weights["mlp_norm"], config.norm_eps)
     gate = project(weights["gate"], x)
     up = project(weights["up"], x)
@@ -234,14 +265,15 @@ def block(
 
 
 def unstacked(params: Params, *, consume: bool = False) -> Params:
-    """The parameters with `layers` as a tuple of each layer's, for code that does not scan.
+    """Returns the parameters with `layers` as a tuple with one entry for each layer.
 
-    Decoding unrolls its layers; with stacked weights every call would first copy them all.
-    Parameters that are unstacked already stay as they are.
+    Decoding unrolls its layers; with stacked weights every call would first copy all of them.
+    Parameters that are unstacked already are returned as they are.
 
     Args:
-      consume: Whether the memory of the stacked layers is given up, one parameter after another:
-        the model is then never in memory twice. Nobody else may hold them.
+      params: A policy or a trunk.
+      consume: Whether the stacked layers are deleted one parameter after another, so that the model
+        is never in memory twice. Nothing else may use them then.
     """
     if isinstance(params["layers"], tuple):
         return params

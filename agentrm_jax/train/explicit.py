@@ -1,8 +1,8 @@
 """The explicit reward model: regression to the values of states (paper section 3.3).
 
-All labelled step ends of a packed row, of paths or of whole trees, are trained in one pass. A
-causal model sees at each of them exactly the state, so this equals one sequence per state and costs
-a fraction of its tokens.
+All labelled step ends of a packed row, of paths or of whole trees, are trained in one pass. At each
+of them the input of a causal model is exactly the state, so the loss equals that of one sequence
+per state, for a fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -68,7 +68,13 @@ def make_loss(
 
 
 def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
-    """Weighted sums from which `describe` tells how values and targets agree; equal shapes."""
+    """Returns the weighted sums that `describe` turns into metrics.
+
+    Args:
+      weights: Weights of any shape.
+      values: Predicted values of the same shape.
+      targets: Labels of the same shape.
+    """
     return {
         "weight": jnp.sum(weights),
         "squared_error": jnp.sum(weights * jnp.square(values - targets)),
@@ -81,10 +87,14 @@ def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
 
 
 def describe(means: dict[str, float]) -> dict[str, float]:
-    """Weighted means over states as metrics.
+    """Returns the metrics of weighted means over states.
 
-    `squared_error` is that of the values, whatever the loss is; `correlation` is that of values and
-    targets, 0 where one of them hardly varies.
+    Args:
+      means: The sums of `moments` divided by the sum of the weights, and the mean `loss`.
+
+    Returns:
+      `loss`; `squared_error` of the values, whatever the loss is; the `correlation` of values and
+      targets, 0 if one of them hardly varies; the mean `value` and `target`.
     """
     value, target = means["value"], means["target"]
     spread = (means["value_squared"] - value**2) * (means["target_squared"] - target**2)

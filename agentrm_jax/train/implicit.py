@@ -1,7 +1,8 @@
 """The implicit reward model: a policy's log-ratio to a reference is the reward (paper section 3.3).
 
-The reward of a step is beta * log(pi(reply | state) / reference(reply | state)), and a trajectory's
-is the sum over its steps. Whole trajectories with their outcomes are enough; no tree is needed.
+The reward of a step is beta * log(pi(reply | state) / reference(reply | state)); the reward of a
+trajectory is the sum over its steps. It is trained on whole trajectories with their outcomes,
+without trees.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from agentrm_jax.train.step import Batch, LossFn, Sums, place
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImplicitConfig:
-    """What is minimised.
+    """The objective of the implicit reward model.
 
     Attributes:
-      loss: `mse`: squared difference of a trajectory's reward and its outcome (the paper's);
-        `cross_entropy`: of the outcome as a soft label, the reward being its logit; `dpo`: -log
-        sigmoid of the difference of two trajectories' rewards, the better one's first (Rafailov et
-        al. 2023, with whole trajectories).
-      beta: How much a log-ratio counts.
+      loss: `mse`: squared difference of a trajectory's reward and its outcome (the paper's loss);
+        `cross_entropy`: cross-entropy with the outcome as a soft label and the reward as its logit;
+        `dpo`: -log sigmoid of the reward of the better of two trajectories minus that of the other
+        (Rafailov et al. 2023, with whole trajectories).
+      beta: The factor of the log-ratios.
     """
 
     loss: Literal["mse", "cross_entropy", "dpo"] = "mse"
@@ -74,30 +75,30 @@ def make_loss(
         first = (batch["positions"] == 0) & (batch["segments"] > 0)
 
         def by_sequence(values: jax.Array) -> jax.Array:
-            """[B, T] to the sums over the sequences of each row, [B, T + 1]."""
+            """Returns the sums of values [B, T] over the sequences of each row, [B, T + 1]."""
             return jax.vmap(jax.ops.segment_sum, (0, 0, None))(
                 values, batch["segments"], values.shape[1] + 1
             )
 
         rewards = objective.beta * by_sequence(weights * (log_probs - targets))
         outcomes = by_sequence(first * targets)
-        there = by_sequence(first.astype(jnp.float32))
-        loss = jnp.sum(there * _LOSSES[objective.loss](rewards, outcomes))
+        is_sequence = by_sequence(first.astype(jnp.float32))
+        loss = jnp.sum(is_sequence * _LOSSES[objective.loss](rewards, outcomes))
         if objective.loss == "dpo":
-            right = jnp.sum(there * (rewards > 0))
-            return loss, {"weight": jnp.sum(there), "accuracy": right}
+            right = jnp.sum(is_sequence * (rewards > 0))
+            return loss, {"weight": jnp.sum(is_sequence), "accuracy": right}
         values = jax.nn.sigmoid(rewards) if objective.loss == "cross_entropy" else rewards
-        return loss, moments(there, values, outcomes)
+        return loss, moments(is_sequence, values, outcomes)
 
     return loss_fn
 
 
 def with_reference(rows: PackedRows, log_probs: np.ndarray) -> PackedRows:
-    """Rows whose reply tokens have the reference's log-probability as their target.
+    """Returns rows in which the target of each reply token is its log-probability.
 
     Args:
-      rows: Of `outcome_sequences` or `pair_sequences`; what else their targets say stays.
-      log_probs: [R, T] float32.
+      rows: Rows of `outcome_sequences` or `pair_sequences`; their other targets are kept.
+      log_probs: [R, T] float32, the log-probabilities under the reference.
     """
     targets = np.where(rows.weights != 0, log_probs, rows.targets)
     return dataclasses.replace(rows, targets=targets)

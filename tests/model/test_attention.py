@@ -201,7 +201,7 @@ def test_the_forward_pass_asks_the_backend():
     config = FAMILIES["mha"]
     params = jax.tree.map(jnp.asarray, params_of(config, tensors_of(config)))
     with pytest.raises(UserError, match=r"^model.head_dim must be a multiple of 64 .*\(got 8\)"):
-        llama.forward(params, config, TOKENS, TOKENS, TOKENS, attention="pallas")
+        llama.forward(params, config, TOKENS, TOKENS, TOKENS, options=PALLAS)
 
 
 def test_heads_that_cudnn_does_not_know():
