@@ -279,7 +279,7 @@ def _place(target: jax.ShapeDtypeStruct, make: Callable[[Bounds], np.ndarray]) -
 def _part(
     stored: dict[str, Stored], tensors: Sequence[Tensor], bounds: Bounds, dtype: Any
 ) -> np.ndarray:
-    """Returns a part of a parameter; the first axis of the bounds of stacked layers is the layer."""
+    """Returns a part of a parameter; stacked layers have their bounds first."""
     if tensors[0].layer is None:
         return tensors[0].from_stored(stored[tensors[0].name].values, bounds).astype(dtype)
     (start, stop), *rest = bounds
