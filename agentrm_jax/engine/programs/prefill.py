@@ -36,7 +36,7 @@ from agentrm_jax.engine.cache.pages import (
 from agentrm_jax.model import llama
 from agentrm_jax.model.attention import device_of, masked_attention
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 
 CHUNK = 8
 """Pages of prefix that attention reads at a time."""
@@ -145,8 +145,8 @@ def read_rows(params, config: LlamaConfig, pool: Pool, rows: ExtendRows):
     starts = jnp.repeat(rows.starts, R // G).reshape(B, -1)
     positions = jnp.take_along_axis(starts, at.rows, axis=1) + at.offsets
     rotation = llama.rope(positions, config)
-    if device_of(pool.backend.mesh).platform == "cpu":  # each layer would compute its sines anew
-        rotation = computed_once(rotation, rotation[1][0, 0, 0])
+    if device_of(pool.backend.mesh).platform == "cpu":  # each layer would recompute sines
+        rotation = materialize(rotation, rotation[1][0, 0, 0])
     new = []
     for l, layer in enumerate(params["layers"]):
         only = at.last if l == config.num_layers - 1 else None
