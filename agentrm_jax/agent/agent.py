@@ -15,8 +15,8 @@ from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.batch import Reply
-from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.request import Reply, Request
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import stopping_at
 
 
@@ -56,20 +56,20 @@ class Agent:
             stop_strings, tokenizer.stops, tokenizer.vocab_size, tokenizer.decode
         )
         self._seed = seed
-        self._decoders: dict[int, Decoder] = {}
+        self._decoders: dict[int, Scheduler] = {}
         if branches:
-            decoder = Decoder(engine, sampling, self.stopping, branches)
+            decoder = Scheduler(engine, sampling, self.stopping, branches)
             self._decoders = dict.fromkeys(branches, decoder)
-        self._tickets: dict[tuple[Decoder, int], tuple[int, int]] = {}
+        self._tickets: dict[tuple[Scheduler, int], tuple[int, int]] = {}
         self._asked = 0
         self.truncated_steps = 0  # left out or shortened to fit, added up over the turns
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
         """Returns the engine's request for a state, and how many of its steps did not fit."""
-        self.engine.share(self.renderer.instruction(trajectory.task))
-        pieces, dropped = self.renderer.decoded_pieces(trajectory)
+        segments, dropped = self.renderer.decoded_pieces(trajectory)
+        shared_prefix = self.renderer.instruction(trajectory.task) is not None
         key = random_key(self._seed, trajectory.task.task_id, purpose)
-        return Request(pieces=pieces, key=key), dropped
+        return Request(segments=segments, shared_prefix=shared_prefix, key=key), dropped
 
     def warm_up(self) -> None:
         """Compiles all that answering needs, where `branches` were given."""
@@ -82,7 +82,7 @@ class Agent:
             request, dropped = self.request(state, purpose)
             self.truncated_steps += dropped
             if n not in self._decoders:
-                self._decoders[n] = Decoder(self.engine, self.sampling, self.stopping, [n])
+                self._decoders[n] = Scheduler(self.engine, self.sampling, self.stopping, [n])
             decoder = self._decoders[n]
             self._asked += 1
             self._tickets[decoder, decoder.submit(request, n, rank)] = (self._asked, dropped)

@@ -8,8 +8,8 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Proposal
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import Beams, step_beams
 
 
@@ -29,11 +29,11 @@ class InStepAgent:
             )
         self.agent, self.scorer = agent, scorer
 
-    def _conversation(self, state: Trajectory) -> list[Piece]:
+    def _sequence(self, state: Trajectory) -> TokenSequence:
         """A state as the scorer reads it."""
         renderer = self.agent.renderer
-        self.scorer.share(renderer.instruction(state.task))
-        return renderer.pieces(state)[0]
+        shared_prefix = renderer.instruction(state.task) is not None
+        return TokenSequence(segments=renderer.pieces(state)[0], shared_prefix=shared_prefix)
 
     def propose_scored(
         self,
@@ -50,7 +50,7 @@ class InStepAgent:
             tasks.append(
                 Beams(
                     requests=[request for request, _ in rendered],
-                    conversations=[self._conversation(state) for state, _ in states],
+                    sequences=[self._sequence(state) for state, _ in states],
                     states=[numbers[id(state)] for state, _ in states],
                     finished=finished,
                 )

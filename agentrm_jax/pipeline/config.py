@@ -8,7 +8,7 @@ from typing import Literal
 
 from agentrm_jax.core.errors import FieldError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.harness import EvaluateConfig
 from agentrm_jax.model.lora import LoraConfig

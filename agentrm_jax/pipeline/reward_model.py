@@ -15,8 +15,9 @@ from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
-from agentrm_jax.engine.cache.prefix_cache import Piece
+from agentrm_jax.engine import front
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config
@@ -92,18 +93,22 @@ class RewardModel:
                 yield scored
 
     def _score(self, batch: Sequence[Trajectory]) -> Iterator[Scored]:
-        asked: list[tuple[Trajectory, list[list[Piece] | None], int]] = []
+        asked: list[tuple[Trajectory, list[TokenSequence | None], int]] = []
         for trajectory in batch:
-            self.scorer.engine.share(self.scorer.renderer.instruction(trajectory.task))
+            shared = self.scorer.renderer.instruction(trajectory.task) is not None
             ends, dropped = self.scorer.renderer.both_ends(trajectory)
-            parts = [pieces for end in ends for pieces in end]
+            parts = [
+                None if pieces is None else TokenSequence(segments=pieces, shared_prefix=shared)
+                for end in ends
+                for pieces in end
+            ]
             if _lacks_last_answer(trajectory):
                 parts[-1] = None
             asked.append((trajectory, parts, dropped))
-        wanted = [pieces for _, parts, _ in asked for pieces in parts if pieces is not None]
-        found = iter(self.scorer.engine.score(wanted))
+        wanted = [part for _, parts, _ in asked for part in parts if part is not None]
+        found = iter(front.score(self.scorer.engine, wanted))
         for trajectory, parts, dropped in asked:
-            scores = [None if pieces is None else next(found) for pieces in parts]
+            scores = [None if part is None else next(found) for part in parts]
             start = scores[1]
             assert start is not None  # only a step can be without
             yield Scored(

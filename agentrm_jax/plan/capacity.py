@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.scheduler import Decoder
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import lora, parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -247,14 +247,15 @@ def _engine(
         params, options = whole["trunk"], {"readout": Readout(head), "head": whole["value_head"]}
     resident[f"{name}'s parameters"] = _bytes_on_chip(params)
     sizes = config.engine
-    if not sizes.cache_tokens:  # as `engine.memory.free_tokens`
+    if not sizes.cache_tokens:  # as `engine.cache.memory.free_tokens`
         itemsize = jnp.dtype(config.dtype).itemsize
         token = work.kv_bytes(shape, 1, itemsize) / mesh.shape["tensor"]
         free = 0.75 * (topology.chip.hbm - sum(resident.values()))
         sizes = dataclasses.replace(sizes, cache_tokens=max(1, int(free / token)))
     engine = AbstractEngine(params, shape, sizes, mesh=mesh, **options)
-    tokens = engine.pool.num_pages * sizes.page_size
-    resident[f"{name}'s pages ({tokens:,} tokens)"] = _bytes_on_chip(engine.pool)
+    pool = engine.programs.model.pool
+    tokens = pool.num_pages * sizes.page_size
+    resident[f"{name}'s pages ({tokens:,} tokens)"] = _bytes_on_chip(pool)
     return engine
 
 
@@ -267,7 +268,7 @@ def _reading(
 ) -> Iterator[Program]:
     """A call as full as can be, behind half of the longest conversation."""
     sizes = engine.sizes
-    num_rows = math.prod(engine.read_at_once) / sizes.extend_tokens
+    num_rows = math.prod(engine.prefill.shape) / sizes.extend_tokens
 
     def needed(rows: float) -> Work:
         return work.reading(
@@ -292,10 +293,10 @@ def _decoding(
     compiling: Callable[[str], None],
 ) -> Iterator[Program]:
     """A token of every row, behind half of the longest conversation."""
-    decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
+    scheduler = Scheduler(engine, sampling, Stopping(tokens=(0,)), branches)
     name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
     compiling(name)
-    lowered, num_rows = lowered_decoding(decoder)
+    lowered, num_rows = lowered_decoding(scheduler)
     # Equally many rows of each lane.
     readers = len(branches) / sum(1 / n for n in branches)
 
@@ -318,7 +319,7 @@ def _on_each_chip(needed: Callable[[float], Work], rows: float, mesh: Mesh) -> W
 
 
 def _handed(engine: AbstractEngine) -> float:
-    return _bytes_on_chip((engine.params, engine.pool))
+    return _bytes_on_chip((engine.programs.model.params, engine.programs.model.pool))
 
 
 def _bytes_on_chip(tree: Any) -> float:
