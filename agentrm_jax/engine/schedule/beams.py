@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from agentrm_jax.engine.attention import tiles
+from agentrm_jax.engine.cache.pages import Context
 from agentrm_jax.engine.cache.prefix_cache import Node
 from agentrm_jax.engine.cache.tables import TableRows
 from agentrm_jax.engine.engine import Engine
@@ -167,7 +168,7 @@ class _Step:
         context = scorer.programs.put(context)
         return group, BeamRows(rows, context, states, finished, stop), plan
 
-    def _plan(self, contexts: Sequence, sampling: Sampling) -> DecodePlan:
+    def _plan(self, contexts: Sequence[Context], sampling: Sampling) -> DecodePlan:
         size, tile = self.engine.sizes.page_size, self.engine.tables.tile
         return DecodePlan(
             branches=(self.n,),
@@ -254,14 +255,11 @@ def select_states(
             scorer, leaves[first:end], finished[first:end], n, beam_width
         )
         choice = call_selection(scorer, candidates, groups)
+        selected = choice.selected[: end - first].tolist()
+        scores = choice.selected_scores[: end - first].tolist()
         choices += [
-            [(k, score) for k, score in zip(numbers, scores, strict=True) if score != -np.inf]
-            for numbers, scores, _ in zip(
-                choice.selected.tolist(),
-                choice.selected_scores.tolist(),
-                range(first, end),
-                strict=False,
-            )
+            [(k, value) for k, value in zip(*task, strict=True) if value != -np.inf]
+            for task in zip(selected, scores, strict=True)
         ]
     return choices
 
