@@ -131,7 +131,7 @@ def test_selecting_new_states_equals_scoring_and_sorting(engines):
 
 def test_selection_makes_no_trip_to_the_host(engines):
     _, scorer = engines
-    fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.head)
+    fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.programs.model.head)
     leaves = [list(map(fresh.cache.find, states)) for states, _ in STATES]
     finished = [scores for _, scores in STATES]
     candidates, groups = prepare_selection(fresh, leaves, finished, N, WIDTH)
