@@ -30,7 +30,7 @@ from agentrm_jax.core.protocols import EnvironmentFamily, EnvironmentPool
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.envs.measuring import check
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import environment_names, load_family
 from benchmarks import measuring, originals, waiting
 from benchmarks.search import trained_policy
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     n = given.tasks or (2 if given.tiny else 10)
     found: dict[str, Any] = {}
     ratios: dict[str, float] = {}
-    pool = make_pool(2)
+    pool = EnvPool(workers=2)
     try:
         for name in names:
             row = measure(load_family(name), pool, n, given.rounds)

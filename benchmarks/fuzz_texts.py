@@ -47,7 +47,7 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs import episodes as pool_episodes
 from agentrm_jax.envs import pool as pool_module
 from agentrm_jax.envs import registry
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.evaluate.report import console_table, write_report
 from agentrm_jax.evaluate.results import Episode, comparisons, result_rows
 from agentrm_jax.model import parameters
@@ -132,7 +132,7 @@ class Fuzzer:
 
     def play(self, number: int) -> None:
         """Actions of every kind in the pool, as `envs play` sends them."""
-        pool, rng = make_pool(0), random.Random(self.seed + number)
+        pool, rng = EnvPool(workers=0), random.Random(self.seed + number)
         for answer in pool.reset(tasks_of(number)[:8]):
             if isinstance(answer, EnvironmentFailure):
                 self._check(answer.reason)
@@ -178,7 +178,7 @@ class Fuzzer:
 
     def _explore(self, folder: pathlib.Path, number: int) -> None:
         stored = TreeStore.read(folder)
-        store, pool = TreeStore(folder), make_pool(0)
+        store, pool = TreeStore(folder), EnvPool(workers=0)
         policy = Speaker(self.counts, self.huge / 5)
         Explorer(policy, pool, store, SEARCH).run(tasks_of(number), stored)
         store.close()
@@ -187,7 +187,7 @@ class Fuzzer:
     def rendered(self, trees: Sequence[TreeRecord]) -> None:
         """Compares the control tokens of trajectories with those of harmless trajectories."""
         for tree in trees:
-            for trajectory in tree.finished_trajectories():
+            for trajectory in filter(lambda state: state.done, tree.states()):
                 if any(len(text) > 10_000 for text in texts_of(trajectory)):
                     continue
                 self.counts.states_rendered += len(trajectory.steps)
@@ -205,7 +205,7 @@ class Fuzzer:
     def scored(self, trees: Sequence[TreeRecord], number: int) -> None:
         """Some states of each batch by a reward model."""
         rng = random.Random(number)
-        states = [t for tree in trees for t in tree.finished_trajectories()]
+        states = [state for tree in trees for state in tree.states() if state.done]
         for state in rng.sample(states, min(8, len(states))):
             try:
                 [[score]] = self._scorer.score([[state]])

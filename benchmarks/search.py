@@ -42,7 +42,7 @@ from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.pipeline.models import Model, load_policy
@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         )
         meshes = meshes_of(model)
         for name in given.environments:
-            pool = make_pool(sizes.workers)
+            pool = EnvPool(workers=sizes.workers)
             try:
                 bench = Bench(model, pool, tasks_of(name, sizes), sizes, meshes)
                 found[name] = measure(bench, rounds=given.rounds)

@@ -233,7 +233,7 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
     measuring.table(f"{case.states} states, {len(sequence.tokens)} tokens", timed)
     own = timed["ours"].median.cpu
     limits = probes.ceilings(timed, threads)
-    work = training_flops(config, 1, len(sequence.tokens), logits=False, only=case.states)
+    work = training_flops(config, 1, len(sequence.tokens), logits=False, outputs=case.states)
     return {
         **{
             f"ratio_{name.replace(' ', '_')}": timed[name].median.cpu / own

@@ -22,7 +22,7 @@ from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.search.explore import Explorer, SearchConfig
@@ -109,7 +109,7 @@ def share(name: str, model: Model, engine: EngineConfig, sizes: Sizes) -> dict[s
         dataclasses.replace(task, max_steps=min(task.max_steps, sizes.max_steps))
         for task in family.tasks("train", kinds=family.kinds(), n=sizes.tasks)
     ]
-    pool = TimedPool(make_pool(sizes.workers, step_seconds=300.0))
+    pool = TimedPool(EnvPool(workers=sizes.workers, step_seconds=300.0))
     found: dict[str, Any] = {}
     try:
         begun = pool.reset(tasks)  # what is loaded once

@@ -47,8 +47,9 @@ class Agent:
         limit = engine.sizes.context - sampling.max_tokens
         if limit < 1:
             raise UserError(
-                f"engine.context: {engine.sizes.context} tokens leave no room beside "
-                f"max_tokens = {sampling.max_tokens}"
+                f"must be above the most tokens of a reply, {sampling.max_tokens}",
+                field="engine.context",
+                value=engine.sizes.context,
             )
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.renderer = Renderer(tokenizer, prompt_of, limit)

@@ -24,8 +24,10 @@ class InStepAgent:
     def __init__(self, agent: Agent, scorer: Engine) -> None:
         if scorer.config.vocab_size != agent.engine.config.vocab_size:
             raise UserError(
-                "beam.score_at: scoring at the action needs a reward model with the policy's "
-                f"vocabulary ({agent.engine.config.vocab_size}, not {scorer.config.vocab_size})"
+                "must be observation because the vocabulary of the reward model "
+                f"({scorer.config.vocab_size}) is not that of the policy "
+                f"({agent.engine.config.vocab_size})",
+                field="score_at",
             )
         self.agent, self.scorer = agent, scorer
 

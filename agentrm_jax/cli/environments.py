@@ -1,4 +1,4 @@
-"""`agentrm envs`: which environments there are, whether they work, and a way to play them."""
+"""`agentrm envs`: lists the environments, checks whether they work, and plays one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from agentrm_jax.agent.reply import parse_action
+from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
@@ -35,43 +36,14 @@ from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
 _MOST = 100_000  # tasks
-_MOST_TRIED = 3  # tasks on which promises are tried
+_MOST_TRIED = 3  # tasks on which the contract is tried
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs `agentrm envs ...`; returns the exit status."""
-    given = _parser().parse_args(arguments)
-    commands: Mapping[str, Callable[[argparse.Namespace], int]] = {
-        "list": _list,
-        "check": _check,
-        "play": _play,
-    }
-    return commands[given.command](given)
+def list_add_arguments(parser: Parser) -> None:
+    """`envs list` has no arguments."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="agentrm envs", description="The environments that are registered."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|check|play")
-    commands.add_parser("list", help="what is installed, and how many tasks each has")
-    tests = commands.add_parser(
-        "check", help="plays each one's expert, tries its contract; times resets, steps and forks"
-    )
-    tests.add_argument("names", metavar="NAME", nargs="*", help="or module:Class (default: all)")
-    tests.add_argument("--n", type=int, default=10, help="tasks of each (default 10)")
-    tests.add_argument("--split", default="train", choices=_SPLITS)
-    tests.add_argument("--json", action="store_true", help="one list of rows on stdout")
-    play = commands.add_parser("play", help="you act; scores and steps are shown")
-    play.add_argument("name", metavar="NAME")
-    play.add_argument("--task", type=int, default=0, help="number in the list (default 0)")
-    play.add_argument("--split", default="test", choices=_SPLITS)
-    play.add_argument("--kinds", default="", help="levels or domains, separated by commas")
-    play.add_argument("--seed", type=int, default=0, help="which tasks are drawn")
-    return parser
-
-
-def _list(given: argparse.Namespace) -> int:
+def list_run(given: argparse.Namespace) -> int:
     table = Table("name", "ready", "kinds", *_SPLITS, "return")
     lacking: dict[str, str] = {}
     for name in environment_names():
@@ -90,52 +62,65 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _row(family: EnvironmentFamily) -> list[str]:
-    """What an environment lacks or "", its kinds, the sizes of its splits and its metric."""
+    """What an environment lacks (or ""), the number of its kinds, its split sizes, its metric."""
     counts: Mapping[Split, int | None] = {}
     missing, kinds = missing_of(family), kinds_of(family)
     with blaming(f"environment {family.name!r}: counts"):
         with contextlib.suppress(UserError):
             counts = family.counts()
-        sizes = ["endless" if (c := counts.get(s, 0)) is None else f"{c:,}" for s in _SPLITS]
+        sizes = [_size(counts.get(split, 0)) for split in _SPLITS]
     return [missing, str(len(kinds)), *sizes, str(family.metric)]
 
 
-def _check(given: argparse.Namespace) -> int:
-    _require("--n", given.n, 1, _MOST)
+def _size(count: int | None) -> str:
+    return "endless" if count is None else f"{count:,}"
+
+
+def check_add_arguments(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="or module:Class (default: all)")
+    parser.add_argument(
+        "--n", type=whole_number(1, _MOST), default=10, help="tasks of each (default: 10)"
+    )
+    parser.add_argument("--split", **choice(*_SPLITS), default="train")
+    parser.add_argument("--json", action="store_true", help="print one list of rows")
+
+
+def check_run(given: argparse.Namespace) -> int:
     families = [_family(name) for name in given.names or environment_names()]
     rows: list[Check] = []
-    found: dict[str, list[Finding]] = {}
-    # Whatever libraries print must not come between the rows.
+    tried: dict[str, list[Finding]] = {}
+    # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
         for family in families:
             with progress(printable(family.name), given.n) as bar:
                 row = check(family, given.n, given.split, bar.advance)
-            tried = [] if row.expert is None else list(_tried(family, given))
-            found[family.name] = tried
-            broken = next((f"{f.name}: {f.broken}" for f in tried if f.broken), "")
+            tried[family.name] = [] if row.expert is None else list(_findings(family, given))
+            broken = [f"{f.name}: {f.broken}" for f in tried[family.name] if f.broken]
             if row.ok and broken:
-                row = dataclasses.replace(row, ok=False, reason=broken)
+                row = dataclasses.replace(row, ok=False, reason=broken[0])
             rows.append(row)
     if given.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         Console().print(_table(rows))
         for row in rows:
-            _show(row, found[row.name])
+            _print_findings(row, tried[row.name])
     return 0 if all(row.ok for row in rows) else 1
 
 
-def _tried(family: EnvironmentFamily, given: argparse.Namespace) -> Iterator[Finding]:
+def _findings(family: EnvironmentFamily, given: argparse.Namespace) -> Iterator[Finding]:
     return findings(family, parse_action, min(given.n, _MOST_TRIED), given.split)
 
 
-def _show(row: Check, tried: Sequence[Finding]) -> None:
-    """One line for each promise, or the reason why none could be tried."""
-    if row.reason and not any(f.broken for f in tried):
+def _print_findings(row: Check, tried: Sequence[Finding]) -> None:
+    """Prints a line for each rule of the contract, or why no rule could be tried."""
+    if row.reason and not any(finding.broken for finding in tried):
         _say(f"{row.name}: {row.reason}")
     for finding in tried:
-        said = finding.broken and f"BROKEN: {finding.broken}"
-        _say(f"{row.name}: {finding.name}: {said or finding.skipped or 'ok'}")
+        result = finding.skipped or "ok"
+        if finding.broken:
+            result = f"BROKEN: {finding.broken}"
+        _say(f"{row.name}: {finding.name}: {result}")
 
 
 def _table(rows: Sequence[Check]) -> Table:
@@ -150,24 +135,40 @@ def _table(rows: Sequence[Check]) -> Table:
     return table
 
 
-def _play(given: argparse.Namespace) -> int:
+def play_add_arguments(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="or module:Class")
+    parser.add_argument(
+        "--task",
+        metavar="N",
+        type=whole_number(0, _MOST),
+        default=0,
+        help="number in the list (default: 0)",
+    )
+    parser.add_argument("--split", **choice(*_SPLITS), default="test")
+    parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
+    )
+
+
+def play_run(given: argparse.Namespace) -> int:
     family = _family(given.name)
     if reason := missing_of(family):
         raise UserError(reason)
-    task = _chosen(family, given)
+    task = _chosen_task(family, given)
     with blaming(f"environment {family.name!r}, task {task.task_id!r}"):
         _say(admit_prompt(family.prompt()).instruction + "\n")
         episode, text = reset(family.create(), task)
-        _say(f"[{task.task_id}: {task.max_steps} steps at most; an empty line ends it]\n")
+        _say(f"[{task.task_id}: at most {task.max_steps} steps; an empty line ends the episode]\n")
         _say(text)
-        _act(episode)
+        _play_episode(episode)
     _say(f"{family.metric}: {episode.total:.2f}")
     return 0
 
 
-def _act(episode: Episode) -> None:
+def _play_episode(episode: Episode) -> None:
     while not episode.done:
-        action = _asked(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
+        action = _read_line(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
         if not action:
             return
         transition = episode.step(action.removeprefix("Action:").strip())
@@ -176,8 +177,8 @@ def _act(episode: Episode) -> None:
             _say("solved" if transition.success else "over")
 
 
-def _asked(question: str) -> str:
-    """A line of the standard input; empty at its end, or if there is none."""
+def _read_line(question: str) -> str:
+    """A line of the standard input; empty at its end, or if it is closed."""
     if sys.stdin is None:
         return ""
     try:
@@ -188,9 +189,7 @@ def _asked(question: str) -> str:
         return ""
 
 
-def _chosen(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
-    _require("--task", given.task, 0, _MOST)
-    _require("--seed", given.seed, 0, 2**63 - 1)
+def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     kinds = given.kinds.split(",") if given.kinds else None
     tasks = listed_tasks(family, given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
     if len(tasks) <= given.task:
@@ -199,20 +198,12 @@ def _chosen(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
 
 
 def _family(name: str) -> EnvironmentFamily:
-    """A registered environment, or the class `module:Class` of the working folder."""
+    """A registered environment, or the class `module:Class`, also from the working folder."""
     if ":" not in name:
         return load_family(name)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return family_at(name)
-
-
-def _require(option: str, value: int, least: int, most: int) -> None:
-    if value < least:
-        what = "not be negative" if least == 0 else f"be at least {least}"
-        raise UserError(f"{option}: must {what} (got {value})")
-    if value > most:
-        raise UserError(f"{option}: must be at most {most} (got {value})")
 
 
 def _cell(text: str) -> Text:
@@ -224,7 +215,7 @@ def _say(text: str) -> None:
 
 
 def _visible(text: str, keep: str = "") -> str:
-    """The text without control characters, in what the standard output can show."""
+    """The text with control characters, and what the standard output lacks, as escapes."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     shown = printable(admit_text(text), keep=keep)
     return shown.encode(encoding, "backslashreplace").decode(encoding)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 
 LARGEST_INTEGER = 2**31 - 1
@@ -35,7 +35,7 @@ def check_fields(config: Any, **intervals: str) -> None:
         number that a device can hold.
 
     Raises:
-      FieldError: Names the first such field and what it must be.
+      UserError: Names the first such field and what it must be.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -52,55 +52,43 @@ def check_choice(field: str, value: Any, choices: Iterable[str]) -> None:
     """Refuses a value that is none of the choices.
 
     Raises:
-      FieldError: Lists the choices.
+      UserError: Lists the choices.
     """
     choices = tuple(choices)
     if value not in choices:
-        raise FieldError(field, f"must be one of {', '.join(choices)} (got {shown(value)})")
-
-
-def shown(value: Any) -> str:
-    """Returns a value as an error message shows it: short, printable."""
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python converts
-        return f"a very large {type(value).__name__}"
-    text = printable(text)
-    if len(text) > 40:
-        text = f"{text[:40]}..."
-    return f"'{text}'" if isinstance(value, str) else text
+        raise UserError(field=field, value=value, expected=f"one of {', '.join(choices)}")
 
 
 def _check_number(field: str, value: int | float, interval: str | None) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise FieldError(field, f"must be a finite number (got {value})")
+        raise UserError(field=field, value=value, expected="a finite number")
     if interval is not None:
         _check_interval(field, value, interval)
     if isinstance(value, float):
         if value and not SMALLEST_NUMBER <= abs(value) <= LARGEST_NUMBER:
             limits = f"between {SMALLEST_NUMBER} and {LARGEST_NUMBER}"
-            raise FieldError(field, f"must be 0 or {limits} in size (got {value})")
+            raise UserError(field=field, value=value, expected=f"0 or {limits} in size")
     elif abs(value) > LARGEST_INTEGER and (interval is None or "inf" in interval):
-        raise FieldError(field, f"must be at most {LARGEST_INTEGER} (got {shown(value)})")
+        raise UserError(field=field, value=value, expected=f"at most {LARGEST_INTEGER}")
 
 
 def _check_interval(field: str, value: int | float, interval: str) -> None:
     match = _INTERVAL.fullmatch(interval)
     assert match is not None, interval
     low, high = float(match[2]), float(match[3])
-    reason = None
+    expected = None
     if value < low or (match[1] == "(" and value == low):
-        reason = f"{'above' if match[1] == '(' else 'at least'} {match[2]}"
+        expected = f"{'above' if match[1] == '(' else 'at least'} {match[2]}"
     elif value > high or (match[4] == ")" and value == high):
-        reason = f"{'below' if match[4] == ')' else 'at most'} {match[3]}"
-    if reason is not None:
-        raise FieldError(field, f"must be {reason} (got {shown(value)})")
+        expected = f"{'below' if match[4] == ')' else 'at most'} {match[3]}"
+    if expected is not None:
+        raise UserError(field=field, value=value, expected=expected)
 
 
 def _check_text(field: str, text: str, *, may_be_empty: bool) -> None:
     if not text and not may_be_empty:
-        raise FieldError(field, "must not be empty")
+        raise UserError("must not be empty", field=field)
     if printable(text) != text:
-        raise FieldError(field, f"must not hold control characters (got {shown(text)})")
+        raise UserError("must not hold control characters", field=field, value=text)
     if len(text) > MAX_TEXT:
-        raise FieldError(field, f"must have at most {MAX_TEXT} characters (got {len(text):,})")
+        raise UserError(f"must have at most {MAX_TEXT} characters", field=field, value=len(text))

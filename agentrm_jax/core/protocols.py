@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from agentrm_jax.core.records import Split, Task, Trajectory, Transition
+from agentrm_jax.core.records import Prompt, Split, Task, Trajectory, Transition
 
 
 class Environment(Protocol):
@@ -27,19 +27,6 @@ class Environment(Protocol):
     def fork(self) -> Environment:
         """An independent environment in the same state."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
-    """What an agent is told before the task: written once for each environment.
-
-    Attributes:
-      instruction: What the environment is, the actions, the reply format.
-      example: Worked turns, alternately the environment's text and the agent's reply.
-    """
-
-    instruction: str
-    example: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,32 +21,55 @@ class Task:
       task_id: Unique and stable over runs, for example `babyai/OpenDoor/1000017`. Random keys are
         folded from it.
       kind: Level or domain within the environment; results are also shown for each kind.
-      split: Which list the task belongs to.
+      split: The list that the task belongs to.
       held_out: Whether its kind is never trained on. Set by the run's config, not by the
         environment.
       problem: Canonical form of the problem (see `canonical_form`): two tasks with equal `problem`
-        are the same problem, whatever seed made them. Splits are disjoint in it.
+        are the same problem, whatever seed made them. Splits are disjoint in it. Without one
+        the task is a problem of its own, named after `environment` and `task_id`.
       max_steps: The episode ends, unfinished, after this many steps.
       spec: What `Environment.reset` needs, as plain JSON values.
     """
 
     environment: str
     task_id: str
-    kind: str
-    split: Split
-    problem: str
+    kind: str = "default"
+    split: Split = "train"
+    problem: str = ""
     max_steps: int
-    spec: Mapping[str, Any]
+    spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     held_out: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.problem:
+            named = canonical_form([self.environment, self.task_id])
+            object.__setattr__(self, "problem", named)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """The instruction that an agent reads before a task: one for each environment.
+
+    Attributes:
+      instruction: The environment, its actions and the reply format, for a reader who knows none.
+      example: Worked turns, alternately the environment's text and the agent's reply.
+    """
+
+    instruction: str
+    example: tuple[str, ...] = ()
+
+
+ACKNOWLEDGEMENT = "OK."
+"""The agent's reply to an instruction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """What an environment answers to one action.
+    """The environment's answer to one action.
 
     Attributes:
       observation: The text that the agent reads next.
-      reward: What the environment pays for this step. The sum over an episode, its return, lies
+      reward: The reward of this step. The sum over an episode, its return, lies
         in [0, 1] after every step and is the task's outcome.
       done: Whether the episode is over (also when `max_steps` is reached).
       success: Whether the task is fully solved.
@@ -96,14 +119,40 @@ class Trajectory:
 
     @property
     def done(self) -> bool:
+        """Whether the last step ended the episode."""
         return bool(self.steps) and self.steps[-1].transition.done
 
     @property
     def success(self) -> bool:
+        """Whether the last step solved the task."""
         return bool(self.steps) and self.steps[-1].transition.success
 
     def extended(self, step: Step) -> Trajectory:
+        """Returns the trajectory with one more step.
+
+        Args:
+          step: The step that follows the last one.
+
+        Returns:
+          A new trajectory; this one stays as it is.
+        """
         return dataclasses.replace(self, steps=(*self.steps, step))
+
+    def messages(self, prompt: Prompt | None = None) -> list[dict[str, str]]:
+        """Returns the conversation in the form of chat servers, ending with the last observation.
+
+        Args:
+          prompt: Instruction and worked example that come first; None leaves them out.
+
+        Returns:
+          A list of {"role": "user" or "assistant", "content": text} in which the roles alternate.
+        """
+        texts = [] if prompt is None else [prompt.instruction, ACKNOWLEDGEMENT, *prompt.example]
+        texts.append(self.first_observation)
+        for step in self.steps:
+            texts += [step.reply, step.transition.observation]
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def to_json(record: Task | Transition | Step | Trajectory) -> dict[str, Any]:

@@ -7,6 +7,7 @@ text passes `admit_text` once; everything that is printed or put on a page passe
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 MAX_CHARACTERS = 1_000_000
 """Longest text that is admitted: about 250,000 tokens, more than any context here."""
@@ -56,6 +57,18 @@ def printable(text: str, keep: str = "") -> str:
         else character
         for character in text
     )
+
+
+def shown(value: Any) -> str:
+    """Returns a value as an error message shows it: short, printable."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python converts
+        return f"a very large {type(value).__name__}"
+    text = printable(text)
+    if len(text) > 40:
+        text = f"{text[:40]}..."
+    return f"'{text}'" if isinstance(value, str) else text
 
 
 def message_of(error: BaseException) -> str:

@@ -22,8 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from agentrm_jax.core.protocols import Prompt
-from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.records import ACKNOWLEDGEMENT, Prompt, Trajectory
 from agentrm_jax.data.fitting import first_steps, fit_first_observation, fit_step
 
 Frame = tuple[int | str, ...]
@@ -185,7 +184,7 @@ def _instruction_parts(
     """What stands before the first observation, and the text of it that touches it."""
     parts = list(chat.begin)
     if prompt is not None:
-        turns = (prompt.instruction, "OK.", *prompt.example)
+        turns = (prompt.instruction, ACKNOWLEDGEMENT, *prompt.example)
         for i, text in enumerate(turns):
             parts += _reply_turn(chat, text) if i % 2 else _user_turn(chat, text)
         if len(turns) % 2 and chat.between_users:

@@ -329,6 +329,7 @@ def _check_opening(rendered: Rendered, length: int, task: Task) -> None:
     opening = rendered.state_ends[0] + 1
     if opening > length:
         raise UserError(
-            f"fit.length: the opening of task {task.task_id} takes {opening} tokens, rows have "
-            f"{length}"
+            f"must be at least {opening} for the opening of task {task.task_id}",
+            field="length",
+            value=length,
         )

@@ -22,9 +22,13 @@ FILE = "trees.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class NodeRecord:
-    """A node: its number in the tree (the root is 0), its parent's, and the step between them.
+    """A node of a search tree.
 
-    `multiplicity` says how many of the sampled turns had this action when it was attached.
+    Attributes:
+      node: Its number in the tree; the root is 0, and children have larger numbers than parents.
+      parent: The number of its parent.
+      step: The step from the parent's state to its own.
+      multiplicity: How many of the sampled turns had this action when the node was attached.
     """
 
     node: int
@@ -39,11 +43,11 @@ class FailureRecord:
 
     Attributes:
       node: The node whose child it would have been; for `replay` the node that was not reached.
-      action: Its action.
+      action: The candidate's action.
       multiplicity: How many of the sampled turns had this action.
-      purpose: `expand`; `expand again`, if turns were sampled once more because all had failed;
+      purpose: `expand`, `expand again` (turns were sampled once more because all had failed),
         `rollout` or `replay`.
-      reason: One line.
+      reason: The failure in one line.
     """
 
     node: int
@@ -55,13 +59,17 @@ class FailureRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class IterationRecord:
-    """One iteration: the nodes that it attached, the path that it backed up, and the return.
+    """One iteration of a search.
 
     Attributes:
-      path: From the root to a terminal node, both included.
+      task_id: The task of the tree.
+      iteration: Number of the iteration in the tree, from 0.
+      nodes: The nodes that it attached.
+      path: The nodes that it backed up, from the root to a terminal node, both included.
+      outcome: The return of the path, in [0, 1].
       failures: Candidates that failed since the iteration before.
-      closed: Nodes that selection does not enter from here on, for nothing is left below them.
-      expanded: If there are failures, the nodes that were expanded; else those follow from `path`.
+      closed: Nodes that selection does not enter any more, because no candidate below them is left.
+      expanded: If there are failures, the nodes that were expanded; else they follow from `path`.
     """
 
     task_id: str
@@ -76,10 +84,14 @@ class IterationRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TreeRecord:
-    """A stored tree.
+    """A search tree as its iterations left it.
 
     Attributes:
-      error: Why the search of it ended early, if it did.
+      task: The task that was searched.
+      first_observation: The environment's first observation.
+      iterations: The finished iterations, in order.
+      finished: Whether the search of the tree has ended.
+      error: Why the search ended early, if it did.
       last_failures: Candidates that failed after the last iteration.
     """
 
@@ -92,60 +104,59 @@ class TreeRecord:
 
     @property
     def failures(self) -> list[FailureRecord]:
-        """All candidates that failed."""
-        found = [failure for iteration in self.iterations for failure in iteration.failures]
-        return [*found, *self.last_failures]
+        """All candidates that failed, in order."""
+        failures = [failure for iteration in self.iterations for failure in iteration.failures]
+        return [*failures, *self.last_failures]
 
     @property
     def num_nodes(self) -> int:
+        """The number of nodes, the root included."""
         return 1 + sum(len(iteration.nodes) for iteration in self.iterations)
 
     @property
     def nodes(self) -> dict[int, NodeRecord]:
-        """By number; the root is none of them."""
+        """All nodes but the root, by number."""
         return {node.node: node for iteration in self.iterations for node in iteration.nodes}
 
     def states(self) -> list[Trajectory]:
-        """By node number: the steps from the root to it."""
+        """Returns the state of each node, the steps from the root to it, by node number."""
         states = [Trajectory(task=self.task, first_observation=self.first_observation)]
         for _, node in sorted(self.nodes.items()):  # parents come before their children
             states.append(states[node.parent].extended(node.step))
         return states
 
     def backed_up(self) -> tuple[np.ndarray, np.ndarray]:
-        """By node number: visit counts [M] int64 and sums of returns [M] float64."""
-        visits, sums = np.zeros(self.num_nodes, np.int64), np.zeros(self.num_nodes)
-        for iteration in self.iterations:
-            path = list(iteration.path)
-            visits[path] += 1
-            sums[path] += iteration.outcome
-        return visits, sums
+        """Returns visit counts [M] int64 and sums of returns [M] float64, by node number."""
+        return back_up(self.iterations, self.num_nodes)
 
-    def finished_trajectories(self) -> list[Trajectory]:
-        """The trajectories that came to their end, by the number of their last node."""
-        nodes = {node.node: node for iteration in self.iterations for node in iteration.nodes}
-        found = []
-        for number in sorted(nodes):
-            if nodes[number].step.transition.done:
-                steps = []
-                while number != 0:
-                    steps.append(nodes[number].step)
-                    number = nodes[number].parent
-                found.append(
-                    Trajectory(
-                        task=self.task,
-                        first_observation=self.first_observation,
-                        steps=tuple(reversed(steps)),
-                    )
-                )
-        return found
+
+def back_up(
+    iterations: Sequence[IterationRecord], num_nodes: int, dtype: type[np.floating] = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how often each node was visited, and the sum of the returns backed up through it.
+
+    Args:
+      iterations: A tree's iterations, in order.
+      num_nodes: M, the length of the arrays; may be more than the tree has.
+      dtype: The type in which returns are added up, in the order of the iterations. With float32
+        the sums equal those of the search's device arrays to the bit.
+
+    Returns:
+      Visit counts [M] int64 and sums of returns [M] of `dtype`.
+    """
+    visits, sums = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, dtype)
+    for iteration in iterations:
+        path = list(iteration.path)
+        visits[path] += 1
+        sums[path] += dtype(iteration.outcome)
+    return visits, sums
 
 
 class TreeStore:
-    """Trees open for appending.
+    """A file of trees to which iterations are appended.
 
-    What was appended survives the process; a finished tree survives the machine too. Of several
-    processes each has a part of the file (`runtime.processes.gather`).
+    An appended record survives a killed process; a finished tree survives a power failure too. If
+    there are several processes, each writes a file of its own (`runtime.processes.gather`).
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -176,17 +187,17 @@ class TreeStore:
     def read(
         directory: pathlib.Path, name: str = FILE, *, finished: bool = False
     ) -> dict[str, TreeRecord]:
-        """All trees by task id, in the order in which they were begun.
+        """Returns all trees by task id, in the order in which they were begun.
 
         Args:
           directory: The folder of the file.
-          name: The file.
-          finished: Whether its writer has ended. A torn last line, an absent file or a tree without
-            an end is damage then.
+          name: The file's name.
+          finished: Whether exploration has ended. If so, a torn last line, an absent file or a tree
+            without an end is an error.
 
         Raises:
-          UserError: A corrupt record, or one that does not follow from those before it; names file
-            and line.
+          UserError: A record is corrupt or does not follow from those before it; the message names
+            file and line.
         """
         path = directory / name
         growing: dict[str, _Reading] = {}
@@ -198,18 +209,18 @@ class TreeStore:
                     f"{path}, line {number}: not a tree record ({error}); restore the file, or "
                     "delete it to make it again"
                 ) from None
-        found = {task_id: reading.record() for task_id, reading in growing.items()}
-        if finished and not all(tree.finished for tree in found.values()):
-            unfinished = next(t for t in found if not found[t].finished)
+        trees = {task_id: reading.record() for task_id, reading in growing.items()}
+        unfinished = next((task_id for task_id in trees if not trees[task_id].finished), None)
+        if finished and unfinished is not None:
             raise UserError(
                 f"{path}: the tree of task {printable(unfinished)} has no end, yet exploration had "
                 "ended; restore the file, or delete its folder to make it again"
             )
-        return found
+        return trees
 
 
 _RARE = ("failures", "closed", "expanded")
-"""Keys that are written only if there is something to say."""
+"""Keys that are written only if they are not empty."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +238,16 @@ class _Finish:
 
 @dataclasses.dataclass(slots=True)
 class _Reading:
-    """A tree while its records are read; by node number its parent, its return, whether it ends."""
+    """A tree whose records are being read.
+
+    Attributes:
+      begin: The record that begins it.
+      iterations: The iterations read so far.
+      parents: Each node's parent, by node number.
+      returns: The return up to each node.
+      done: Whether the episode is over at each node.
+      finish: The record that ends it, if it was read.
+    """
 
     begin: _Begin
     iterations: list[IterationRecord] = dataclasses.field(default_factory=list)
@@ -250,7 +270,7 @@ class _Reading:
         """Adds an iteration.
 
         Raises:
-          ValueError: It does not follow from what was read before.
+          ValueError: The iteration does not follow from the records before it.
         """
         if iteration.iteration != len(self.iterations):
             raise ValueError(
@@ -302,10 +322,10 @@ class _Reading:
 
 
 def _read_record(growing: dict[str, _Reading], record: Any) -> None:
-    """Adds a record to the tree that it belongs to.
+    """Adds a record to its tree.
 
     Raises:
-      ValueError: It is none, or does not follow from those before it.
+      ValueError: It is not a record of a tree, or does not follow from those before it.
     """
     fields = dict(record) if isinstance(record, dict) else {}
     kind = fields.pop("kind", None)
@@ -317,13 +337,13 @@ def _read_record(growing: dict[str, _Reading], record: Any) -> None:
         return
     if kind not in ("iteration", "finish"):
         raise ValueError("kind: must be begin, iteration or finish")
-    found = from_json(IterationRecord if kind == "iteration" else _Finish, fields)
-    reading = growing.get(found.task_id)
+    content = from_json(IterationRecord if kind == "iteration" else _Finish, fields)
+    reading = growing.get(content.task_id)
     if reading is None:
-        raise ValueError(f"task {printable(found.task_id)} was never begun")
+        raise ValueError(f"task {printable(content.task_id)} was never begun")
     if reading.finish is not None:
-        raise ValueError(f"task {printable(found.task_id)} was finished before")
-    if isinstance(found, IterationRecord):
-        reading.add(found)
+        raise ValueError(f"task {printable(content.task_id)} was finished before")
+    if isinstance(content, IterationRecord):
+        reading.add(content)
     else:
-        reading.finish = found
+        reading.finish = content

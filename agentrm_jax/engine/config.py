@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.attention import BACKENDS
 
@@ -61,12 +61,14 @@ class EngineConfig:
         check_fields(self, **least)
         for name in ("extend_tokens", "extend_batch", "decode_tokens"):
             if getattr(self, name) % self.page_size:
-                raise FieldError(
-                    name,
-                    f"must be a multiple of page_size, {self.page_size} "
-                    f"(got {getattr(self, name)})",
+                raise UserError(
+                    field=name,
+                    value=getattr(self, name),
+                    expected=f"a multiple of page_size, {self.page_size}",
                 )
         if self.extend_rows % self.siblings:
-            raise FieldError(
-                "siblings", f"must divide extend_rows, {self.extend_rows} (got {self.siblings})"
+            raise UserError(
+                f"must divide extend_rows, {self.extend_rows}",
+                field="siblings",
+                value=self.siblings,
             )

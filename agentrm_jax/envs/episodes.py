@@ -14,6 +14,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task, Transition, task_from_json, to_json
 from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.envs import contract
+from agentrm_jax.envs.given import Families
 from agentrm_jax.envs.registry import load_family
 
 
@@ -56,10 +57,14 @@ class Episodes:
     """Environments by handle. No method raises for what an environment does.
 
     Every answer passes `envs.contract`, in this process and in workers alike.
+
+    Args:
+      families: Environments that are given as classes; all others are looked up by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, families: Families | None = None) -> None:
         self._episodes: dict[int, contract.Episode] = {}
+        self._families = families or Families({})
 
     def perform(self, request: Request) -> Answer:
         """Carries out one request. An episode that took part in a fault is dropped."""
@@ -84,7 +89,8 @@ class Episodes:
             self._episodes.pop(handle, None)
 
     def _reset(self, request: Reset) -> str:
-        environment = load_family(request.task.environment).create()
+        name = request.task.environment
+        environment = (self._families.find(name) or load_family(name)).create()
         self._episodes[request.handle], text = contract.reset(environment, request.task)
         return text
 

@@ -8,41 +8,18 @@ again from its task and must answer as before.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool
+from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
-from agentrm_jax.envs.registry import action_key, load_family
+from agentrm_jax.envs.given import Families, check_class, location_of
+from agentrm_jax.envs.perturbations import SEPARATOR
+from agentrm_jax.envs.registry import action_key, key_of, load_family
 from agentrm_jax.envs.worker_process import WorkerProcess, read_answers
 
 _ATTEMPTS = 2
-
-
-def make_pool(workers: int, step_seconds: float = 30.0, memory_gib: float = 8.0) -> EnvironmentPool:
-    """A pool of environments. It is not safe to be used by two threads at once.
-
-    Args:
-      workers: Processes for the families that ask for it (`pooled`), started when they are first
-        needed. The others, and with 0 all, run in this process, where nothing can stop an
-        environment that hangs.
-      step_seconds: How long a worker may take for one reset or action before it is killed.
-      memory_gib: Address space of a worker in GiB; beyond it an environment gets a MemoryError.
-
-    Raises:
-      UserError: A number out of range. Later, from the pool's methods: an environment that is not
-        registered or that lacks a package or file, a worker that cannot start.
-    """
-    for name, value, least in (
-        ("workers", workers, 0),
-        ("step_seconds", step_seconds, 1e-3),
-        ("memory_gib", memory_gib, 0.1),
-    ):
-        if not value >= least:
-            raise UserError(f"{name}: must be at least {least:g}, not {value}")
-    memory_bytes = int(memory_gib * 2**30)
-    return _Pool([WorkerProcess(step_seconds, memory_bytes) for _ in range(workers)])
 
 
 class _Here:
@@ -50,17 +27,18 @@ class _Here:
 
     lost = None
 
-    def __init__(self) -> None:
+    def __init__(self, families: Families) -> None:
         self.answers: list[Answer] = []
         self.incarnation = 0
-        self._episodes = Episodes()
+        self._families = families
+        self._episodes = Episodes(families)
 
     def send(self, released: Sequence[int], requests: Sequence[Request]) -> None:
         self._episodes.release(released)
         self.answers = [self._episodes.perform(request) for request in requests]
 
     def stop(self) -> None:
-        self._episodes = Episodes()
+        self._episodes = Episodes(self._families)
         self.incarnation += 1
 
 
@@ -122,16 +100,84 @@ _Plan = list[tuple[_Job, Request, str | Transition | None]]
 """Requests to one place: for which job, and the answer that a replayed one must get."""
 
 
-class _Pool:
-    """See `core.protocols.EnvironmentPool`."""
+class EnvPool:
+    """Many episodes of environments at once, in worker processes or in this process.
 
-    def __init__(self, workers: Sequence[WorkerProcess]) -> None:
-        self._here = _Place(_Here())
-        self._workers = [_Place(worker) for worker in workers]
+    Used as a context manager (`with EnvPool({"guess": Guess}, workers=2) as envs:`), which ends the
+    workers. One thread uses a pool at a time. See `core.protocols.EnvironmentPool` for what happens
+    if an environment raises, hangs or dies.
+
+    A class may be an environment (`reset`, `step`, `fork`; without `fork` an episode is copied by
+    playing its actions again) or an environment family (`create` and the rest). It is created
+    without arguments. Workers load it from its module or, if it is defined in the script that runs,
+    from that file: of the script they execute the class and the statements that it needs, nothing
+    else. A class that is defined in a notebook or inside a function runs in this process.
+
+    Args:
+      environments: Classes by name; or names of registered environments, which are loaded at once;
+        None: registered environments are loaded when a task names them.
+      workers: Worker processes, started when they are first needed. Environments with
+        `pooled = False`, and with 0 all, run in this process, where nothing stops one that hangs.
+      step_seconds: Seconds that a worker may take for one reset or action before it is killed.
+      memory_gib: Address space of a worker in GiB; beyond it an environment gets a MemoryError.
+
+    Raises:
+      UserError: A number is out of range, or an environment is not registered or no environment
+        class. Later, from the methods: an environment lacks a package or file, or a worker cannot
+        start.
+    """
+
+    def __init__(
+        self,
+        environments: Mapping[str, type] | Sequence[str] | None = None,
+        *,
+        workers: int = 0,
+        step_seconds: float = 30.0,
+        memory_gib: float = 8.0,
+    ) -> None:
+        for name, value, least in (
+            ("workers", workers, 0),
+            ("step_seconds", step_seconds, 1e-3),
+            ("memory_gib", memory_gib, 0.1),
+        ):
+            if not value >= least:
+                raise UserError(f"{name} must be at least {least:g} (got {value})")
+        given = dict(environments) if isinstance(environments, Mapping) else {}
+        for name, member in given.items():
+            check_class(name, member)
+        if not isinstance(environments, Mapping):
+            for name in [environments] if isinstance(environments, str) else environments or ():
+                load_family(name)
+        located = {name: location_of(member) for name, member in given.items()}
+        self._here_only = {name for name, location in located.items() if location is None}
+        classes = {name: location for name, location in located.items() if location is not None}
+        self._families = Families(given)
+        self._here = _Place(_Here(self._families))
+        memory = int(memory_gib * 2**30)
+        self._workers = [
+            _Place(WorkerProcess(step_seconds, memory, classes)) for _ in range(workers)
+        ]
         self._episodes: dict[int, _Episode] = {}
         self._next_handle = 0
 
+    def __enter__(self) -> EnvPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
+        """Starts an episode for each task.
+
+        Args:
+          tasks: The tasks; their `environment` is a name that was given or is registered.
+
+        Returns:
+          For each task a handle and the first observation, or the failure of its environment.
+
+        Raises:
+          UserError: An environment is not registered, or lacks a package or file.
+        """
         jobs = [_Job(Reset(self._new_handle(), task)) for task in tasks]
         for job, task in zip(jobs, tasks, strict=True):
             place = self._place_for(task)
@@ -147,6 +193,14 @@ class _Pool:
     def branch(
         self, requests: Sequence[tuple[int, str]]
     ) -> list[tuple[int, Transition] | EnvironmentFailure]:
+        """Copies episodes and acts in the copies.
+
+        Args:
+          requests: (handle, action) of each.
+
+        Returns:
+          For each request the handle of the copy and its transition, or a failure.
+        """
         acts = [Act(handle, action, self._new_handle()) for handle, action in requests]
         jobs = [_Job(act) for act in acts]
         self._perform(jobs)
@@ -156,17 +210,31 @@ class _Pool:
         ]
 
     def step(self, requests: Sequence[tuple[int, str]]) -> list[Transition | EnvironmentFailure]:
+        """Acts in episodes.
+
+        Args:
+          requests: (handle, action) of each.
+
+        Returns:
+          For each request its transition, or a failure.
+        """
         jobs = [_Job(Act(handle, action, handle)) for handle, action in requests]
         self._perform(jobs)
         return [job.answer if isinstance(job.answer, Transition) else _failure(job) for job in jobs]
 
     def release(self, handles: Sequence[int]) -> None:
+        """Forgets episodes.
+
+        Args:
+          handles: Their handles; unknown ones are ignored.
+        """
         for handle in handles:
             if episode := self._episodes.pop(handle, None):
                 episode.place.episodes -= 1
                 episode.place.released.append(handle)
 
     def close(self) -> None:
+        """Forgets all episodes and ends the workers."""
         self.release(list(self._episodes))
         for place in (self._here, *self._workers):
             place.process.stop()
@@ -176,10 +244,35 @@ class _Pool:
         return self._next_handle
 
     def action_key(self, task: Task, action: str) -> str:
+        """Returns the form in which the task's environment compares actions.
+
+        Args:
+          task: The task.
+          action: An action.
+
+        Returns:
+          The environment's own form; if it has none, the action without blanks at both ends.
+        """
+        if (family := self._families.find(task.environment)) is not None:
+            return key_of(lambda: family, action)
         return action_key(task.environment, action)
 
     def elsewhere(self, task: Task) -> bool:
-        return bool(self._workers) and load_family(task.environment).pooled
+        """Returns whether the task's environment runs in a worker.
+
+        Args:
+          task: The task.
+
+        Returns:
+          False if it runs in this process.
+
+        Raises:
+          UserError: The environment is not registered.
+        """
+        name = task.environment
+        if not self._workers or name.partition(SEPARATOR)[0] in self._here_only:
+            return False
+        return (self._families.find(name) or load_family(name)).pooled
 
     def _place_for(self, task: Task) -> _Place:
         if not self.elsewhere(task):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
@@ -51,9 +52,14 @@ def action_key(environment: str, action: str) -> str:
     An environment without `action_key`, or whose `action_key` raises or returns no text, compares
     actions exactly but for blanks at both ends.
     """
+    return key_of(lambda: load_family(environment), action)
+
+
+def key_of(family_of: Callable[[], EnvironmentFamily], action: str) -> str:
+    """Returns the normal form in which a family compares an action; see `action_key`."""
     plain = action.strip()
     try:
-        family = load_family(environment)
+        family = family_of()
         key = family.action_key(action) if isinstance(family, ComparesActions) else plain
     except KeyboardInterrupt:
         raise

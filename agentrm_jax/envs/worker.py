@@ -1,8 +1,8 @@
 """The main program of a process that runs environments; `worker_process` starts it.
 
-Started as `python -m agentrm_jax.envs.worker SOCKET MEMORY`. A message is a line of JSON: the
-handles to forget and the requests. Each request is answered by a line of its own as soon as it is
-done, so that the other end knows which one it was when this process dies or hangs.
+Started as `python -m agentrm_jax.envs.worker SOCKET MEMORY CLASSES`. A message is a line of JSON:
+the handles to forget and the requests. Each request is answered by a line of its own as soon as it
+is done, so that the other end knows which one it was when this process dies or hangs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import socket
 import sys
 
 from agentrm_jax.envs.episodes import Episodes, answer_to_json, request_from_json
+from agentrm_jax.envs.given import Families, Location
 
 
 def main() -> None:
     _limit_memory(int(sys.argv[2]))
     _die_with_parent()
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    located = json.loads(sys.argv[3])
+    families = Families({name: Location(**fields) for name, fields in located.items()})
+    serve(socket.socket(fileno=int(sys.argv[1])), families)
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, families: Families) -> None:
     """Answers messages until the other end closes the connection."""
-    episodes = Episodes()
+    episodes = Episodes(families)
     connection.sendall(b"\n")  # ready
     with connection, connection.makefile("rb") as messages:
         for message in messages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -12,12 +13,13 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.envs.episodes import Answer, Request, answer_from_json, request_to_json
+from agentrm_jax.envs.given import Location
 
 _START_SECONDS = 60.0
 
@@ -25,13 +27,22 @@ _START_SECONDS = 60.0
 class WorkerProcess:
     """One worker, started when it is first used and again after it was lost.
 
+    Args:
+      step_seconds: Seconds that a reset or an action may take.
+      memory_bytes: Address space of the process.
+      classes: Locations of the environments that are given as classes, by name.
+
     Attributes:
       answers: To the latest requests, in their order; fewer where the worker was lost.
       lost: Why the worker was lost during the latest requests, or None.
       incarnation: Counts losses. Episodes live in one incarnation only.
     """
 
-    def __init__(self, step_seconds: float, memory_bytes: int) -> None:
+    def __init__(
+        self, step_seconds: float, memory_bytes: int, classes: Mapping[str, Location] | None = None
+    ) -> None:
+        located = {name: dataclasses.asdict(place) for name, place in (classes or {}).items()}
+        self._classes = json.dumps(located)
         self.answers: list[Answer] = []
         self.lost: str | None = None
         self.incarnation = 0
@@ -58,7 +69,7 @@ class WorkerProcess:
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by stop
         self._ready = False
-        arguments = (str(theirs.fileno()), str(self._memory_bytes))
+        arguments = (str(theirs.fileno()), str(self._memory_bytes), self._classes)
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the folder that the user happens to be in is no place for modules.

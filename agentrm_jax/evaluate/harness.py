@@ -1,221 +1,167 @@
-"""Runs test-time methods over a task list and turns what they did into episodes.
+"""Turns the rollouts of test-time methods into episodes.
 
-Trajectories are stored as they end, so that an interrupted evaluation goes on where it was. All
-rules that choose among n trajectories look at the same n.
+All rules that choose among n trajectories look at the same n. Nothing here concerns several
+processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
-from agentrm_jax.core.records import Task, to_json
-from agentrm_jax.core.text import printable
-from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.core.records import Task
+from agentrm_jax.evaluate.config import MethodRun
 from agentrm_jax.evaluate.results import Episode
 from agentrm_jax.evaluate.statistics import bootstrap
-from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
-from agentrm_jax.runtime.processes import gather, own_part
-from agentrm_jax.search.beam import BeamConfig
-from agentrm_jax.search.choose import BASELINES, best, best_of_fewer, majority_of_n
+from agentrm_jax.search.choose import best_of_fewer
+from agentrm_jax.search.methods import UNDECIDED, SamplingMethod
 from agentrm_jax.search.rollouts import Rollout
-
-ROLLOUTS = "rollouts.jsonl"
-METHODS = ("greedy", "best_of_n", "beam")
-UNDECIDED = "the reward model did not decide"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Which methods run on which test tasks.
-
-    Attributes:
-      split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
-      num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
-      methods: Of greedy, best_of_n (with its baselines) and beam.
-      n: Trajectories that best-of-n chooses from.
-      sampling: How they, and a beam's candidates, are sampled. Greedy takes temperature 0.
-      slots: Trajectories that run at the same time. It decides speed, never results.
-      beam: Beam search.
-      beam_tasks: How many of the tasks beam search runs on; 0 takes all.
-      random_beam: Whether a beam of the same widths is also run with random scores, drawn after the
-        observation: what the search gains without a reward model.
-    """
-
-    split: Literal["test", "paper"] = "test"
-    num_tasks: int = 180
-    methods: tuple[str, ...] = METHODS
-    n: int = 5
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    slots: int = 64
-    beam: BeamConfig = dataclasses.field(default_factory=BeamConfig)
-    beam_tasks: int = 0
-    random_beam: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            num_tasks="[0, 1000000]",
-            n="[1, 100000]",
-            slots="[1, 100000]",
-            beam_tasks="[0, 1000000]",
-        )
-        check_choice("split", self.split, ("test", "paper"))
-        for method in self.methods:
-            check_choice("methods", method, METHODS)
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise FieldError("methods", "must name at least one method, each once")
-        if self.num_tasks == 0 and self.split == "test":
-            raise FieldError("num_tasks", "must be at least 1 if split is test (got 0)")
-
-
-def read_rollouts(path: pathlib.Path, *, finished: bool = False) -> Iterator[Rollout]:
-    """What `stored_rollouts` left in a file, in the order in which they ended.
-
-    Args:
-      path: The file.
-      finished: Whether its writer has ended: a torn last line or an absent file is damage then.
-
-    Raises:
-      UserError: A line is damaged, no rollout, or one that was there before; names file and line.
-    """
-    seen: set[tuple[str, int]] = set()
-    for number, value in enumerate(read_json_lines(path, finished), start=1):
-        try:
-            rollout = from_json(Rollout, value)
-            key = (rollout.trajectory.task.task_id, rollout.sample)
-            if key in seen:
-                raise ValueError(f"sample {key[1]} of task {printable(key[0])} is there twice")
-            if not -1e-6 <= rollout.trajectory.outcome <= 1 + 1e-6:
-                raise ValueError(f"its return is {rollout.trajectory.outcome:.6g}, not in [0, 1]")
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not a rollout ({error}); restore the file, or delete it "
-                "to make it again"
-            ) from None
-        seen.add(key)
-        yield rollout
-
-
-def stored_rollouts(
-    path: pathlib.Path,
-    episodes: Sequence[tuple[Task, int]],
-    run: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
-    on_rollout: Callable[[], None] = lambda: None,
-) -> list[Rollout]:
-    """The rollouts of all (task, sample number); only those that `path` lacks are run.
-
-    Each of several processes has episodes of its own, and all come here together.
-
-    Returns:
-      In the order of `episodes`.
-    """
-    gather(path)
-    wanted = {(task.task_id, sample) for task, sample in episodes}
-    found = {}
-    for rollout in read_rollouts(path):
-        if (key := (rollout.trajectory.task.task_id, rollout.sample)) in wanted:
-            found[key] = rollout
-            on_rollout()
-    missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]
-    with JsonLines(own_part(path)) as lines:
-        for rollout in run(missing) if missing else ():
-            fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
-            lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
-            found[rollout.trajectory.task.task_id, rollout.sample] = rollout
-            on_rollout()
-    gather(path)
-    return [found[task.task_id, sample] for task, sample in episodes]
 
 
 def by_task(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
+    """Returns the rollouts of each task, by its id, in their order."""
     groups: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.trajectory.task.task_id, []).append(rollout)
     return groups
 
 
-def single_episodes(
-    rollouts: Sequence[Rollout], method: str, *, seed: int, **labels: Any
-) -> list[Episode]:
-    """The episodes of a method that gives one trajectory for each task."""
-    return [
-        _episode(
-            [rollout],
-            np.ones(1),
-            method,
-            seed=seed,
-            reward_tokens=rollout.reward_tokens,
-            **{"n": 1, **labels},
-        )
-        for rollout in rollouts
-    ]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What a method answered.
+
+    Attributes:
+      episodes: One for each task and each of the method's result rows.
+      scores: The scores of the n trajectories, by reward model and task; empty unless the method
+        is a `SamplingMethod`.
+    """
+
+    episodes: list[Episode]
+    scores: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
 
 
-def chosen_episodes(
+def answers(
+    run: MethodRun,
     rollouts: Sequence[Rollout],
     scorers: Mapping[str, Scorer],
     *,
     seed: int,
     action_key: Callable[[Task, str], str] = lambda task, action: action.strip(),
-) -> tuple[list[Episode], dict[str, dict[str, list[float]]]]:
-    """Best-of-n under each scorer, and every baseline, over the same n trajectories of each task.
+) -> Answers:
+    """Turns the rollouts of a method into its episodes.
 
     Args:
-      rollouts: n of each task.
-      scorers: By name.
-      seed: The run's seed.
+      run: The method.
+      rollouts: Its rollouts.
+      scorers: The reward models, by name.
+      seed: The seed of the run.
       action_key: `EnvironmentPool.action_key`, for the majority of actions.
+    """
+    if isinstance(run.method, SamplingMethod):
+        return _chosen(run, run.method, rollouts, scorers, seed, action_key)
+    method: Any = run.method
+    labels = {
+        name: getattr(method, name)
+        for name in ("n", "beam_width", "expansion_width")
+        if hasattr(method, name)
+    }
+    for name in run.reward_models:
+        labels["reward_model"] = name
+    variant = _Variant(method=run.method_name, seed=seed, options=run.options, **labels)
+    episodes = [
+        _episode([rollout], np.ones(1), variant, reward_tokens=rollout.reward_tokens)
+        for rollout in rollouts
+    ]
+    return Answers(episodes=episodes)
 
-    Returns:
-      The episodes, and the scores by scorer and task. A task whose scores are not finite is an
-      error of that scorer.
+
+def _chosen(
+    run: MethodRun,
+    method: SamplingMethod,
+    rollouts: Sequence[Rollout],
+    scorers: Mapping[str, Scorer],
+    seed: int,
+    action_key: Callable[[Task, str], str],
+) -> Answers:
+    """The choice under each scorer, and every baseline, among the same n trajectories of each task.
+
+    A task whose scores are not finite is an error of that scorer.
     """
     groups = by_task(rollouts)
-    rules = {
-        **BASELINES,
-        "majority_of_n": functools.partial(majority_of_n, action_key=action_key),
-    }
     episodes = [
-        _episode(group, rule([r.trajectory for r in group]), name, seed=seed, n=len(group))
-        for name, rule in rules.items()
+        _episode(
+            group,
+            rule([r.trajectory for r in group]),
+            _Variant(method=name, seed=seed, n=len(group)),
+        )
+        for name, rule in method.baselines(action_key).items()
         for group in groups.values()
     ]
     all_scores: dict[str, dict[str, list[float]]] = {}
     for name, scorer in scorers.items():
         scores = scores_of(scorer, [[r.trajectory for r in group] for group in groups.values()])
         all_scores[name] = dict(zip(groups, scores, strict=True))
-        episodes.extend(
-            _episode(
-                group,
-                _choice(group, own),
-                "best_of_n",
+        for group, each in zip(groups.values(), scores, strict=True):
+            trajectories = [r.trajectory for r in group]
+            decided = bool(np.isfinite(each).all())
+            weights = method.choose(trajectories, each) if decided else np.zeros(len(group))
+            variant = _Variant(
+                method=run.method_name,
                 seed=seed,
                 n=len(group),
                 reward_model=name,
-                reward_tokens=scorer.cost([r.trajectory for r in group]),
-                error=None if np.isfinite(own).all() else UNDECIDED,
+                options=run.options,
             )
-            for group, own in zip(groups.values(), scores, strict=True)
-        )
-    return episodes, all_scores
+            episodes.append(
+                _episode(
+                    group,
+                    weights,
+                    variant,
+                    reward_tokens=scorer.cost(trajectories),
+                    error=None if decided else UNDECIDED,
+                )
+            )
+    return Answers(episodes=episodes, scores=all_scores)
+
+
+def score_rows(
+    rollouts: Iterable[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[dict[str, Any]]:
+    """Returns the rows of `scores.json`: the finite scores of trajectories next to their outcomes.
+
+    Args:
+      rollouts: All trajectories.
+      scores: By reward model and task, in the order of the samples.
+    """
+    outcomes = {
+        (r.trajectory.task.task_id, r.sample): 0.0 if r.error else r.trajectory.outcome
+        for r in rollouts
+    }
+    return [
+        {
+            "reward_model": name,
+            "task_id": task_id,
+            "score": score,
+            "outcome": outcomes[task_id, sample],
+        }
+        for name, by_task in scores.items()
+        for task_id, task_scores in by_task.items()
+        for sample, score in enumerate(task_scores)
+        if math.isfinite(score)
+    ]
 
 
 def scores_by_n(
     rollouts: Sequence[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> list[dict[str, Any]]:
-    """What best-of-n would give with fewer samples: its exact expectation over all ways to draw k
-    of each task's n trajectories.
+    """Returns what best-of-n gives with fewer samples: its exact expectation over all ways to draw
+    k of each task's n trajectories.
 
     Args:
       scores: By reward model and task, of models that score a trajectory by itself.
@@ -258,43 +204,39 @@ def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
     return np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
 
 
-def _choice(group: Sequence[Rollout], scores: Sequence[float]) -> np.ndarray:
-    """No weight at all where the reward model could not decide."""
-    if not np.isfinite(scores).all():
-        return np.zeros(len(group))
-    return best([r.trajectory for r in group], scores)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    """The fields of an episode that are equal for all tasks; see `Episode`."""
+
+    method: str
+    seed: int
+    n: int = 1
+    reward_model: str | None = None
+    beam_width: int | None = None
+    expansion_width: int | None = None
+    options: str = ""
 
 
 def _episode(
     group: Sequence[Rollout],
     weights: np.ndarray,
-    method: str,
+    variant: _Variant,
     *,
-    seed: int,
-    n: int,
-    reward_model: str | None = None,
     reward_tokens: int = 0,
-    beam_width: int | None = None,
-    expansion_width: int | None = None,
     error: str | None = None,
 ) -> Episode:
-    """One task's episode; what a rule is expected to give where it draws.
+    """The episode of one task; for a rule that draws, what it is expected to give.
 
     Args:
       error: Why there is no answer; its outcome is then that of no weights, 0.
     """
     successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
-    best = group[int(np.argmax(weights))]
+    answer = group[int(np.argmax(weights))]
     errors = [r.error for r, w in zip(group, weights, strict=True) if r.error and w > 0]
-    steps = best.trajectory.steps
+    steps = answer.trajectory.steps
     return Episode(
-        task=best.trajectory.task,
-        method=method,
-        reward_model=reward_model,
-        n=n,
-        beam_width=beam_width,
-        expansion_width=expansion_width,
-        seed=seed,
+        task=answer.trajectory.task,
+        **dataclasses.asdict(variant),
         outcome=float(weights @ _outcomes(group)),
         success=float(weights @ successes),
         policy_tokens=sum(r.policy_tokens for r in group),

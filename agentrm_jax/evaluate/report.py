@@ -20,6 +20,7 @@ from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
 from agentrm_jax.evaluate.tree_view import branches
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.run_directory import RESOLVED, flat
+from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import KEY
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def write_report(
         "reward_models": score_quality(scores),
         "by_n": list(by_n),
     }
-    write_json_atomic(run_directory / "results.json", list(rows))
-    write_json_atomic(run_directory / "report.json", report)
+    paths = RunPaths(run_directory)
+    write_json_atomic(paths.results, list(rows))
+    write_json_atomic(paths.report, report)
     page = render(
         title=run_directory.resolve().name,
         report=report,
@@ -74,8 +76,8 @@ def write_report(
         scores=scores,
         tree=tree,
     )
-    write_text_atomic(run_directory / "report.html", page)
-    return run_directory / "report.html"
+    write_text_atomic(paths.report_page, page)
+    return paths.report_page
 
 
 def render(

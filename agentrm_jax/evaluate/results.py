@@ -16,6 +16,7 @@ from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.runtime.run_paths import RESULTS
 
 SPLITS = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
@@ -43,6 +44,8 @@ class Episode:
       beam_width: States kept by beam search.
       expansion_width: Candidates sampled from each.
       seed: The run's seed.
+      options: Options of the method that differ from their defaults, such as `depth=3`; not stored
+        if empty.
       outcome: The return, in [0, 1]; for a rule that draws, such as random_of_n, its exact
         expectation. A trajectory that ended by an error has outcome 0.
       success: 1 where the task was fully solved, 0 where not, likewise an expectation.
@@ -65,6 +68,7 @@ class Episode:
     beam_width: int | None = None
     expansion_width: int | None = None
     seed: int
+    options: str = ""
     outcome: float
     success: float
     policy_tokens: int
@@ -87,6 +91,7 @@ class Episode:
             self.beam_width,
             self.expansion_width,
             self.seed,
+            self.options,
         )
 
     @property
@@ -108,6 +113,7 @@ class Variant(NamedTuple):
     beam_width: int | None
     expansion_width: int | None
     seed: int
+    options: str = ""
 
     @property
     def label(self) -> str:
@@ -115,6 +121,8 @@ class Variant(NamedTuple):
         name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
         if self.beam_width is not None:
             name += f" {self.beam_width}x{self.expansion_width}"
+        if self.options:
+            name += f" ({self.options})"
         if self.reward_model is None:
             return name
         return f"{name}, {self.reward_model}{' scores' if self.reward_model == 'random' else ''}"
@@ -130,9 +138,18 @@ def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
     temporary.unlink(missing_ok=True)
     with JsonLines(temporary) as lines:
         for episode in episodes:
-            lines.append(dataclasses.asdict(episode))
+            lines.append(episode_to_json(episode))
         lines.sync()
     temporary.replace(path)
+
+
+def episode_to_json(episode: Episode) -> dict[str, Any]:
+    """Returns the JSON form of an episode."""
+    return _without_empty_options(dataclasses.asdict(episode))
+
+
+def _without_empty_options(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "options" or value}
 
 
 def episode_from_json(record: Any) -> Episode:
@@ -190,7 +207,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
                 f"{path}: {printable(variant.label)} has {len(own)} of {len(tasks)} tasks, for "
                 f"example not {printable(min(missing))}; {mend}"
             )
-    results = path.with_name("results.json")
+    results = path.with_name(RESULTS)
     if not results.exists():
         return
     rows = json_files.read_json(results)
@@ -206,7 +223,7 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
         if stored.get(variant) != counts.get(variant):
             raise UserError(
                 f"{path}: holds {counts.get(variant, 0)} episodes of {printable(variant.label)}, "
-                f"and results.json next to it says {stored.get(variant, 0)}; {mend}"
+                f"and {RESULTS} next to it says {stored.get(variant, 0)}; {mend}"
             )
 
 
@@ -279,7 +296,7 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> d
     return {
         "task": task,
         "split": split,
-        **variant._asdict(),
+        **_without_empty_options(variant._asdict()),
         "n_tasks": score.n,
         "score_mean": score.mean,
         "score_ci95": [score.low, score.high],
@@ -297,7 +314,8 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> d
 
 def row_variant(row: Mapping[str, Any]) -> Variant:
     """The variant that a result row is about."""
-    return Variant(*(row[field] for field in Variant._fields))
+    required = [field for field in Variant._fields if field not in Variant._field_defaults]
+    return Variant(*(row[field] for field in required), options=row.get("options", ""))
 
 
 def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:

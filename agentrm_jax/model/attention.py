@@ -64,9 +64,13 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
     device = device_of(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:
-        raise UserError(f"{key}: {name!r} needs {needs[1]}; this machine has {device.platform}")
+        raise UserError(
+            f"is {name!r}, which needs {needs[1]}; this machine has {device.platform}", field=key
+        )
     if name == "cudnn" and "cuda" not in device.client.platform_version:
-        raise UserError(f"{key}: 'cudnn' needs an NVIDIA GPU; this machine has another one")
+        raise UserError(
+            "is 'cudnn', which needs an NVIDIA GPU; this machine has another one", field=key
+        )
 
 
 def device_of(mesh: Mesh | None) -> Any:
@@ -124,7 +128,10 @@ def causal_attention(
     elif until is None:
         attend, sight = functools.partial(_splash, interpret=backend.interpret), segments
     else:
-        raise UserError("fit.attention: 'pallas' knows no trees: take `xla`, or train on paths")
+        raise UserError(
+            "is 'pallas', which does not support trees; take xla, or train on paths",
+            field="attention",
+        )
     return _on_each_device(attend, backend.mesh, "batch")(q, k, v, sight)
 
 
@@ -198,7 +205,11 @@ def _cudnn_masked(
 ) -> jax.Array:
     """The mask costs memory: a number for each query and key, not for each head."""
     if q.shape[-1] % 8:
-        raise UserError(f"model.head_dim: 'cudnn' needs a multiple of 8, not {q.shape[-1]}")
+        raise UserError(
+            field="model.head_dim",
+            value=q.shape[-1],
+            expected="a multiple of 8 for cudnn attention",
+        )
     dtype = q.dtype
     if dtype.itemsize > 2 and not interpret:
         q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
@@ -217,7 +228,9 @@ def _splash(
 
     T, N, H = q.shape[1:]
     if H % 64:
-        raise UserError(f"model.head_dim: 'pallas' needs a multiple of 64, not {H}")
+        raise UserError(
+            field="model.head_dim", value=H, expected="a multiple of 64 for pallas attention"
+        )
     missing = -T % 128
     length = T + missing
     size = next(size for size in (512, 256, 128) if length % size == 0)

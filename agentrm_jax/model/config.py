@@ -121,14 +121,17 @@ class LlamaConfig:
             "max_positions",
         ):
             if getattr(self, name) < 1:
-                raise UserError(f"model.{name}: must be at least 1, not {getattr(self, name)}")
+                raise UserError(
+                    field=f"model.{name}", value=getattr(self, name), expected="at least 1"
+                )
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"model.num_kv_heads: {self.num_kv_heads} does not divide num_heads "
-                f"({self.num_heads})"
+                f"must divide num_heads, {self.num_heads}",
+                field="model.num_kv_heads",
+                value=self.num_kv_heads,
             )
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim: must be even, not {self.head_dim}")
+            raise UserError(field="model.head_dim", value=self.head_dim, expected="even")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise UserError(f"sliding_window: must be at least 1, not {self.sliding_window}")
 
@@ -144,19 +147,23 @@ class LlamaConfig:
         """
         return min(self.max_positions, self.sliding_window or self.max_positions)
 
-    def check_length(self, key: str, tokens: int) -> None:
+    def check_length(self, field: str, tokens: int, model: str = "the model") -> None:
         """Refuses sequences longer than `longest`.
 
         Args:
-          key: Of the configuration, for the message.
+          field: The field that decides the length, for the message.
+          tokens: The length.
+          model: The model's name, for the message.
 
         Raises:
-          UserError: They are.
+          UserError: They are longer.
         """
         if tokens > self.longest:
             reason = "" if self.longest == self.max_positions else " (its sliding window)"
             raise UserError(
-                f"{key}: {tokens} tokens, but the model reads at most {self.longest}{reason}"
+                f"must be at most {self.longest}, the longest input of {model}{reason}",
+                field=field,
+                value=tokens,
             )
 
     @classmethod

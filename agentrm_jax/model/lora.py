@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params, ParamSpec, describe, init_of, shardings_of
@@ -44,7 +44,7 @@ class LoraConfig:
         for name in self.matrices:
             check_choice("matrices", name, _INPUT_AXES)
         if not self.matrices:
-            raise FieldError("matrices", "must name at least one")
+            raise UserError("must name at least one", field="matrices")
 
     @property
     def scale(self) -> float:

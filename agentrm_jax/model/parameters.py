@@ -85,7 +85,7 @@ def describe_reward(config: LlamaConfig, outputs: int | None = None) -> Params:
     """A reward model: a trunk without a language-model head, and a value head in float32.
 
     Args:
-      outputs: How many numbers the head says (`value.HeadConfig.outputs`).
+      outputs: K, the number of the head's outputs (`heads.ValueHead.outputs`).
     """
     trunk = describe(config)
     trunk.pop("lm_head", None)
@@ -110,7 +110,9 @@ def _sharding_of(spec: ParamSpec, mesh: Mesh) -> NamedSharding:
     for name, size, split in zip(spec.axes, spec.shape, sharding.spec, strict=True):
         if split is not None and size % mesh.shape[split]:
             raise UserError(
-                f"mesh.{split}: {mesh.shape[split]} does not divide the model's {name} ({size})"
+                f"must divide the model's {name}, {size}",
+                field=f"mesh.{split}",
+                value=mesh.shape[split],
             )
     return sharding
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.evaluate.harness import EvaluateConfig
+from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
-from agentrm_jax.model.value import HeadConfig
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
@@ -55,12 +57,12 @@ class EnvironmentConfig:
     def __post_init__(self) -> None:
         check_fields(self, max_steps="[0, 1000000]")
         if both := set(self.kinds) & set(self.held_out):
-            raise FieldError("held_out", f"names {both.pop()}, which kinds names as well")
+            raise UserError(f"names {both.pop()}, which kinds names as well", field="held_out")
         if self.held_out and not self.train:
-            raise FieldError(
-                "held_out",
+            raise UserError(
                 f"must be empty because {self.name} is held out as a whole (train: false); name "
                 "what is tested in kinds",
+                field="held_out",
             )
 
     @property
@@ -95,11 +97,13 @@ class ModelConfig:
             rope_theta="(0, inf)",
         )
         if self.num_heads % self.num_kv_heads:
-            raise FieldError(
-                "num_kv_heads", f"must divide num_heads, {self.num_heads} (got {self.num_kv_heads})"
+            raise UserError(
+                f"must divide num_heads, {self.num_heads}",
+                field="num_kv_heads",
+                value=self.num_kv_heads,
             )
         if self.head_dim % 2:
-            raise FieldError("head_dim", f"must be even (got {self.head_dim})")
+            raise UserError(field="head_dim", value=self.head_dim, expected="even")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,15 +159,16 @@ class RewardTrainConfig(TrainConfig):
     """
 
     packing: Literal["paths", "trees"] = "trees"
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    head: Annotated[ValueHead, HEADS] = PAPER_HEAD
     head_bias: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("packing", self.packing, ("paths", "trees"))
         if self.packing == "trees" and self.fit.attention == "pallas":
-            raise FieldError(
-                "packing", "must be paths because fit.attention: pallas does not support trees"
+            raise UserError(
+                "must be paths because fit.attention: pallas does not support trees",
+                field="packing",
             )
 
 
@@ -192,15 +197,15 @@ class SampleConfig:
     Attributes:
       num_samples: Trajectories of each task.
       sampling: How turns are sampled.
-      slots: Trajectories that run at the same time. It decides speed, never results.
+      concurrency: Trajectories that run at the same time. It decides speed, never results.
     """
 
     num_samples: int = 16
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    slots: int = 64
+    concurrency: int = 64
 
     def __post_init__(self) -> None:
-        check_fields(self, num_samples="[1, 100000]", slots="[1, 100000]")
+        check_fields(self, num_samples="[1, 100000]", concurrency="[1, 100000]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,12 +227,14 @@ class ImplicitTrainConfig(TrainConfig):
         check_fields(self, vocab_chunks="[1, 4096]")
         check_choice("reduction", self.reduction, REDUCTIONS)
         if self.objective.loss == "dpo" and self.fit.attention == "pallas":
-            raise FieldError(
-                "fit.attention", "must be xla because pallas does not support objective.loss: dpo"
+            raise UserError(
+                "must be xla because pallas does not support objective.loss: dpo",
+                field="fit.attention",
             )
 
 
-REWARDS = ("explicit", "implicit", "judge")
+REWARD_KINDS: Registry[Any] = Registry("agentrm_jax.reward_kinds", "kind of reward model")
+"""The kinds of reward models, classes of `pipeline.reward_kinds.RewardKind`."""
 
 MOST_WORKERS = 4096
 """Environment processes of a host; each is a Python of its own."""
@@ -238,6 +245,9 @@ class RunConfig:
     """A whole run.
 
     Attributes:
+      plugins: Python files or modules that register what the package does not have: test-time
+        methods, selection rules, value heads, kinds of reward models, policies. They are imported
+        before any other key is read.
       environments: Where the agent acts.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
@@ -253,8 +263,8 @@ class RunConfig:
       train_policy: Whether `sft` trains it; with false it is taken as it is.
       rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
         states from search trees), `implicit` (a policy trained on outcomes), `judge` (a language
-        model that compares whole trajectories). Best-of-n is run with each, beam search with the
-        first.
+        model that compares whole trajectories), or a kind that is registered elsewhere. Best-of-n
+        is run with each, other methods with the first.
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
@@ -265,6 +275,7 @@ class RunConfig:
         the policy's trunk.
     """
 
+    plugins: tuple[str, ...] = ()
     environments: Sequence[EnvironmentConfig] = ()
     seed: int = 0
     workers: int = 0
@@ -297,31 +308,33 @@ class RunConfig:
         )
         names = [environment.registered for environment in self.environments]
         if not names or len(set(names)) < len(names):
-            raise FieldError("environments", "must name at least one environment, each once")
+            raise UserError("must name at least one environment, each once", field="environments")
         for name in self.trackers:
             check_choice("trackers", name, TRACKERS)
         if not self.train_policy and self.policy is None:
-            raise FieldError("train_policy", "must be true unless `policy` is given")
+            raise UserError("must be true unless `policy` is given", field="train_policy")
+        known = REWARD_KINDS.names()
         for kind in self.rewards:
-            check_choice("rewards", kind, REWARDS)
+            check_choice("rewards", kind, known)
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
-            raise FieldError("rewards", "must name at least one kind, each once")
-        if self.rewards[0] == "judge" and "beam" in self.evaluate.methods:
-            raise FieldError(
-                "rewards",
-                "must begin with another kind than judge, which compares whole trajectories, or "
-                "evaluate.methods must be without beam",
+            raise UserError("must name at least one kind, each once", field="rewards")
+        first = REWARD_KINDS.load(self.rewards[0])
+        if first.compares and "beam" in self.evaluate.methods:
+            raise UserError(
+                f"must begin with another kind than {self.rewards[0]}, which compares whole "
+                "trajectories, or evaluate.methods must be without beam",
+                field="rewards",
             )
-        if self.rewards[0] != "explicit" and self.evaluate.beam.score_at == "action":
-            raise FieldError(
-                "evaluate.beam.score_at",
+        if not first.scores_actions and self.evaluate.beam.score_at == "action":
+            raise UserError(
                 f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
                 "scores come before the observation",
+                field="evaluate.beam.score_at",
             )
         check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
         self._check_reply_lengths()
         if self.sft.lora.rank and self.policy is None:
-            raise FieldError("sft.lora.rank", "must be 0 unless `policy` is given")
+            raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
 
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""
@@ -333,9 +346,10 @@ class RunConfig:
         }
         for section, tokens in used.items():
             if tokens >= self.engine.context:
-                raise FieldError(
-                    f"{section}.max_tokens",
-                    f"must be below engine.context, {self.engine.context} (got {tokens})",
+                raise UserError(
+                    field=f"{section}.max_tokens",
+                    value=tokens,
+                    expected=f"below engine.context, {self.engine.context}",
                 )
 
     def reads_closing(self, foreign: bool) -> bool:
@@ -345,8 +359,14 @@ class RunConfig:
     @property
     def trains_reward(self) -> bool:
         """Whether an explicit reward model is trained."""
-        return "explicit" in self.rewards and self.reward_model is None
+        return "train-rm" in self._trained_by and self.reward_model is None
 
     @property
     def trains_implicit(self) -> bool:
-        return "implicit" in self.rewards
+        """Whether an implicit reward model is trained."""
+        return "train-implicit" in self._trained_by
+
+    @functools.cached_property
+    def _trained_by(self) -> frozenset[str | None]:
+        """The stages that train the reward models of `rewards`."""
+        return frozenset(REWARD_KINDS.load(kind).trained_by for kind in self.rewards)

@@ -1,4 +1,7 @@
-"""A `RunConfig` from YAML files and overrides; its errors name key, file and line."""
+"""A `RunConfig` from YAML files and overrides; its errors name key, file and line.
+
+`located` does the same for errors that are raised later, while the configuration is used.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,36 @@ import functools
 import pathlib
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import yaml
 
-from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import shown
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_values import (
+    KIND,
+    MOVED,
+    SHARED_ONCE,
+    OpenSection,
+    default_of,
+    has_key,
+    known_keys,
+    open_section,
+    types_of,
+    without_none,
+)
+from agentrm_jax.pipeline.plugins import import_plugin
+
+T = TypeVar("T")
 
 _LONGEST_NUMBER = 400  # characters
-
-
-def print_help(prog: str, description: str) -> None:
-    """Prints the keys of `RunConfig` with their descriptions."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        description=f"{description}. DIR is the folder of the run.",
-        usage=f"{prog} CONFIG --output DIR [--KEY=VALUE ...]",
-        add_help=False,
-    )
-    parser.add_argument("--config", type=str, help="another YAML file, laid over CONFIG")
-    parser.add_class_arguments(RunConfig, None)
-    parser.print_help()
+_SOURCE = "_source"
+"""Attribute of a configuration: the keys that were set, with file and line. It is not a field, so
+that configurations with equal values are equal."""
 
 
 def load_config(path: pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -48,11 +54,129 @@ def load_config(path: pathlib.Path, overrides: Sequence[str] = ()) -> RunConfig:
       UserError: A file is missing or not YAML; a key is unknown; a value is of another type, not
         finite or out of range. Names the key and, if a file sets it, file and line.
     """
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(kind: type[T], path: pathlib.Path, overrides: Sequence[str] = ()) -> T:
+    """Returns a configuration of any class; see `load_config`.
+
+    Args:
+      kind: A dataclass. The files that its key `plugins` names, if it has one, are imported before
+        any other key is read.
+    """
     layers = [read_yaml(path), *(_override(key, text) for key, text in _options(overrides))]
-    for layer in layers:
-        _check_keys(RunConfig, layer, "")
+    layers = [_moved(kind, layer) for layer in layers]
     merged = functools.reduce(_overlaid, layers)
-    return _config(RunConfig, merged, "")
+    _import_plugins(kind, merged)
+    for layer in layers:
+        _check_keys(kind, layer, "")
+    config = _config(kind, merged, "")
+    object.__setattr__(config, _SOURCE, merged)
+    return config
+
+
+@contextmanager
+def located(config: Any) -> Iterator[None]:
+    """Adds section, file and line to errors about a field that the block raises.
+
+    The field is either a full key, such as `engine.context`, or a name that only one section of the
+    configuration has.
+
+    Args:
+      config: What `load_config` returned. One that was made in Python has no files; its errors get
+        the section alone.
+    """
+    try:
+        yield
+    except UserError as error:
+        key = None if error.field is None or error.where else _full_key(config, error.field)
+        if key is None:
+            raise
+        source = getattr(config, _SOURCE, None)
+        where = "" if source is None else _deepest(source, key).where
+        raise error.located(key, where) from error
+
+
+def _full_key(config: Any, field: str) -> str | None:
+    """The key of a field, None if no section or more than one has it."""
+    if _holds(config, field):
+        return field
+    sections = [key for key, inner in _sections(config, "") if _holds(inner, field)]
+    return f"{sections[0]}.{field}" if len(sections) == 1 else None
+
+
+def _holds(config: Any, key: str) -> bool:
+    for name in key.split("."):
+        inner = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        if name not in inner:
+            return False
+        config = inner[name]
+    return True
+
+
+def _sections(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """All sections of a configuration with their keys."""
+    inner = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    for name, value in inner.items():
+        if name != _SOURCE and (dataclasses.is_dataclass(value) or isinstance(value, Mapping)):
+            key = f"{prefix}{name}"
+            yield key, value
+            yield from _sections(value, f"{key}.")
+
+
+def _moved(kind: Any, layer: Node) -> Node:
+    """The layer with the keys of earlier versions under their present names."""
+    for old, new in MOVED.items():
+        if has_key(kind, old) or (node := _at(layer, old)) is None:
+            continue
+        if _at(layer, new) is not None:
+            raise _refused(node, old, f"is the earlier name of {new}, which is set too; delete it")
+        layer = _overlaid(_without(layer, old.split(".")), _nested(new, node))
+    for section, names in SHARED_ONCE.items():
+        head = _at(layer, section)
+        given = None if head is None else _at(head, KIND)
+        kept = None if given is None else known_keys(kind, section, given.plain)
+        for name in names:
+            if kept is not None and name not in kept and _at(layer, f"{section}.{name}"):
+                layer = _without(layer, [*section.split("."), name])
+    return layer
+
+
+def _at(node: Node, key: str) -> Node | None:
+    """The node of a dotted key, None if it is not set."""
+    for name in key.split("."):
+        if not isinstance(node.value, dict) or name not in node.value:
+            return None
+        node = node.value[name]
+    return node
+
+
+def _without(node: Node, names: Sequence[str]) -> Node:
+    """The node without one inner key."""
+    assert isinstance(node.value, dict)
+    first, *rest = names
+    kept = {name: inner for name, inner in node.value.items() if name != first}
+    if rest:
+        kept[first] = _without(node.value[first], rest)
+    return dataclasses.replace(node, value=kept)
+
+
+def _nested(key: str, node: Node) -> Node:
+    """A layer that sets one dotted key."""
+    for name in reversed(key.split(".")):
+        node = Node(value={name: node}, tag="map", where=node.where)
+    return node
+
+
+def _import_plugins(kind: Any, node: Node) -> None:
+    """Imports what the key `plugins` names; what it registers may be needed by the other keys."""
+    if (given := _at(node, "plugins")) is None or "plugins" not in types_of(kind):
+        return
+    for name in _value(Sequence[str], given, "plugins"):
+        try:
+            import_plugin(name)
+        except UserError as error:
+            raise _refused(given, "plugins", f"names {error}") from error
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -80,9 +204,7 @@ def _override(key: str, text: str) -> Node:
         node = Node(value=text, tag="str", where="")
     if isinstance(node.value, str) and text.strip()[:1] not in ("'", '"'):
         node = dataclasses.replace(node, value=text)  # a # in it begins no comment
-    for name in reversed(key.split(".")):
-        node = Node(value={name: node}, tag="map", where="")
-    return node
+    return _nested(key, node)
 
 
 def _overlaid(base: Node, over: Node) -> Node:
@@ -100,11 +222,16 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
     if (item := _item_of(kind)) is not None and isinstance(node.value, list):
         for number, inner in enumerate(node.value):
             _check_keys(item, inner, f"{key}.{number}")
+    if (opened := open_section(kind)) is not None and node.tag != "null":
+        _require_section(node, key)  # its keys are checked once its kind is known
+        if opened.by_name and isinstance(node.value, dict):
+            for name, inner in node.value.items():
+                _require_section(inner, f"{key}.{name}")
     if not dataclasses.is_dataclass(kind):
         return
-    if not isinstance(node.value, dict):
-        raise _refused(node, key, f"must be keys and values (got {_got(node)})")
-    known = _types(kind)
+    _require_section(node, key)
+    assert isinstance(node.value, dict)
+    known = types_of(kind)
     for name, inner in node.value.items():
         own = f"{key}.{name}".lstrip(".")
         if name not in known:
@@ -115,12 +242,17 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
         _check_keys(known[name], inner, own)
 
 
+def _require_section(node: Node, key: str) -> None:
+    if not isinstance(node.value, dict):
+        raise _refused(node, key, f"must be keys and values (got {_got(node)})")
+
+
 def _config(kind: Any, node: Node, key: str) -> Any:
     """Builds a configuration from its values; absent keys have their defaults."""
     assert isinstance(node.value, dict)  # `_check_keys` has looked
-    known = _types(kind)
+    known, defaults = types_of(kind), {field.name: field for field in dataclasses.fields(kind)}
     values = {
-        name: _value(known[name], inner, f"{key}.{name}".lstrip("."))
+        name: _value(known[name], inner, f"{key}.{name}".lstrip("."), default_of(defaults[name]))
         for name, inner in node.value.items()
     }
     for field in dataclasses.fields(kind):
@@ -129,9 +261,36 @@ def _config(kind: Any, node: Node, key: str) -> Any:
             raise _refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
     try:
         return kind(**values)
-    except FieldError as error:
-        at = _deepest(node, error.field)
-        raise _refused(at, f"{key}.{error.field}".lstrip("."), error.reason) from None
+    except UserError as error:
+        if error.field is None:
+            raise
+        own = f"{key}.{error.field}".lstrip(".")
+        raise error.located(own, _deepest(node, error.field).where) from None
+
+
+def _open(opened: OpenSection, node: Node, key: str, default: Any) -> Any:
+    """The value of an open section; its kind is that of the field's default unless it is given."""
+    assert isinstance(node.value, dict)
+    if opened.by_name:
+        return {
+            name: _member(opened, name, inner, inner, f"{key}.{name}")
+            for name, inner in node.value.items()
+        }
+    given = node.value.get(KIND)
+    if given is None and default is None:
+        names = ", ".join(opened.registry.names())
+        raise _refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
+    name = opened.kind_of(default) if given is None else str(_scalar(str, given, f"{key}.{KIND}"))
+    return _member(opened, name, given or node, _without(node, [KIND]), f"{key}")
+
+
+def _member(opened: OpenSection, name: str, at: Node, node: Node, key: str) -> Any:
+    try:
+        member = opened.member(name)
+    except UserError as error:
+        raise _refused(at, key, f"is not known: {error}") from error
+    _check_keys(member, node, key)
+    return _config(member, node, key)
 
 
 def _deepest(node: Node, field: str) -> Node:
@@ -144,13 +303,17 @@ def _deepest(node: Node, field: str) -> Node:
     return node
 
 
-def _value(kind: Any, node: Node, key: str) -> Any:
+def _value(kind: Any, node: Node, key: str, default: Any = None) -> Any:
     """The value of a field of this type."""
     options = typing.get_args(kind)
     if types.NoneType in options:
         if node.tag == "null":
             return None
-        return _value(next(o for o in options if o is not types.NoneType), node, key)
+        return _value(without_none(kind), node, key, default)
+    if (opened := open_section(kind)) is not None:
+        return _open(opened, node, key, default)
+    if typing.get_origin(kind) is typing.Annotated:
+        return _value(options[0], node, key, default)
     if dataclasses.is_dataclass(kind):
         return _config(kind, node, key)
     if typing.get_origin(kind) is typing.Literal:
@@ -199,11 +362,6 @@ def _item_of(kind: Any) -> Any:
     return typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, Sequence) else None
 
 
-@functools.cache
-def _types(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
 def _got(node: Node) -> str:
     if isinstance(node.value, str):
         return "nothing" if node.tag == "null" and not node.value else shown(node.value)
@@ -211,5 +369,4 @@ def _got(node: Node) -> str:
 
 
 def _refused(node: Node, key: str, reason: str) -> UserError:
-    where = f"{node.where}: " if node.where else ""
-    return UserError(f"{where}{key} {reason}")
+    return UserError(reason, field=key).located(key, node.where)

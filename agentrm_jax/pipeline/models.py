@@ -14,9 +14,9 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.heads import PAPER_HEAD, ValueHead, head_from_json, head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.model.value import MSE, HeadConfig
 from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.trained_on import read_trained_on, write_trained_on
 from agentrm_jax.runtime.checkpoints import load_model, read_model_config, save_model
@@ -32,7 +32,7 @@ class Model:
     params: Params
     config: LlamaConfig
     tokenizer: Tokenizer
-    head: HeadConfig = MSE
+    head: ValueHead = PAPER_HEAD
     trained_on: frozenset[str] | None = None
 
 
@@ -65,17 +65,17 @@ def stored_shape(directory: pathlib.Path, kind: Kind) -> LlamaConfig:
     return _stored_config(directory, kind)
 
 
-def stored_head(directory: pathlib.Path) -> HeadConfig:
+def stored_head(directory: pathlib.Path) -> ValueHead:
     """The head of a reward model in a folder; one that says nothing of it has the paper's.
 
     Raises:
-      UserError: There is no reward model, or its head is of no known kind.
+      UserError: There is no reward model, or no head of its kind is registered.
     """
     if _is_exported(directory):
-        return MSE
+        return PAPER_HEAD
     stored = read_model_config(directory, "reward").get("value_head", {})
     try:
-        return HeadConfig(**stored)
+        return head_from_json(stored)
     except (TypeError, UserError) as error:
         raise UserError(f"{directory / 'model.json'}: value_head: {error}") from None
 
@@ -99,7 +99,7 @@ def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
 
 
 def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
-    head = MSE
+    head = PAPER_HEAD
     if _is_exported(directory):
         config = hugging_face.load_config(directory, kind)
         params = hugging_face.load_params(directory, config, jnp.dtype(dtype), mesh, kind)
@@ -138,7 +138,7 @@ def save(directory: pathlib.Path, kind: str, model: Model) -> None:
     """Writes a model and its tokenizer to a folder; `kind` is `policy` or `reward`."""
     config = model.config.to_hf()
     if kind == "reward":
-        config["value_head"] = dataclasses.asdict(model.head)
+        config["value_head"] = head_to_json(model.head)
 
     def add_files(folder: pathlib.Path) -> None:
         model.tokenizer.save(folder)

@@ -1,4 +1,4 @@
-"""A trained reward model at work without an environment; also from Python, in five lines."""
+"""A trained reward model: scores for searches and, step by step, for stored trajectories."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine import front
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import Readout
-from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.load_config import load_config
-from agentrm_jax.pipeline.models import Model, is_model_directory
-from agentrm_jax.pipeline.workspace import RESOLVED, Run
+from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
+from agentrm_jax.pipeline.models import Model, load_reward
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
 
 _BATCH = 64  # trajectories whose scores are made together
@@ -60,43 +62,86 @@ class Scored:
         return {"task_id": self.task_id, "score": self.score, **dataclasses.asdict(self)}
 
 
-class RewardModel:
-    """A trained reward model. States are rendered as it was trained on them.
+class RewardModel(ExplicitScorer):
+    """A trained reward model: scores states for searches, and trajectories step by step.
 
-    Attributes:
-      run: The run that it is of, or whose configuration was given.
-      scorer: Scores states, as a search asks for it.
+    States are rendered as in its training. It is a scorer for `best_of_n` and `beam_search`.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        # A reply and its answer are two pieces here; a search reads them as one.
-        engine = run.config.engine
-        sizes = dataclasses.replace(engine, max_pieces=2 * engine.max_pieces)
-        config = dataclasses.replace(run.config, engine=sizes)
-        resized = dataclasses.replace(run, config=config)
-        self.scorer = explicit_scorer(run.reward_model(), resized)
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        prompts: Mapping[str, Prompt | None] | None = None,
+        *,
+        engine: EngineConfig | None = None,
+        dtype: str | None = None,
+    ) -> RewardModel:
+        """Loads a reward model.
 
-    def score(self, trajectories: Iterable[Trajectory]) -> Iterator[Scored]:
-        """Scores at both ends of every step, in the order of the trajectories.
+        Args:
+          path: Folder of a run or of `train_reward_model`, a model folder
+            (`RUN/reward/explicit/model`), or a Hugging Face directory, as `agentrm export` writes.
+          prompts: Prompts by environment, for environments that the model was not trained on or in
+            place of its own; None as a value: the model reads no prompt there.
+          engine: Sizes of the engine; default: those of the run, or sizes for 2,048 tokens.
+          dtype: `float32` or `bfloat16`; default: that of the run, or `float32`.
+
+        Returns:
+          The reward model.
 
         Raises:
-          UserError: A trajectory is of an environment that the run does not name, or a score is
-            not finite.
+          UserError: There is no reward model, or it cannot be read.
+        """
+        return cls._opened(find_model(path, "reward", prompts), engine, dtype)
+
+    @classmethod
+    def _opened(
+        cls, folder: ModelFolder, engine: EngineConfig | None = None, dtype: str | None = None
+    ) -> RewardModel:
+        mesh, sizes = folder.mesh(), engine or folder.engine("reward")
+        model = load_reward(folder.directory, dtype or folder.dtype(), mesh)
+        model.config.check_length(f"{folder.directory}: engine.context", sizes.context)
+        # `score_steps` reads a reply and its answer as two pieces; a search reads them as one.
+        sizes = dataclasses.replace(sizes, max_pieces=2 * sizes.max_pieces)
+        closed = model.tokenizer.foreign
+        if folder.config is not None:
+            closed = folder.config.reads_closing(closed)
+        return cls(
+            _engine_of(model, sizes, mesh),
+            Renderer(model.tokenizer, folder.prompts, sizes.context, closed=closed),
+        )
+
+    @property
+    def context(self) -> int:
+        """The longest conversation that it reads, in tokens."""
+        return self.engine.sizes.context
+
+    def score_steps(self, trajectories: Iterable[Trajectory]) -> Iterator[Scored]:
+        """Scores trajectories at both ends of every step.
+
+        Args:
+          trajectories: They are read in batches; any number will do.
+
+        Returns:
+          The scores of each trajectory, in order.
+
+        Raises:
+          UserError: No prompt is known for an environment, or a score is not finite.
         """
         remaining, number = iter(trajectories), 0
         while batch := list(itertools.islice(remaining, _BATCH)):
-            for scored in self._score(batch):
+            for scored in self._score_steps(batch):
                 number += 1
                 for score in (scored.start, *scored.after_action, *scored.after_observation):
                     check_finite(score, f"trajectory {number} (task {scored.task_id})")
                 yield scored
 
-    def _score(self, batch: Sequence[Trajectory]) -> Iterator[Scored]:
+    def _score_steps(self, batch: Sequence[Trajectory]) -> Iterator[Scored]:
         asked: list[tuple[Trajectory, list[TokenSequence | None], int]] = []
         for trajectory in batch:
-            shared = self.scorer.renderer.instruction(trajectory.task) is not None
-            ends, dropped = self.scorer.renderer.both_ends(trajectory)
+            shared = self.renderer.instruction(trajectory.task) is not None
+            ends, dropped = self.renderer.both_ends(trajectory)
             parts = [
                 None if pieces is None else TokenSequence(segments=pieces, shared_prefix=shared)
                 for end in ends
@@ -106,7 +151,7 @@ class RewardModel:
                 parts[-1] = None
             asked.append((trajectory, parts, dropped))
         wanted = [part for _, parts, _ in asked for part in parts if part is not None]
-        found = iter(front.score(self.scorer.engine, wanted))
+        found = iter(front.score(self.engine, wanted))
         for trajectory, parts, dropped in asked:
             scores = [None if part is None else next(found) for part in parts]
             start = scores[1]
@@ -126,10 +171,10 @@ def open_reward_model(
     config: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> RewardModel:
-    """A reward model of a run.
+    """Returns a reward model that reads states by a configuration file.
 
     Args:
-      path: The run's folder, its `reward/explicit/model`, or a Hugging Face directory.
+      path: As of `RewardModel.load`.
       config: A configuration that says how states are rendered and how large the engine is, in
         place of the run's.
       overrides: `--KEY=VALUE` of that configuration, for example `--engine.context=4096`.
@@ -137,8 +182,7 @@ def open_reward_model(
     Raises:
       UserError: There is no such model, or no configuration to read it by.
     """
-    directory = pathlib.Path(path)
-    return RewardModel(Run(config=_config_for(directory, config, overrides), directory=directory))
+    return RewardModel._opened(_find_configured(path, config, overrides))
 
 
 def reward_directory(
@@ -151,9 +195,7 @@ def reward_directory(
     Raises:
       UserError: See `open_reward_model`.
     """
-    directory = pathlib.Path(path)
-    found = _config_for(directory, config, overrides)
-    return Run(config=found, directory=directory).reward_directory
+    return _find_configured(path, config, overrides).directory
 
 
 def check_finite(score: float | None, place: str) -> None:
@@ -169,49 +211,37 @@ def check_finite(score: float | None, place: str) -> None:
         )
 
 
-def _config_for(
-    directory: pathlib.Path, config: str | os.PathLike[str] | None, overrides: Sequence[str]
-) -> RunConfig:
-    is_model = is_model_directory(directory)
-    if not is_model and not (directory / RESOLVED).exists():
+def _find_configured(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None,
+    overrides: Sequence[str],
+) -> ModelFolder:
+    found = find_model(path, "reward", config=config, overrides=overrides)
+    if found.config is None and not found.prompts.given:
         raise UserError(
-            f"{directory}: no reward model here; give the folder of a run, its "
-            "reward/explicit/model, or what `agentrm export` wrote"
+            f"{path}: lies in no run, so nothing says how it reads states; give the configuration "
+            "that it was trained with (--config CONFIG)"
         )
-    found = _read_config(directory, config, overrides)
-    return dataclasses.replace(found, reward_model=str(directory)) if is_model else found
+    return found
 
 
-def _read_config(
-    directory: pathlib.Path, config: str | os.PathLike[str] | None, overrides: Sequence[str]
-) -> RunConfig:
-    """The configuration that is given, else that of the run in which a folder lies."""
-    if config is None:
-        above = (directory, *directory.resolve().parents[:3])
-        runs = [folder for folder in above if (folder / RESOLVED).exists()]
-        if not runs:
-            raise UserError(
-                f"{directory}: lies in no run, so nothing says how it reads states; give the "
-                "configuration that it was trained with (--config CONFIG)"
-            )
-        config = runs[0] / RESOLVED
-    return load_config(pathlib.Path(config), overrides)
-
-
-def explicit_scorer(model: Model, run: Run) -> ExplicitScorer:
+def explicit_scorer(model: Model, run: Workspace) -> ExplicitScorer:
     """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
-    engine = Engine.of(
+    closed = run.config.reads_closing(model.tokenizer.foreign)
+    renderer = Renderer(model.tokenizer, run.prompts, run.config.engine.context, closed=closed)
+    return ExplicitScorer(_engine_of(model, run.config.engine, run.engine_mesh), renderer)
+
+
+def _engine_of(model: Model, sizes: EngineConfig, mesh: Mesh) -> Engine:
+    """The engine of a reward model, whose parameters are taken over."""
+    return Engine.of(
         model.params["trunk"],
         model.config,
-        run.config.engine,
+        sizes,
         readout=Readout(model.head),
         head=model.params["value_head"],
-        mesh=run.engine_mesh,
+        mesh=mesh,
     )
-    closed = run.config.reads_closing(model.tokenizer.foreign)
-    context = run.config.engine.context
-    renderer = Renderer(model.tokenizer, run.prompt_of, context, closed=closed)
-    return ExplicitScorer(engine, renderer)
 
 
 def _lacks_last_answer(trajectory: Trajectory) -> bool:

@@ -1,64 +1,95 @@
-"""Runs stages in a folder: all of them, or one; and the report on what is there."""
+"""Runs the stages of a run, all or one, and its report."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluate.report import comparison_sentences, console_table, environment_table
-from agentrm_jax.pipeline import evaluation
+from agentrm_jax.pipeline import report as run_report
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_values import defaults, plain, upgraded
+from agentrm_jax.pipeline.load_config import located
 from agentrm_jax.pipeline.sizes import check_sizes
-from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, defaults, depends_on, stages_of
-from agentrm_jax.pipeline.workspace import Run, Summary
+from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.processes import from_first, is_first
 from agentrm_jax.runtime.run_claim import check_run_folder, lock_run_folder
-from agentrm_jax.runtime.run_directory import RESOLVED, VERSIONS, Stage, completed, versions
+from agentrm_jax.runtime.run_directory import Stage, completed, versions
+from agentrm_jax.runtime.run_paths import CHECKPOINTS, STAGE_FOLDERS, RunPaths
 from agentrm_jax.runtime.stage_files import check_stage_files
 from agentrm_jax.runtime.trackers import check_installed
 
 
 def run_all(config: RunConfig, directory: pathlib.Path) -> None:
-    """Every stage in turn, then the report."""
-    with _opened(config, directory) as run:
+    """Runs every stage in turn, then the report. Stages that have ended are skipped.
+
+    Args:
+      config: The configuration.
+      directory: The folder of the run; made if it is absent.
+
+    Raises:
+      UserError: The folder is of another configuration, or a stage cannot be done.
+    """
+    with _opened(config, directory) as workspace:
         specs = stages_of(config)
-        from_first(run.check_overlap)
-        from_first(run.check_given_models)
-        from_first(lambda: check_sizes(config, run.mesh))
+        from_first(workspace.tasks.check_overlap)
+        from_first(workspace.models.check_given)
+        from_first(lambda: check_sizes(config, workspace.mesh))
         for number, spec in enumerate(specs, start=1):
-            _do(run, spec, f"[{number}/{len(specs)}] ")
-        from_first(lambda: _report(run))
+            _run(workspace, spec, f"[{number}/{len(specs)}] ")
+        from_first(lambda: run_report.report(workspace))
 
 
 def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
-    """One stage; those before it must have ended.
+    """Runs one stage; the stages before it must have ended.
+
+    Args:
+      config: The configuration.
+      directory: The folder of the run.
+      name: The stage.
 
     Raises:
-      UserError: One has not, or the configuration does without this stage.
+      UserError: One has not ended, or the configuration does not need this stage.
     """
     spec = next(stage for stage in STAGES if stage.name == name)
     depends_on(config, spec)
-    with _opened(config, directory) as run:
-        from_first(lambda: _check_before(run, spec))
-        from_first(lambda: check_sizes(config, run.mesh))
-        _do(run, spec, "")
+    with _opened(config, directory) as workspace:
+        from_first(lambda: _check_before(workspace, spec))
+        from_first(lambda: check_sizes(config, workspace.mesh))
+        _run(workspace, spec, "")
 
 
-def _check_before(run: Run, spec: StageSpec) -> None:
-    """Refuses a stage whose input is not there."""
-    for each in before(run.config, spec):
-        folder = run.directory / each.folder
-        if (ended := _completed(run.config, run.directory, each)) is not None:
+def report(config: RunConfig, directory: pathlib.Path) -> None:
+    """Writes the report again, from what the stages left.
+
+    Args:
+      config: The configuration.
+      directory: The folder of the run.
+
+    Raises:
+      UserError: Nothing was evaluated; the folder is left as it is.
+    """
+    folder = RunPaths(directory).stage("evaluate")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: nothing was evaluated yet; `agentrm evaluate` does it")
+    with _opened(config, directory) as workspace:
+        from_first(lambda: run_report.report(workspace))
+
+
+def _check_before(workspace: Workspace, spec: StageSpec) -> None:
+    """Refuses a stage whose input is missing."""
+    for each in before(workspace.config, spec):
+        folder = workspace.paths.stage(each.name)
+        if (ended := _completed(workspace, each)) is not None:
             check_stage_files(folder, ended)
         else:
             raise UserError(
@@ -67,85 +98,72 @@ def _check_before(run: Run, spec: StageSpec) -> None:
             )
 
 
-def report(config: RunConfig, directory: pathlib.Path) -> None:
-    """Writes the report again, from what the stages left.
-
-    Raises:
-      UserError: Nothing was evaluated; the folder is left as it is.
-    """
-    folder = directory / next(spec.folder for spec in STAGES if spec.name == "evaluate")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: nothing was evaluated yet; `agentrm evaluate` does it")
-    with _opened(config, directory) as run:
-        from_first(lambda: _report(run))
-
-
 @contextmanager
-def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Run]:
-    run = Run(config=config, directory=directory)
-    with ExitStack() as held:
-        from_first(lambda: _prepare(run, held))
-        held.callback(run.close)
-        yield run
+def _opened(config: RunConfig, directory: pathlib.Path) -> Iterator[Workspace]:
+    workspace = Workspace(config=config, directory=directory)
+    with located(config), ExitStack() as held:
+        from_first(lambda: _prepare(workspace, held))
+        held.callback(workspace.close)
+        yield workspace
 
 
-def _prepare(run: Run, held: ExitStack) -> None:
-    """Makes the run's folder and locks it."""
-    config, directory = run.config, run.directory
-    check_installed(config.trackers)
-    check_run_folder(directory, [spec.folder for spec in STAGES])
-    for spec in stages_of(config):  # a folder of another configuration is left as it is
-        _completed(config, directory, spec)
+def _prepare(workspace: Workspace, held: ExitStack) -> None:
+    """Makes and locks the folder of the run."""
+    directory = workspace.directory
+    check_installed(workspace.config.trackers)
+    check_run_folder(directory, list(STAGE_FOLDERS.values()))
+    for spec in stages_of(workspace.config):  # a folder of another configuration is left as it is
+        _completed(workspace, spec)
     held.enter_context(lock_run_folder(directory))
-    if not (directory / RESOLVED).exists():
-        _record(run)
+    if not workspace.paths.config.exists():
+        _record(workspace)
 
 
-def _record(run: Run) -> None:
+def _record(workspace: Workspace) -> None:
     """Writes the configuration and the versions with which a stage begins.
 
-    A command that has nothing to do, such as a report, leaves them as they are. What a stage was
-    made with stays in its own record.
+    A command that has nothing to do, such as a report, leaves them as they are. The versions that a
+    stage was made with stay in its own record.
     """
-    resolved = yaml.safe_dump(_plain(dataclasses.asdict(run.config)), sort_keys=False)
-    write_text_atomic(run.directory / RESOLVED, resolved)
-    write_json_atomic(run.directory / VERSIONS, versions())
+    resolved = yaml.safe_dump(plain(workspace.config), sort_keys=False)
+    write_text_atomic(workspace.paths.config, resolved)
+    write_json_atomic(workspace.paths.versions, versions())
 
 
-def _completed(config: RunConfig, directory: pathlib.Path, spec: StageSpec) -> Summary | None:
-    """A stage's summary, if it has ended."""
-    return completed(directory / spec.folder, depends_on(config, spec), defaults(config))
+def _completed(workspace: Workspace, spec: StageSpec) -> dict[str, Any] | None:
+    """The summary of a stage, None if it has not ended."""
+    config = workspace.config
+    folder = workspace.paths.stage(spec.name)
+    upgrade = functools.partial(upgraded, config=RunConfig)
+    return completed(folder, depends_on(config, spec), defaults(config), upgrade)
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _do(run: Run, spec: StageSpec, mark: str) -> None:
-    """Does a stage unless its output is there."""
-    folder = run.directory / spec.folder
-    summary = from_first(lambda: _completed(run.config, run.directory, spec))
-    if summary is not None:
-        from_first(lambda: check_stage_files(folder, summary))
-        _say(f"{mark}{spec.name}: done before ({_line(summary)})")
+def _run(workspace: Workspace, spec: StageSpec, mark: str) -> None:
+    """Runs a stage unless its output is there."""
+    folder = workspace.paths.stage(spec.name)
+    ended = from_first(lambda: _completed(workspace, spec))
+    if ended is not None:
+        from_first(lambda: check_stage_files(folder, ended))
+        _say(f"{mark}{spec.name}: done before ({_line(ended)})")
         return
     _say(f"{mark}{spec.name}")
-    needed = depends_on(run.config, spec)
-    from_first(lambda: _record(run))
+    needed = depends_on(workspace.config, spec)
+    from_first(lambda: _record(workspace))
     with naming(folder), Stage(spec.name, folder, needed, writes=is_first()) as stage:
         with compilations() as compiled:
             if spec.processes == "first":
-                summary = from_first(lambda: spec.work(run, stage, folder))
+                made = from_first(lambda: spec.work(workspace, stage, folder))
             else:
-                summary = spec.work(run, stage, folder)
-        summary |= {"compilations": compiled.count, "compile_seconds": round(compiled.seconds, 2)}
+                made = spec.work(workspace, stage, folder)
+        summary = {
+            **made,
+            "compilations": compiled.count,
+            "compile_seconds": round(compiled.seconds, 2),
+        }
         from_first(lambda: stage.finish(summary))
         seconds = stage.seconds
     if is_first():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the model is there
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model is saved
     _say(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})")
 
 
@@ -154,21 +172,9 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _line(summary: Summary) -> str:
+def _line(summary: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in summary.items()
         if not isinstance(value, dict)
     )
-
-
-def _report(run: Run) -> None:
-    folders = {spec.name: run.directory / spec.folder for spec in STAGES}
-    rows, compared = evaluation.report(run, folders)
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(console_table(rows))
-    if (by_environment := environment_table(rows)) is not None:
-        console.print(by_environment)
-    for sentence in comparison_sentences(compared):
-        print(sentence)
-    print(f"report: {run.directory / 'report.html'}")

@@ -1,8 +1,8 @@
 """Refuses sizes that cannot fit into memory, before anything is allocated.
 
-What is reckoned is less than what is needed: arrays that exist at the same time whatever the
+The estimate is a lower bound: it counts the arrays that exist at the same time whatever the
 compiler does. A configuration that passes may still be too large; `agentrm plan` compiles the
-programs and knows.
+programs and gives the exact sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from agentrm_jax.train.fit import FitConfig
 
 Values = Mapping[str, int]
 
-_SHAPE = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.type == "int")
+_SHAPE_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.type == "int")
 
 
 def check_sizes(config: RunConfig, mesh: Mesh) -> None:
@@ -35,38 +35,38 @@ def check_sizes(config: RunConfig, mesh: Mesh) -> None:
       mesh: The devices that train.
 
     Raises:
-      UserError: Names the size that is too large and the largest one that could fit.
+      UserError: A size is too large; the message has the largest one that could fit.
     """
-    have, shape = smallest_device_bytes(list(mesh.local_devices)), _shape(config)
-    model, usual = {}, {}
-    if config.policy is None:  # a given policy has its own size
-        model = {f"model.{name}": shape[name] for name in _SHAPE}
-        usual = {f"model.{name}": getattr(ModelConfig(), name) for name in _SHAPE}
+    available, shape = smallest_device_bytes(list(mesh.local_devices)), _shape(config)
+    model, model_defaults = {}, {}
+    if config.policy is None:  # the size of a given policy cannot be changed
+        model = {f"model.{name}": shape[name] for name in _SHAPE_KEYS}
+        model_defaults = {f"model.{name}": getattr(ModelConfig(), name) for name in _SHAPE_KEYS}
     for name, train in _trained(config).items():
-        own = {f"{name}.fit.{key}": getattr(train.fit, key) for key in ("batch_size", "length")}
-        by_default = {key: getattr(FitConfig(), key.rpartition(".")[2]) for key in own}
-        need = _training_bytes(config, train, shape, dict(mesh.shape))
-        check_need(need, own | model, by_default | usual, have)
-    sizes = dataclasses.asdict(config.engine)
-    own = {
+        sizes = {f"{name}.fit.{key}": getattr(train.fit, key) for key in ("batch_size", "length")}
+        defaults = {key: getattr(FitConfig(), key.rpartition(".")[2]) for key in sizes}
+        needed = _training_bytes(config, train, shape, dict(mesh.shape))
+        check_need(needed, sizes | model, defaults | model_defaults, available)
+    sizes = {
         f"engine.{name}": size
-        for name, size in sizes.items()
+        for name, size in dataclasses.asdict(config.engine).items()
         if isinstance(size, int) and name not in OTHERS
     }
-    by_default = {key: getattr(EngineConfig(), key.rpartition(".")[2]) for key in own}
-    need = _engine_bytes(config, shape, dict(mesh.shape))
-    check_need(need, own | model, by_default | usual, have)
+    defaults = {key: getattr(EngineConfig(), key.rpartition(".")[2]) for key in sizes}
+    needed = _engine_bytes(config, shape, dict(mesh.shape))
+    check_need(needed, sizes | model, defaults | model_defaults, available)
 
 
 def _trained(config: RunConfig) -> dict[str, TrainConfig]:
-    found: dict[str, TrainConfig] = {}
+    """The configurations of the training stages of a run, by section."""
+    sections: dict[str, TrainConfig] = {}
     if config.train_policy:
-        found["sft"] = config.sft
+        sections["sft"] = config.sft
     if config.trains_reward:
-        found["train_rm"] = config.train_rm
+        sections["train_rm"] = config.train_rm
     if config.trains_implicit:
-        found["train_implicit"] = config.train_implicit
-    return found
+        sections["train_implicit"] = config.train_implicit
+    return sections
 
 
 def _shape(config: RunConfig) -> dict[str, int]:
@@ -74,50 +74,51 @@ def _shape(config: RunConfig) -> dict[str, int]:
     shape: Any = config.model
     if config.policy is not None:
         shape = models.stored_shape(pathlib.Path(config.policy), "policy")
-    return {name: getattr(shape, name) for name in _SHAPE}
+    return {name: getattr(shape, name) for name in _SHAPE_KEYS}
 
 
 def _parameters(shape: Values) -> int:
-    """Numbers in the matrices of a model."""
+    """The number of parameters in the matrices of a model."""
     width, head = shape["d_model"], shape["head_dim"]
     attention = 2 * width * head * (shape["num_heads"] + shape["num_kv_heads"])
     layer = attention + 3 * width * shape["d_ff"]
     return shape["vocab_size"] * width + shape["num_layers"] * layer
 
 
-def _tried(values: Values, prefix: str, usual: Values) -> dict[str, int]:
-    """The values of one section, by their names in it."""
-    return {name: values.get(f"{prefix}.{name}", value) for name, value in usual.items()}
+def _section(values: Values, prefix: str, otherwise: Values) -> dict[str, int]:
+    """The values of one section without its name in the keys; `otherwise` has missing ones."""
+    return {name: values.get(f"{prefix}.{name}", value) for name, value in otherwise.items()}
 
 
 def _training_bytes(
-    config: RunConfig, train: TrainConfig, shape: Values, ways: Values
+    config: RunConfig, train: TrainConfig, shape: Values, axes: Values
 ) -> Callable[[Values], int]:
-    """From sizes to the bytes that an update needs on each device, at least."""
-    number = jnp.dtype(config.dtype).itemsize
+    """A function from sizes to the least bytes of an update on each device."""
+    itemsize = jnp.dtype(config.dtype).itemsize
     moment = jnp.dtype(train.optimizer.moments).itemsize
-    each = number if train.lora.rank else 4 + 4 + 2 * moment  # parameters, gradients, moments
-    split, rows = ways["fsdp"] * ways["tensor"], ways["data"] * ways["fsdp"]
+    # Parameters, gradients and two moments; adapters are small, the frozen parameters are not.
+    parameter_bytes = itemsize if train.lora.rank else 4 + 4 + 2 * moment
+    shards, row_shards = axes["fsdp"] * axes["tensor"], axes["data"] * axes["fsdp"]
 
-    def need(values: Values) -> int:
-        batch, length = (v for key, v in values.items() if ".fit." in key)
-        tried = _tried(values, "model", shape)
-        tokens = max(1, batch // (train.fit.accumulation * rows)) * length
-        kept = tokens * tried["d_model"] * tried["num_layers"] * number  # each layer's input
-        read = batch * length * 3 * 4 // rows  # tokens, segments, positions
-        return _parameters(tried) * each // split + kept + read
+    def needed(values: Values) -> int:
+        batch, length = (value for key, value in values.items() if ".fit." in key)
+        model = _section(values, "model", shape)
+        tokens = max(1, batch // (train.fit.accumulation * row_shards)) * length
+        layer_inputs = tokens * model["d_model"] * model["num_layers"] * itemsize
+        rows = batch * length * 3 * 4 // row_shards  # tokens, segments, positions
+        return _parameters(model) * parameter_bytes // shards + layer_inputs + rows
 
-    return need
+    return needed
 
 
-def _engine_bytes(config: RunConfig, shape: Values, ways: Values) -> Callable[[Values], int]:
-    """From sizes to the bytes that the policy's engine needs on each device, at least."""
-    number, sizes = jnp.dtype(config.dtype).itemsize, dataclasses.asdict(config.engine)
+def _engine_bytes(config: RunConfig, shape: Values, axes: Values) -> Callable[[Values], int]:
+    """A function from sizes to the least bytes of the policy's engine on each device."""
+    itemsize, sizes = jnp.dtype(config.dtype).itemsize, dataclasses.asdict(config.engine)
 
-    def need(values: Values) -> int:
-        tried = _tried(values, "model", shape)
-        engine = _tried(values, "engine", sizes)
-        own = least_bytes(tried, engine, number, ways["tensor"], ways["data"])
-        return own + _parameters(tried) * number // (ways["fsdp"] * ways["tensor"])
+    def needed(values: Values) -> int:
+        model = _section(values, "model", shape)
+        engine = _section(values, "engine", sizes)
+        cache = least_bytes(model, engine, itemsize, axes["tensor"], axes["data"])
+        return cache + _parameters(model) * itemsize // (axes["fsdp"] * axes["tensor"])
 
-    return need
+    return needed

@@ -1,22 +1,30 @@
-"""The stages of a run: each reads what the ones before it wrote, and writes a folder of its own.
+"""The table of the stages of a run.
 
-Every stage goes on where it was when it was interrupted, and ends with the same output.
+Each stage reads what the stages before it wrote, and writes a folder of its own. An interrupted
+stage resumes, and ends with the same output.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.evaluation import evaluate
-from agentrm_jax.pipeline.playing import experts, explore, label, sample
-from agentrm_jax.pipeline.training import train_implicit, train_policy, train_reward
-from agentrm_jax.pipeline.workspace import Run, Summary
+from agentrm_jax.pipeline.config_values import plain
+from agentrm_jax.pipeline.evaluate import evaluate
+from agentrm_jax.pipeline.experts import experts
+from agentrm_jax.pipeline.explore import explore
+from agentrm_jax.pipeline.label import label
+from agentrm_jax.pipeline.sample import sample
+from agentrm_jax.pipeline.sft import sft
+from agentrm_jax.pipeline.train_implicit import train_implicit
+from agentrm_jax.pipeline.train_reward import train_reward
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import STAGE_FOLDERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +33,25 @@ class StageSpec:
 
     Attributes:
       name: Also the name of its command.
-      folder: Its folder in the run's.
       after: The stages whose output it reads.
       sections: Keys of the configuration that its output depends on, besides those of the stages
         that it reads.
       wanted: Whether a run with this configuration needs it.
-      work: Does it; returns a summary for people.
+      work: Does the work of the stage; returns its summary.
       processes: Of several processes `all` work, or the `first` does and the others wait.
     """
 
     name: str
-    folder: str
     after: tuple[str, ...]
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
-    work: Callable[[Run, Stage, pathlib.Path], Summary]
+    work: Callable[[Workspace, Stage, pathlib.Path], Mapping[str, Any]]
     processes: Literal["all", "first"]
+
+    @property
+    def folder(self) -> str:
+        """Its folder, in the folder of the run."""
+        return STAGE_FOLDERS[self.name]
 
 
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
@@ -50,7 +61,6 @@ _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context",
 STAGES = (
     StageSpec(
         name="experts",
-        folder="experts",
         after=(),
         sections=(*_SHARED, "experts"),
         wanted=lambda config: config.train_policy,
@@ -59,16 +69,14 @@ STAGES = (
     ),
     StageSpec(
         name="sft",
-        folder="sft",
         after=("experts",),
         sections=_POLICY,
         wanted=lambda config: config.train_policy,
-        work=train_policy,
+        work=sft,
         processes="all",
     ),
     StageSpec(
         name="explore",
-        folder="trees",
         after=("sft",),
         sections=(*_POLICY, "explore"),
         wanted=lambda config: config.trains_reward,
@@ -77,7 +85,6 @@ STAGES = (
     ),
     StageSpec(
         name="label",
-        folder="states",
         after=("explore",),
         sections=("label",),
         wanted=lambda config: config.trains_reward,
@@ -86,7 +93,6 @@ STAGES = (
     ),
     StageSpec(
         name="train-rm",
-        folder="reward/explicit",
         after=("label",),
         sections=("train_rm", "reward_init"),
         wanted=lambda config: config.trains_reward,
@@ -95,7 +101,6 @@ STAGES = (
     ),
     StageSpec(
         name="sample",
-        folder="samples",
         after=("sft",),
         sections=(*_POLICY, "explore.num_tasks", "sample"),
         wanted=lambda config: config.trains_implicit,
@@ -104,7 +109,6 @@ STAGES = (
     ),
     StageSpec(
         name="train-implicit",
-        folder="reward/implicit",
         after=("sample",),
         sections=("train_implicit",),
         wanted=lambda config: config.trains_implicit,
@@ -113,7 +117,6 @@ STAGES = (
     ),
     StageSpec(
         name="evaluate",
-        folder="eval",
         after=("sft", "train-rm", "train-implicit"),
         sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
@@ -123,9 +126,11 @@ STAGES = (
 )
 
 _SPEED = (
+    "explore.search.concurrency",
     "explore.search.num_slots",
-    "sample.slots",
-    "evaluate.slots",
+    "sample.concurrency",
+    "evaluate.concurrency",
+    "evaluate.beam.concurrency",
     "evaluate.beam.num_slots",
     *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
 )
@@ -147,7 +152,7 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
         raise UserError(
             f"{stage.name}: not a stage of this configuration (see policy, rewards, reward_model)"
         )
-    values = dataclasses.asdict(config)
+    values = plain(config)
     needed: dict[str, Any] = {}
     for each in (*before(config, stage), stage):
         for key in each.sections:
@@ -156,21 +161,6 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
                 value = value[part]
             needed[key] = _without(value, key)
     return needed
-
-
-def defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The defaults of a configuration's keys, and of those of all that it holds, by dotted key."""
-    found: dict[str, Any] = {}
-    if isinstance(config, Sequence) and not isinstance(config, str):
-        for number, inner in enumerate(config):
-            found |= defaults(inner, f"{prefix}{number}.")
-    elif dataclasses.is_dataclass(config):
-        for field in dataclasses.fields(config):
-            key = f"{prefix}{field.name}"
-            if field.default is not dataclasses.MISSING:
-                found[key] = field.default
-            found |= defaults(getattr(config, field.name), f"{key}.")
-    return found
 
 
 def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:

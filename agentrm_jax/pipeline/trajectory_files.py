@@ -1,4 +1,4 @@
-"""Trajectories from whatever holds some: the folders of a run, and conversations of others."""
+"""Reads trajectories: from the folders and files of a run, and from conversations of others."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from agentrm_jax.data.dataset import open_dataset
 from agentrm_jax.data.trajectories import stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import environment_names, load_family
-from agentrm_jax.pipeline.workspace import RESOLVED
 from agentrm_jax.runtime.json_lines import read_json_lines
+from agentrm_jax.runtime.run_directory import RESOLVED
 from agentrm_jax.runtime.stage_files import stage_ended
 
-# What ETO and AgentGym call environments in their ids and file names.
+# Names of environments in the ids and file names of ETO and AgentGym.
 _THEIR_NAMES = {
     "sciworld": "scienceworld",
     "lmrlgym_maze": "maze",
@@ -41,21 +41,23 @@ _KINDS = (
 def read_trajectories(
     path: str | os.PathLike[str], environment: str | None = None
 ) -> Sequence[Trajectory]:
-    """The trajectories of a folder or file, in its order.
+    """Returns the trajectories of a folder or file, in its order.
 
-    Of trees these are the paths that were backed up, each once.
+    The trajectories of trees are the paths that were backed up, each once.
 
     Args:
-      environment: What was played, for conversations whose ids and file name do not say so.
+      path: The folder or file.
+      environment: The environment that was played, for conversations whose ids and file name do not
+        name it.
 
     Raises:
-      UserError: There are none, or something is damaged; names file and line.
+      UserError: There are no trajectories, or a file is damaged; the message has file and line.
     """
     path = pathlib.Path(path)
-    found = _of_folder(path) if path.is_dir() else _of_file(path, environment)
-    if not found:
+    trajectories = _of_folder(path) if path.is_dir() else _of_file(path, environment)
+    if not trajectories:
         raise UserError(f"{path}: holds no trajectory")
-    return found
+    return trajectories
 
 
 def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
@@ -65,13 +67,13 @@ def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
     if (folder / FILE).exists():
         return list(_paths(folder))
     rollouts = [*folder.glob("rollouts.jsonl"), *sorted(folder.glob("*/rollouts.jsonl"))]
-    if not rollouts or (folder / RESOLVED).exists():  # of a whole run it is not clear which
+    if not rollouts or (folder / RESOLVED).exists():  # a whole run has several kinds
         raise UserError(f"{folder}: no trajectories here; {_KINDS}")
     return [trajectory for path in rollouts for trajectory in _rollouts(path)]
 
 
 def _example(value: Mapping[str, Any]) -> Trajectory:
-    """A trajectory of a dataset of trajectories, or of labelled states."""
+    """The trajectory of a record of trajectories, or of labelled states."""
     return stored_trajectory(value.get("trajectory", value))
 
 
@@ -87,7 +89,7 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
         raise UserError(f"{path}: is empty; {_KINDS}")
     if head.startswith(b"["):
         name = environment or environment_of(path)
-        load_family(name)  # an error, if there is no such environment
+        load_family(name)  # raises if there is no such environment
         return read_conversations(path, name)
     if not head.startswith(b'{"crc32"'):
         raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
@@ -105,7 +107,7 @@ def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
 
 
 def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
-    # Samples lie in their stage's folder, the rollouts of a method one folder below it.
+    # Samples are in the folder of their stage, the rollouts of a method one folder below it.
     finished = any(stage_ended(folder) for folder in (path.parent, path.parent.parent))
     for number, record in enumerate(read_json_lines(path, finished), start=1):
         if isinstance(record, dict) and "outcome" in record:
@@ -120,10 +122,12 @@ def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
 
 
 def environment_of(file: pathlib.Path) -> str:
-    """The environment that the first id of a file of conversations, or its name, begins with.
+    """Returns the environment of a file of conversations.
+
+    It is the name with which the first id, or else the file's name, begins.
 
     Raises:
-      UserError: Neither names one, or there is no such file.
+      UserError: Neither begins with an environment, or there is no such file.
     """
     known = {**{name: name for name in environment_names()}, **_THEIR_NAMES}
     for text in (*itertools.islice(item_names(file), 1), file.name):
@@ -133,6 +137,5 @@ def environment_of(file: pathlib.Path) -> str:
     if not file.exists():
         raise UserError(f"{file}: not found")
     raise UserError(
-        f"{file}: neither its ids nor its name say which environment was played; give "
-        "--environment NAME"
+        f"{file}: neither its ids nor its name begin with an environment; give --environment NAME"
     )

@@ -1,6 +1,6 @@
-"""TPUs by name: what a chip can do, and chips to compile for where there are none.
+"""TPU topologies by name, and their devices as compilation targets on machines without TPUs.
 
-The compiler comes with libtpu and knows every topology; it needs no TPU.
+The compiler comes with libtpu and supports every topology; it needs no TPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Chip:
 
     Attributes:
       hbm: Bytes of memory that the compiler lets a program use.
-      flops: FLOP/s in bfloat16 at its peak.
+      flops: Peak FLOP/s in bfloat16.
       bandwidth: Bytes/s between memory and chip.
-      links: Bytes/s to all neighbours together, one direction.
-      axes: Axes of a topology.
-      accelerator: Kind of a slice, in the names that end with its number of cores.
-      cores: Of a chip, where such names count them.
+      links: Bytes/s to all neighbours together, in one direction.
+      axes: Number of axes of a topology.
+      accelerator: First part of a slice's accelerator type, such as `v5p` in `v5p-128`.
+      cores: Cores of a chip that the number in an accelerator type counts.
     """
 
     hbm: float
@@ -61,11 +61,11 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """Chips that are wired together.
+    """A slice of connected chips.
 
     Attributes:
-      name: Such as `v5p:4x4x4`.
-      chip: Their kind.
+      name: For example `v5p:4x4x4`.
+      chip: The kind of chip.
       sizes: Chips along each axis.
     """
 
@@ -75,27 +75,28 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
+        """Number of chips on all axes."""
         return math.prod(self.sizes)
 
     def devices(self) -> Sequence[Any]:
-        """The chips, as `jax.Device`s that programs can be compiled for but not run on.
+        """Returns the chips as `jax.Device`s: programs can be compiled for them, not run on them.
 
         Raises:
-          UserError: There is no compiler, or it knows no such topology.
+          UserError: The compiler is missing, or does not support the topology.
         """
         if importlib.util.find_spec("libtpu") is None:
             raise UserError("the TPU compiler is missing: pip install 'agentrm-jax[tpu]'")
         return _devices(self)
 
 
-@functools.cache  # chips that were asked for twice are not the same
+@functools.cache  # a second description would have other device objects
 def _devices(topology: Topology) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     chip = topology.chip
     os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server is asked what this machine is
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody takes a chip
+        "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server about this machine
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no process uses a chip
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": f"{chip.accelerator}-{topology.num_chips * chip.cores}",
     }
@@ -104,21 +105,23 @@ def _devices(topology: Topology) -> tuple[Any, ...]:
         return tuple(topologies.get_topology_desc(topology.name, "tpu").devices)
     except Exception as error:  # the plugin raises several kinds
         reason = first_line(error)
-        raise UserError(f"--topology: the compiler knows no {topology.name!r} ({reason})") from None
+        raise UserError(
+            f"--topology: the compiler does not support {topology.name!r} ({reason})"
+        ) from None
 
 
 def parse_topology(name: str) -> Topology:
-    """Reads `v5p:4x4x4`.
+    """Returns the topology of a name such as `v5p:4x4x4`.
 
     Raises:
-      UserError: It is no topology.
+      UserError: The name is not that of a topology.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    sizes = tuple(int(size) for size in found[2].split("x")) if found else ()
-    chip = CHIPS.get(found[1]) if found else None
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    sizes = tuple(int(size) for size in match[2].split("x")) if match else ()
+    chip = CHIPS.get(match[1]) if match else None
     if chip is None or len(sizes) != chip.axes or 0 in sizes:
         raise UserError(
-            f"--topology: {name!r} is none; a topology is KIND:CHIPS along each axis, such as "
-            f"v5e:4x4, v6e:4x4 or v5p:4x4x4 (known kinds: {', '.join(CHIPS)})"
+            f"--topology: unknown topology {name!r}; expected the kind and the chips along each "
+            f"axis, such as v5e:4x4, v6e:4x4 or v5p:4x4x4 (known kinds: {', '.join(CHIPS)})"
         )
     return Topology(name=name, chip=chip, sizes=sizes)

@@ -1,4 +1,4 @@
-"""What a stage needs of TPUs, and what to change where they have too little."""
+"""Plans of stages: what they need of a TPU's memory, and what to change if it is too much."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from agentrm_jax.plan.work import Work, kv_bytes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A compiled program.
+    """A program of a stage.
 
     Attributes:
       name: What it does.
-      unit: What `least` counts: an update, a token of every row, a call.
-      work: Least work for a unit on each chip.
-      model_flops: Of a unit, on all chips, without what is computed anew to save memory.
+      unit: The unit that `least_seconds` counts: an update, a token of every row, a call.
+      work: Least work of a unit on each chip.
+      model_flops: FLOPs of a unit on all chips together, without recomputation that saves memory.
       compile_seconds: How long the compiler took.
-      handed: Bytes that it is handed and that lie on the chip anyway.
-      memory: What it needs in all; None where it does not fit.
-      needed: What the compiler says that it would need in all, where it does not fit.
+      handed: Bytes of arguments on each chip that are resident anyway.
+      memory: The memory that it needs; None if it does not fit.
+      needed: Bytes that it would need according to the compiler, if it does not fit.
       exchanges: Collectives by kind. For decoding, those of one token.
-      xla_flops: XLA's own count for each chip, which takes loops once.
+      xla_flops: XLA's own count of operations on each chip; it counts a loop's body only once.
     """
 
     name: str
     unit: str
     work: Work
     model_flops: float
-    compile_seconds: float
+    compile_seconds: float = 0.0
     handed: float
     memory: Memory | None = None
     needed: float | None = None
@@ -45,8 +45,8 @@ class Program:
     xla_flops: float | None = None
 
     def least_seconds(self, topology: Topology) -> dict[str, float]:
-        """What a unit takes at least, by what bounds it: the chip's arithmetic, its memory, and its
-        links to other chips."""
+        """Returns lower bounds of the seconds of a unit, by what bounds it: the chip's arithmetic,
+        its memory, and its links to other chips."""
         chip = topology.chip
         return {
             "arithmetic": self.work.flops / chip.flops,
@@ -60,11 +60,11 @@ class StagePlan:
     """What a stage needs of each chip.
 
     Attributes:
-      name: Of the stage.
-      resident: Bytes that lie there throughout, by what they are.
-      programs: Its programs; what they are handed is resident, or small.
-      hbm: Bytes that a chip has.
-      advice: What to change where it does not fit.
+      name: The stage.
+      resident: Bytes that stay on the chip throughout the stage, by what they hold.
+      programs: The programs; their arguments are resident, or small.
+      hbm: Bytes of memory that a chip has.
+      advice: What to change if it does not fit.
     """
 
     name: str
@@ -75,28 +75,30 @@ class StagePlan:
 
     @property
     def peak(self) -> float:
-        """What lies there, and what the greediest program needs besides."""
-        besides = [
-            (p.memory.total if p.memory else p.needed or math.inf) - p.handed for p in self.programs
-        ]
-        return sum(self.resident.values()) + max(besides)
+        """Most bytes in use: those that are resident, and what the largest program adds."""
+        added = []
+        for program in self.programs:
+            total = program.memory.total if program.memory else program.needed or math.inf
+            added.append(total - program.handed)
+        return sum(self.resident.values()) + max(added)
 
     @property
     def fits(self) -> bool:
+        """Whether every program fits next to what is resident."""
         return all(p.memory is not None for p in self.programs) and self.peak <= self.hbm
 
 
-def training_advice(config: RunConfig, mesh: Mesh, found: StagePlan) -> list[str]:
-    """What would save memory, the cheapest first; nothing where it fits."""
-    if found.fits:
+def training_advice(config: RunConfig, mesh: Mesh, plan: StagePlan) -> list[str]:
+    """Returns what would save memory, the cheapest change first; nothing if the stage fits."""
+    if plan.fits:
         return []
     key, train = {
         "sft": ("sft", config.sft),
         "train-rm": ("train_rm", config.train_rm),
         "train-implicit": ("train_implicit", config.train_implicit),
-    }[found.name]
+    }[plan.name]
     fit = train.fit
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     advice = []
     if fit.attention == "xla":
         advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
@@ -106,7 +108,7 @@ def training_advice(config: RunConfig, mesh: Mesh, found: StagePlan) -> list[str
         advice.append("dtype: bfloat16 halves activations")
     if fit.remat != "block":
         advice.append(f"{key}.fit.remat: block keeps no layer's insides (a third more arithmetic)")
-    if (rows := fit.batch_size // fit.accumulation // ways) > 1:
+    if (rows := fit.batch_size // fit.accumulation // row_shards) > 1:
         more = fit.accumulation * rows
         advice.append(f"{key}.fit.accumulation: {more} gives each chip one row at a time")
     if mesh.shape["data"] > 1:
@@ -117,28 +119,29 @@ def training_advice(config: RunConfig, mesh: Mesh, found: StagePlan) -> list[str
         advice.append(f"{key}.lora.rank: 16 (say) trains adapters only")
     advice.append(
         f"more chips, or a smaller {key}.fit.length: parameters and optimizer alone take "
-        f"{sum(found.resident.values()) / 2**30:.1f} GiB of each"
+        f"{sum(plan.resident.values()) / 2**30:.1f} GiB of each"
     )
     return advice
 
 
-def answering_advice(
-    config: RunConfig, mesh: Mesh, policy: LlamaConfig, found: StagePlan
+def inference_advice(
+    config: RunConfig, mesh: Mesh, policy: LlamaConfig, plan: StagePlan
 ) -> list[str]:
-    if found.fits:
+    """Returns what would save memory in a stage that samples; nothing if the stage fits."""
+    if plan.fits:
         return []
     advice = []
-    sizes, over = config.engine, found.peak - found.hbm
+    sizes, excess = config.engine, plan.peak - plan.hbm
     token = kv_bytes(policy, 1, jnp.dtype(config.dtype).itemsize) / mesh.shape["tensor"]
     if config.dtype == "float32":
         advice.append("dtype: bfloat16 halves parameters and pages")
-    pages = sum(size for name, size in found.resident.items() if "pages" in name)
-    if pages > over:
-        fewer = math.ceil(over / token)
+    pages = sum(size for name, size in plan.resident.items() if "pages" in name)
+    if pages > excess:
+        fewer = math.ceil(excess / token)
         advice.append(f"engine.cache_tokens: about {fewer:,} fewer for each of its engines")
-    twice = 2 * mesh.shape["tensor"]
-    if policy.num_kv_heads % twice == 0 and mesh.size % twice == 0:
-        advice.append(f"mesh.tensor: {twice} halves a chip's part of the models")
+    doubled = 2 * mesh.shape["tensor"]
+    if policy.num_kv_heads % doubled == 0 and mesh.size % doubled == 0:
+        advice.append(f"mesh.tensor: {doubled} halves a chip's part of the models")
     if mesh.shape["data"] > 1:
         advice.append("mesh: fsdp in place of data splits the models over these chips as well")
     advice.append(

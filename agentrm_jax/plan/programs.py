@@ -1,7 +1,7 @@
-"""What a compiled program needs: memory, and what its devices exchange.
+"""Memory and collectives of a compiled program.
 
-XLA's own counts (`cost_analysis`) take the body of a loop once. Here loops are read from the text
-of the program, and what is inside counts as often as it runs.
+XLA's own counts (`cost_analysis`) include the body of a loop only once. Here loops are read from
+the text of the program, and a collective in a loop counts once for each iteration.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-      arguments: What the program is handed.
-      outputs: What it gives back, without what takes the place of arguments.
-      temporaries: What it needs between.
+      arguments: Arguments.
+      outputs: Results, without those that reuse the memory of donated arguments.
+      temporaries: Intermediate values.
       code: The program itself.
-      peak: The most of all that at one time, the program not counted; less than the sum, since
-        some of it takes the place of other parts. It is what the compiler compares with the device.
+      peak: Most bytes of arguments, outputs and temporaries at one time, which share memory. The
+        compiler compares this number with the device.
     """
 
     arguments: int
@@ -42,20 +42,21 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Peak and code together."""
         return self.peak + self.code
 
 
 def memory_of(compiled: Any) -> Memory:
-    """Memory of a `jax.stages.Compiled`."""
-    found = compiled.memory_analysis()
-    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-    added_up = found.argument_size_in_bytes + outputs + found.temp_size_in_bytes
+    """Returns the memory of a `jax.stages.Compiled`."""
+    sizes = compiled.memory_analysis()
+    outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    total = sizes.argument_size_in_bytes + outputs + sizes.temp_size_in_bytes
     return Memory(
-        arguments=found.argument_size_in_bytes,
+        arguments=sizes.argument_size_in_bytes,
         outputs=outputs,
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
-        peak=getattr(found, "peak_memory_in_bytes", 0) or added_up,
+        temporaries=sizes.temp_size_in_bytes,
+        code=sizes.generated_code_size_in_bytes,
+        peak=getattr(sizes, "peak_memory_in_bytes", 0) or total,
     )
 
 
@@ -64,8 +65,8 @@ class Exchange:
     """Collectives of one kind.
 
     Attributes:
-      count: How many run.
-      bytes: What arrives at each device, all of them together.
+      count: Number of executions.
+      bytes: Bytes that arrive at each device, in all of them together.
     """
 
     count: int
@@ -73,9 +74,9 @@ class Exchange:
 
 
 def exchanges_of(text: str) -> dict[str, Exchange]:
-    """The collectives of a compiled program, by kind.
+    """Returns the collectives of a compiled program, by kind.
 
-    A loop whose end is only known at run time counts once.
+    A loop whose number of iterations is only known at run time counts once.
 
     Args:
       text: `Compiled.as_text()`.
@@ -93,7 +94,7 @@ class _Instruction:
     shape: str
     operation: str
     operands: tuple[str, ...]
-    rest: str  # behind the operands: attributes
+    attributes: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,27 +112,28 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 def _computations(text: str) -> dict[str, _Computation]:
-    found: dict[str, _Computation] = {}
+    """The computations of a program's text, by name."""
+    computations: dict[str, _Computation] = {}
     name, entry, root = "", False, ""
     instructions: dict[str, _Instruction] = {}
     for line in text.splitlines():
         if head := _HEAD.match(line):
             name, entry, root, instructions = head[2], bool(head[1]), "", {}
         elif line.startswith("}"):
-            found[name] = _Computation(instructions, root, entry)
+            computations[name] = _Computation(instructions, root, entry)
         elif match := _INSTRUCTION.match(line):
             instruction = _parsed(match[2], match[3])
             if instruction is not None:
                 instructions[match[2]] = instruction
                 root = match[2] if match[1] else root
-    return found
+    return computations
 
 
 def _parsed(name: str, text: str) -> _Instruction | None:
     operation = _OPERATION.search(text if text.startswith("(") else f" {text}", _end_of_shape(text))
     if operation is None:
         return None
-    shift = 0 if text.startswith("(") else 1  # a blank was put before it
+    shift = 0 if text.startswith("(") else 1  # for the blank in front of it
     begin = operation.end() - shift
     depth, end = 1, begin
     while depth and end < len(text):
@@ -147,19 +149,19 @@ def _parsed(name: str, text: str) -> _Instruction | None:
 
 
 def _end_of_shape(text: str) -> int:
-    """Where the shape ends that stands before the operation; tuples nest."""
+    """The end of the shape in front of the operation; shapes of tuples nest."""
     if not text.startswith("("):
         return 0
     depth = 0
-    for at, character in enumerate(text):
+    for position, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
         if depth == 0:
-            return at
+            return position
     return len(text)
 
 
 def _collectives(computations: Mapping[str, _Computation]) -> Iterator[tuple[str, float, int]]:
-    """(kind, bytes that arrive, how often it runs)."""
+    """Yields kind, bytes that arrive at a device, and number of executions of each collective."""
     entry = next(c for c in computations.values() if c.entry)
 
     def walk(computation: _Computation, times: int) -> Iterator[tuple[str, float, int]]:
@@ -167,12 +169,12 @@ def _collectives(computations: Mapping[str, _Computation]) -> Iterator[tuple[str
             kind = instruction.operation.removesuffix("-start")
             if kind in KINDS:
                 yield kind, _arriving(instruction, kind, computation), times
-                continue  # what it calls is how two numbers become one
+                continue  # the computation that it calls only combines two numbers
             inside = times
             if instruction.operation == "while":
                 inside *= _trips(instruction, computation, computations)
-            called = _CALLED.findall(instruction.rest)
-            for branches in _BRANCHES.findall(instruction.rest):
+            called = _CALLED.findall(instruction.attributes)
+            for branches in _BRANCHES.findall(instruction.attributes):
                 called += re.findall(r"%?([\w.\-]+)", branches)
             for name in called:
                 if name in computations:
@@ -182,9 +184,10 @@ def _collectives(computations: Mapping[str, _Computation]) -> Iterator[tuple[str
 
 
 def _arriving(instruction: _Instruction, kind: str, computation: _Computation) -> float:
+    """The bytes that arrive at each device in one execution of a collective."""
     operands = [computation.instructions.get(name) for name in instruction.operands]
     size = float(sum(_bytes(operand.shape) for operand in operands if operand is not None))
-    devices = _group_size(instruction.rest)
+    devices = _group_size(instruction.attributes)
     if kind == "all-gather":
         return size * (devices - 1)
     if kind == "all-reduce":
@@ -198,6 +201,7 @@ _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|[su]4)\[([\d,]*)\]")
 
 
 def _bytes(shape: str) -> int:
+    """The bytes of an array, or of all arrays of a tuple."""
     total = 0
     for kind, sizes in _SHAPE.findall(shape):
         bits = 8 if kind == "pred" or kind.startswith("f8") else int(re.sub(r"\D", "", kind))
@@ -205,29 +209,29 @@ def _bytes(shape: str) -> int:
     return total
 
 
-def _group_size(rest: str) -> int:
-    """Devices that exchange with each other. The text has three ways to say it."""
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+def _group_size(attributes: str) -> int:
+    """The number of devices that exchange with each other; the text has three forms for it."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         axes = re.findall(r"'(\w+)'", named[2])
         return math.prod(int(sizes[axis]) for axis in axes)
-    if strided := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+    if strided := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(strided[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(listed[1].split(","))
     return 1
 
 
 def _trips(
-    loop: _Instruction, around: _Computation, computations: Mapping[str, _Computation]
+    loop: _Instruction, outer: _Computation, computations: Mapping[str, _Computation]
 ) -> int:
-    """How often a loop that counts upwards runs; 1 where that is not told by the text."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+    """The number of iterations of a loop that counts upwards; 1 if the text does not tell."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    condition = computations[_attribute(loop.rest, "condition")]
-    body = computations[_attribute(loop.rest, "body")]
+    condition = computations[_attribute(loop.attributes, "condition")]
+    body = computations[_attribute(loop.attributes, "body")]
     end = condition.instructions[condition.root]
-    if end.operation != "compare" or "direction=LT" not in end.rest:
+    if end.operation != "compare" or "direction=LT" not in end.attributes:
         return 1
     counter, limit = (condition.instructions[name] for name in end.operands)
     index = _element(counter)
@@ -237,33 +241,35 @@ def _trips(
     stepped = body.instructions[body.instructions[body.root].operands[index]]
     if stepped.operation != "add":
         return 1
-    step = [_constant(body.instructions[name]) for name in stepped.operands]
-    step = next((number for number in step if number), 1)
-    start = _initial(loop, index, around)
-    return max(1, -(-(most - start) // step))
+    numbers = [_constant(body.instructions[name]) for name in stepped.operands]
+    step = next((number for number in numbers if number), 1)
+    start = _initial(loop, index, outer)
+    return max(1, math.ceil((most - start) / step))
 
 
-def _initial(loop: _Instruction, index: int, around: _Computation) -> int:
-    """Where the counter begins; 0 where that is not told."""
-    state = around.instructions.get(loop.operands[0])
+def _initial(loop: _Instruction, index: int, outer: _Computation) -> int:
+    """The first value of the counter; 0 if the text does not tell."""
+    state = outer.instructions.get(loop.operands[0])
     if state is None or state.operation != "tuple":
         return 0
-    first = around.instructions.get(state.operands[index])
+    first = outer.instructions.get(state.operands[index])
     return (_constant(first) or 0) if first is not None else 0
 
 
-def _attribute(rest: str, name: str) -> str:
-    found = re.search(rf"\b{name}=%?([\w.\-]+)", rest)
-    assert found is not None, rest
-    return found[1]
+def _attribute(attributes: str, name: str) -> str:
+    match = re.search(rf"\b{name}=%?([\w.\-]+)", attributes)
+    assert match is not None, attributes
+    return match[1]
 
 
 def _element(instruction: _Instruction) -> int | None:
-    found = re.search(r"index=(\d+)", instruction.rest)
-    return int(found[1]) if found and instruction.operation == "get-tuple-element" else None
+    """The index of a `get-tuple-element`, None for other operations."""
+    match = re.search(r"index=(\d+)", instruction.attributes)
+    return int(match[1]) if match and instruction.operation == "get-tuple-element" else None
 
 
 def _constant(instruction: _Instruction) -> int | None:
+    """The value of a whole constant, None for other operations."""
     if instruction.operation != "constant":
         return None
     text = instruction.operands[0] if instruction.operands else ""

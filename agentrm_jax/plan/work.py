@@ -1,7 +1,6 @@
-"""Work that cannot be avoided: operations, and bytes that go through memory.
+"""Lower bounds of work: the operations and memory traffic that a model's shape makes unavoidable.
 
-What a model does at least is counted from its shape. Divided by what a machine can do, this bounds
-the time from below.
+Divided by what a machine can do, they bound the time from below.
 """
 
 from __future__ import annotations
@@ -13,7 +12,12 @@ from agentrm_jax.model.config import LlamaConfig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
-    """Operations (a multiplication and an addition are two) and bytes."""
+    """Operations and memory traffic.
+
+    Attributes:
+      flops: Operations; a multiplication and an addition are two.
+      bytes: Bytes that move between memory and chip.
+    """
 
     flops: float
     bytes: float
@@ -23,53 +27,78 @@ class Work:
 
 
 def layer_weights(config: LlamaConfig) -> int:
-    """Weights of all layers that are multiplied with."""
+    """Returns the number of weights in the matrices of all layers."""
     attention = config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
     return config.num_layers * config.d_model * (attention + 3 * config.d_ff)
 
 
-def _beside_keys_and_values(config: LlamaConfig) -> int:
-    """Weights of one layer but for those of keys and values."""
+def _weights_without_kv(config: LlamaConfig) -> int:
+    """The weights of one layer without those of keys and values."""
     keys_and_values = 2 * config.d_model * config.num_kv_heads * config.head_dim
     return layer_weights(config) // config.num_layers - keys_and_values
 
 
 def head_weights(config: LlamaConfig) -> int:
+    """Returns the number of weights in the matrix that computes logits."""
     return config.vocab_size * config.d_model
 
 
 def attention_flops(config: LlamaConfig, pairs: float) -> float:
-    """Of so many pairs of a query and a key that it sees."""
+    """Returns the operations of attention in all layers.
+
+    Args:
+      config: The model's shape.
+      pairs: Pairs of a query and a key that is visible to it, in one layer.
+    """
     return 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
 
 
 def kv_bytes(config: LlamaConfig, tokens: float, itemsize: int) -> float:
+    """Returns the bytes of the keys and values of tokens in all layers."""
     return 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * itemsize
 
 
 def reading(
     config: LlamaConfig, rows: float, tokens: int, before: int, shared_by: float, itemsize: int
 ) -> Work:
-    """Reading rows of so many tokens behind `before` others, which some rows share; no logits. Of
-    all tokens but each row's last, the last layer computes keys and values alone."""
-    unread = rows * (tokens - 1)
-    pairs = rows * tokens * (before + (tokens + 1) / 2) - unread * (before + tokens / 2) / (
-        config.num_layers
-    )
-    moved = layer_weights(config) * itemsize
-    moved += kv_bytes(config, rows * before / shared_by + rows * tokens, itemsize)
-    weights = layer_weights(config) * rows * tokens - _beside_keys_and_values(config) * unread
-    return Work(2.0 * weights + attention_flops(config, pairs), moved)
+    """Returns the work of a prefill call, without logits.
+
+    For all tokens but the last of each row, the last layer computes keys and values only.
+
+    Args:
+      config: The model's shape.
+      rows: Rows of the call.
+      tokens: New tokens of each row.
+      before: Tokens of the context that they follow.
+      shared_by: Rows that share a context, whose keys and values are read once for all of them.
+      itemsize: Bytes of a number.
+    """
+    without_output = rows * (tokens - 1)
+    pairs = rows * tokens * (before + (tokens + 1) / 2)
+    pairs -= without_output * (before + tokens / 2) / config.num_layers
+    weights = layer_weights(config) * rows * tokens - _weights_without_kv(config) * without_output
+    traffic = layer_weights(config) * itemsize
+    traffic += kv_bytes(config, rows * before / shared_by + rows * tokens, itemsize)
+    return Work(2.0 * weights + attention_flops(config, pairs), traffic)
 
 
 def decoding_token(
     config: LlamaConfig, rows: float, before: int, shared_by: float, own: float, itemsize: int
 ) -> Work:
-    """One token more for each row, behind a prompt that some share and `own` tokens of its own."""
+    """Returns the work of decoding one token in every row.
+
+    Args:
+      config: The model's shape.
+      rows: Rows of the call.
+      before: Tokens of the prompt.
+      shared_by: Rows that share a prompt, whose keys and values are read once for all of them.
+      own: Tokens of a row that follow the prompt.
+      itemsize: Bytes of a number.
+    """
     weights = layer_weights(config) + head_weights(config)
     flops = 2.0 * weights * rows + attention_flops(config, rows * (before + own))
-    moved = weights * itemsize + kv_bytes(config, rows * (before / shared_by + own), itemsize)
-    return Work(flops, moved)
+    traffic = weights * itemsize + kv_bytes(config, rows * (before / shared_by + own), itemsize)
+    return Work(flops, traffic)
 
 
 def training_flops(
@@ -79,25 +108,29 @@ def training_flops(
     *,
     logits: bool,
     frozen: bool = False,
-    only: int | None = None,
+    outputs: int | None = None,
 ) -> float:
-    """An update on rows that are one sequence each: forwards, and twice as much backwards.
+    """Returns the operations of an update on rows that are one sequence each.
 
-    What is computed anew to save memory is not counted, as usual for model FLOPs.
+    The backward pass takes twice the operations of the forward pass. Recomputation that saves
+    memory is not counted, as usual for model FLOPs.
 
     Args:
-      logits: Whether the loss has them.
-      frozen: Whether the matrices stay as they are: their gradients are left out.
-      only: Tokens of a row whose hidden states are wanted, if not of all: of the others, the last
-        layer computes keys and values.
+      config: The model's shape.
+      rows: Rows of a batch.
+      tokens: Tokens of a row.
+      logits: Whether the loss needs logits.
+      frozen: Whether the matrices are frozen, so that they need no gradients.
+      outputs: Tokens of a row whose hidden states the loss needs; None for all. For the other
+        tokens the last layer computes keys and values only.
     """
+    passes = 2 if frozen else 3  # forward, gradients of inputs, gradients of weights
     weights = layer_weights(config) + (head_weights(config) if logits else 0)
-    products = (3 - frozen) * 2.0 * weights * rows * tokens
     pairs = rows * tokens * (tokens + 1) / 2
-    flops = products + 3 * attention_flops(config, pairs)
-    if only is None:
+    flops = passes * 2.0 * weights * rows * tokens + 3 * attention_flops(config, pairs)
+    if outputs is None:
         return flops
-    unread = rows * (tokens - only)
-    pairs = unread * (tokens + 1) / 2 / config.num_layers
-    flops -= (3 - frozen) * 2.0 * _beside_keys_and_values(config) * unread
+    without_output = rows * (tokens - outputs)
+    flops -= passes * 2.0 * _weights_without_kv(config) * without_output
+    pairs = without_output * (tokens + 1) / 2 / config.num_layers
     return flops - 3 * attention_flops(config, pairs)

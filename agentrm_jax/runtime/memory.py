@@ -67,10 +67,11 @@ def check_need(
         low, high = (middle, high) if need({**values, key: middle}) <= have else (low, middle)
     if not low:
         raise UserError(
-            f"{key.partition('.')[0]}: {reason}; take more devices (mesh.fsdp, mesh.tensor), a "
-            "smaller model, or adapters (lora.rank)"
+            f"does not fit: {reason}; take more devices (mesh.fsdp, mesh.tensor), a smaller "
+            "model, or adapters (lora.rank)",
+            field=key.partition(".")[0],
         )
-    raise UserError(f"{key} must be at most {low:,} (got {values[key]:,}): {reason}")
+    raise UserError(f"must be at most {low:,} (got {values[key]:,}): {reason}", field=key)
 
 
 def in_gib(size: float) -> str:

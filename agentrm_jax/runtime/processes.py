@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from agentrm_jax.core.errors import FieldError, UserError
-from agentrm_jax.core.fields import check_fields, shown
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.text import first_line
 from agentrm_jax.runtime.json_lines import move_records
 
@@ -57,17 +57,19 @@ class DistributedConfig:
         given = [name for name, number in numbers.items() if number is not None]
         if self.coordinator in (None, "auto"):
             if given:
-                raise FieldError(given[0], "needs distributed.coordinator to be HOST:PORT")
+                raise UserError("needs distributed.coordinator to be HOST:PORT", field=given[0])
         elif not self.coordinator.rpartition(":")[2].isdigit() or self.coordinator[0] == ":":
-            raise FieldError(
-                "coordinator", f"must be HOST:PORT or auto (got {shown(self.coordinator)})"
+            raise UserError(
+                field="coordinator", value=self.coordinator, expected="HOST:PORT or auto"
             )
         elif self.num_processes is None or self.process_id is None:
             missing = next(name for name, number in numbers.items() if number is None)
-            raise FieldError(missing, "must be set because distributed.coordinator is HOST:PORT")
+            raise UserError(
+                "must be set because distributed.coordinator is HOST:PORT", field=missing
+            )
         elif not 0 <= self.process_id < self.num_processes:
-            raise FieldError(
-                "process_id", f"must be in [0, {self.num_processes}) (got {self.process_id})"
+            raise UserError(
+                field="process_id", value=self.process_id, expected=f"in [0, {self.num_processes})"
             )
 
 
@@ -89,7 +91,9 @@ def join(config: DistributedConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:  # also those of the network
         raise UserError(
-            f"distributed.coordinator: no other process was found ({first_line(error)})"
+            f"must be an address at which all processes meet; no other process was found "
+            f"({first_line(error)})",
+            field="distributed.coordinator",
         ) from None
     # JAX takes SIGTERM for itself and then nothing ends; `train.fit` has a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -104,7 +108,8 @@ def check_joined() -> None:
     count = jax.process_count()
     if count > 1 and not jax.distributed.is_initialized():
         raise UserError(
-            f"distributed.coordinator: this is one of {count} processes; set it to auto"
+            f"must be auto because this is one of {count} processes",
+            field="distributed.coordinator",
         )
 
 

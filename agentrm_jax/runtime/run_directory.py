@@ -17,7 +17,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -76,14 +76,16 @@ def completed(
     directory: pathlib.Path,
     depends_on: Mapping[str, Any],
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    upgraded: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> dict[str, Any] | None:
-    """The summary of a stage that has ended, None where it has not.
+    """Returns the summary of a stage that has ended, None if it has not.
 
     Args:
       directory: The stage's folder.
       depends_on: The part of the configuration that decides what the stage makes, as JSON values.
       defaults: By dotted key. A record of an earlier version may lack a key: it counts as left at
         its default.
+      upgraded: From a record of an earlier version, by dotted key, to the keys of this version.
 
     Raises:
       UserError: The folder holds the output of another configuration, ended or begun; names the
@@ -93,7 +95,8 @@ def completed(
         path = directory / name
         if path.exists():
             stored = read_stage_record(path)
-            _require_same(path, stored, depends_on, defaults)
+            before = upgraded(flat(stored["depends_on"]))
+            _require_same(path, before, depends_on, defaults)
             return stored["summary"] if name == STAGE_FILE else None
     if directory.is_dir() and any(not p.name.startswith(".") for p in directory.iterdir()):
         raise UserError(
@@ -130,11 +133,11 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 def _require_same(
     path: pathlib.Path,
-    stored: Mapping[str, Any],
+    before: Mapping[str, Any],
     depends_on: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> None:
-    before, now = flat(stored["depends_on"]), flat(_as_json(depends_on))
+    now = flat(_as_json(depends_on))
     assumed = _as_json({key: defaults[key] for key in now if key in defaults})
     before = {**assumed, **before}
     for key in [*now, *before]:

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.errors import FieldError, UserError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -47,7 +47,7 @@ class MeshConfig:
             if size != -1:
                 check_fields(self, **{name: "[1, inf)"})
         if list(sizes.values()).count(-1) > 1:
-            raise FieldError("data", f"and the other sizes: at most one may be -1 (got {sizes})")
+            raise UserError("and the other sizes: at most one may be -1", field="data", value=sizes)
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
         """The axis sizes for so many devices.
@@ -61,8 +61,9 @@ class MeshConfig:
             sizes[sizes.index(-1)] = num_devices // known
         if -1 in sizes or math.prod(sizes) > num_devices:
             raise UserError(
-                f"mesh: data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit "
-                f"{num_devices} devices"
+                f"data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit "
+                f"{num_devices} devices",
+                field="mesh",
             )
         return sizes[0], sizes[1], sizes[2]
 
@@ -78,8 +79,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = config.shape(len(devices))
     if several and math.prod(shape) != len(devices):
         raise UserError(
-            f"mesh: data={shape[0]} fsdp={shape[1]} tensor={shape[2]} leaves some of the "
-            f"{len(devices)} devices of {jax.process_count()} processes out; set one of them to -1"
+            f"data={shape[0]} fsdp={shape[1]} tensor={shape[2]} leaves some of the "
+            f"{len(devices)} devices of {jax.process_count()} processes out; set one of them to -1",
+            field="mesh",
         )
     try:
         # Not `jax.make_mesh`: 2 x 8 on a torus of 4 x 4 has to split an axis of the torus.
@@ -89,8 +91,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     except (NotImplementedError, ValueError, AssertionError) as error:  # JAX asserts a whole block
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"mesh: data={shape[0]} fsdp={shape[1]} tensor={shape[2]} cannot be laid over these "
-            f"{len(devices)} devices ({reason})"
+            f"data={shape[0]} fsdp={shape[1]} tensor={shape[2]} cannot be laid over these "
+            f"{len(devices)} devices ({reason})",
+            field="mesh",
         ) from None
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 

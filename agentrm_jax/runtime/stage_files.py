@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import first_line
@@ -20,9 +20,16 @@ from agentrm_jax.runtime.run_directory import SECONDS_FILE, STAGE_FILE, read_sta
 KEY = "files"
 
 
-def stage_files(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+class FileRecord(TypedDict):
+    """What a stage's summary says of one file."""
+
+    lines: int
+    sha256: str
+
+
+def stage_files(directory: pathlib.Path) -> dict[str, FileRecord]:
     """Returns `lines` and `sha256` of the JSON files in a stage's folder, by relative name."""
-    found = {}
+    found: dict[str, FileRecord] = {}
     for path in sorted([*directory.rglob("*.json"), *directory.rglob("*.jsonl")]):
         name = path.relative_to(directory).as_posix()
         if not name.startswith(".") and name not in (STAGE_FILE, SECONDS_FILE):

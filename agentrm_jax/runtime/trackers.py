@@ -32,7 +32,8 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(TRACKERS[name]) is None:
             raise UserError(
-                f"trackers: {name} needs {TRACKERS[name]}: pip install 'agentrm-jax[{name}]'"
+                f"needs {TRACKERS[name]} for {name}: pip install 'agentrm-jax[{name}]'",
+                field="trackers",
             )
 
 

@@ -160,7 +160,10 @@ def beam_search(
       in_step: Needed for `score_at: action`.
     """
     if config.score_at == "action" and in_step is None:
-        raise UserError("beam.score_at: this reward model cannot score in-step; use observation")
+        raise UserError(
+            "must be observation because this reward model does not score in-step",
+            field="score_at",
+        )
     policy = AdmittedPolicy(policy)
     waiting = list(reversed(tasks))
     searches: list[_Search] = []

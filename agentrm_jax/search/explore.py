@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from agentrm_jax.data.trees import TreeRecord, TreeStore
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
+from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
 from agentrm_jax.search.tree import NONE
 
 ATTEMPTS = 3
@@ -45,13 +47,13 @@ class SearchConfig:
     Attributes:
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
-      exploration: c of the upper confidence bound V + c sqrt(ln N_parent / N).
+      selection: The rule by which the search enters the children of a node.
       num_slots: Trees that grow at the same time. It decides speed, never results.
     """
 
     num_iterations: int = 40
     expansion_width: int = 5
-    exploration: float = 0.5
+    selection: Annotated[SelectionRule, SELECTION_RULES] = dataclasses.field(default=UCB())
     num_slots: int = 64
 
     def __post_init__(self) -> None:
@@ -59,7 +61,6 @@ class SearchConfig:
             self,
             num_iterations="[1, 1000000]",
             expansion_width="[1, 10000]",
-            exploration="[0, inf)",
             num_slots="[1, 100000]",
         )
 
@@ -176,7 +177,7 @@ class Explorer:
         a visited node expands it, and goes on from there after the expansion.
         """
         while idle := {e: g for e, g in self._live().items() if g.walks}:
-            chosen = np.asarray(tree.select(self._trees, np.float32(self.config.exploration)))
+            chosen = np.asarray(tree.select(self._trees, self.config.selection))
             ended: dict[int, int] = {}
             for e, growing in idle.items():
                 leaf = int(chosen[e])
@@ -333,7 +334,11 @@ class Explorer:
             nodes = self._tree(e).nodes
             changes.parent[e], changes.expands[e] = number, expands
             changes.new[e, : len(new[e])] = new[e]
-            changes.terminal[e, : len(new[e])] = [nodes[n].trajectory.done for n in new[e]]
+            trajectories = [nodes[n].trajectory for n in new[e]]
+            changes.terminal[e, : len(new[e])] = [t.done for t in trajectories]
+            changes.prior_logit[e, : len(new[e])] = [
+                tree.prior_logit(t.steps[-1]) for t in trajectories
+            ]
         self._trees = tree.advance(self._trees, changes)
 
     def _back_up(self, leaves: Mapping[int, int]) -> None:

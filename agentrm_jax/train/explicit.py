@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.heads import PAPER_HEAD, ValueHead
 from agentrm_jax.model.parameters import cast
-from agentrm_jax.model.value import MSE, HeadConfig, head_outputs, losses, value_of
+from agentrm_jax.model.value import head_outputs
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
@@ -25,7 +26,7 @@ def make_loss(
     config: LlamaConfig,
     mesh: Mesh | None = None,
     *,
-    head: HeadConfig = MSE,
+    head: ValueHead = PAPER_HEAD,
     remat: str = "none",
     attention: str = "xla",
     dtype: Any = None,
@@ -63,8 +64,8 @@ def make_loss(
             value_head = {**value_head, "bias": bias}
         outputs = head_outputs(value_head, hidden)
         weights, targets = batch["weights"], batch["targets"]
-        loss = jnp.sum(weights * losses(outputs, targets, head))
-        return loss, moments(weights, value_of(outputs, head), targets)
+        loss = jnp.sum(weights * head.losses(outputs, targets))
+        return loss, moments(weights, head.value(outputs), targets)
 
     return loss_fn
 

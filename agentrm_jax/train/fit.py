@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.core.errors import FieldError, Stopped, UserError
+from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
@@ -80,12 +80,13 @@ class FitConfig:
         check_choice("attention", self.attention, BACKENDS)
         check_choice("remat", self.remat, REMAT)
         if self.batch_size % self.accumulation:
-            raise FieldError(
-                "accumulation",
-                f"must divide batch_size, {self.batch_size} (got {self.accumulation})",
+            raise UserError(
+                f"must divide batch_size, {self.batch_size}",
+                field="accumulation",
+                value=self.accumulation,
             )
         if not self.num_updates and not self.epochs:
-            raise FieldError("epochs", "must be above 0 if num_updates is 0 (got 0)")
+            raise UserError(field="epochs", value=0, expected="above 0 if num_updates is 0")
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Refuses micro-batches that do not divide among the devices, and attention that they
@@ -94,12 +95,14 @@ class FitConfig:
         Raises:
           UserError: They do not, or cannot.
         """
-        check_device("fit.attention", self.attention, mesh)
+        check_device("attention", self.attention, mesh)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
         if self.batch_size // self.accumulation % ways:
             raise UserError(
-                f"fit.batch_size: {self.batch_size} rows in {self.accumulation} micro-batches do "
-                f"not divide among {ways} devices (mesh.data * mesh.fsdp)"
+                f"must be a multiple of {self.accumulation * ways}: {self.accumulation} "
+                f"micro-batches of fit.accumulation for {ways} devices (mesh.data * mesh.fsdp)",
+                field="batch_size",
+                value=self.batch_size,
             )
 
     def total(self, num_rows: int) -> int:

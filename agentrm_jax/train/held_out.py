@@ -39,7 +39,10 @@ def split(
     tasks = sorted({task_of(example) for example in listed}, key=rank)
     held = set(tasks[: max(1, round(share * len(tasks)))])
     if len(held) == len(tasks):
-        raise UserError(f"fit.held_out: {len(tasks)} tasks are too few to hold some of them out")
+        raise UserError(
+            f"must be 0 because {len(tasks)} tasks are too few to hold some of them out",
+            field="held_out",
+        )
     return (
         [example for example in listed if task_of(example) not in held],
         [example for example in listed if task_of(example) in held],

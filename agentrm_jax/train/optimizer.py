@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agentrm_jax.core.errors import FieldError
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 
 
@@ -55,10 +55,11 @@ class OptimizerConfig:
         check_choice("moments", self.moments, ("float32", "bfloat16"))
         if self.moments == "bfloat16" and self.b2 > 0.99:
             # It has 8 bits: what shrinks by less than 1 in 256 is rounded back to what it was.
-            raise FieldError(
-                "b2",
-                f"must be at most 0.99 if moments is bfloat16 (got {self.b2}): the second moment "
-                "could not decay",
+            raise UserError(
+                "must be at most 0.99 if moments is bfloat16, in which the second moment could not "
+                "decay",
+                field="b2",
+                value=self.b2,
             )
 
 

@@ -107,7 +107,7 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
 
 def test_a_context_without_room_is_one_clear_error():
     engine = Engine(weights(0), CONFIG, SIZES)
-    with pytest.raises(UserError, match=r"engine\.context: 256 tokens leave no room"):
+    with pytest.raises(UserError, match=r"^engine\.context must be above the .* 256 \(got 256\)"):
         make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=256))
     tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
     with pytest.raises(UserError, match=r"engine\.context: the prompt of task toy/0 .* 6 are"):

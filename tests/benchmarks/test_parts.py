@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.plan.work import head_weights, layer_weights, reading
 from benchmarks import latency, measuring, models, search
 
@@ -47,7 +47,7 @@ def test_work_is_counted_alike_in_one_piece_and_in_two():
 def test_the_environment_that_waits_is_known_to_workers():
     with latency.registered():
         [task] = latency.Latency().tasks("train", kinds=("generated",), n=1)
-        pool = make_pool(1)
+        pool = EnvPool(workers=1)
         try:
             [(handle, first)] = pool.reset([task])
             clock = measuring.Clock()
@@ -63,7 +63,7 @@ def test_sampled_tokens_are_the_best_by_the_logits_with_noise():
     """What shows that trees part at near-ties: it must know the policy's tokens."""
     model, sizes = search.tiny_policy(), search.tiny_sizes()
     tasks = search.tasks_of("pddl", sizes)[:1]
-    pool = make_pool(0)
+    pool = EnvPool(workers=0)
     explored = search.Bench(model, pool, tasks, sizes).one_at_a_time(5)
     pool.close()
     checked = 0

@@ -13,14 +13,13 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "data"))
 from chat_cases import write_tokenizer
 
-from agentrm_jax.cli import check_model
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import init_reward
-from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline import check_model, models
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -112,7 +112,7 @@ def test_play_stops_at_an_empty_line(capsys, monkeypatch):
     [
         (["check", "mase"], "did you mean maze?"),
         (["play", "maze", "--split", "paper", "--task", "25"], "has 25 tasks, counted from 0"),
-        (["play", "maze", "--task", "-1"], "must not be negative"),
+        (["play", "maze", "--task", "-1"], "must be at least 0"),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, message):
@@ -213,7 +213,7 @@ def test_play_without_input_ends(capsys, monkeypatch, stdin):
         (["check", "maze", "--n", "1000000000"], "--n: must be at most 100000 (got 1000000000)"),
         (["check", "no_such_module:Maze"], "cannot be loaded: ModuleNotFoundError"),
         (["play", "maze", "--task", "1000000000"], "--task: must be at most 100000"),
-        (["play", "maze", "--seed=-1"], "--seed: must not be negative (got -1)"),
+        (["play", "maze", "--seed=-1"], "--seed: must be at least 0 (got -1)"),
         (["play", "maze", "--seed", str(2**63)], "--seed: must be at most"),
         (["play", "maze", "--kinds", "x"], "maze has no kind 'x'"),
     ],

@@ -35,7 +35,7 @@ def test_accuracy_among_siblings_one_pair_at_a_time(finished, tmp_path, capsys) 
         known = [node for node in range(tree.num_nodes) if visits[node]]
         states += len(known)
         every = tree.states()
-        scores = dict(zip(known, model.scorer.score([[every[n] for n in known]])[0], strict=True))
+        scores = dict(zip(known, model.score([[every[n] for n in known]])[0], strict=True))
         for a, b in itertools.combinations([n for n in known if n], 2):
             difference = sums[a] / visits[a] - sums[b] / visits[b]
             if tree.nodes[a].parent != tree.nodes[b].parent or difference == 0:

@@ -17,7 +17,8 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import HeadConfig, init_reward, readout
+from agentrm_jax.model.heads import HLGauss, Quantile
+from agentrm_jax.model.value import init_reward, readout
 from agentrm_jax.pipeline import models
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
@@ -104,18 +105,21 @@ def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
     assert "agentrm_value_bias" not in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["quantile", "hl_gauss"])
-def test_heads_of_other_kinds(kind, run, tmp_path, capsys):
+@pytest.mark.parametrize("head", [Quantile(bins=4), HLGauss(bins=4)], ids=repr)
+def test_heads_of_other_kinds(head, run, tmp_path, capsys):
     """The mean of quantiles is one linear map; that of a softmax is none."""
     source = run / "reward" / "explicit" / "model"
-    model, head = models.load_reward(source, "float32", MESH), HeadConfig(kind=kind, bins=4)
+    model = models.load_reward(source, "float32", MESH)
     kernel, bias = jax.random.normal(jax.random.key(1), (2, 4, 16))
     value_head = {"kernel": kernel, "bias": bias[:, 0]}
     params = {**model.params, "value_head": value_head}
     models.save(tmp_path / "in", "reward", dataclasses.replace(model, params=params, head=head))
-    if kind == "hl_gauss":
+    if isinstance(head, HLGauss):
         message = fails(capsys, tmp_path / "in", "--what", "reward", "--to", tmp_path / "out")
-        assert "the value of a head hl_gauss is not linear" in message
+        assert (
+            "the value head hl_gauss cannot be exported: its value is the mean of a softmax"
+            in message
+        )
         return
     arguments = ["export", str(tmp_path / "in"), "--what", "reward", "--to", str(tmp_path / "out")]
     assert main(arguments) == 0

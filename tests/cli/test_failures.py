@@ -15,6 +15,7 @@ import pytest
 
 from agentrm_jax.cli import main as cli
 from agentrm_jax.core.errors import Stopped, UserError
+from agentrm_jax.runtime.compilation_cache import cache_folder
 
 
 class JaxRuntimeError(RuntimeError):
@@ -217,10 +218,10 @@ def test_without_a_home_nothing_is_kept_between_runs(monkeypatch, tmp_path) -> N
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(pathlib.Path, "home", nobody)
-    assert cli._cache_folder() is None
+    assert cache_folder() is None
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert cli._cache_folder() is None
+    assert cache_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cli._cache_folder() == tmp_path / "cache" / "agentrm_jax" / "xla"
+    assert cache_folder() == tmp_path / "cache" / "agentrm_jax" / "xla"

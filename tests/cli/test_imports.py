@@ -11,14 +11,14 @@ from cli_cases import CONFIG
 from agentrm_jax.cli.main import main
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.experts import expert_trajectories
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory) -> pathlib.Path:
     """Five mazes as AgentGym writes them; of the last one nothing was earned."""
-    pool = make_pool(0)
+    pool = EnvPool(workers=0)
     tasks = load_family("maze").tasks("train", kinds=("generated",), n=5, seed=3)
     items = []
     for number, trajectory in enumerate(expert_trajectories(pool, tasks, lambda: None)):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from agentrm_jax.cli import main as command_line
-from agentrm_jax.cli.interrupts import handled_interrupts
+from agentrm_jax.runtime.interrupts import handled_interrupts
 
 
 class Swallows:

@@ -19,15 +19,16 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.states import open_paths
 from agentrm_jax.data.trajectories import open_trajectories
-from agentrm_jax.evaluate.harness import EvaluateConfig
-from agentrm_jax.model.value import MSE, HeadConfig
+from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.model.heads import MSE, HLGauss
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.models import load_policy, load_reward
 from agentrm_jax.pipeline.stages import STAGES, before, depends_on
-from agentrm_jax.pipeline.workspace import DATASET, Run
+from agentrm_jax.pipeline.tasks import Tasks
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.metrics import read_metrics
+from agentrm_jax.runtime.run_paths import DATASET
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 
@@ -169,7 +170,7 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     assert measured["train-implicit"]["held_out_loss"] > 0
     directory, mesh = copy / "reward" / "explicit" / "model", make_mesh(MeshConfig())
     model = load_reward(directory, "float32", mesh)
-    assert model.head == HeadConfig(kind="hl_gauss", bins=20)
+    assert model.head == HLGauss(bins=20)
     policy = load_policy(copy / "sft" / "model", "float32", mesh).params
     trunk = model.params["trunk"]
     for name, value in trunk["layers"].items():
@@ -219,7 +220,7 @@ def test_models_of_before_are_read_and_damaged_heads_named(copy) -> None:
     assert stored["config"].pop("value_head")["kind"] == "mse"
     (directory / "manifest.json").unlink()  # as it was before
     path.write_text(json.dumps(stored))
-    assert load_reward(directory, "float32", mesh).head == MSE
+    assert load_reward(directory, "float32", mesh).head == MSE()
     for wrong, said in (({"kind": "mean"}, "'mean'"), ({"knd": "mse"}, "knd"), (3, "mapping")):
         path.write_text(json.dumps({**stored, "config": stored["config"] | {"value_head": wrong}}))
         with pytest.raises(UserError, match=rf"model\.json: value_head: .*{said}"):
@@ -352,7 +353,7 @@ def test_wrong_words(tmp_path, capsys) -> None:
     assert "did you mean explore?" in fails(capsys, "exlore", CONFIG)
     assert "--output" in fails(capsys, "run", CONFIG)
     assert "no such file" in fails(capsys, "run", "absent.yaml", "--output", tmp_path)
-    assert "did you mean maze?" in fails(capsys, "experts", "mase", "--output", tmp_path)
+    assert "did you mean maze?" in fails(capsys, "demonstrate", "mase", "--output", tmp_path)
 
 
 def test_help_explains(capsys) -> None:
@@ -382,8 +383,16 @@ def _configs(value: Any) -> Iterator[Any]:
 
 def test_experts_of_an_environment(tmp_path, capsys) -> None:
     output = tmp_path / "experts"
-    assert main(["experts", "maze", "--split", "train", "--n", "7", "--output", str(output)]) == 0
-    assert "7 trajectories of 7 tasks" in capsys.readouterr().out
+    given = ["maze", "--split", "train", "--n", "7", "--output", str(output)]
+    assert main(["demonstrate", *given]) == 0
+    printed = capsys.readouterr()
+    assert "7 trajectories of 7 tasks" in printed.out
+    hint = "agentrm: `agentrm experts NAME` is now `agentrm demonstrate NAME`\n"
+    assert hint not in printed.err
+    assert main(["experts", *given]) == 0  # as earlier versions spelled it
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert again.err.startswith(hint)
     trajectories = list(open_trajectories(output))
     assert len(trajectories) == 7
     assert all(t.success and t.task.split == "train" for t in trajectories)
@@ -392,14 +401,14 @@ def test_experts_of_an_environment(tmp_path, capsys) -> None:
 def test_the_quickstart_tests_no_problem_that_it_trains_on(tmp_path) -> None:
     path = CONFIG.with_name("quickstart.yaml")
     config = load_config(path, ())
-    run = Run(config=config, directory=tmp_path)
-    assert run.overlap() == 0
-    experts, explored = run.train_tasks
+    tasks = Tasks(config)
+    assert tasks.overlap() == 0
+    experts, explored = tasks.experts, tasks.explored
     assert len(experts) == config.experts.num_tasks
     assert len(explored) == config.explore.num_tasks
-    problems = [task.problem for task in (*experts, *explored, *run.test_tasks)]
+    problems = [task.problem for task in (*experts, *explored, *tasks.test)]
     assert len(set(problems)) == len(problems)
-    held_out = {task.kind for task in run.test_tasks if task.held_out}
+    held_out = {task.kind for task in tasks.test if task.held_out}
     assert held_out == set(config.environments[0].held_out)
     assert not held_out & {task.kind for task in (*experts, *explored)}
 
@@ -407,12 +416,12 @@ def test_the_quickstart_tests_no_problem_that_it_trains_on(tmp_path) -> None:
 def test_an_environment_is_held_out_as_a_whole(tmp_path) -> None:
     pddl = EnvironmentConfig(name="pddl", kinds=["gripper", "blockworld"], held_out=["barman"])
     named = [EnvironmentConfig(name="maze", train=False, kinds=["generated"]), pddl]
-    run = Run(config=RunConfig(environments=named), directory=tmp_path)
-    for tasks, n in zip(run.train_tasks, (2000, 100), strict=True):
-        assert len(tasks) == n
-        assert {task.environment for task in tasks} == {"pddl"}
-        assert {task.kind for task in tasks} == {*pddl.kinds}
-    tested = {(task.environment, task.kind, task.held_out) for task in run.test_tasks}
+    tasks = Tasks(RunConfig(environments=named))
+    for trained, n in ((tasks.experts, 2000), (tasks.explored, 100)):
+        assert len(trained) == n
+        assert {task.environment for task in trained} == {"pddl"}
+        assert {task.kind for task in trained} == {*pddl.kinds}
+    tested = {(task.environment, task.kind, task.held_out) for task in tasks.test}
     assert tested == {
         ("maze", "generated", True),
         ("pddl", "gripper", False),
@@ -436,20 +445,20 @@ def test_what_cannot_be_held_out(tmp_path) -> None:
     for held_out in ({"train": False}, {"held_out": ["generated", "double_t"]}):
         named = RunConfig(environments=[EnvironmentConfig(name="maze", **held_out)])
         with pytest.raises(UserError, match="environments: all is held out"):
-            _ = Run(config=named, directory=tmp_path).train_tasks
+            _ = Tasks(named).explored
     with pytest.raises(UserError, match=r"maze is held out as a whole \(train: false\)"):
         dataclasses.replace(maze, held_out=["double_t"])
     with pytest.raises(UserError, match="held_out names double_t, which kinds names as well"):
         EnvironmentConfig(name="maze", kinds=["double_t"], held_out=["double_t"])
     models = {"policy": "p", "train_policy": False, "reward_model": "r"}
-    only_tested = Run(config=RunConfig(environments=[maze], **models), directory=tmp_path)
-    assert only_tested.train_tasks == ([], [])
-    assert all(task.held_out for task in only_tested.test_tasks)
+    only_tested = Tasks(RunConfig(environments=[maze], **models))
+    assert (only_tested.experts, only_tested.explored) == ([], [])
+    assert all(task.held_out for task in only_tested.test)
 
 
 def test_overlap_is_found_where_there_is_one(tmp_path, monkeypatch) -> None:
     config = RunConfig(environments=[EnvironmentConfig(name="maze")])
-    run = Run(config=config, directory=tmp_path)
-    assert run.overlap() == 0
-    run.__dict__["test_tasks"] = [*run.test_tasks, run.train_tasks[1][0]]
-    assert run.overlap() == 1
+    tasks = Tasks(config)
+    assert tasks.overlap() == 0
+    tasks.__dict__["test"] = [*tasks.test, tasks.explored[0]]
+    assert tasks.overlap() == 1

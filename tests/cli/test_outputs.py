@@ -13,7 +13,7 @@ from agentrm_jax.data.trajectories import open_trajectories
 
 FOLDERS = {
     "import": ("import", "{input}", "--environment", "maze", "--output"),
-    "experts": ("experts", "maze", "--n", "2", "--kinds", "generated", "--output"),
+    "demonstrate": ("demonstrate", "maze", "--n", "2", "--kinds", "generated", "--output"),
     "export": ("export", "{input}", "--what", "policy", "--to"),
     "convert": ("convert", "{input}", "--to"),
     "eval-rm": ("eval-rm", "{input}", "--model", "{input}", "--output"),
@@ -79,7 +79,7 @@ def test_outputs_that_are_no_folder_of_their_own(name, source, tmp_path, capsys,
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("name", set(FOLDERS) - {"experts"})
+@pytest.mark.parametrize("name", set(FOLDERS) - {"demonstrate"})
 def test_an_input_in_the_output_folder_stays(name, tmp_path, capsys):
     source = tmp_path / "out" / "source.json"
     source.parent.mkdir()
@@ -94,7 +94,7 @@ def test_a_data_set_of_ours_is_replaced_and_a_foreign_partial_folder_stays(
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     partial.mkdir()
     (partial / "notes.txt").write_text("mine")
-    for name in ("experts", "import", "experts"):
+    for name in ("demonstrate", "import", "demonstrate"):
         assert main(command(name, source, out)) == 0
     assert len(open_trajectories(out)) == 2
     assert (partial / "notes.txt").read_text() == "mine"
@@ -102,14 +102,14 @@ def test_a_data_set_of_ours_is_replaced_and_a_foreign_partial_folder_stays(
 
 
 @pytest.mark.parametrize("key", ["--n=0", "--n=-5", "--seed=-1", "--workers=-1"])
-def test_numbers_of_experts_are_checked_before_any_work(key, tmp_path, capsys):
+def test_numbers_of_demonstrate_are_checked_before_any_work(key, tmp_path, capsys):
     least = 1 if key.startswith("--n") else 0
-    message = fails(capsys, ["experts", "maze", "--output", str(tmp_path / "out"), key])
+    message = fails(capsys, ["demonstrate", "maze", "--output", str(tmp_path / "out"), key])
     assert f"{key.split('=')[0]}: must be at least {least} (got {key.split('=')[1]})" in message
 
 
 def test_more_tasks_than_can_be_listed_are_refused(tmp_path, capsys):
-    given = ["experts", "maze", "--output", str(tmp_path / "out"), "--n=10000000000"]
+    given = ["demonstrate", "maze", "--output", str(tmp_path / "out"), "--n=10000000000"]
     assert "--n: must be at most 1000000 (got 10000000000)" in fails(capsys, given)
 
 

@@ -118,7 +118,7 @@ def test_conversations_have_no_score_behind_their_last_reply(
     assert main(["score", str(conversations), "--model", str(finished)]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     model = open_reward_model(finished)
-    stored = list(model.score(read_trajectories(finished / "experts")[:2]))
+    stored = list(model.score_steps(read_trajectories(finished / "experts")[:2]))
     assert [row["outcome"] for row in found] == [1.0, 0.0]
     for row, whole in zip(found, stored, strict=True):
         assert row["after_action"] == list(whole.after_action)
@@ -194,7 +194,7 @@ def test_a_model_alone_with_a_configuration(finished, tmp_path) -> None:
     shutil.copytree(finished / MODEL, tmp_path / "alone")
     model = open_reward_model(tmp_path / "alone", config=finished / "config.resolved.yaml")
     some = read_trajectories(finished / "trees")[:3]
-    assert list(model.score(some)) == list(open_reward_model(finished).score(some))
+    assert list(model.score_steps(some)) == list(open_reward_model(finished).score_steps(some))
 
 
 def test_an_environment_that_the_run_does_not_name(finished, conversations, capsys) -> None:
@@ -212,7 +212,7 @@ def test_replies_that_were_sampled_as_other_tokens_are_read_as_texts(finished) -
     as_other_tokens = sampled(lambda ids: tuple(id + 1_000_000 for id in reversed(ids)))
     as_text = sampled(lambda ids: ())
     model = open_reward_model(finished)
-    assert list(model.score([as_other_tokens])) == list(model.score([as_text]))
+    assert list(model.score_steps([as_other_tokens])) == list(model.score_steps([as_text]))
 
 
 def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None:
@@ -228,7 +228,7 @@ def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None
         "--rewards=[explicit]", "--evaluate.num_tasks=2", "--evaluate.beam_tasks=2",
         "--evaluate.random_beam=false",
     ]  # fmt: skip
-    assert "take observation" in fails(capsys, *arguments, "--evaluate.beam.score_at=action")
+    assert "must be observation" in fails(capsys, *arguments, "--evaluate.beam.score_at=action")
     assert main([*arguments, "--evaluate.beam.score_at=observation"]) == 0
     found = tmp_path / "run" / "eval"
     trajectories = read_trajectories(found / "best_of_n")
@@ -238,7 +238,7 @@ def test_a_reward_model_of_another_tokenizer(finished, tmp_path, capsys) -> None
         dataclasses.replace(t, steps=tuple(dataclasses.replace(s, token_ids=()) for s in t.steps))
         for t in trajectories
     ]
-    again = sorted(s.score for s in model.score(as_texts))
+    again = sorted(s.score for s in model.score_steps(as_texts))
     np.testing.assert_allclose(again, sorted(scores), atol=1e-5)
     assert np.std(scores) > 0
     assert (found / "beam" / "results.json").exists()

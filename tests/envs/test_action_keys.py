@@ -8,7 +8,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import ComparesActions
 from agentrm_jax.envs import registry
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import action_key, environment_names, load_family
 
 _BLANKS = (" ", "  ", "\t", "\n", "\u00a0", "\u3000", "\r")
@@ -145,6 +145,6 @@ def test_an_unknown_environment_compares_exactly(monkeypatch):
 
 
 def test_the_pool_asks_the_family_of_the_task():
-    pool = make_pool(0)
+    pool = EnvPool(workers=0)
     task = load_family("maze").tasks("test", kinds=("generated",), n=1)[0]
     assert pool.action_key(task, "Move  Up ") == "move up"

@@ -10,7 +10,7 @@ from agentrm_jax.core.protocols import EnvironmentFailure, Prompt
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.envs import contract, episodes
 from agentrm_jax.envs.contract import ContractError
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 
 TASK = Task(
     environment="mine", task_id="mine/1", kind="only", split="test", problem="1", max_steps=3,
@@ -212,7 +212,7 @@ def test_the_pool_fails_the_episode_that_breaks_its_contract_and_no_other(monkey
     family = _Family(Mine(answer(), answer(done=True)), *bad)
     monkeypatch.setattr(episodes, "load_family", lambda name: family)
     monkeypatch.setattr("agentrm_jax.envs.pool.load_family", lambda name: family)
-    pool = make_pool(0)
+    pool = EnvPool(workers=0)
     (good, _), (broken, _) = pool.reset([TASK, TASK])
     pool.step([(good, "a"), (broken, "a")])
     sound, failure = pool.step([(good, "b"), (broken, "b")])

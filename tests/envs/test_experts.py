@@ -7,14 +7,14 @@ from agentrm_jax.core.protocols import Demonstration
 from agentrm_jax.envs import experts
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.maze import Maze
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 
 
 def trajectories(monkeypatch, demonstrate):
     family = type("Changed", (Maze,), {"demonstrate": demonstrate})()
     monkeypatch.setattr(experts, "load_family", lambda name: family)
     tasks = family.tasks("test", kinds=family.kinds(), n=2)
-    return list(expert_trajectories(make_pool(0), tasks))
+    return list(expert_trajectories(EnvPool(workers=0), tasks))
 
 
 def test_thoughts_of_half_characters_are_valid_text(monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.records import Task, Transition
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 
 SOURCE = '''
@@ -124,11 +124,11 @@ def environments(tmp_path_factory):
 
 @pytest.fixture
 def pools():
-    """`make_pool` whose pools are closed in the end."""
+    """Makes pools that are closed in the end."""
     made = []
 
-    def make(*arguments, **options):
-        made.append(make_pool(*arguments, **options))
+    def make(workers=0, **options):
+        made.append(EnvPool(workers=workers, **options))
         return made[-1]
 
     yield make
@@ -422,15 +422,15 @@ def _importable(name):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"workers": -1}, "workers: must be at least 0, not -1"),
-        ({"workers": 1, "step_seconds": 0.0}, "step_seconds: .* not 0.0"),
-        ({"workers": 1, "step_seconds": float("nan")}, "step_seconds: .* not nan"),
-        ({"workers": 1, "memory_gib": 0.0}, "memory_gib: .* not 0.0"),
+        ({"workers": -1}, r"workers must be at least 0 \(got -1\)"),
+        ({"workers": 1, "step_seconds": 0.0}, r"step_seconds must .* \(got 0.0\)"),
+        ({"workers": 1, "step_seconds": float("nan")}, r"step_seconds must .* \(got nan\)"),
+        ({"workers": 1, "memory_gib": 0.0}, r"memory_gib must .* \(got 0.0\)"),
     ],
 )
 def test_options_out_of_range(options, what):
     with pytest.raises(UserError, match=what):
-        make_pool(**options)
+        EnvPool(**options)
 
 
 @linux
@@ -468,9 +468,9 @@ PROGRAM = """
 import json, sys
 sys.path.insert(0, SITE)
 from agentrm_jax.core.records import Task
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 print("main", flush=True)  # no __main__ guard: a worker must not run this file
-pool = make_pool(2)
+pool = EnvPool(workers=2)
 tasks = [Task(environment="sums", task_id=str(i), kind="only", split="train", problem="0",
               max_steps=9, spec={"start": i}) for i in range(2)]
 handles = [handle for handle, _ in pool.reset(tasks)]

@@ -9,7 +9,7 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import environment_names, load_family
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -133,7 +133,7 @@ def test_the_guide_s_example(install, workers):
     assert train[:10] == family.tasks("train", kinds=family.kinds(), n=10)
     assert len({task.problem for task in train}) == 30
     assert not {task.problem for task in train} & {task.problem for task in test}
-    pool = make_pool(workers)
+    pool = EnvPool(workers=workers)
     try:
         for task, started in zip(train, pool.reset(train), strict=True):
             assert not isinstance(started, EnvironmentFailure)

@@ -15,7 +15,7 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.scienceworld import expert as scienceworld_expert
 from agentrm_jax.envs.scienceworld import java as scienceworld_java
 from agentrm_jax.envs.scienceworld.episode import ScienceWorldSimulator, simulators, was_done
@@ -377,7 +377,7 @@ def test_the_expert_gives_up_where_there_are_too_few_steps():
 def test_workers_play_as_this_process_does_under_their_limit_of_memory():
     tasks = FAMILY.tasks("train", kinds=["melt", "find-animal"], n=2)
     script = ["teleport to kitchen", "look around", "pick up thermometer"]
-    pools = [make_pool(0), make_pool(1, step_seconds=120.0)]
+    pools = [EnvPool(workers=0), EnvPool(workers=1, step_seconds=120.0)]
     seen = []
     for pool in pools:
         handles, texts = zip(*pool.reset(tasks), strict=True)

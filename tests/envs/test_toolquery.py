@@ -16,7 +16,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Task
-from agentrm_jax.envs.pool import make_pool
+from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.tools import academia_graph, movie_world, weather_world
 from agentrm_jax.envs.tools import http as tool_http
 from agentrm_jax.envs.tools.http import NotRecordedError, Service, ServiceError
@@ -282,7 +282,7 @@ def test_what_is_not_recorded_ends_a_node_and_no_more(server, monkeypatch):
     episode, _ = started(weather_task())
     said(episode, "get_elevation", latitude=1, longitude=2)
     monkeypatch.setenv("AGENTRM_TOOL_HTTP", "replay")
-    pool = make_pool(0)
+    pool = EnvPool(workers=0)
     ((handle, _),) = pool.reset([weather_task()])
     good = 'get_elevation with Action Input: {"latitude": 1, "longitude": 2}'
     bad = 'get_elevation with Action Input: {"latitude": 1, "longitude": 3}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,15 +10,19 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.evaluate.harness import (
-    EvaluateConfig,
-    by_task,
-    chosen_episodes,
-    scores_by_n,
-    single_episodes,
-    stored_rollouts,
+from agentrm_jax.evaluate.config import EvaluateConfig, MethodRun, method_runs
+from agentrm_jax.evaluate.harness import answers, by_task, score_rows, scores_by_n
+from agentrm_jax.evaluate.results import (
+    episode_from_json,
+    episode_to_json,
+    read_episodes,
+    result_rows,
+    write_episodes,
 )
+from agentrm_jax.evaluate.rollout_files import stored_rollouts
+from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.search.choose import BASELINES
+from agentrm_jax.search.methods import METHODS, Beam, BestOfN, register_method
 from agentrm_jax.search.rollouts import Rollout
 
 
@@ -49,6 +54,15 @@ def rollout(
         sample=sample, policy_tokens=2 * len(steps) + sample, truncated_steps=sample,
         env_steps=len(steps), wall_seconds=0.5, error=error,
     )  # fmt: skip
+
+
+def chosen_episodes(rollouts, scorers, *, seed):
+    """Episodes and scores of best-of-n and its baselines."""
+    run = MethodRun(
+        name="best_of_n", method_name="best_of_n", method=BestOfN(), reward_models=tuple(scorers)
+    )
+    found = answers(run, rollouts, scorers, seed=seed)
+    return found.episodes, found.scores
 
 
 class Undecided:
@@ -132,7 +146,10 @@ def test_single_episodes_carry_costs_and_labels():
         rollout(1, actions="A", outcome=0.25),
         rollout(2, actions="ab", outcome=0.75, error="broke"),
     ]
-    episodes = single_episodes(found, "beam", seed=5, reward_model="explicit", beam_width=3)
+    run = MethodRun(
+        name="beam", method_name="beam", method=Beam(beam_width=3), reward_models=("explicit",)
+    )
+    episodes = answers(run, found, {}, seed=5).episodes
     assert [(e.outcome, e.success, e.error) for e in episodes] == [
         (1.0, 1.0, None),
         (0.25, 0.0, None),
@@ -278,9 +295,109 @@ def test_by_task_keeps_the_order():
     assert groups["toy/0"] == GROUP[:2]
 
 
+def test_an_answer_too_many_or_too_few_is_refused(tmp_path):
+    path = tmp_path / "greedy" / "rollouts.jsonl"
+    path.parent.mkdir()
+    with pytest.raises(UserError, match=r"greedy: task toy/2, sample 1: the method gave no answer"):
+        stored_rollouts(path, EPISODES, lambda missing: list(Runner()(missing))[1:])
+    with pytest.raises(UserError, match="toy/7, sample 0: the method answered it without being"):
+        stored_rollouts(path, EPISODES, lambda missing: iter([rollout(7)]))
+    whole = stored_rollouts(path, EPISODES, Runner())
+    twice = [*EPISODES, (task(3), 0)]
+    with pytest.raises(UserError, match="toy/3, sample 0: the method answered it without being"):
+        stored_rollouts(path, twice, lambda missing: iter([rollout(3), rollout(3)]))
+    assert stored_rollouts(path, EPISODES, lambda missing: pytest.fail("ran again")) == whole
+
+
+def test_scores_stand_next_to_outcomes():
+    _, scores = chosen_episodes([*GROUP, *OTHER], {"letters": LastLetter()}, seed=0)
+    scores["letters"]["toy/1"][2] = float("nan")  # not decided: no row
+    rows = score_rows([*GROUP, *OTHER], scores)
+    assert [(r["task_id"], r["score"], r["outcome"]) for r in rows] == [
+        ("toy/0", ord("b"), 0.0), ("toy/0", ord("c"), 1.0), ("toy/0", ord("X"), 0.5),
+        ("toy/0", ord("z"), 0.0),  # its environment failed
+        ("toy/1", ord("a"), 0.25), ("toy/1", ord("a"), 0.25), ("toy/1", ord("a"), 0.25),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def lookahead(monkeypatch):
+    """A method that is registered from outside, with keys of its own."""
+    monkeypatch.setattr(METHODS, "_registered", {})
+
+    @register_method("lookahead")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Lookahead:
+        depth: int = 2
+
+        def run(self, policy, scorer, envs, tasks, seed):
+            for each in tasks:
+                yield rollout(each.spec["number"], actions="a" * self.depth, outcome=1.0)
+
+    return Lookahead
+
+
+def test_a_registered_method_has_its_own_rows(tmp_path, lookahead):
+    methods = ("greedy", "lookahead", "beam")
+    config = EvaluateConfig(
+        methods=methods, options={"lookahead": lookahead(depth=3)}, random_beam=True
+    )
+    runs = {run.name: run for run in method_runs(config, ("explicit", "judge"))}
+    assert list(runs) == ["greedy", "lookahead", "beam", "beam_random"]
+    assert {name: run.reward_models for name, run in runs.items()} == {
+        "greedy": (), "lookahead": ("explicit",), "beam": ("explicit",), "beam_random": ("random",)
+    }  # fmt: skip
+    assert {name: run.temperature for name, run in runs.items() if name != "greedy"} == {
+        "lookahead": None, "beam": None, "beam_random": None
+    }  # fmt: skip
+    assert runs["greedy"].temperature == 0.0
+    run = runs["lookahead"]
+    wanted = run.episodes([task(0), task(1)])
+    path = tmp_path / "lookahead" / "rollouts.jsonl"
+    path.parent.mkdir()
+    found = stored_rollouts(
+        path, wanted, lambda missing: run.rollouts(None, None, None, missing, 0)
+    )
+    episodes = answers(run, found, {}, seed=4).episodes
+    assert {e.variant.label for e in episodes} == {"lookahead (depth=3), explicit"}
+    assert [e.steps for e in episodes] == [3, 3]
+    assert [episode_from_json(episode_to_json(e)) for e in episodes] == episodes
+    rows = result_rows(episodes)
+    assert {(row["method"], row["options"]) for row in rows} == {("lookahead", "depth=3")}
+    write_json_atomic(path.with_name("results.json"), rows)
+    write_episodes(path.with_name("episodes.jsonl"), episodes)
+    assert read_episodes(path.with_name("episodes.jsonl")) == episodes
+
+
+def test_rows_of_built_in_methods_have_no_options():
+    runs = method_runs(EvaluateConfig(beam=Beam(score_at="action")), ("explicit",))
+    [run] = [run for run in runs if run.name == "beam"]
+    [episode] = answers(run, [rollout(0)], {}, seed=0).episodes
+    assert "options" not in episode_to_json(episode)
+    assert all("options" not in row for row in result_rows([episode]))
+
+
+def test_best_of_n_runs_by_itself():
+    """Without an evaluation around it: the same choice as among stored rollouts."""
+
+    class Sampled(BestOfN):
+        def sample(self, policy, envs, episodes):
+            assert len(episodes) == 8
+            return iter([*GROUP, *OTHER])
+
+    found = Sampled(n=4).run(None, LastLetter(), None, [task(0), task(1)], 0)
+    assert [(r.trajectory.task.task_id, r.sample) for r in found] == [("toy/0", 1), ("toy/1", 0)]
+
+
+def test_a_name_of_a_baseline_is_no_name_of_a_method():
+    with pytest.raises(UserError, match="'oracle_of_n' is the name of a baseline"):
+        register_method("oracle_of_n")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"options": {"beam": Beam()}}, r"options.beam must be left out"),
         ({"methods": ("greedy", "magic")}, "methods must be one of .*'magic'"),
         ({"split": "train"}, "split must be one of test, paper"),
         ({"num_tasks": 0}, "num_tasks must be at least 1"),

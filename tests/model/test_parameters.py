@@ -13,6 +13,7 @@ from model_cases import FAMILIES, assert_equal, mesh_of
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import parameters, value
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.heads import MSE, HLGauss, Quantile
 from agentrm_jax.model.parameters import ParamSpec
 
 CONFIG = LlamaConfig(
@@ -97,9 +98,8 @@ def test_initial_values(spread):
     assert (params["layers"]["gate"] != params["layers"]["up"]).any()
 
 
-@pytest.mark.parametrize("kind", ["mse", "hl_gauss", "quantile"])
-def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread, kind):
-    head = value.HeadConfig(kind=kind)
+@pytest.mark.parametrize("head", [MSE(), HLGauss(), Quantile()], ids=repr)
+def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread, head):
     description = parameters.describe_reward(CONFIG, head.outputs)
     target = parameters.abstract_of(description, jnp.bfloat16, mesh_of())
     policy = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), jax.device_get(spread[0]))
@@ -109,7 +109,7 @@ def test_a_reward_model_is_a_trunk_and_a_head_in_float32(spread, kind):
     hidden = jax.random.normal(jax.random.key(1), (2, 3, CONFIG.d_model), jnp.bfloat16)
     values = value.readout(reward["value_head"], hidden, head)
     assert values.dtype == jnp.float32
-    np.testing.assert_allclose(values, np.full((2, 3), 0.25), rtol=0 if kind == "mse" else 1e-6)
+    np.testing.assert_allclose(values, np.full((2, 3), 0.25), rtol=0 if head == MSE() else 1e-6)
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_named():

@@ -84,7 +84,7 @@ def test_layers(written, tmp_path: pathlib.Path) -> None:
         ),
         (
             "environments: [{name: maze}]\nevaluate: {methods: [best]}\n",
-            "line 2: evaluate.methods must be one of greedy, best_of_n, beam (got 'best')",
+            "line 2: evaluate.methods must be one of beam, best_of_n, greedy (got 'best')",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from agentrm_jax.engine.cache import memory as engine_memory
 from agentrm_jax.engine.cache.memory import check_memory
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.pipeline import sizes, training
+from agentrm_jax.pipeline import fit_model, sizes
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.runtime import memory
@@ -77,17 +77,21 @@ def test_a_model_that_no_batch_makes_fit_says_what_to_do(mesh) -> None:
     config = dataclasses.replace(config, policy="given", train_policy=True)
     need = sizes._training_bytes(config, config.sft, dataclasses.asdict(config.model), mesh.shape)
     fit = {"sft.fit.batch_size": 4, "sft.fit.length": 64}
-    with pytest.raises(UserError, match=r"^sft: .* GiB at least .*; take more devices \(mesh.fsdp"):
+    with pytest.raises(
+        UserError, match=r"^sft does not fit: .* GiB at least .*; take more devices \(mesh.fsdp"
+    ):
         memory.check_need(need, fit, fit, GIB // 64)
 
 
 def test_an_opening_longer_than_rows_names_the_key_of_its_stage() -> None:
     def sequences(examples):
-        raise UserError("fit.length: the opening takes 9 tokens, rows have 8")
+        raise UserError("must be at least 9", field="length", value=8)
 
     for section in ("sft", "train_rm", "train_implicit"):
-        with pytest.raises(UserError, match=rf"^{section}\.fit\.length: the opening takes 9"):
-            training._rows(sequences, [], str, section, load_config(TINY))
+        with pytest.raises(
+            UserError, match=rf"^{section}\.fit\.length must be at least 9 \(got 8\)$"
+        ):
+            fit_model.training_rows(sequences, [], str, section, load_config(TINY))
 
 
 def test_a_container_limits_the_host(tmp_path, monkeypatch) -> None:

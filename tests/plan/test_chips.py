@@ -21,7 +21,9 @@ def test_topologies(name, kind, chips):
 
 @pytest.mark.parametrize("name", ["v5p", "v5p:4x4", "v5e:4x4x4", "v9:2x2", "v5e:0x4", "v5e:4*4"])
 def test_what_is_none(name):
-    with pytest.raises(UserError, match=r"^--topology: '.*' is none; .*v5p:4x4x4") as error:
+    with pytest.raises(
+        UserError, match=r"^--topology: unknown topology '.*'; .*v5p:4x4x4"
+    ) as error:
         parse_topology(name)
     assert "\n" not in str(error.value)
 
@@ -45,6 +47,6 @@ def test_meshes_are_laid_over_the_torus():
 @pytest.mark.tpu_compile
 def test_a_topology_that_the_compiler_does_not_know():
     needs_compiler()
-    with pytest.raises(UserError, match=r"^--topology: the compiler knows no 'v5e:3x5'"):
+    with pytest.raises(UserError, match=r"^--topology: the compiler does not support 'v5e:3x5'"):
         parse_topology("v5e:3x5").devices()
     assert len(parse_topology("v5e:2x4").devices()) == 8

@@ -1,4 +1,4 @@
-"""`agentrm plan`: tiny models for small topologies, and what it says where they do not fit."""
+"""`agentrm plan`: tiny models for small topologies, and what it prints if they do not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from agentrm_jax.model import llama, parameters
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.plan import capacity
 from agentrm_jax.plan.abstract_engine import AbstractEngine
-from agentrm_jax.plan.needs import Program, StagePlan, answering_advice, training_advice
+from agentrm_jax.plan.compiling import needed_bytes
+from agentrm_jax.plan.needs import Program, StagePlan, inference_advice, training_advice
 from agentrm_jax.plan.programs import Memory
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -96,7 +97,7 @@ def test_the_papers_files_name_shapes_that_are_there(path, monkeypatch):
 
 def test_bad_input_is_one_line(capsys):
     for arguments, message in (
-        ([str(TINY), "--topology", "v5p:4"], "--topology: 'v5p:4' is none"),
+        ([str(TINY), "--topology", "v5p:4"], "--topology: unknown topology 'v5p:4'"),
         ([str(TINY)], "--topology is missing"),
         (["--topology", "v5p:2x2x2"], "CONFIG is missing"),
         (["none.yaml", "--topology", "v5p:2x2x2"], "none.yaml: no such file"),
@@ -152,7 +153,7 @@ def test_advice_names_keys_that_help():
     fitting = dataclasses.replace(_plan("sft", 20e9), hbm=30e9)
     assert not fitting.fits  # the compiler says no, whatever we add up
     small = capacity.policy_shape(load(TINY))
-    advice = answering_advice(config, mesh, small, _plan("explore", 20e9, pages=10e9))
+    advice = inference_advice(config, mesh, small, _plan("explore", 20e9, pages=10e9))
     assert any(line.startswith("engine.cache_tokens: about") for line in advice)
 
 
@@ -170,7 +171,7 @@ def test_advice_names_keys_that_help():
     ],
 )
 def test_the_compilers_word_on_memory(message, gib):
-    found = capacity.asked_for(message)
+    found = needed_bytes(message)
     assert found is None if gib is None else found == pytest.approx(gib * 2**30)
 
 

@@ -24,6 +24,7 @@ class RandomTree:
         self.parent, self.children, self.terminal = [NONE], [[]], [False]
         self.visits, self.total = [0], [np.float32(0)]
         self.expanded, self.outcome = [False], [0.0]
+        self.prior_logit = [np.float32(np.nan)]
         self.records: list[IterationRecord] = []
 
     def _add(self, parent: int, terminal: bool) -> NodeRecord:
@@ -38,7 +39,9 @@ class RandomTree:
         self.outcome.append(round(float(self.rng.random()), 3))
         reward = self.outcome[-1] if terminal else 0.0
         answer = Transition(observation="", reward=reward, done=terminal, success=False)
-        step = Step(reply="", action="", transition=answer)
+        log_probs = tuple(-3 * np.random.default_rng([number, parent]).random(2))
+        self.prior_logit.append(np.float32(np.mean(log_probs)))
+        step = Step(reply="", action="", transition=answer, log_probs=log_probs)
         return NodeRecord(node=number, parent=parent, step=step, multiplicity=1)
 
     def grow(self) -> Iterator[tuple[int, list[NodeRecord], bool] | int]:

@@ -13,10 +13,11 @@ from random_game import GamePolicy, GamePool, action_key, answer, draw, game
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.trees import FILE, TreeStore
+from agentrm_jax.data.trees import FILE, TreeStore, back_up
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
 from agentrm_jax.search.growing import as_step
+from agentrm_jax.search.selection import UCB
 
 
 @dataclasses.dataclass
@@ -55,7 +56,9 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
         if node.visits == 0:
             return math.inf
         spread = np.sqrt(np.log(np.float32(node.parent.visits)) / np.float32(node.visits))
-        return node.total / np.float32(node.visits) + np.float32(config.exploration) * spread
+        return (
+            node.total / np.float32(node.visits) + np.float32(config.selection.exploration) * spread
+        )
 
     def close(node):
         for child in node.children:
@@ -120,7 +123,7 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
     return nodes, paths
 
 
-CONFIG = SearchConfig(num_iterations=15, expansion_width=3, exploration=0.5, num_slots=4)
+CONFIG = SearchConfig(num_iterations=15, expansion_width=3, selection=UCB(), num_slots=4)
 
 
 def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_type=TreeStore):
@@ -173,6 +176,24 @@ def test_stored_iterations_rebuild_the_arrays(tmp_path):
         rebuilt = tree.from_iterations(records[task.task_id].iterations, num_nodes, width)
         for name, value in rebuilt.items():
             np.testing.assert_array_equal(getattr(explorer._trees, name)[slot], value, name)
+
+
+def test_searched_arrays_equal_the_backup_of_the_stored_iterations(tmp_path):
+    """To the bit if returns are added up in float32; labels add up in float64."""
+    tasks = [game(i) for i in range(4)]
+    records, explorer, _ = explore(tmp_path / "trees", tasks)
+    trees = explorer._trees
+    for row, task in enumerate(tasks):
+        record = records[task.task_id]
+        M = record.num_nodes
+        for dtype, tolerance in ((np.float32, 0.0), (np.float64, 1e-6)):
+            visits, sums = back_up(record.iterations, M, dtype)
+            assert visits[0] == len(record.iterations)
+            np.testing.assert_array_equal(trees.visit_count[row, :M], visits)
+            np.testing.assert_allclose(trees.value_sum[row, :M], sums, rtol=tolerance, atol=0)
+        for both, label_sums in zip(record.backed_up(), (visits, sums), strict=True):
+            np.testing.assert_array_equal(both, label_sums)
+        assert not np.any(trees.visit_count[row, M:])
 
 
 def test_killed_anywhere_and_resumed_ends_with_the_same_trees(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,13 @@ from mctx._src.search import backward, simulate
 from random_tree import RandomTree
 
 from agentrm_jax.search import tree
+from agentrm_jax.search.selection import PUCT, UCB
 from agentrm_jax.search.tree import NONE, Trees
 
 E, M, W = 4, 96, 3
-NAMES = ("parent", "children", "visit_count", "value_sum", "expanded", "terminal")
+NAMES = (
+    "parent", "children", "visit_count", "value_sum", "prior_logit", "expanded", "terminal"
+)  # fmt: skip
 
 
 def arrays(plain: RandomTree) -> dict[str, np.ndarray]:
@@ -30,6 +32,7 @@ def arrays(plain: RandomTree) -> dict[str, np.ndarray]:
         out["children"][node, : len(children)] = children
     out["visit_count"][:n], out["value_sum"][:n] = plain.visits, plain.total
     out["expanded"][:n], out["terminal"][:n] = plain.expanded, plain.terminal
+    out["prior_logit"][:n] = plain.prior_logit
     return out
 
 
@@ -46,15 +49,17 @@ def apply(trees: Trees, events: list) -> Trees:
     """One event of each tree, or None; the attachments and then the backups, as in a tick."""
     parent, leaf = np.full(E, NONE, np.int32), np.full(E, NONE, np.int32)
     new, terminal = np.full((E, W), NONE, np.int32), np.zeros((E, W), bool)
+    logits = np.full((E, W), np.nan, np.float32)
     expands, outcome = np.zeros(E, bool), np.zeros(E, np.float32)
     for e, event in enumerate(events):
         if isinstance(event, tuple) and len(event) == 3:
             parent[e], added, expands[e] = event
             new[e, : len(added)] = [record.node for record in added]
             terminal[e, : len(added)] = [record.step.transition.done for record in added]
+            logits[e, : len(added)] = [tree.prior_logit(record.step) for record in added]
         elif event is not None:
             leaf[e], outcome[e] = event
-    trees = tree.attach(trees, *map(jnp.asarray, (parent, new, terminal, expands)))
+    trees = tree.attach(trees, *map(jnp.asarray, (parent, new, terminal, logits, expands)))
     return tree.backup(trees, jnp.asarray(leaf), jnp.asarray(outcome))
 
 
@@ -114,7 +119,8 @@ def test_attach_without_a_parent_changes_nothing():
     before = host(trees)
     nowhere = jnp.full(E, NONE, jnp.int32)
     numbers, yes = jnp.full((E, W), 50, jnp.int32), jnp.ones((E, W), bool)
-    trees = tree.attach(trees, nowhere, numbers, yes, jnp.ones(E, bool))
+    logits = jnp.zeros((E, W))
+    trees = tree.attach(trees, nowhere, numbers, yes, logits, jnp.ones(E, bool))
     trees = tree.backup(trees, nowhere, jnp.ones(E))
     for name, value in host(trees).items():
         np.testing.assert_array_equal(value, before[name], name)
@@ -123,12 +129,12 @@ def test_attach_without_a_parent_changes_nothing():
 def test_an_expansion_without_new_children_still_expands():
     trees = tree.make_trees(1, 8, W)
     row = functools.partial(jnp.full, (1, W), dtype=jnp.int32)
-    no, terminal = jnp.zeros(1, bool), jnp.zeros((1, W), bool)
+    no, terminal, logits = jnp.zeros(1, bool), jnp.zeros((1, W), bool), jnp.zeros((1, W))
     cached = row(NONE).at[0, 0].set(1)
-    trees = tree.attach(trees, jnp.zeros(1, jnp.int32), cached, terminal, no)
-    assert int(tree.select(trees, jnp.float32(1.0))[0]) == 0  # a cached child expands nothing
-    trees = tree.attach(trees, jnp.zeros(1, jnp.int32), row(NONE), terminal, ~no)
-    assert int(tree.select(trees, jnp.float32(1.0))[0]) == 1
+    trees = tree.attach(trees, jnp.zeros(1, jnp.int32), cached, terminal, logits, no)
+    assert int(tree.select(trees, UCB(exploration=1.0))[0]) == 0  # a cached child expands nothing
+    trees = tree.attach(trees, jnp.zeros(1, jnp.int32), row(NONE), terminal, logits, ~no)
+    assert int(tree.select(trees, UCB(exploration=1.0))[0]) == 1
 
 
 def as_mctx(trees: Trees) -> mctx.Tree:
@@ -148,7 +154,7 @@ def as_mctx(trees: Trees) -> mctx.Tree:
         "parents": t["parent"],
         "action_from_parent": action,
         "children_index": np.where(visits > 0, t["children"], NONE),
-        "children_prior_logits": np.where(exists, 0.0, -np.inf),
+        "children_prior_logits": np.where(exists, t["prior_logit"][rows, at], -np.inf),
         "children_visits": visits,
         "children_rewards": np.zeros((E, M, W), np.float32),
         "children_discounts": np.ones((E, M, W), np.float32),
@@ -165,7 +171,7 @@ def mctx_select(trees: mctx.Tree, exploration: jax.Array):
         visits = trees.children_visits[node]
         spread = jnp.sqrt(jnp.log(trees.node_visits[node].astype(jnp.float32)) / visits)
         bound = jnp.where(visits > 0, trees.qvalues(node) + exploration * spread, jnp.inf)
-        exists = trees.children_prior_logits[node] == 0
+        exists = trees.children_prior_logits[node] > -jnp.inf
         return jnp.argmax(jnp.where(exists, bound, -jnp.inf))
 
     return simulate(jax.random.split(jax.random.key(0), E), trees, ours, M)
@@ -180,9 +186,40 @@ def mctx_select(trees: mctx.Tree, exploration: jax.Array):
 def test_select_equals_mctx(seed, iterations, exploration):
     plain = [RandomTree([seed, e], W, False).grown(iterations) for e in range(E)]
     trees = stacked(plain)
-    chosen = np.asarray(tree.select(trees, jnp.float32(exploration)))
+    chosen = np.asarray(tree.select(trees, UCB(exploration=exploration)))
     node, action = map(np.asarray, mctx_select(as_mctx(trees), jnp.float32(exploration)))
     for e, p in enumerate(plain):  # mctx names the action; a leaf without children has none
+        children = p.children[node[e]]
+        assert chosen[e] == (children[action[e]] if children else node[e])
+
+
+@functools.partial(jax.jit, static_argnames="exploration")
+def mctx_puct(trees: mctx.Tree, exploration: float):
+    """mctx's own PUCT; with a base that large its exploration constant does not grow."""
+
+    def values(trees: mctx.Tree, node: jax.Array) -> jax.Array:
+        exists = trees.children_prior_logits[node] > -jnp.inf
+        return jnp.where(exists, trees.qvalues(node), -jnp.inf)
+
+    rule = functools.partial(
+        mctx.muzero_action_selection,
+        qtransform=values, pb_c_init=exploration, pb_c_base=1e12,
+    )  # fmt: skip
+    return simulate(jax.random.split(jax.random.key(0), E), trees, rule, M)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    iterations=st.integers(1, 12),
+    exploration=st.sampled_from([0.0, 0.3, 1.25, 4.0]),
+)
+def test_puct_equals_mctx(seed, iterations, exploration):
+    plain = [RandomTree([seed, e], W, False).grown(iterations) for e in range(E)]
+    trees = stacked(plain)
+    chosen = np.asarray(tree.select(trees, PUCT(exploration=exploration)))
+    node, action = map(np.asarray, mctx_puct(as_mctx(trees), exploration))
+    for e, p in enumerate(plain):
         children = p.children[node[e]]
         assert chosen[e] == (children[action[e]] if children else node[e])
 
@@ -211,32 +248,9 @@ def test_the_first_child_wins_a_tie():
     for child in range(1, 4):
         numbers = jnp.full((1, W), NONE, jnp.int32).at[0, 0].set(child)
         trees = tree.attach(
-            trees, jnp.zeros(1, jnp.int32), numbers, jnp.ones((1, W), bool), jnp.ones(1, bool)
-        )
+            trees, jnp.zeros(1, jnp.int32), numbers, jnp.ones((1, W), bool), jnp.zeros((1, W)),
+            jnp.ones(1, bool),
+        )  # fmt: skip
     for expected in (1, 2, 3, 1):  # unvisited ones in order, then equal bounds
-        assert int(tree.select(trees, jnp.float32(0.5))[0]) == expected
+        assert int(tree.select(trees, UCB())[0]) == expected
         trees = tree.backup(trees, jnp.int32([expected]), jnp.ones(1))
-
-
-def test_upper_confidence_bound_check_value():
-    """V = 0.6, N = 10, N_parent = 100, c = 0.5 gives 0.9393."""
-    bound = tree.upper_confidence_bound(*map(jnp.asarray, (0.6, 10, 100, 0.5)))
-    assert float(bound) == pytest.approx(0.6 + 0.5 * math.sqrt(math.log(100) / 10), abs=1e-6)
-    assert float(bound) == pytest.approx(0.9393, abs=1e-4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    value=st.floats(0, 1, width=32, allow_subnormal=False),
-    visits=st.integers(0, 1000),
-    more=st.integers(0, 1000),
-    exploration=st.floats(0, 10, width=32, allow_subnormal=False),
-)
-def test_upper_confidence_bound_equals_the_formula(value, visits, more, exploration):
-    arguments = map(jnp.asarray, (value, visits, visits + more, exploration))
-    bound = float(tree.upper_confidence_bound(*arguments))
-    if visits == 0:
-        assert bound == math.inf
-    else:
-        expected = value + exploration * math.sqrt(math.log(visits + more) / visits)
-        assert bound == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -270,5 +270,5 @@ def test_bad_values_name_the_key(values, key):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"fit\.batch_size: 8 rows in 4 micro-batches"):
+    with pytest.raises(UserError, match=r"^batch_size must be a multiple of 16.*\(got 8\)$"):
         FitConfig(batch_size=8, accumulation=4).check_mesh(mesh_of(2, 2, 2))

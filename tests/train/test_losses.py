@@ -18,7 +18,7 @@ from train_cases import (
 
 from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.model import llama
-from agentrm_jax.model.value import MSE, HeadConfig
+from agentrm_jax.model.heads import MSE, HLGauss
 from agentrm_jax.train import explicit, sft
 
 CASES = sequences(12, seed=3)
@@ -106,7 +106,7 @@ def _differentiated(loss_fn, params, batch):
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "dots"])
-@pytest.mark.parametrize("head", [MSE, HeadConfig(kind="hl_gauss", bins=7)], ids=["mse", "gauss"])
+@pytest.mark.parametrize("head", [MSE(), HLGauss(bins=7)], ids=["mse", "gauss"])
 def test_the_last_layer_of_labelled_tokens_alone_gives_the_same(remat, head):
     """Rows of several sequences and unequal numbers of labels, the first token among them."""
     rows = pack(CASES, 48)

@@ -15,7 +15,7 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.model import llama
-from agentrm_jax.model.value import MSE, HeadConfig
+from agentrm_jax.model.heads import MSE, HLGauss, Quantile
 from agentrm_jax.train import explicit
 
 
@@ -38,9 +38,9 @@ def states(paths):
 
 def slow_losses(outputs, targets, head):
     """Squared error; cross-entropy to a histogram made bin by bin; pinball loss level by level."""
-    if head.kind == "mse":
+    if head == MSE():
         return (outputs - targets) ** 2
-    if head.kind == "hl_gauss":
+    if isinstance(head, HLGauss):
         width = (head.high - head.low) / head.bins
         wanted = np.zeros((len(targets), head.bins))
         for row, target in zip(wanted, targets, strict=True):
@@ -89,13 +89,12 @@ def assert_equal_to_states(paths, make, length, head):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("length", [400, 100], ids=["one row", "several"])
 def test_trees_equal_one_sequence_per_state(seed, length):
-    assert_equal_to_states(random_paths(seed), tree_sequences, length, MSE)
+    assert_equal_to_states(random_paths(seed), tree_sequences, length, MSE())
 
 
 @pytest.mark.parametrize("make", [value_sequences, tree_sequences], ids=["paths", "trees"])
-@pytest.mark.parametrize("kind", ["hl_gauss", "quantile"])
-def test_other_heads_equal_one_sequence_per_state(make, kind):
-    head = HeadConfig(kind=kind, bins=7, huber=0.2)
+@pytest.mark.parametrize("head", [HLGauss(bins=7), Quantile(bins=7, huber=0.2)], ids=repr)
+def test_other_heads_equal_one_sequence_per_state(make, head):
     assert_equal_to_states(random_paths(4), make, 200, head)
 
 

@@ -12,7 +12,8 @@ from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.value import MSE, init_reward
+from agentrm_jax.model.heads import PAPER_HEAD
+from agentrm_jax.model.value import init_reward
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
@@ -48,7 +49,7 @@ def policy_params(mesh=None):
     return jax.device_put(copies, None if mesh is None else parameters.shardings(CONFIG, mesh))
 
 
-def reward_params(mesh=None, head=MSE):
+def reward_params(mesh=None, head=PAPER_HEAD):
     """A reward model whose head is no longer at rest, so that gradients reach the trunk."""
     params = init_reward(policy_params(mesh), 0.3, head)
     shape = params["value_head"]["kernel"].shape

@@ -42,13 +42,15 @@ def check_shapes(config: LlamaConfig, page_size: int) -> None:
     H = config.head_dim
     if H % _WIDTH and H != _WIDTH // 2:
         raise UserError(
-            f"engine.attention: 'pallas' reads heads of 64 or multiples of 128, the model's are {H}"
+            f"must be xla because pallas needs heads of 64 or multiples of 128, not {H}",
+            field="engine.attention",
         )
     least = 8 * _WIDTH // min(H, _WIDTH)
     if page_size % least:
         raise UserError(
-            f"engine.page_size: engine.attention 'pallas' needs a multiple of {least} for heads "
-            f"of {H}, not {page_size}"
+            f"must be a multiple of {least} for heads of {H} with engine.attention: pallas",
+            field="engine.page_size",
+            value=page_size,
         )
 
 
@@ -113,8 +115,9 @@ def _cut_steps(
     missing = -C % together
     if (numbers := G * (C + missing) * (together + 1) // together) > _MOST_NUMBERS:
         raise UserError(
-            f"engine.attention: 'pallas' holds {_MOST_NUMBERS} page numbers, not {numbers}: take "
-            "fewer engine.decode_rows, a shorter engine.context or a larger engine.page_size"
+            f"pallas holds at most {_MOST_NUMBERS} page numbers, not {numbers}; take fewer "
+            "engine.decode_rows, a shorter engine.context or a larger engine.page_size",
+            field="engine.attention",
         )
     pages, fills = (jnp.pad(x, ((0, 0), (0, missing))) for x in (pages, fills))
     page_labels = jnp.pad(page_labels, (0, missing))

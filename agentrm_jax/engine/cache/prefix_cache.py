@@ -171,9 +171,9 @@ class PrefixCache:
                     needed[node] = count
         if total > self.num_pages:
             raise UserError(
-                f"engine.cache_tokens: the sequences of one call need {total} pages of "
-                f"{self.page_size} tokens and the cache has {self.num_pages}; set it to at least "
-                f"{total * self.page_size}"
+                f"must be at least {total * self.page_size} for the sequences of one call",
+                field="engine.cache_tokens",
+                value=self.num_pages * self.page_size,
             )
         if not self._evict(sum(needed.values()) + more):
             return False

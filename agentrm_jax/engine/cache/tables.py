@@ -81,8 +81,9 @@ class PageTables:
         path = [] if leaf is None else leaf.path()
         if len(path) > self._sizes.max_pieces:
             raise UserError(
-                f"engine.max_pieces: a sequence has {len(path)} segments, more than "
-                f"{self._sizes.max_pieces}"
+                f"must be at least {len(path)}, the segments of a sequence",
+                field="engine.max_pieces",
+                value=self._sizes.max_pieces,
             )
         return path[0] if path else None
 

@@ -311,8 +311,10 @@ def find_prefix(engine: Engine, request: Request, max_tokens: int) -> Prefix:
     end = request.length - 1
     if end + 1 + max_tokens > engine.sizes.context:
         raise UserError(
-            f"engine.context: a sequence of {end + 1} tokens and a reply of {max_tokens} do "
-            f"not fit into {engine.sizes.context}"
+            f"must be at least {end + 1 + max_tokens} for a sequence of {end + 1} tokens and a "
+            f"reply of {max_tokens}",
+            field="engine.context",
+            value=engine.sizes.context,
         )
     # A shared prefix is read as a whole, without the token that decoding begins with.
     shared = request.shared_prefix and bool(segments)

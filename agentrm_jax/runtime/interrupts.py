@@ -19,7 +19,8 @@ class Interrupts:
     """Ctrl-C while a command runs.
 
     Attributes:
-      asked: Whether it came. An error that follows may be what a library made of KeyboardInterrupt.
+      asked: Whether Ctrl-C was pressed. A library may have replaced KeyboardInterrupt by another
+        error.
     """
 
     def __init__(self, outside: FrameType) -> None:
@@ -27,7 +28,7 @@ class Interrupts:
         self._outside, self._delays = outside, 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT."""
+        """Handles SIGINT: raises KeyboardInterrupt, now or as soon as it is safe."""
         self.asked = True
         if self._delays < _MOST_DELAYS and self._unsafe(frame):
             self._delays += 1
@@ -36,7 +37,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def again(self) -> None:
-        """Interrupts the main thread a moment later, if it was interrupted before."""
+        """Interrupts the main thread again after a short delay, if Ctrl-C was pressed."""
         if self.asked:
             timer = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main)
             timer.daemon = True
@@ -55,11 +56,11 @@ class Interrupts:
 def handled_interrupts() -> Iterator[Interrupts]:
     """Raises KeyboardInterrupt for Ctrl-C, but not while a module is imported or JAX starts.
 
-    An extension whose import is interrupted may end the process with a signal, or turn the
-    exception into one of its own; JAX leaves a timer that holds up the end for a minute. Ctrl-C is
-    followed as soon as that has ended. Frames outside the block do not count.
+    An extension whose import is interrupted may end the process with a signal, or replace the
+    exception; JAX leaves a timer that delays the end of the process by a minute. KeyboardInterrupt
+    is raised as soon as the import or the start has ended. Frames outside the block do not count.
     """
-    interrupts = Interrupts(sys._getframe(2))  # of who enters the block, past `contextlib`
+    interrupts = Interrupts(sys._getframe(2))  # the caller of the block, above `contextlib`
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield interrupts

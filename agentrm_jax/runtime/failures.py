@@ -1,4 +1,4 @@
-"""How a command ends that fails: one line for the user, the traceback in a file."""
+"""The end of a command that fails: one line for the user, the traceback in a file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 
 
 def open_standard_streams() -> None:
-    """Makes stdin, stdout and stderr usable, whatever the caller left of them.
+    """Makes stdin, stdout and stderr usable if the caller closed some of them.
 
-    A closed one becomes the null device: else the next file that is opened would take its place and
-    what is printed would go into that file. Characters that the terminal's encoding lacks are
-    written as escapes.
+    A closed stream becomes the null device. Otherwise the next file that is opened would get its
+    number, and printed text would go into that file. Characters that the terminal's encoding lacks
+    are written as escapes.
     """
     for number in range(3):
         try:
@@ -49,9 +49,9 @@ def open_standard_streams() -> None:
 
 
 class Noise:
-    """What threads and libraries report while a command runs; it goes into the traceback's file.
+    """Reports of threads and libraries while a command runs; they go into the traceback's file.
 
-    Threads of Orbax and TensorFlow Datasets print a traceback each before the command itself fails
+    Threads of Orbax and TensorFlow Datasets each print a traceback before the command itself fails
     for the same reason.
     """
 
@@ -62,6 +62,7 @@ class Noise:
 
     @property
     def text(self) -> str:
+        """All reports."""
         return "\n".join(self._parts)
 
     def add(self, text: str, summary: str = "") -> None:
@@ -69,7 +70,7 @@ class Noise:
 
         Args:
           text: The report.
-          summary: One line of it, if nothing of it was printed.
+          summary: One line of it, if nothing was printed yet.
         """
         if self._size < _MOST_NOISE:
             self._parts.append(text)
@@ -78,11 +79,11 @@ class Noise:
                 self._hidden.append(summary)
 
     def silence(self) -> None:
-        """Keeps libraries quiet that report at exit what ended the command."""
+        """Suppresses what libraries report at exit about the error that ended the command."""
         logging.getLogger().addHandler(logging.NullHandler())
 
     def show_hidden(self) -> None:
-        """Prints one line of each report that was not printed: the command did not fail."""
+        """Prints one line of each report that was not printed yet; for commands that succeed."""
         for line in self._hidden:
             print(f"agentrm: warning: {printable(line)}", file=sys.stderr)
 
@@ -92,23 +93,23 @@ def collected_noise(on_interrupt: Callable[[], None]) -> Iterator[Noise]:
     """Collects tracebacks of threads, and errors that libraries log, while the block runs.
 
     Args:
-      on_interrupt: Called if KeyboardInterrupt came in a callback that cannot raise it.
+      on_interrupt: Called if KeyboardInterrupt is raised in a callback, where Python ignores it.
     """
     noise = Noise()
     hooks = threading.excepthook, sys.unraisablehook
     handler = _Handler(noise)
     root = logging.getLogger()
 
-    def failed(given: Any) -> None:
-        if given.exc_type is KeyboardInterrupt:
+    def on_failure(failure: Any) -> None:
+        if failure.exc_type is KeyboardInterrupt:
             on_interrupt()
-        elif given.exc_type is not SystemExit:
-            where = getattr(given, "thread", None) or getattr(given, "err_msg", None)
-            error = (given.exc_type, given.exc_value, given.exc_traceback)
+        elif failure.exc_type is not SystemExit:
+            where = getattr(failure, "thread", None) or getattr(failure, "err_msg", None)
+            error = (failure.exc_type, failure.exc_value, failure.exc_traceback)
             text = "".join(traceback.format_exception(*error))
             noise.add(f"{where}:\n{text}", f"{where}: {text.strip().splitlines()[-1]}")
 
-    threading.excepthook = sys.unraisablehook = failed
+    threading.excepthook = sys.unraisablehook = on_failure
     root.addHandler(handler)
     try:
         yield noise
@@ -127,7 +128,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-        except Exception as error:  # a library's own mistake in a message
+        except Exception as error:  # the library's message does not fit its arguments
             text = f"{record.msg!r} ({error!r})"
         text = f"{record.levelname}:{record.name}:{text}"
         line = text.partition("\n")[0]
@@ -144,10 +145,10 @@ def ended(
     """Prints the line that ends a command; returns its exit status.
 
     Args:
-      error: Whatever the command raised.
-      arguments: Of the command line; name the folder of the run.
+      error: The exception that the command raised.
+      arguments: The command line, which names the folder of the run.
       debug: Whether to print the traceback as well.
-      noise: What else was reported; goes into the file.
+      noise: Other reports, which go into the traceback's file.
     """
     if debug:
         traceback.print_exception(error)
@@ -156,13 +157,12 @@ def ended(
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted; run the same command again to resume", 130)
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
-        return 141  # whoever read the output has enough
+        return 141  # as a shell reports SIGPIPE
     if isinstance(error, UserError):
         return _say(f"error: {error}", 2)
     if (file := _full(error, arguments)) is not None:
         return _say(
-            f"error: {file}: no space left on the disk; free some, then give the same command "
-            "again",
+            f"error: {file}: no space left on the disk; free some, then run the same command again",
             2,
         )
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -173,7 +173,7 @@ def ended(
         if _is_out_of_memory(error)
         else ""
     )
-    where = _kept(error, noise, arguments)
+    where = _store_traceback(error, noise, arguments)
     return _say(f"error: {hint}{type(error).__name__}: {_first_line(error)}; {where}", 1)
 
 
@@ -186,7 +186,7 @@ def _reader_is_gone() -> bool:
     """Whether stdout is a pipe without a reader; if so, it is replaced by the null device."""
     try:
         number = sys.stdout.fileno()
-    except (OSError, ValueError):  # a test's own, or closed
+    except (OSError, ValueError):  # replaced, or closed
         return False
     waiting = select.poll()
     waiting.register(number, select.POLLOUT)
@@ -197,7 +197,7 @@ def _reader_is_gone() -> bool:
 
 
 def _stdout_is_full() -> bool:
-    """Whether stdout takes nothing more; if so, it is replaced by the null device."""
+    """Whether stdout is on a full disk; if so, it is replaced by the null device."""
     try:
         number = sys.stdout.fileno()
         os.write(number, b"\n")
@@ -211,23 +211,23 @@ def _stdout_is_full() -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and the errors that led to it."""
-    left, seen = [error], set()
-    while left:
-        one = left.pop()
-        if id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            left += [e for e in (one.__cause__, one.__context__) if e is not None]
-            left += getattr(one, "exceptions", ())
+    """The error, its causes and the errors of its groups."""
+    remaining, seen = [error], set()
+    while remaining:
+        current = remaining.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            remaining += [e for e in (current.__cause__, current.__context__) if e is not None]
+            remaining += getattr(current, "exceptions", ())
 
 
 def _full(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """The file that a full disk could not take, None if that is not the reason."""
-    full = [one for one in _chain(error) if _is_full(one)]
-    for one in full:
-        named = re.search(r"""["'](/[^"']+)["']""", _text(one))
-        if file := getattr(one, "filename", None) or (named and named[1]):
+    """The file that could not be written because the disk is full, None for other errors."""
+    full = [each for each in _chain(error) if _is_full(each)]
+    for each in full:
+        named = re.search(r"""["'](/[^"']+)["']""", _text(each))
+        if file := getattr(each, "filename", None) or (named and named[1]):
             return str(file)
     if not full:
         return None
@@ -251,7 +251,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # an error of a user's own class may fail at this as well
+    except Exception:  # the class of the error is a user's own, whose __str__ fails
         return ""
 
 
@@ -269,8 +269,8 @@ def _output(arguments: Sequence[str]) -> pathlib.Path | None:
     return None
 
 
-def _kept(error: BaseException, noise: str, arguments: Sequence[str]) -> str:
-    """Writes the traceback; says where it is."""
+def _store_traceback(error: BaseException, noise: str, arguments: Sequence[str]) -> str:
+    """Writes the traceback; returns the part of the message that names its file."""
     text = "".join(traceback.format_exception(error))
     if noise:
         text += f"\nReported before by threads and libraries:\n{noise}\n"
@@ -280,9 +280,9 @@ def _kept(error: BaseException, noise: str, arguments: Sequence[str]) -> str:
     for folder in (*folders, None):
         try:
             if folder is None:
-                number, made = tempfile.mkstemp(prefix="agentrm-error-", suffix=".txt", text=True)
+                number, file = tempfile.mkstemp(prefix="agentrm-error-", suffix=".txt", text=True)
                 os.close(number)
-                path = pathlib.Path(made)
+                path = pathlib.Path(file)
             else:
                 folder.mkdir(exist_ok=True)
                 path = folder / name

@@ -1,0 +1,47 @@
+"""`agentrm run`, the commands of its stages, and `agentrm report`: they take a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from agentrm_jax.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=pathlib.Path, help="a YAML file")
+    parser.add_argument(
+        "--output", metavar="DIR", type=pathlib.Path, required=True, help="folder of the run"
+    )
+    parser.appendix = _keys
+
+
+def _keys() -> str:
+    from agentrm_jax.pipeline.config import RunConfig
+    from agentrm_jax.pipeline.config_keys import keys_help
+
+    return f"""\
+The keys of CONFIG, as options that set them, with their defaults:
+
+  --config=FILE
+        Another YAML file; its keys replace those of CONFIG.
+
+{keys_help(RunConfig)}"""
+
+
+def run(given: argparse.Namespace) -> int:
+    from agentrm_jax.pipeline import runner
+    from agentrm_jax.pipeline.load_config import load_config
+    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
+
+    config = load_config(given.config, given.overrides)
+    join(config.distributed)
+    check_joined()
+    with ended_with_others():
+        if given.command == "run":
+            runner.run_all(config, given.output)
+        elif given.command == "report":
+            runner.report(config, given.output)
+        else:
+            runner.run_stage(config, given.output, given.command)
+    return 0

@@ -1,0 +1,204 @@
+"""What an evaluation runs: its configuration, and the methods with their reward models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal, cast
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
+from agentrm_jax.core.records import Task
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.search.methods import (
+    METHODS,
+    Beam,
+    BestOfN,
+    Greedy,
+    Method,
+    SamplingMethod,
+    method_traits,
+    options_text,
+)
+from agentrm_jax.search.rollouts import Rollout
+
+RANDOM = "random"
+"""The reward model of a beam search with random scores."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which methods run on which test tasks.
+
+    Attributes:
+      split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
+      num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
+      methods: greedy, best_of_n (with its baselines), beam, or a method that is registered
+        elsewhere.
+      options: The options of registered methods, by name. best_of_n takes `n`, beam takes `beam`.
+      n: Trajectories that best-of-n chooses from.
+      sampling: How they, and the candidates of a beam, are sampled. Greedy takes temperature 0.
+      concurrency: Trajectories that run at the same time. It decides speed, never results.
+      beam: Beam search.
+      beam_tasks: How many of the tasks beam search runs on; 0 takes all.
+      random_beam: Whether a beam of the same widths is also run with random scores, drawn after the
+        observation: what the search gains without a reward model.
+    """
+
+    split: Literal["test", "paper"] = "test"
+    num_tasks: int = 180
+    methods: tuple[str, ...] = ("greedy", "best_of_n", "beam")
+    options: Annotated[Mapping[str, Method], METHODS] = dataclasses.field(default_factory=dict)
+    n: int = 5
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    concurrency: int = 64
+    beam: Beam = dataclasses.field(default_factory=Beam)
+    beam_tasks: int = 0
+    random_beam: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            num_tasks="[0, 1000000]",
+            n="[1, 100000]",
+            concurrency="[1, 100000]",
+            beam_tasks="[0, 1000000]",
+        )
+        check_choice("split", self.split, ("test", "paper"))
+        known = METHODS.names()
+        for method in self.methods:
+            check_choice("methods", method, known)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise UserError("must name at least one method, each once", field="methods")
+        for name in self.options:
+            if name in ("greedy", "best_of_n", "beam"):
+                raise UserError(
+                    "must be left out; evaluate.n and evaluate.beam set it",
+                    field=f"options.{name}",
+                )
+        if self.num_tasks == 0 and self.split == "test":
+            raise UserError(field="num_tasks", value=0, expected="at least 1 if split is test")
+
+    def method(self, name: str) -> Method:
+        """Returns a method with its options.
+
+        Raises:
+          UserError: No such method, or it cannot be imported.
+        """
+        built_in = {
+            "greedy": lambda: Greedy(concurrency=self.concurrency),
+            "best_of_n": lambda: BestOfN(n=self.n, concurrency=self.concurrency),
+            "beam": lambda: self.beam,
+        }
+        if name in built_in:
+            return built_in[name]()
+        return self.options[name] if name in self.options else METHODS.load(name)()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MethodRun:
+    """A test-time method with the reward models that it is run with.
+
+    Attributes:
+      name: The name of its folder, its progress bar and its tasks.
+      method_name: The name of the method in result rows.
+      method: The method.
+      reward_models: Names of reward models. Only a `SamplingMethod` has several.
+      options: Its options that differ from their defaults, as result rows show them.
+      on_beam_tasks: Whether it runs on the tasks of `beam_tasks` instead of all test tasks.
+    """
+
+    name: str
+    method_name: str
+    method: Method
+    reward_models: tuple[str, ...]
+    options: str = ""
+    on_beam_tasks: bool = False
+
+    @property
+    def samples(self) -> bool:
+        """Whether the method samples n trajectories first and chooses afterwards."""
+        return isinstance(self.method, SamplingMethod)
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature of the policy, None for that of `evaluate.sampling`."""
+        return method_traits(self.method).temperature
+
+    @property
+    def row_names(self) -> set[str]:
+        """The names of methods in its result rows: its own and those of its baselines."""
+        names = {self.method_name}
+        if isinstance(self.method, SamplingMethod):
+            names |= set(self.method.baselines(lambda task, action: action))
+        return names
+
+    def episodes(self, tasks: Sequence[Task]) -> list[tuple[Task, int]]:
+        """Returns the (task, sample number) that are to be run for tasks."""
+        n = self.method.n if isinstance(self.method, SamplingMethod) else 1
+        return [(task, sample) for task in tasks for sample in range(n)]
+
+    def rollouts(
+        self,
+        policy: Policy,
+        scorer: Scorer | None,
+        envs: EnvironmentPool,
+        episodes: Sequence[tuple[Task, int]],
+        seed: int,
+    ) -> Iterator[Rollout]:
+        """Runs episodes and yields their rollouts as they end.
+
+        Args:
+          policy: The policy, with the temperature of the method.
+          scorer: The reward model; None for a method that uses none while it runs.
+          envs: The environments.
+          episodes: (task, sample number), of those that `episodes` returned.
+          seed: The seed of the run.
+        """
+        if isinstance(self.method, SamplingMethod):
+            return self.method.sample(policy, envs, episodes)
+        tasks = [task for task, _ in episodes]
+        return iter(self.method.run(policy, cast(Scorer, scorer), envs, tasks, seed))
+
+
+def method_runs(config: EvaluateConfig, rewards: Sequence[str]) -> list[MethodRun]:
+    """Returns what an evaluation runs, in order.
+
+    Args:
+      config: Its configuration.
+      rewards: Names of reward models. Best-of-n is run with each, other methods with the first.
+
+    Raises:
+      UserError: A method cannot be imported.
+    """
+    runs = []
+    for name in config.methods:
+        method = config.method(name)
+        used = rewards if isinstance(method, SamplingMethod) else rewards[:1]
+        if not method_traits(method).uses_reward_model:
+            used = ()
+        options = options_text(method) if name in config.options else ""
+        runs.append(
+            MethodRun(
+                name=name,
+                method_name=name,
+                method=method,
+                reward_models=tuple(used),
+                options=options,
+                on_beam_tasks=name == "beam",
+            )
+        )
+        if name == "beam" and config.random_beam:
+            # Random scores are drawn after the environment has answered.
+            at_random = dataclasses.replace(config.beam, score_at="observation")
+            runs.append(
+                MethodRun(
+                    name="beam_random",
+                    method_name="beam",
+                    method=at_random,
+                    reward_models=(RANDOM,),
+                    on_beam_tasks=True,
+                )
+            )
+    return runs

@@ -1,0 +1,89 @@
+"""Rollouts on disk. Each is stored when it ends, so that an interrupted evaluation resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Task, to_json
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.search.rollouts import Rollout
+
+
+def read_rollouts(path: pathlib.Path, *, finished: bool = False) -> Iterator[Rollout]:
+    """Yields the rollouts of a file that `stored_rollouts` wrote, in the order in which they ended.
+
+    Args:
+      path: The file.
+      finished: Whether its writer has ended: a torn last line or an absent file is damage then.
+
+    Raises:
+      UserError: A line is damaged, no rollout, or one that was there before; names file and line.
+    """
+    seen: set[tuple[str, int]] = set()
+    for number, value in enumerate(read_json_lines(path, finished), start=1):
+        try:
+            rollout = from_json(Rollout, value)
+            key = (rollout.trajectory.task.task_id, rollout.sample)
+            if key in seen:
+                raise ValueError(f"sample {key[1]} of task {printable(key[0])} is there twice")
+            if not -1e-6 <= rollout.trajectory.outcome <= 1 + 1e-6:
+                raise ValueError(f"its return is {rollout.trajectory.outcome:.6g}, not in [0, 1]")
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not a rollout ({error}); restore the file, or delete it "
+                "to make it again"
+            ) from None
+        seen.add(key)
+        yield rollout
+
+
+def stored_rollouts(
+    path: pathlib.Path,
+    episodes: Sequence[tuple[Task, int]],
+    run: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
+    on_rollout: Callable[[], None] = lambda: None,
+    writes: pathlib.Path | None = None,
+) -> list[Rollout]:
+    """Runs the episodes that a file lacks, and stores each rollout as it ends.
+
+    Args:
+      path: The file with stored rollouts.
+      episodes: (task, sample number) of each rollout that is wanted.
+      run: Runs episodes and yields their rollouts, in any order.
+      on_rollout: Called for each rollout, stored or new.
+      writes: The file to which new rollouts are appended; `path` by default.
+
+    Returns:
+      The rollouts in the order of `episodes`.
+
+    Raises:
+      UserError: The file is damaged, or `run` yields a rollout too many or too few.
+    """
+    wanted = {(task.task_id, sample) for task, sample in episodes}
+    found = {}
+    for rollout in read_rollouts(path):
+        if (key := (rollout.trajectory.task.task_id, rollout.sample)) in wanted:
+            found[key] = rollout
+            on_rollout()
+    missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]
+    with JsonLines(writes or path) as lines:
+        for rollout in run(missing) if missing else ():
+            key = (rollout.trajectory.task.task_id, rollout.sample)
+            if key not in wanted or key in found:
+                raise UserError(f"{_place(path, key)}: the method answered it without being asked")
+            fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
+            lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
+            found[key] = rollout
+            on_rollout()
+    if lost := [key for task, sample in missing if (key := (task.task_id, sample)) not in found]:
+        raise UserError(f"{_place(path, lost[0])}: the method gave no answer")
+    return [found[task.task_id, sample] for task, sample in episodes]
+
+
+def _place(path: pathlib.Path, key: tuple[str, int]) -> str:
+    return f"{path.parent}: task {printable(key[0])}, sample {key[1]}"

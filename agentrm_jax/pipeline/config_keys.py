@@ -1,0 +1,181 @@
+"""A list of a configuration's keys, made from its dataclasses and their docstrings."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.registry import Registry
+from agentrm_jax.core.text import shown
+
+_WIDTH = 100
+_NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+_ENTRY = re.compile(r"  (\w+(?:, \w+)*): (.*)")
+
+
+def keys_help(config: type) -> str:
+    """Returns the keys of a configuration with types, defaults and descriptions.
+
+    Args:
+      config: A dataclass. Fields that are dataclasses are sections; a field of type
+        `Annotated[Base, REGISTRY]` is a section whose keys depend on its key `kind`.
+    """
+    return "\n".join(_section(config, "", dataclasses.MISSING)) + "\n"
+
+
+def _section(config: Any, prefix: str, default: Any) -> Iterator[str]:
+    """Yields the lines of a section: its own keys, then the sections that it holds.
+
+    Args:
+      config: Its dataclass.
+      prefix: Of its keys, with the dot at the end.
+      default: The configuration that is used if the section is not given.
+    """
+    yield f"{prefix.removesuffix('.') or 'keys'}: {_first_sentence(config)}"
+    inner: list[Iterator[str]] = []
+    hints = typing.get_type_hints(config, include_extras=True)
+    texts = _descriptions(config)
+    for field in dataclasses.fields(config):
+        key, kind = f"{prefix}{field.name}", _without_none(hints[field.name])
+        value = _default(field) if default is dataclasses.MISSING else getattr(default, field.name)
+        text = texts.get(field.name, "")
+        if isinstance(registry := _registry(kind), Registry):
+            base = _without_none(typing.get_args(kind)[0])
+            lines = _named_sections if typing.get_origin(base) in _MAPPINGS else _kinds
+            inner.append(lines(registry, key, value, text))
+        elif dataclasses.is_dataclass(kind):
+            inner.append(_section(kind, f"{key}.", value))
+        elif dataclasses.is_dataclass(item := _item(kind)):
+            yield from _key(key, "list of sections", value, text)
+            inner.append(_section(item, f"{key}[].", dataclasses.MISSING))
+        else:
+            yield from _key(key, _type_name(kind), value, text)
+    for lines in inner:
+        yield ""
+        yield from lines
+
+
+def _kinds(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
+    """Yields the lines of a section whose keys depend on its key `kind`."""
+    yield f"{key}: {text or f'A {registry.noun}.'}"
+    name = registry.name_of(type(default)) or dataclasses.MISSING
+    yield from _key(f"{key}.kind", " or ".join(registry.names()), name, "")
+    for kind in registry.names():
+        member = _loaded(registry, kind)
+        if isinstance(member, str):
+            yield f"  {kind}: {member}"
+        elif dataclasses.fields(member):
+            own = default if type(default) is member else dataclasses.MISSING
+            lines = _section(member, f"{key}.", own)
+            next(lines)
+            yield f"{key} if {key}.kind is {kind}: {_first_sentence(member)}"
+            yield from lines
+
+
+def _named_sections(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
+    """Yields the lines of a section that holds a section for each name of a registry."""
+    yield f"{key}: {text or f'Options by {registry.noun}.'}"
+    for name in registry.names():
+        member = _loaded(registry, name)
+        if isinstance(member, str):
+            yield f"  {name}: {member}"
+        elif dataclasses.fields(member):
+            given = default.get(name, dataclasses.MISSING) if default else dataclasses.MISSING
+            yield from _section(member, f"{key}.{name}.", given)
+
+
+def _loaded(registry: Registry[Any], name: str) -> Any:
+    """The dataclass of a name, or the reason why there is none as text."""
+    try:
+        member = registry.load(name)
+    except UserError as error:
+        return str(error)
+    return member if dataclasses.is_dataclass(member) else "has no keys"
+
+
+def _key(key: str, kind: str, default: Any, text: str) -> Iterator[str]:
+    option = key if "[]" in key else f"--{key}"  # items of a list can be set in files only
+    if default is dataclasses.MISSING:
+        yield f"  {option}=... ({kind}; required)"
+    elif default is None:
+        yield f"  {option}=... ({kind}; not set by default)"
+    else:
+        yield f"  {option}={_yaml(default)} ({kind})"
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    yield from textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value or "''"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return shown(value)
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        *names, last = map(str, typing.get_args(kind))
+        return f"{', '.join(names)} or {last}" if names else last
+    if (item := _item(kind)) is not None:
+        return f"list of {_type_name(item)}"
+    return _NAMES.get(kind, str(kind))
+
+
+def _without_none(kind: Any) -> Any:
+    """The type without `None` as an alternative."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(each for each in typing.get_args(kind) if each is not types.NoneType)
+    return kind
+
+
+def _item(kind: Any) -> Any:
+    """The type of the items of a list, None if the type is not a list."""
+    is_list = typing.get_origin(kind) in (tuple, list, collections.abc.Sequence)
+    return typing.get_args(kind)[0] if is_list else None
+
+
+def _registry(kind: Any) -> Any:
+    """The registry of an `Annotated[Base, REGISTRY]`, None for other types."""
+    return next(iter(getattr(kind, "__metadata__", ())), None)
+
+
+_MAPPINGS = (dict, collections.abc.Mapping)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _first_sentence(config: Any) -> str:
+    return (inspect.getdoc(config) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _descriptions(config: type) -> Mapping[str, str]:
+    """The descriptions of attributes in the docstrings of a class and its bases, by name."""
+    found: dict[str, str] = {}
+    for each in reversed(config.__mro__):
+        doc = inspect.cleandoc(each.__dict__.get("__doc__") or "")
+        names: list[str] = []
+        for line in doc.partition("Attributes:\n")[2].splitlines():
+            if entry := _ENTRY.fullmatch(line):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2])
+            elif line.startswith("    "):
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+            else:
+                names = []
+    return found

@@ -1,0 +1,226 @@
+"""Stage `evaluate`: runs the test-time methods on the test tasks (paper section 3.4).
+
+Each of several processes runs its share of the tasks; the first one writes the results of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypedDict
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Scorer
+from agentrm_jax.core.records import Task
+from agentrm_jax.data.tokenizer import load_tokenizer
+from agentrm_jax.evaluate.config import RANDOM, MethodRun, method_runs
+from agentrm_jax.evaluate.harness import answers, score_rows, scores_by_n
+from agentrm_jax.evaluate.results import (
+    Episode,
+    episode_from_json,
+    episode_to_json,
+    result_rows,
+    write_episodes,
+)
+from agentrm_jax.evaluate.rollout_files import read_rollouts
+from agentrm_jax.pipeline.acting import ActingPolicy, open_policy
+from agentrm_jax.pipeline.config import REWARD_KINDS
+from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.reward.random import RandomScorer
+from agentrm_jax.runtime.json_files import write_json_atomic
+from agentrm_jax.runtime.processes import from_all, from_first, own_share
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import MethodPaths
+from agentrm_jax.runtime.stage_files import FileRecord, stage_files
+from agentrm_jax.search.rollouts import Rollout
+
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+class EvaluateSummary(TypedDict):
+    """What stage `evaluate` ran, over all methods. Tokens are counted since the last start."""
+
+    tasks: int
+    test_problems_trained_on: int
+    trajectories: int
+    errors: int
+    invalid_actions: int
+    truncated_steps: int
+    replies_without_action: int
+    failed_candidates: int
+    tokens_decoded: int
+    tokens_read: int
+    files: dict[str, FileRecord]
+
+
+def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> EvaluateSummary:
+    """Runs each method, stores its rollouts and writes its episodes and result rows."""
+    tasks, config = workspace.tasks, workspace.config
+    tasks.check_overlap()
+    workspace.models.check_given()
+    _check_scoring_at_actions(workspace)
+    policy = open_policy(workspace)
+    scorers = _Scorers(policy)
+    ran: list[Rollout] = []
+    for run in method_runs(config.evaluate, config.rewards):
+        ran += _run_method(run, policy, scorers, stage)
+    counts = {
+        "trajectories": len(ran),
+        "errors": sum(rollout.error is not None for rollout in ran),
+        "invalid_actions": sum(
+            not step.transition.valid for rollout in ran for step in rollout.trajectory.steps
+        ),
+        "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
+        "replies_without_action": sum(rollout.replies_without_action for rollout in ran),
+        "failed_candidates": sum(rollout.failed_candidates for rollout in ran),
+        "tokens_decoded": policy.engine.usage.decoded,
+        "tokens_read": policy.engine.usage.read + scorers.tokens_read,
+    }
+    everywhere = from_all(counts)
+    total = {name: sum(each[name] for each in everywhere) for name in counts}
+    return {
+        "tasks": len(tasks.test),
+        "test_problems_trained_on": tasks.overlap(),
+        "trajectories": total["trajectories"],
+        "errors": total["errors"],
+        "invalid_actions": total["invalid_actions"],
+        "truncated_steps": total["truncated_steps"],
+        "replies_without_action": total["replies_without_action"],
+        "failed_candidates": total["failed_candidates"],
+        "tokens_decoded": total["tokens_decoded"],
+        "tokens_read": total["tokens_read"],
+        "files": from_first(lambda: stage_files(directory)),
+    }
+
+
+class _Scorers:
+    """The reward models of a run. Each is opened when the first method needs it."""
+
+    def __init__(self, policy: ActingPolicy) -> None:
+        self._policy = policy
+        self._open: dict[str, Scorer] = {}
+
+    def __getitem__(self, name: str) -> Scorer:
+        if name not in self._open:
+            self._open[name] = (
+                RandomScorer(self._policy.workspace.config.seed)
+                if name == RANDOM
+                else REWARD_KINDS.load(name)().open(self._policy)
+            )
+        return self._open[name]
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the reward models have read in this process."""
+        return sum(getattr(scorer, "tokens_read", 0) for scorer in self._open.values())
+
+
+def _run_method(
+    run: MethodRun, policy: ActingPolicy, scorers: _Scorers, stage: Stage
+) -> list[Rollout]:
+    """Runs a method on the tasks of this process and writes the results of all processes.
+
+    Returns:
+      The rollouts of this process.
+    """
+    workspace = policy.workspace
+    tasks = workspace.tasks.beam if run.on_beam_tasks else workspace.tasks.test
+    paths = workspace.paths.method(run.name)
+    rollouts = shared_rollouts(
+        run.name.replace("_", " "),
+        paths.rollouts,
+        run.episodes(own_share(tasks)),
+        functools.partial(_missing_rollouts, run, policy, scorers),
+        stage,
+    )
+    answered = answers(
+        run,
+        rollouts,
+        {name: scorers[name] for name in run.reward_models},
+        seed=workspace.config.seed,
+        action_key=workspace.pool.action_key,
+    )
+    order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
+    records = from_all([episode_to_json(episode) for episode in answered.episodes])
+    from_first(
+        lambda: _write_episodes(
+            paths, [episode_from_json(record) for part in records for record in part], order
+        )
+    )
+    if run.samples:
+        everywhere = from_all(answered.scores)
+        from_first(lambda: _write_scores(paths, everywhere, order))
+    return rollouts
+
+
+def _missing_rollouts(
+    run: MethodRun,
+    policy: ActingPolicy,
+    scorers: _Scorers,
+    episodes: Sequence[tuple[Task, int]],
+) -> Iterator[Rollout]:
+    workspace = policy.workspace
+    sampling = workspace.config.evaluate.sampling
+    if run.temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=run.temperature)
+    scorer = scorers[run.reward_models[0]] if run.reward_models and not run.samples else None
+    return run.rollouts(
+        policy.agent(sampling), scorer, workspace.pool, episodes, workspace.config.seed
+    )
+
+
+def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[str, int]) -> None:
+    """Writes the episodes of all processes, by variant and then in the order of the tasks."""
+    variants = list(dict.fromkeys(episode.variant for episode in episodes))
+    episodes.sort(key=lambda e: (variants.index(e.variant), order[e.task.task_id]))
+    write_episodes(paths.episodes, episodes)
+    write_json_atomic(paths.results, result_rows(episodes))
+
+
+def _write_scores(paths: MethodPaths, parts: Sequence[Scores], order: Mapping[str, int]) -> None:
+    """Writes the scores of all trajectories, and what fewer trajectories would give.
+
+    Args:
+      paths: The files of the method.
+      parts: The scores of each process.
+      order: The number of each task.
+    """
+    rollouts = sorted(
+        read_rollouts(paths.rollouts),
+        key=lambda r: (order[r.trajectory.task.task_id], r.sample),
+    )
+    scores = {
+        name: {
+            task_id: part[name][task_id]
+            for task_id in order
+            for part in parts
+            if task_id in part[name]
+        }
+        for name in parts[0]
+    }
+    write_json_atomic(paths.scores, score_rows(rollouts, scores))
+    alone = {name: each for name, each in scores.items() if not REWARD_KINDS.load(name).compares}
+    write_json_atomic(paths.by_n, scores_by_n(rollouts, alone))
+
+
+def _check_scoring_at_actions(workspace: Workspace) -> None:
+    """Refuses to score inside of decoding if the two models have different tokens."""
+    config, models = workspace.config.evaluate, workspace.models
+    if "beam" not in config.methods or config.beam.score_at != "action":
+        return
+    policy, reward = (load_tokenizer(d) for d in (models.policy_directory, models.reward_directory))
+    if policy.fingerprint() != reward.fingerprint():
+        raise UserError(
+            f"must be observation because the reward model in {models.reward_directory} has "
+            f"another tokenizer than the policy in {models.policy_directory}",
+            field="evaluate.beam.score_at",
+        )
+    if reward.chat.closing and workspace.config.reads_closing(reward.foreign):
+        raise UserError(
+            f"must be observation because the reward model in {models.reward_directory} is read "
+            "at the end of its chat template; or set reward_read_at: stop",
+            field="evaluate.beam.score_at",
+        )

@@ -1,0 +1,176 @@
+"""A reward model's scores of states next to the values that search trees give them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
+from agentrm_jax.evaluate import meta_evaluation
+from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
+from agentrm_jax.evaluate.page import page
+from agentrm_jax.pipeline.reward_model import (
+    RewardModel,
+    check_finite,
+    open_reward_model,
+    reward_directory,
+)
+from agentrm_jax.pipeline.trained_on import read_trained_on
+from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
+from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.stage_files import stage_ended
+
+_NOT_KNOWN = (
+    "what this model was trained on is not known (it has no trained_on.json); tasks of these trees "
+    "may be among it"
+)
+MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
+PAGE, FIGURES = "eval_rm.html", "eval_rm.json"
+
+
+def evaluate_reward_model(
+    source: pathlib.Path,
+    model: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    min_visits: int = 1,
+    include_seen: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
+    """Compares scores and values of visited states; writes a page and the figures.
+
+    Args:
+      source: A run that has explored, or its folder of trees.
+      model: See `reward_model.open_reward_model`, as `config` and `overrides`.
+      output: The folder to write.
+      config: A configuration that says how states are rendered.
+      overrides: `--KEY=VALUE` of that configuration.
+      min_visits: Visits that a state needs to be compared.
+      include_seen: Whether trees of tasks that the model was trained on are compared as well.
+      on_note: Called with one line if trees are left out, or if the training tasks are not known.
+
+    Returns:
+      The figures, as in eval_rm.json.
+
+    Raises:
+      UserError: There is no model or no tree to compare, or the folder cannot be written.
+    """
+    check_output_folder(output, [source, model])
+    trees = _read(source)
+    problems, complete = _trained_on(reward_directory(model, config, overrides))
+    if not complete:
+        on_note(f"{model}: {_NOT_KNOWN}")
+    seen = [tree for tree in trees if tree.task.problem in problems]
+    if seen and not include_seen:
+        trees = [tree for tree in trees if tree.task.problem not in problems]
+        on_note(f"{len(seen)} trees are of tasks that were trained on: left out")
+        if not trees:
+            raise UserError(
+                f"{source}: the model was trained on all of these tasks; give --seen, or "
+                "trees of other tasks (agentrm eval-rm --help says how to grow some)"
+            )
+    compared = [(tree, tree_states(tree, min_visits)) for tree in trees]
+    compared = [(tree, states) for tree, states in compared if len(states.nodes)]
+    if not compared:
+        raise UserError(f"{source}: no state was visited {min_visits} times")
+    scores = _scores(open_reward_model(model, config, overrides), compared)
+    found = {
+        "model": str(model),
+        "source": str(source),
+        "min_visits": min_visits,
+        "trained_on": "known" if complete else "not known",
+        "seen": len(seen) if include_seen else 0,
+        **_figures([states for _, states in compared], scores),
+    }
+    with new_folder(output) as folder:
+        write_json_atomic(folder / FIGURES, found)
+        write_text_atomic(folder / PAGE, _page(found))
+    return found
+
+
+def _read(path: pathlib.Path) -> list[TreeRecord]:
+    """The trees of a run, or of its folder of trees."""
+    folder = path if (path / FILE).exists() else path / "trees"
+    if not (folder / FILE).exists():
+        raise UserError(f"{path}: no {FILE} here; give a run that has explored, or its trees/")
+    trees = list(TreeStore.read(folder, finished=stage_ended(folder)).values())
+    if not trees:
+        raise UserError(f"{folder / FILE}: holds no tree")
+    return trees
+
+
+def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
+    """The problems that a model was trained on, and whether the list is complete.
+
+    A model of an older version has no list; the problems of the trees in its run are taken.
+    """
+    listed = read_trained_on(model)
+    if listed is not None:
+        return listed, True
+    for run in (model, *model.resolve().parents[:3]):
+        if (run / "trees" / FILE).exists():
+            finished = stage_ended(run / "trees")
+            trees = TreeStore.read(run / "trees", finished=finished).values()
+            return frozenset(tree.task.problem for tree in trees), False
+    return frozenset(), False
+
+
+def _scores(model: RewardModel, compared: Sequence[tuple[TreeRecord, TreeStates]]) -> np.ndarray:
+    """[M] scores of all states, tree after tree."""
+    all_scores: list[float] = []
+    with progress("eval-rm", len(compared)) as bar:
+        for tree, states in compared:
+            trajectories = tree.states()
+            scores = model.score([[trajectories[node] for node in states.nodes]])[0]
+            for node, score in zip(states.nodes, scores, strict=True):
+                check_finite(score, f"tree {tree.task.task_id}, node {node}")
+            all_scores += scores
+            bar.advance()
+    return np.asarray(all_scores)
+
+
+def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]:
+    pairs = meta_evaluation.sibling_pairs(states)
+    others = {
+        "random numbers": np.random.default_rng(0).random(len(scores)),
+        "depth": np.concatenate([each.depths for each in states]).astype(float),
+        "likelihood": np.concatenate([each.likelihoods for each in states]),
+    }
+    rows = [{"name": "reward model", **meta_evaluation.measured(states, scores, calibrated=True)}]
+    for name, other in others.items():
+        rows.append({"name": name, **meta_evaluation.measured(states, other, calibrated=False)})
+    return {
+        "trees": len(states),
+        "states": len(scores),
+        "pairs": len(pairs.better),
+        "ties": pairs.ties,
+        "rows": [{name: row.get(name) for name in ("name", *MEASURES)} for row in rows],
+        "by_depth": meta_evaluation.by_depth(states, scores),
+        "reliability": meta_evaluation.reliability(states, scores),
+    }
+
+
+def _page(found: Mapping[str, Any]) -> str:
+    from markupsafe import Markup
+
+    from agentrm_jax.evaluate import plots  # matplotlib is slow to import
+
+    plot = Markup(plots.reliability(found["reliability"], found["by_depth"]))
+    not_known = _NOT_KNOWN if found["trained_on"] != "known" else ""
+    return page(
+        PAGE,
+        title=printable(found["model"]),
+        found=found,
+        measures=MEASURES,
+        plot=plot,
+        not_known=not_known,
+    )

@@ -1,0 +1,51 @@
+"""Stage `experts`: the trajectories that the policy is trained on first."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TypedDict
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.trajectories import write_trajectories
+from agentrm_jax.envs.experts import expert_trajectories
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_directory import Stage
+
+
+class ExpertsSummary(TypedDict):
+    """What stage `experts` wrote; `success_rate` is the fraction of tasks that were solved."""
+
+    trajectories: int
+    tasks: int
+    success_rate: float
+    replies_without_action: int
+    steps_mean: float
+
+
+def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ExpertsSummary:
+    """Asks the experts for trajectories, or takes imported ones; writes those that succeed.
+
+    Raises:
+      UserError: None of the imported trajectories succeeds.
+    """
+    if workspace.config.experts.imported:
+        imported = list(workspace.tasks.imported_trajectories())
+        solved, asked = [t for t in imported if t.success], len(imported)
+        if not solved:
+            raise UserError("holds no trajectory that succeeds", field="experts.imported")
+    else:
+        tasks = workspace.tasks.experts
+        asked = len(tasks)
+        with progress("experts", asked) as bar:
+            solved = list(expert_trajectories(workspace.pool, tasks, bar.advance))
+    write_trajectories(workspace.paths.experts, solved)
+    return {
+        "trajectories": len(solved),
+        "tasks": asked,
+        "success_rate": len(solved) / asked,
+        "replies_without_action": sum(not s.action for t in solved for s in t.steps),
+        "steps_mean": float(np.mean([len(t.steps) for t in solved])),
+    }

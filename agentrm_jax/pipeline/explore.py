@@ -1,0 +1,93 @@
+"""Stage `explore`: grows a search tree for each task (paper section 3.2)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TypedDict
+
+import numpy as np
+
+from agentrm_jax.data.trees import FILE, TreeStore
+from agentrm_jax.pipeline.acting import open_policy
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.processes import from_all, from_first, gather, is_first, own_share
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.stage_files import FileRecord, stage_files
+from agentrm_jax.search.explore import Explorer
+
+
+class TreeSummary(TypedDict):
+    """Counts over all trees; `mean_outcome` is None if there was no rollout."""
+
+    trees: int
+    failed_trees: int
+    failed_candidates: int
+    iterations: int
+    env_steps: int
+    invalid_actions: int
+    replies_without_action: int
+    states_visited: int
+    states_with_3_visits: int
+    mean_outcome: float | None
+
+
+class ExploreSummary(TreeSummary):
+    """What stage `explore` wrote. Tokens and truncated steps are counted since the last start."""
+
+    tokens_decoded: int
+    tokens_read: int
+    truncated_steps: int
+    files: dict[str, FileRecord]
+
+
+def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ExploreSummary:
+    """Grows the trees; each process grows its share."""
+    config = workspace.config.explore
+    tasks = own_share(workspace.tasks.explored)
+    policy = open_policy(workspace)
+    # Trees that expand a node ask for several turns, trees that roll out ask for one.
+    agent = policy.agent(config.sampling, (config.search.expansion_width, 1))
+    agent.warm_up()
+    gather(directory / FILE)
+    stored = TreeStore.read(directory)
+    store = TreeStore(directory)
+    total = len(tasks) * config.search.num_iterations
+    begun = (stored[task.task_id] for task in tasks if task.task_id in stored)
+    done = sum(len(tree.iterations) for tree in begun)
+    with progress("explore", total, done=done, shown=is_first()) as bar:
+
+        def on_iteration() -> None:
+            bar.advance()
+            stage.tick()
+
+        Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
+    store.close()
+    gather(directory / FILE)
+    return {
+        **from_first(lambda: _tree_summary(directory)),
+        "tokens_decoded": sum(from_all(policy.engine.usage.decoded)),
+        "tokens_read": sum(from_all(policy.engine.usage.read)),
+        "truncated_steps": sum(from_all(agent.truncated_steps)),
+        "files": from_first(lambda: stage_files(directory)),
+    }
+
+
+def _tree_summary(directory: pathlib.Path) -> TreeSummary:
+    trees = list(TreeStore.read(directory).values())
+    iterations = [iteration for tree in trees for iteration in tree.iterations]
+    visits = np.concatenate([np.zeros(0), *(tree.backed_up()[0] for tree in trees)])
+    return {
+        "trees": len(trees),
+        "failed_trees": sum(tree.error is not None for tree in trees),
+        "failed_candidates": sum(len(tree.failures) for tree in trees),
+        "iterations": len(iterations),
+        "env_steps": sum(tree.num_nodes - 1 for tree in trees),
+        "invalid_actions": sum(
+            not node.step.transition.valid for i in iterations for node in i.nodes
+        ),
+        "replies_without_action": sum(not node.step.action for i in iterations for node in i.nodes),
+        "states_visited": int(np.sum(visits > 0)),
+        "states_with_3_visits": int(np.sum(visits >= 3)),
+        "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
+    }

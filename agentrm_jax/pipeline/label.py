@@ -1,0 +1,54 @@
+"""Stage `label`: takes the values of states from the stored trees (paper section 3.2)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TypedDict
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.data.states import write_paths
+from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.stage_files import stage_ended
+from agentrm_jax.search.labels import labelled_paths
+
+
+class LabelSummary(TypedDict):
+    """What stage `label` wrote; `value_mean` is the weighted mean of all labels."""
+
+    paths: int
+    states: int
+    states_per_tree: float
+    value_mean: float
+
+
+def label(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> LabelSummary:
+    """Labels the states of all trees.
+
+    Raises:
+      UserError: No state has a label.
+    """
+    folder, config = workspace.paths.trees, workspace.config.label
+    stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
+    trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
+    paths = [path for tree in trees for path in labelled_paths(tree, config)]
+    if not paths:
+        failed = [tree.error for tree in trees if tree.error is not None]
+        reason = (
+            f"{len(failed)} of {len(trees)} trees failed, the first with: {failed[0]}"
+            if failed
+            else f"no state was visited label.min_visits = {config.min_visits} times"
+        )
+        raise UserError(f"label: no state has a label; {reason}")
+    write_paths(workspace.paths.labels, paths)
+    values = np.array([v for path in paths for v in path.values])
+    weights = np.array([w for path in paths for w in path.weights])
+    return {
+        "paths": len(paths),
+        "states": int(np.sum(weights > 0)),
+        "states_per_tree": float(np.sum(weights > 0) / len(trees)),
+        "value_mean": float(np.average(values, weights=weights)),
+    }

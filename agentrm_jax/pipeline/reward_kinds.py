@@ -1,0 +1,121 @@
+"""Kinds of reward models: how a run opens the scorer of each, and which stage trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from agentrm_jax.agent.agent import Agent
+from agentrm_jax.core.protocols import Scorer
+from agentrm_jax.data.chat import opening_tokens
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.pipeline.acting import ActingPolicy
+from agentrm_jax.pipeline.config import REWARD_KINDS
+from agentrm_jax.pipeline.models import load_policy
+from agentrm_jax.pipeline.reward_model import explicit_scorer
+from agentrm_jax.reward.implicit import ImplicitScorer
+from agentrm_jax.reward.judge import JudgeScorer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardKind:
+    """Base class of the kinds of reward models.
+
+    Attributes:
+      trained_by: The stage of a run that trains it, None if no stage does.
+      compares: Whether its scores of a trajectory depend on the other trajectories of the task. It
+        then cannot score states in beam search.
+      scores_actions: Whether it can score a reply inside of the decoding step, before the
+        environment answers.
+    """
+
+    trained_by: ClassVar[str | None] = None
+    compares: ClassVar[bool] = False
+    scores_actions: ClassVar[bool] = False
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns the scorer of a run.
+
+        Args:
+          policy: The policy that acts; `policy.workspace` is the run.
+
+        Raises:
+          UserError: There is no such reward model, or it cannot be read.
+        """
+        raise NotImplementedError
+
+
+def register_reward_kind(name: str) -> Callable[[Any], Any]:
+    """Returns a class decorator that adds a kind of reward model to those that `rewards` can name.
+
+    Args:
+      name: The name in `rewards` and in result rows.
+
+    Raises:
+      UserError: An installed package provides the name.
+    """
+    return REWARD_KINDS.register(name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explicit(RewardKind):
+    """Values of states, regressed from search trees."""
+
+    trained_by: ClassVar[str | None] = "train-rm"
+    scores_actions: ClassVar[bool] = True
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns a scorer with an engine of the sizes that the run sets."""
+        workspace = policy.workspace
+        return explicit_scorer(workspace.models.reward(), workspace)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implicit(RewardKind):
+    """The log-ratio of a policy trained on outcomes to the policy before."""
+
+    trained_by: ClassVar[str | None] = "train-implicit"
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns a scorer that holds both policies."""
+        workspace = policy.workspace
+        model, config = workspace.models.implicit(), workspace.config
+        return ImplicitScorer(
+            model.params,
+            workspace.models.acting_policy().params,  # the engine has taken the others over
+            model.config,
+            model.tokenizer,
+            workspace.prompts,
+            beta=config.train_implicit.objective.beta,
+            limit=config.engine.context,
+            reduction=config.train_implicit.reduction,
+            rows=config.engine.extend_rows,
+            mesh=workspace.engine_mesh,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge(RewardKind):
+    """A language model that compares whole trajectories of a task."""
+
+    compares: ClassVar[bool] = True
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns a scorer; without `judge.policy` it shares the engine of the policy that acts."""
+        workspace, model, engine = policy.workspace, policy.model, policy.engine
+        config, mesh = workspace.config, workspace.engine_mesh
+        if config.judge.policy is not None:
+            model = load_policy(pathlib.Path(config.judge.policy), config.dtype, mesh)
+            engine = Engine.of(model.params, model.config, config.engine, mesh=mesh)
+        tokenizer = model.tokenizer
+        sampling = Sampling(temperature=0.0, max_tokens=config.judge.max_tokens)
+        agent = Agent(engine, tokenizer, lambda task: None, sampling, config.seed)
+        return JudgeScorer(
+            agent,
+            lambda text: len(tokenizer.encode(text)),
+            limit=agent.renderer.limit - len(opening_tokens(tokenizer, None, "")),
+            most=config.judge.most,
+        )

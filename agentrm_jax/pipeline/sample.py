@@ -1,0 +1,89 @@
+"""Stage `sample`: whole trajectories, which an implicit reward model is trained on."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TypedDict
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.evaluate.rollout_files import read_rollouts
+from agentrm_jax.pipeline.acting import open_policy
+from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.processes import from_all, from_first, own_share
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import RunPaths
+from agentrm_jax.runtime.stage_files import FileRecord, stage_ended, stage_files
+from agentrm_jax.search.rollouts import Rollout, rollouts
+
+
+class RolloutSummary(TypedDict):
+    """Counts over all rollouts; `errors` are rollouts whose environment failed."""
+
+    trajectories: int
+    errors: int
+    failed_candidates: int
+    replies_without_action: int
+    mean_outcome: float
+
+
+class SampleSummary(RolloutSummary):
+    """What stage `sample` wrote. Tokens are counted since the last start."""
+
+    tokens_decoded: int
+    tokens_read: int
+    files: dict[str, FileRecord]
+
+
+def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SampleSummary:
+    """Runs the policy to the end several times on each task that `explore` would search."""
+    config, path = workspace.config.sample, workspace.paths.samples
+    policy = open_policy(workspace)
+    agent = policy.agent(config.sampling)
+    tasks = own_share(workspace.tasks.explored)
+    shared_rollouts(
+        "sample",
+        path,
+        [(task, number) for task in tasks for number in range(config.num_samples)],
+        lambda missing: rollouts(agent, workspace.pool, missing, slots=config.concurrency),
+        stage,
+    )
+    return {
+        **from_first(lambda: _rollout_summary(path)),
+        "tokens_decoded": sum(from_all(policy.engine.usage.decoded)),
+        "tokens_read": sum(from_all(policy.engine.usage.read)),
+        "files": from_first(lambda: stage_files(directory)),
+    }
+
+
+def _rollout_summary(path: pathlib.Path) -> RolloutSummary:
+    found = list(read_rollouts(path))
+    sound = [rollout.trajectory for rollout in found if rollout.error is None]
+    if not sound:
+        raise UserError(f"sample: every environment failed, the first with: {found[0].error}")
+    return {
+        "trajectories": len(sound),
+        "errors": len(found) - len(sound),
+        "failed_candidates": sum(rollout.failed_candidates for rollout in found),
+        "replies_without_action": sum(rollout.replies_without_action for rollout in found),
+        "mean_outcome": float(np.mean([trajectory.outcome for trajectory in sound])),
+    }
+
+
+def sampled_trajectories(paths: RunPaths) -> list[list[Trajectory]]:
+    """Returns the trajectories of each task that stage `sample` wrote, failed ones left out.
+
+    They are in the order of tasks and samples, not in the order in which they ended.
+    """
+    groups: dict[str, list[Rollout]] = {}
+    finished = stage_ended(paths.stage("sample"))
+    for rollout in read_rollouts(paths.samples, finished=finished):
+        if rollout.error is None:
+            groups.setdefault(rollout.trajectory.task.task_id, []).append(rollout)
+    return [
+        [r.trajectory for r in sorted(groups[task_id], key=lambda r: r.sample)]
+        for task_id in sorted(groups)
+    ]

@@ -1,0 +1,119 @@
+"""Stage `train-implicit`: trains the policy further, so that the log-ratio to the policy before it
+predicts outcomes (paper section 3.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.packing import PackedRows
+from agentrm_jax.data.pairs import preference_pairs
+from agentrm_jax.data.sequences import TokenSequence, outcome_sequences, pair_sequences
+from agentrm_jax.model.parameters import cast
+from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline.fit_model import (
+    FitSummary,
+    Training,
+    TrainingRows,
+    fit_model,
+    training_rows,
+)
+from agentrm_jax.pipeline.losses import implicit_loss, loaded_dtype
+from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.sample import sampled_trajectories
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.array_files import read_array, write_array
+from agentrm_jax.runtime.processes import from_first, is_first
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import MODEL
+from agentrm_jax.train import explicit, implicit
+
+
+class ImplicitSummary(FitSummary):
+    """What stage `train-implicit` trained."""
+
+    rows: int
+    steps_left_out: int
+
+
+def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ImplicitSummary:
+    """Trains the implicit reward model on the outcomes of sampled trajectories.
+
+    Raises:
+      UserError: The loss needs pairs, and there are none.
+    """
+    config = workspace.config.train_implicit
+    model = workspace.models.policy(loaded_dtype(workspace.config, config))
+    longest = min(config.fit.length, model.config.longest)
+
+    def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
+        if config.objective.loss != "dpo":
+            trajectories = [trajectory for group in groups for trajectory in group]
+            return outcome_sequences(model.tokenizer, workspace.prompts, trajectories, longest)
+        pairs = preference_pairs(groups)
+        if not pairs:
+            raise UserError("sample: no two trajectories of a task differ in outcome")
+        return pair_sequences(model.tokenizer, workspace.prompts, pairs, longest)
+
+    rows = training_rows(
+        sequences,
+        sampled_trajectories(workspace.paths),
+        lambda group: group[0].task.task_id,
+        "train_implicit",
+        workspace.config,
+    )
+    training = Training(
+        start=model,
+        loss=implicit_loss(workspace.config, model.config, workspace.mesh),
+        rows=_with_reference(workspace, model, rows, directory),
+        config=config,
+        describe=dict if config.objective.loss == "dpo" else explicit.describe,
+    )
+    params, last = fit_model(workspace, stage, "train-implicit", training)
+    trained = dataclasses.replace(model, params=cast(params, workspace.config.dtype))
+    models.save(directory / MODEL, "policy", trained)
+    return {"rows": len(rows.trained), "steps_left_out": rows.left_out, **last}
+
+
+def _with_reference(
+    workspace: Workspace, model: Model, rows: TrainingRows, directory: pathlib.Path
+) -> TrainingRows:
+    """The rows with the log-probabilities under the policy before training as targets."""
+
+    def referenced(part: PackedRows, name: str) -> PackedRows:
+        return implicit.with_reference(part, _reference(workspace, model, part, directory / name))
+
+    return dataclasses.replace(
+        rows,
+        trained=referenced(rows.trained, "reference.npz"),
+        held_out=rows.held_out and referenced(rows.held_out, "reference_held_out.npz"),
+    )
+
+
+def _reference(
+    workspace: Workspace, model: Model, rows: PackedRows, path: pathlib.Path
+) -> np.ndarray:
+    """The log-probabilities of the rows under the policy, [R, T]; computed once and stored."""
+    if from_first(path.exists):
+        return read_array(path)
+    config = workspace.config.train_implicit
+    with progress("reference", len(rows), shown=is_first()) as bar:
+        log_probs = implicit.reference_log_probs(
+            cast(model.params, workspace.config.dtype),
+            model.config,
+            rows,
+            config.fit.batch_size // config.fit.accumulation,
+            workspace.mesh,
+            attention=config.fit.attention,
+            vocab_chunks=config.vocab_chunks,
+            on_rows=bar.advance,
+        )
+    if is_first():
+        write_array(path, log_probs)
+    return log_probs

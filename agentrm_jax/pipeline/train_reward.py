@@ -1,0 +1,92 @@
+"""Stage `train-rm`: regresses values of states from the policy's trunk (paper section 3.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from agentrm_jax.core.errors import section
+from agentrm_jax.data.packing import PackedRows, only_labelled
+from agentrm_jax.data.sequences import tree_sequences, value_sequences
+from agentrm_jax.data.states import open_paths
+from agentrm_jax.model.heads import head_to_json
+from agentrm_jax.model.parameters import cast
+from agentrm_jax.model.value import init_reward
+from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline.fit_model import FitSummary, Training, fit_model, training_rows
+from agentrm_jax.pipeline.losses import loaded_dtype, reward_loss
+from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.run_paths import MODEL
+from agentrm_jax.train import explicit
+
+
+class RewardSummary(FitSummary):
+    """What stage `train-rm` trained; `target_mean` is the weighted mean of the labels."""
+
+    rows: int
+    labels_left_out: int
+    target_mean: float
+
+
+def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> RewardSummary:
+    """Trains the explicit reward model on labelled states."""
+    config = workspace.config
+    dtype = loaded_dtype(config, config.train_rm)
+    policy = workspace.models.policy(dtype)
+    paths = open_paths(workspace.paths.labels)
+    problems = frozenset(path.trajectory.task.problem for path in paths)
+    sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
+    longest = min(config.train_rm.fit.length, policy.config.longest)
+    rows = training_rows(
+        lambda some: sequences_of(policy.tokenizer, workspace.prompts, some, longest),
+        paths,
+        lambda path: path.trajectory.task.task_id,
+        "train_rm",
+        config,
+    ).map(only_labelled)
+    start, mean = _start(workspace, policy, rows.trained, problems)
+    training = Training(
+        start=start,
+        loss=reward_loss(config, start.config, workspace.mesh),
+        rows=rows,
+        config=config.train_rm,
+        describe=explicit.describe,
+    )
+    params, last = fit_model(workspace, stage, "train-rm", training)
+    params["trunk"] = cast(params["trunk"], config.dtype)
+    models.save(directory / MODEL, "reward", dataclasses.replace(start, params=params))
+    return {
+        "rows": len(rows.trained),
+        "labels_left_out": rows.left_out,
+        "target_mean": mean,
+        **last,
+    }
+
+
+def _start(
+    workspace: Workspace, policy: Model, rows: PackedRows, problems: frozenset[str]
+) -> tuple[Model, float]:
+    """The reward model before training, and the weighted mean of its targets."""
+    config = workspace.config
+    weights, targets = rows.weights, rows.targets
+    mean = float(np.sum(weights * targets) / np.sum(weights))
+    head = config.train_rm.head
+    head_to_json(head)  # refuses a head that could not be stored, before it is trained
+    with section("train_rm.head"):
+        head.check_targets(targets[weights > 0])
+    if config.reward_init is None:
+        params = init_reward(policy.params, mean, head)
+        trained_on = problems
+    else:
+        initial = workspace.models.reward_init(loaded_dtype(config, config.train_rm))
+        params = initial.params
+        trained_on = None if initial.trained_on is None else problems | initial.trained_on
+    if not config.train_rm.head_bias:
+        params["value_head"]["bias"] = jnp.zeros_like(params["value_head"]["bias"])
+    start = dataclasses.replace(policy, params=params, head=head, trained_on=trained_on)
+    return start, mean
