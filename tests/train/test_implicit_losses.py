@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed_tree_cases import Letters, random_paths
+from packed_tree_cases import Letters, random_trees
 from train_cases import CONFIG, assert_gradients_close, batch_of, mesh_of, policy_params
 
 from agentrm_jax.core.errors import UserError
@@ -25,14 +25,15 @@ def _trajectories(seed=0):
     """Some with outcomes in [0, 1], the last step of each pays it."""
     rng = np.random.default_rng(seed)
     found = []
-    for path in random_paths(seed, nodes=9):
-        steps = path.trajectory.steps
-        if steps:
+    for tree in random_trees(seed, nodes=9):
+        for leaf in sorted(set(range(1, 9)) - set(tree.parents)):
+            state = tree.state(leaf)
+            *before, last = state.steps
             paid = dataclasses.replace(
-                steps[-1].transition, reward=float(rng.integers(0, 5) / 4), done=True
+                last.transition, reward=float(rng.integers(0, 5) / 4), done=True
             )
-            last = dataclasses.replace(steps[-1], transition=paid)
-            found.append(dataclasses.replace(path.trajectory, steps=(*steps[:-1], last)))
+            last = dataclasses.replace(last, transition=paid)
+            found.append(dataclasses.replace(state, steps=(*before, last)))
     return found
 
 
