@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentrm_jax.core.protocols import Kept, SelectingScorer
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine.cache.prefix_cache import Piece
@@ -11,7 +12,7 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.schedule.beams import select_states
 
 
-class ExplicitScorer:
+class ExplicitScorer(SelectingScorer):
     """Scores a state by the value head at its last token.
 
     Args:
@@ -36,13 +37,23 @@ class ExplicitScorer:
         tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
         expansion_width: int,
         beam_width: int,
-    ) -> list[list[tuple[int, float]]]:
-        """See `core.protocols.Selector`: one compiled program reads, scores and selects."""
+    ) -> list[list[Kept]]:
         conversations = [
             ([self._conversation(state) for state in states], finished)
             for states, finished in tasks
         ]
-        return select_states(self.engine, conversations, n=expansion_width, beam_width=beam_width)
+        choices = select_states(
+            self.engine, conversations, n=expansion_width, beam_width=beam_width
+        )
+        return [
+            [
+                Kept(score=score, finished=number)
+                if number < beam_width
+                else Kept(score=score, candidate=number - beam_width)
+                for number, score in choice
+            ]
+            for choice in choices
+        ]
 
     def _conversation(self, state: Trajectory) -> list[Piece]:
         self.engine.share(self.renderer.instruction(state.task))

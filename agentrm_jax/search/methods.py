@@ -21,7 +21,7 @@ from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.registry import Registry
-from agentrm_jax.search.beam import BeamConfig, beam_search
+from agentrm_jax.search.beam import BeamConfig, search_beams
 from agentrm_jax.search.choose import BASELINES, best, majority_of_n
 from agentrm_jax.search.rollouts import Rollout, rollouts
 
@@ -159,7 +159,7 @@ class Greedy:
         seed: int,
     ) -> Iterator[Rollout]:
         """Yields one trajectory for each task; see `Method.run`."""
-        return rollouts(policy, envs, [(task, 0) for task in tasks], slots=self.concurrency)
+        return rollouts(policy, envs, [(task, 0) for task in tasks], concurrency=self.concurrency)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ class BestOfN:
         self, policy: Policy, envs: EnvironmentPool, episodes: Sequence[tuple[Task, int]]
     ) -> Iterator[Rollout]:
         """Yields a trajectory for each (task, sample number), as it ends."""
-        return rollouts(policy, envs, episodes, slots=self.concurrency)
+        return rollouts(policy, envs, episodes, concurrency=self.concurrency)
 
     def choose(self, trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
         """Returns all weight on the largest score of the trajectories that ended, [n]."""
@@ -249,4 +249,4 @@ class Beam(BeamConfig):
                     "an explicit reward model is the scorer"
                 )
             in_step = InStepAgent(policy, scorer.engine)
-        return beam_search(policy, scorer, envs, tasks, self, in_step)
+        return search_beams(policy, scorer, envs, tasks, self, in_step)

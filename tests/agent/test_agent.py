@@ -100,7 +100,7 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
     # The agent answers as if the steps that are left were all there were.
     rest = dataclasses.replace(long, steps=long.steps[dropped:])
     [[proposal], [other]] = propose(agent, [(long, "expand/1"), (rest, "expand/1")], 1)
-    assert proposal.dropped_steps == dropped
+    assert proposal.truncated_steps == dropped
     assert proposal.token_ids == other.token_ids  # read in other pieces: the last bits may differ
     np.testing.assert_allclose(proposal.log_probs, other.log_probs, atol=1e-5)
 

@@ -73,7 +73,7 @@ def test_another_configuration_is_refused_by_key(copy, capsys) -> None:
 
 
 def test_speed_may_change(copy: pathlib.Path) -> None:
-    faster = "--explore.search.num_slots=2"
+    faster = "--explore.search.concurrency=2"
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), faster, ends=0)
     assert printed.count("done before") == 8
 

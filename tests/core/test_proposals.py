@@ -55,13 +55,13 @@ def test_a_good_turn_passes_as_it_is():
 def test_texts_become_valid_and_bounded_and_numbers_plain():
     raw = Proposal(
         reply="\ud83d\ude00 \ud83d", action="go " * MAX_CHARACTERS, token_ids=np.array([3, 4]),
-        log_probs=[np.float32(-0.5), -1], stopped=np.bool_(False), dropped_steps=np.int64(2),
+        log_probs=[np.float32(-0.5), -1], stopped=np.bool_(False), truncated_steps=np.int64(2),
     )  # fmt: skip
     made = admitted(raw, "toy/0")
     assert made.reply == "\U0001f600 \ufffd"
     assert made.action.endswith("... [2,000,000 more characters]")
     assert (made.token_ids, made.log_probs) == ((3, 4), (-0.5, -1.0))
-    assert (made.stopped, made.dropped_steps) == (False, 2)
+    assert (made.stopped, made.truncated_steps) == (False, 2)
     assert [type(x) for x in (*made.token_ids, *made.log_probs)] == [int, int, float, float]
 
 
@@ -83,7 +83,7 @@ def test_texts_become_valid_and_bounded_and_numbers_plain():
         ("token_ids", (2**31,), "token_ids of a turn .* must be at least 0 and below"),
         ("log_probs", "ab", "log_probs of a turn .* must hold numbers"),
         ("stopped", "yes", "stopped of a turn .* must be true or false"),
-        ("dropped_steps", -1, "dropped_steps of a turn .* must be at least 0"),
+        ("truncated_steps", -1, "truncated_steps of a turn .* must be at least 0"),
     ],
 )
 def test_a_field_that_cannot_be_names_itself_and_the_task(field, value, message):

@@ -123,7 +123,7 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
     return nodes, paths
 
 
-CONFIG = SearchConfig(num_iterations=15, expansion_width=3, selection=UCB(), num_slots=4)
+CONFIG = SearchConfig(num_iterations=15, expansion_width=3, selection=UCB(), concurrency=4)
 
 
 def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_type=TreeStore):
@@ -198,7 +198,7 @@ def test_searched_arrays_equal_the_backup_of_the_stored_iterations(tmp_path):
 
 def test_killed_anywhere_and_resumed_ends_with_the_same_trees(tmp_path):
     """At every record boundary, and in the middle of every record."""
-    config = dataclasses.replace(CONFIG, num_iterations=6, num_slots=2)
+    config = dataclasses.replace(CONFIG, num_iterations=6, concurrency=2)
     tasks = [game(i) for i in range(3)]
     whole, _, _ = explore(tmp_path / "whole", tasks, config)
     lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
@@ -271,8 +271,8 @@ def test_replay_that_breaks_ends_its_tree(tmp_path, depth):
 
 def test_slots_do_not_change_trees(tmp_path):
     tasks = [game(i) for i in range(6)]
-    one, _, _ = explore(tmp_path / "one", tasks, dataclasses.replace(CONFIG, num_slots=1))
-    all_, _, _ = explore(tmp_path / "all", tasks, dataclasses.replace(CONFIG, num_slots=6))
+    one, _, _ = explore(tmp_path / "one", tasks, dataclasses.replace(CONFIG, concurrency=1))
+    all_, _, _ = explore(tmp_path / "all", tasks, dataclasses.replace(CONFIG, concurrency=6))
     assert one == all_
 
 
@@ -353,7 +353,7 @@ def test_breaks_are_recorded_and_the_tree_goes_on(tmp_path):
 
 def test_killed_anywhere_with_breaks_and_resumed_ends_with_the_same_trees(tmp_path):
     """Failures, closed nodes and the numbers of later nodes are restored too."""
-    config = dataclasses.replace(CONFIG, num_iterations=8, num_slots=2)
+    config = dataclasses.replace(CONFIG, num_iterations=8, concurrency=2)
     tasks = [game(i) for i in range(4)]
 
     def breaking():
