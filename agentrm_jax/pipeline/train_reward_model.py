@@ -31,12 +31,13 @@ from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.losses import MASTER
-from agentrm_jax.pipeline.model_folders import MODEL, KnownPrompts, find_model, write_prompts
+from agentrm_jax.pipeline.model_folders import Prompts, find_model, write_prompts
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_paths import MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.search.labels import label_trajectories, label_tree
 from agentrm_jax.train import explicit
@@ -48,7 +49,6 @@ Example = TreeRecord | LabelledTree | Trajectory
 """What a reward model learns from."""
 
 _SETTINGS = "training.json"
-_CHECKPOINTS = "checkpoints"
 _LONGEST = 4096
 _FRESH_CONTEXT = 2048
 _SHOWN = ("loss", "correlation")  # next to the progress bar
@@ -112,10 +112,10 @@ def train_reward_model(
         write_prompts(directory, known)
         mesh = make_mesh(MeshConfig())
         policy = _start(init, trees, fit, mesh, seed)
-        rows, fit = _rows(policy, KnownPrompts(known), trees, fit)
+        rows, fit = _rows(policy, Prompts(known), trees, fit)
         model = _untrained(policy, head, rows, trees)
         _train(directory, model, rows, fit, optimizer, mesh, seed)
-        shutil.rmtree(directory / _CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return RewardModel.load(directory)
 
 
@@ -205,7 +205,7 @@ def _texts(trees: Sequence[LabelledTree]) -> list[str]:
 
 
 def _rows(
-    start: Model, prompts: KnownPrompts, trees: Sequence[LabelledTree], fit: FitConfig | None
+    start: Model, prompts: Prompts, trees: Sequence[LabelledTree], fit: FitConfig | None
 ) -> tuple[PackedRows, FitConfig]:
     """The packed rows of all trees, and the loop with the length of the rows."""
     longest = min(fit.length if fit else _LONGEST, start.config.longest)
@@ -259,7 +259,7 @@ def _train(
             rows,
             fit,
             optimizer,
-            directory=directory / _CHECKPOINTS,
+            directory=directory / CHECKPOINTS,
             mesh=mesh,
             seed=seed,
             metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
