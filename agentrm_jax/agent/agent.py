@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Prompt, Proposal, Question
+from agentrm_jax.core.protocols import BackgroundPolicy, Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.seeds import seeded_bytes
@@ -20,7 +20,7 @@ from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 
 
-class Agent:
+class Agent(BackgroundPolicy):
     """The `Policy` of a language model.
 
     Args:
@@ -84,21 +84,17 @@ class Agent:
             self._asked += 1
             self._tickets[scheduler, scheduler.submit(request, n, rank)] = (self._asked, truncated)
             tickets.append(self._asked)
-        self._start()
+        self.start()
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = []
         while self._tickets and not answers:
-            self._start()
+            self.start()
             for scheduler in self._distinct_schedulers():
                 for number, replies in scheduler.collect():
                     ticket, truncated = self._tickets.pop((scheduler, number))
                     answers.append((ticket, [self.proposal(reply, truncated) for reply in replies]))
-        if self._tickets and self.room() == 0:
-            # A new request could not enter the next call, so the call starts now: the device works
-            # while the caller's environments act on the answers.
-            self._start()
         return answers
 
     def room(self) -> int:
@@ -107,7 +103,7 @@ class Agent:
     def _distinct_schedulers(self) -> list[Scheduler]:
         return list(dict.fromkeys(self._schedulers.values()))
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Starts the next call of every scheduler that has requests and no call in flight."""
         for scheduler in self._distinct_schedulers():
             scheduler.start()
