@@ -224,7 +224,7 @@ def test_context_that_is_too_short_is_one_clear_error(params):
         UserError, match=r"engine\.context must be at least 260 for a sequence of 250 tokens"
     ):
         generate(engine, [request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
-    with pytest.raises(UserError, match=r"the model reads at most 512"):
+    with pytest.raises(UserError, match=r"^engine\.context must be at most 512, the longest input"):
         Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))
 
 
