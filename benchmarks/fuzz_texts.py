@@ -65,7 +65,7 @@ SIZES = EngineConfig(
     context=2048, decode_rows=8, extend_rows=4, extend_tokens=256, page_size=16,
     cache_tokens=32_768, decode_tokens=16, instruction_tokens=64,
 )  # fmt: skip
-SEARCH = SearchConfig(num_iterations=8, expansion_width=4, num_slots=32)
+SEARCH = SearchConfig(num_iterations=8, expansion_width=4, concurrency=32)
 TREES = 32
 """Trees of a batch."""
 

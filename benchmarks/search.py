@@ -216,7 +216,7 @@ class Bench:
         config = SearchConfig(
             num_iterations=self.sizes.iterations,
             expansion_width=self.sizes.expansion_width,
-            num_slots=slots,
+            concurrency=slots,
         )
         with tempfile.TemporaryDirectory() as folder:
             directory = pathlib.Path(folder)

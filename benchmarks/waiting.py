@@ -82,7 +82,6 @@ class OneAfterAnother:
             found = self._policy.collect()
             self._found += found
             left -= {ticket for ticket, _ in found}
-            self._policy.submit([])
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
@@ -124,7 +123,7 @@ def share(name: str, model: Model, engine: EngineConfig, sizes: Sizes) -> dict[s
             config = SearchConfig(
                 num_iterations=sizes.iterations,
                 expansion_width=sizes.expansion_width,
-                num_slots=len(tasks),
+                concurrency=len(tasks),
             )
             with tempfile.TemporaryDirectory() as folder:
                 store = TreeStore(pathlib.Path(folder))

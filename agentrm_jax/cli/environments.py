@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
+from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.text import admit_text, first_line, printable
 from agentrm_jax.envs.conformance import Finding, findings
 from agentrm_jax.envs.contract import (
@@ -62,7 +62,7 @@ def list_run(given: argparse.Namespace) -> int:
 
 
 def _row(family: EnvironmentFamily) -> list[str]:
-    """What an environment lacks (or ""), the number of its kinds, its split sizes, its metric."""
+    """The cells of an environment: what it lacks, number of kinds, sizes of splits, metric."""
     counts: Mapping[Split, int | None] = {}
     missing, kinds = missing_of(family), kinds_of(family)
     with blaming(f"environment {family.name!r}: counts"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agentrm_jax.core.protocols import Kept, SelectingScorer
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine.engine import Engine
@@ -12,7 +13,7 @@ from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import select_states
 
 
-class ExplicitScorer:
+class ExplicitScorer(SelectingScorer):
     """Scores a state by the value head at its last token.
 
     Args:
@@ -37,12 +38,20 @@ class ExplicitScorer:
         tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
         expansion_width: int,
         beam_width: int,
-    ) -> list[list[tuple[int, float]]]:
-        """See `core.protocols.Selector`: one compiled program reads, scores and selects."""
+    ) -> list[list[Kept]]:
         sequences = [
             ([self._sequence(state) for state in states], finished) for states, finished in tasks
         ]
-        return select_states(self.engine, sequences, n=expansion_width, beam_width=beam_width)
+        choices = select_states(self.engine, sequences, n=expansion_width, beam_width=beam_width)
+        return [
+            [
+                Kept(score=score, finished=number)
+                if number < beam_width
+                else Kept(score=score, candidate=number - beam_width)
+                for number, score in choice
+            ]
+            for choice in choices
+        ]
 
     def _sequence(self, state: Trajectory) -> TokenSequence:
         shared_prefix = self.renderer.instruction(state.task) is not None

@@ -19,7 +19,7 @@ from agentrm_jax.engine.programs.model import LoadedModel
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model import llama
 from agentrm_jax.model.attention import device_of
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 
 
 class Packing(NamedTuple):
@@ -101,7 +101,7 @@ def forward_rows(model: LoadedModel, rows: PrefillRows) -> tuple[jax.Array, KeyV
     positions = jnp.take_along_axis(starts, packed.rows, axis=1) + packed.offsets
     rotation = llama.rope(positions, config)
     if device_of(pool.backend.mesh).platform == "cpu":  # or every layer recomputes the sines
-        rotation = computed_once(rotation, rotation[1][0, 0, 0])
+        rotation = materialize(rotation, rotation[1][0, 0, 0])
     new = []
     for l, layer in enumerate(params["layers"]):
         only = packed.last if l == config.num_layers - 1 else None
