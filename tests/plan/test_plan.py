@@ -64,10 +64,10 @@ def test_what_is_compiled_is_what_an_engine_holds():
     planned = AbstractEngine(
         parameters.abstract_of(parameters.describe(SHAPE), "float32", mesh), SHAPE, sizes, mesh=mesh
     )
-    assert_alike(planned.params, engine.params)
-    assert_alike(planned.pool, engine.pool)
-    rows = engine.next_portions([])
-    assert_alike(planned.put(rows), engine.put(rows))
+    assert_alike(planned.programs.model.params, engine.programs.model.params)
+    assert_alike(planned.programs.model.pool, engine.programs.model.pool)
+    rows = engine.prefill.rows([])
+    assert_alike(planned.programs.put(rows), engine.programs.put(rows))
     assert params["layers"]["q"].is_deleted()
     assert not params["embed"].is_deleted()
 
