@@ -34,7 +34,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
+from agentrm_jax.data.states import open_labels, write_labels
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeStore
@@ -45,6 +45,7 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.trained_on import write_trained_on
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.search.labels import label_trajectories
 from benchmarks import measuring
 from benchmarks.models import SHAPES
 
@@ -148,20 +149,8 @@ def _trajectories() -> list[Trajectory]:
     ]
 
 
-def _write_paths(folder: pathlib.Path) -> None:
-    write_paths(
-        folder / "states",
-        [
-            LabelledPath(
-                trajectory=trajectory,
-                node_ids=tuple(range(len(trajectory.steps) + 1)),
-                values=(0.25,) * (len(trajectory.steps) + 1),
-                visit_counts=(2,) * (len(trajectory.steps) + 1),
-                weights=(1.0,) * (len(trajectory.steps) + 1),
-            )
-            for trajectory in _trajectories()
-        ],
-    )
+def _write_labels(folder: pathlib.Path) -> None:
+    write_labels(folder / "states", label_trajectories(_trajectories()))
 
 
 def _write_trees(folder: pathlib.Path) -> None:
@@ -238,7 +227,7 @@ KINDS = {
         write=lambda folder: write_trajectories(folder / "experts", _trajectories()),
         read=lambda folder: list(open_trajectories(folder / "experts")),
     ),
-    "states": Kind(write=_write_paths, read=lambda folder: list(open_paths(folder / "states"))),
+    "states": Kind(write=_write_labels, read=lambda folder: list(open_labels(folder / "states"))),
     "trees": Kind(write=_write_trees, read=TreeStore.read),
     "episodes": Kind(
         write=_write_episodes, read=lambda folder: read_episodes(folder / "episodes.jsonl")

@@ -42,7 +42,8 @@ from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs import episodes as pool_episodes
 from agentrm_jax.envs import pool as pool_module
 from agentrm_jax.envs import registry
@@ -64,7 +65,7 @@ SIZES = EngineConfig(
     context=2048, decode_rows=8, extend_rows=4, extend_tokens=256, page_size=16,
     cache_tokens=32_768, decode_tokens=16, instruction_tokens=64,
 )  # fmt: skip
-SEARCH = SearchConfig(num_iterations=8, expansion_width=4, num_slots=32)
+SEARCH = SearchConfig(num_iterations=8, expansion_width=4, concurrency=32)
 TREES = 32
 """Trees of a batch."""
 

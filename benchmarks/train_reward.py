@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.core.records import Step, Task, Transition
 from agentrm_jax.data.chat import ChatFormat
 from agentrm_jax.data.packing import PackedRows, only_labelled, pack
-from agentrm_jax.data.sequences import TokenSequence, tree_sequences
-from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.data.sequences import TokenSequence, tree_sequences, value_sequences
+from agentrm_jax.data.states import LabelledTree
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.plan.work import training_flops
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh, named_sharding
@@ -74,8 +74,8 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-def labelled_paths(config: LlamaConfig, case: Case) -> list[LabelledPath]:
-    """The case's tree as paths, of random tokens and values; all states but the root's count."""
+def labelled_tree(config: LlamaConfig, case: Case) -> LabelledTree:
+    """Returns the case's tree with random tokens and values; the root has no label."""
     rng = np.random.default_rng(0)
 
     def text(tokens: int) -> str:
@@ -91,42 +91,40 @@ def labelled_paths(config: LlamaConfig, case: Case) -> list[LabelledPath]:
         environment="numbers", task_id="numbers/0", kind="", split="train", problem="",
         max_steps=16, spec={},
     )  # fmt: skip
-    first, number = text(case.opening - 4), 0
+    first = text(case.opening - 4)
     values = rng.random(case.states + 1)
-    trunk: list[tuple[int, Step]] = []
-    paths = []
+    trunk: list[int] = []
+    parents, steps = [-1], []
     for depth, added in case.rollouts:
-        new = [(number + i + 1, step()) for i in range(added)]
-        number += added
-        own = [*trunk[:depth], *new]
-        trunk = trunk or own
-        nodes = (0, *(node for node, _ in own))
-        paths.append(
-            LabelledPath(
-                trajectory=Trajectory(
-                    task=task, first_observation=first, steps=tuple(step for _, step in own)
-                ),
-                node_ids=nodes,
-                values=tuple(float(values[node]) for node in nodes),
-                visit_counts=(1,) * len(nodes),
-                weights=tuple(float(i > depth) for i in range(len(nodes))),
-            )
-        )
-    return paths
+        nodes = [0, *trunk[:depth]]
+        for _ in range(added):
+            parents.append(nodes[-1])
+            steps.append(step())
+            nodes.append(len(steps))
+        trunk = trunk or nodes[1:]
+    return LabelledTree(
+        task=task,
+        first_observation=first,
+        parents=tuple(parents),
+        steps=tuple(steps),
+        values=tuple(values.tolist()),
+        visit_counts=(1,) * len(values),
+        weights=(0.0, *[1.0] * len(steps)),
+    )
 
 
-def whole(paths: Sequence[LabelledPath]) -> TokenSequence:
-    """All paths as one sequence, labelled at the ends of states."""
-    [sequence], _ = tree_sequences(Numbers(), lambda task: None, paths, 1_000_000)
+def whole(tree: LabelledTree) -> TokenSequence:
+    """Returns the tree as one sequence, labelled at the ends of states."""
+    [sequence], _ = tree_sequences(Numbers(), lambda task: None, [tree], 1_000_000)
     ends = sequence.tokens == Numbers.chat.assistant_open[-1]
     return dataclasses.replace(sequence, weights=sequence.weights * ends)
 
 
-def single_states(paths: Sequence[LabelledPath]) -> list[TokenSequence]:
-    """A sequence for each state, labelled at its last token."""
+def single_states(tree: LabelledTree) -> list[TokenSequence]:
+    """Returns a sequence for each state, labelled at its last token."""
     found = []
-    for path in paths:
-        [rendered], _ = tree_sequences(Numbers(), lambda task: None, [path], 1_000_000)
+    branches, _ = value_sequences(Numbers(), lambda task: None, [tree], 1_000_000)
+    for rendered in branches:
         ends = np.flatnonzero(rendered.tokens == Numbers.chat.assistant_open[-1])
         for end in ends[rendered.weights[ends] > 0]:
             weights = np.zeros(end + 1, np.float32)
@@ -171,7 +169,7 @@ class Ours:
         return loss / weight, jax.tree.map(lambda g: np.asarray(g) / weight, total)
 
     def __call__(self, number: int) -> None:
-        self._state, sums = self._step(self._state, self._batch)
+        self._state, sums = self._step(self._state, self._batch, None)
         jax.block_until_ready(sums)
 
 
@@ -197,8 +195,8 @@ def compare(config: LlamaConfig, case: Case, *, rounds: int, threads: int) -> di
 
     trunk, head = models.make_params(config), models.make_head(config)
     params = {"trunk": trunk, "value_head": head}
-    paths = labelled_paths(config, case)
-    sequence, states = whole(paths), single_states(paths)
+    tree = labelled_tree(config, case)
+    sequence, states = whole(tree), single_states(tree)
     assert len(states) == case.states
     padded = one_each(states, 4)
     rows = {

@@ -19,7 +19,8 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.data.trees import TreeStore
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
@@ -81,7 +82,6 @@ class OneAfterAnother:
             found = self._policy.collect()
             self._found += found
             left -= {ticket for ticket, _ in found}
-            self._policy.submit([])
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
@@ -123,7 +123,7 @@ def share(name: str, model: Model, engine: EngineConfig, sizes: Sizes) -> dict[s
             config = SearchConfig(
                 num_iterations=sizes.iterations,
                 expansion_width=sizes.expansion_width,
-                num_slots=len(tasks),
+                concurrency=len(tasks),
             )
             with tempfile.TemporaryDirectory() as folder:
                 store = TreeStore(pathlib.Path(folder))

@@ -1,4 +1,4 @@
-"""Proposals that are scored while they are decoded."""
+"""A policy that scores its proposals while it decodes them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Sequence
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Proposal
+from agentrm_jax.core.protocols import BeamStep, Candidate, InStepPolicy, Kept, ScoredStep
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import Beams, step_beams
+from agentrm_jax.engine.schedule.beams import Kept as KeptReply
 
 
-class InStepAgent:
-    """An agent and a scoring model that reads the agent's tokens.
+class InStepAgent(InStepPolicy):
+    """An agent with a scoring model that reads the agent's tokens.
 
     Args:
-      agent: Proposes.
-      scorer: The scoring model's engine; it must use the agent's tokenizer and context.
+      agent: Proposes turns.
+      scorer: The engine of the scoring model; it must use the agent's tokenizer and context.
+
+    Raises:
+      UserError: The models have vocabularies of different sizes.
     """
 
     def __init__(self, agent: Agent, scorer: Engine) -> None:
@@ -31,51 +35,53 @@ class InStepAgent:
             )
         self.agent, self.scorer = agent, scorer
 
-    def _conversation(self, state: Trajectory) -> list[Piece]:
-        """A state as the scorer reads it."""
-        renderer = self.agent.renderer
-        self.scorer.share(renderer.instruction(state.task))
-        return renderer.pieces(state)[0]
-
     def propose_scored(
-        self,
-        requests: Sequence[Sequence[tuple[Trajectory, str]]],
-        finished_scores: Sequence[Sequence[float]],
-        n: int,
-        beam_width: int,
-    ) -> list[tuple[list[tuple[int, Proposal | None, float]], int]]:
-        """See `search.beam.InStepPolicy`."""
-        tasks, dropped = [], []
-        for states, finished in zip(requests, finished_scores, strict=True):
-            rendered = [self.agent.request(state, purpose) for state, purpose in states]
-            numbers = {id(state): i for i, (state, _) in enumerate(states)}
-            tasks.append(
-                Beams(
-                    requests=[request for request, _ in rendered],
-                    conversations=[self._conversation(state) for state, _ in states],
-                    states=[numbers[id(state)] for state, _ in states],
-                    finished=finished,
-                )
-            )
-            dropped.append([count for _, count in rendered])
-        steps = step_beams(
+        self, steps: Sequence[BeamStep], n: int, beam_width: int
+    ) -> list[ScoredStep]:
+        beams, truncated = zip(*map(self._beams, steps), strict=True) if steps else ((), ())
+        results = step_beams(
             self.agent.engine,
             self.scorer,
-            tasks,
+            beams,
             n=n,
             beam_width=beam_width,
             sampling=self.agent.sampling,
             stops=self.agent.tokenizer.stops,
         )
         return [
-            (
-                [
-                    (k.number, self.agent.proposal(k.reply, counts[k.number]), k.score)
-                    if k.reply is not None
-                    else (k.number, None, k.score)
-                    for k in kept
-                ],
-                decoded,
-            )
-            for (kept, decoded), counts in zip(steps, dropped, strict=True)
+            self._scored(step, counts, kept, decoded)
+            for step, counts, (kept, decoded) in zip(steps, truncated, results, strict=True)
         ]
+
+    def _beams(self, step: BeamStep) -> tuple[Beams, list[int]]:
+        """Returns the engine's form of a step, and the truncated steps of each request."""
+        rendered = [self.agent.request(step.states[s], purpose) for s, purpose in step.requests]
+        sequences = [self._sequence(state) for state in step.states]
+        beams = Beams(
+            requests=[request for request, _ in rendered],
+            sequences=[sequences[s] for s, _ in step.requests],
+            states=[s for s, _ in step.requests],
+            finished=step.finished_scores,
+        )
+        return beams, [count for _, count in rendered]
+
+    def _sequence(self, state: Trajectory) -> TokenSequence:
+        """Returns a state as the scoring model reads it."""
+        renderer = self.agent.renderer
+        shared_prefix = renderer.instruction(state.task) is not None
+        return TokenSequence(segments=renderer.pieces(state)[0], shared_prefix=shared_prefix)
+
+    def _scored(
+        self, step: BeamStep, truncated: Sequence[int], beam: Sequence[KeptReply], decoded: int
+    ) -> ScoredStep:
+        candidates: list[Candidate] = []
+        kept: list[Kept] = []
+        for member in beam:
+            if member.reply is None:
+                kept.append(Kept(score=member.score, finished=member.number))
+                continue
+            kept.append(Kept(score=member.score, candidate=len(candidates)))
+            proposal = self.agent.proposal(member.reply, truncated[member.number])
+            parent, _ = step.requests[member.number]
+            candidates.append(Candidate(parent=parent, proposal=proposal))
+        return ScoredStep(candidates=tuple(candidates), kept=tuple(kept), tokens_decoded=decoded)

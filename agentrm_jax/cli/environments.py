@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
+from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.text import admit_text, first_line, printable
 from agentrm_jax.envs.conformance import Finding, findings
 from agentrm_jax.envs.contract import (

@@ -1,4 +1,4 @@
-"""Checks of the answers of policies and reward models where they enter a search."""
+"""Checks of the answers of policies and reward models as they enter a search."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from agentrm_jax.core.text import admit_text, first_line, printable
 class AdmittedPolicy:
     """A policy whose answers are checked (`core.protocols.Policy`).
 
-    Every policy may be a plug-in. What it proposes becomes valid text of bounded length and plain
-    Python numbers here, once; an answer of the wrong form is one error that names the task.
+    Every policy may be a plug-in. Its proposals become valid text of bounded length and plain
+    Python numbers; an answer of the wrong form is one error that names the task.
 
     Raises:
       UserError: From `submit`, `collect` and `room`, if the policy breaks the protocol.
@@ -52,8 +52,12 @@ class AdmittedPolicy:
                 "policy: collect must return pairs of a ticket and its proposals "
                 f"(got {_short(answers)})"
             ) from None
-        found = [(ticket, self._admitted(ticket, proposals)) for ticket, proposals in pairs]
-        return [(int(ticket), proposals) for ticket, proposals in found]
+        if not pairs and self._open:
+            raise UserError(
+                f"policy: collect must return at least one answer while {len(self._open)} requests "
+                "are open (got none); wait for the model in collect"
+            )
+        return [(int(ticket), self._admitted(ticket, proposals)) for ticket, proposals in pairs]
 
     def room(self) -> int:
         room = self._policy.room()
@@ -98,8 +102,8 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
     for value in proposal.log_probs:
         if not _is_finite(value):
             raise _mistake("log_probs", "be finite", value, task_id)
-    if not _all_are([proposal.dropped_steps], int | np.integer) or proposal.dropped_steps < 0:
-        raise _mistake("dropped_steps", "be at least 0", proposal.dropped_steps, task_id)
+    if not _all_are([proposal.truncated_steps], int | np.integer) or proposal.truncated_steps < 0:
+        raise _mistake("truncated_steps", "be at least 0", proposal.truncated_steps, task_id)
     return dataclasses.replace(
         proposal,
         reply=admit_text(proposal.reply),
@@ -107,7 +111,7 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
         token_ids=tuple(map(int, proposal.token_ids)),
         log_probs=tuple(map(float, proposal.log_probs)),
         stopped=bool(proposal.stopped),
-        dropped_steps=int(proposal.dropped_steps),
+        truncated_steps=int(proposal.truncated_steps),
     )
 
 

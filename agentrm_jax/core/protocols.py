@@ -1,7 +1,8 @@
-"""What the floors ask of each other. Nothing here imports jax."""
+"""The interfaces between packages: environments, policies, reward models. No JAX."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -46,8 +47,8 @@ class EnvironmentFamily(Protocol):
     """An environment as it is registered (entry point group `agentrm_jax.environments`).
 
     The entry point names a class that is created without arguments. Creating it must be cheap:
-    packages and data are loaded by the methods, which raise `UserError` where one is missing.
-    A family may also say which actions are the same: see `ComparesActions`.
+    packages and data are loaded by the methods, which raise `UserError` if one is missing.
+    A family may also define which actions are equal: see `ComparesActions`.
 
     Attributes:
       name: The registered name.
@@ -60,8 +61,8 @@ class EnvironmentFamily(Protocol):
     metric: str
 
     def missing(self) -> str | None:
-        """One line on what is to be installed, or put where, before this can be played; None
-        where nothing is missing."""
+        """Returns one line: the package to install, or the data and its folder. None if nothing is
+        missing."""
         ...
 
     def counts(self) -> Mapping[Split, int | None]:
@@ -80,7 +81,7 @@ class EnvironmentFamily(Protocol):
         """Up to `n` tasks with distinct `problem`, spread evenly over `kinds`, the same each time.
 
         A longer list begins with the shorter one's tasks of each kind. Fewer than `n` come back
-        only where the split has no more.
+        only if the split has no more.
         """
         ...
 
@@ -89,7 +90,7 @@ class EnvironmentFamily(Protocol):
     def create(self) -> Environment: ...
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
-        """An expert's actions from reset to success, or None where the expert fails."""
+        """Returns an expert's actions from reset to success, or None if the expert fails."""
         ...
 
 
@@ -110,28 +111,28 @@ class ComparesActions(Protocol):
 
 
 class EnvironmentPool(Protocol):
-    """Many episodes at once, addressed by handles. One call for whatever forking means.
+    """Many episodes at once, addressed by handles.
 
-    All methods take lists and work on them in parallel where there are worker processes; results
-    come in the order of the requests. An environment that raises, hangs or dies is restarted and
-    its episode replayed; where that fails too the result is an `EnvironmentFailure`, and the
-    handle is dead (further requests to it fail as well). Nothing is raised for it. The same holds
-    for an environment that breaks its contract: transitions have plain types and valid texts, the
-    sum of the rewards stays within 0 and 1, and after `max_steps` they are `done` in any case.
+    All methods take lists and work on them in parallel if there are worker processes; results come
+    in the order of the requests. An environment that raises, hangs or dies is restarted and its
+    episode replayed; if that fails too, the result is an `EnvironmentFailure`, nothing is raised,
+    and further requests to the handle fail as well. The same holds for an environment that breaks
+    its contract: transitions have plain types and valid texts, the sum of the rewards stays within
+    0 and 1, and after `max_steps` they are `done`.
     """
 
     def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
-        """Starts an episode for each task: a new handle and the first observation."""
+        """Starts an episode for each task; returns a new handle and the first observation."""
         ...
 
     def branch(
         self, requests: Sequence[tuple[int, str]]
     ) -> list[tuple[int, Transition] | EnvironmentFailure]:
-        """For each (handle, action): forks the episode, acts in the copy; a new handle."""
+        """Forks the episode of each (handle, action) and acts in the copy; returns its handle."""
         ...
 
     def step(self, requests: Sequence[tuple[int, str]]) -> list[Transition | EnvironmentFailure]:
-        """For each (handle, action): acts in place."""
+        """Acts in the episode of each (handle, action)."""
         ...
 
     def release(self, handles: Sequence[int]) -> None:
@@ -143,13 +144,12 @@ class EnvironmentPool(Protocol):
 
         Actions with equal keys have equal transitions in the same state. Cheap, in this process.
         It never raises: an environment that offers no `action_key`, or whose `action_key` fails,
-        compares actions exactly but for blanks at both ends.
+        compares actions exactly, except for blanks at both ends.
         """
         ...
 
     def elsewhere(self, task: Task) -> bool:
-        """Whether the task's environment works in another process: then this one has something
-        to do meanwhile."""
+        """Returns whether the task's environment works in another process than this one."""
         ...
 
     def close(self) -> None: ...
@@ -157,7 +157,7 @@ class EnvironmentPool(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentFailure:
-    """An environment that could not be brought to answer; `reason` is one line."""
+    """The result of a request to an environment that failed; `reason` is one line."""
 
     reason: str
 
@@ -168,12 +168,12 @@ class Proposal:
 
     Attributes:
       reply: The whole text.
-      action: The parsed action; empty where the reply has none.
+      action: The parsed action; empty if the reply has none.
       token_ids: Tokens of the reply, the stop token excluded.
-      log_probs: Of each token, and of the stop token where the policy ended the reply itself.
-      stopped: Whether it did, rather than the length limit.
-      dropped_steps: How many steps did not fit into the context: the oldest, which were left out,
-        and those that were shortened.
+      log_probs: Log-probability of each token, and of the stop token if the policy ended the reply.
+      stopped: Whether the policy ended the reply; False if it reached the length limit.
+      truncated_steps: Number of steps that did not fit into the context: the oldest, which were
+        removed, and those that were shortened.
     """
 
     reply: str
@@ -181,12 +181,18 @@ class Proposal:
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     stopped: bool = True
-    dropped_steps: int = 0
+    truncated_steps: int = 0
 
 
 class Question(NamedTuple):
-    """What a policy is asked: n turns for a state; see `Policy.submit`. Those of lower rank are
-    worked on first, equal ones in the order in which they came."""
+    """A request for n turns from one state; see `Policy.submit`.
+
+    Attributes:
+      state: The trajectory so far.
+      purpose: Names the request within its task; part of the random seed.
+      n: Number of turns.
+      rank: Requests of lower rank are served first, equal ones in the order of `submit`.
+    """
 
     state: Trajectory
     purpose: str
@@ -195,77 +201,182 @@ class Question(NamedTuple):
 
 
 class Policy(Protocol):
-    """An agent's model seen from the search.
+    """An agent's model, as a search uses it.
 
-    It works while the caller does something else, for example moves environments.
+    It may work while the caller does something else, for example while environments act. A plain
+    loop needs nothing but these two calls:
+
+        tickets = policy.submit(questions)
+        while open_tickets:
+            for ticket, proposals in policy.collect(): ...
     """
 
     def submit(self, questions: Sequence[Question]) -> list[int]:
-        """Queues questions and sets the model to work.
+        """Queues requests and may start the model on them. It does not wait.
 
-        Randomness is drawn from the run's seed, the task's id and the purpose alone: the same
-        question gets the same proposals, whatever is asked beside it. A purpose is used once for
-        each thing that should be independent, for example `expand/12` or `sample/3/0`.
+        Randomness is drawn from the run's seed, the task's id and the purpose alone: equal requests
+        get equal proposals, whatever else is requested. A purpose is used once for each thing that
+        should be independent, for example `expand/12` or `sample/3/0`.
 
         Returns:
-          A ticket for each question, at once.
+          A ticket for each request.
         """
         ...
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
-        """Waits for the model; tickets and proposals of questions that are done, perhaps none."""
+        """Waits until at least one request is answered, and starts whatever it waits for.
+
+        Returns:
+          Tickets and proposals of answered requests, in any order: at least one while a request is
+          open, none if no request is open.
+        """
         ...
 
     def room(self) -> int:
-        """For how many more turns its next batch has room, beside all that it was asked and is not
-        done. A batch costs the same whether it is full or not."""
+        """Returns the number of turns that fit into the next batch next to all open requests.
+
+        A batch costs the same whether it is full or not.
+        """
         ...
 
 
 def propose(
     policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
 ) -> list[list[Proposal]]:
-    """Asks for n turns for each (state, purpose) and waits for all of them."""
+    """Returns n turns for each (state, purpose), in order; waits for all of them."""
+    if not requests:
+        return []
     tickets = policy.submit([Question(state, purpose, n) for state, purpose in requests])
-    found: dict[int, list[Proposal]] = {}
-    while len(found) < len(tickets):
-        found.update(policy.collect())
-        policy.submit([])
-    return [found[ticket] for ticket in tickets]
+    answers: dict[int, list[Proposal]] = {}
+    while len(answers) < len(tickets):
+        answers.update(policy.collect())
+    return [answers[ticket] for ticket in tickets]
 
 
 class Scorer(Protocol):
-    """A reward model seen from the search: scores for a group of trajectories of one task.
+    """A reward model, as a search uses it: scores for a group of trajectories of one task.
 
-    One that is also a `Selector` chooses a beam search's states itself.
+    One that derives from `SelectingScorer` also selects the next beam of a beam search.
     """
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
-        """A score for each trajectory of each group. A judge ranks within the group.
+        """Returns a score for each trajectory of each group. A judge ranks within the group.
 
-        Not a number where the reward model could not decide: then for the whole group.
+        NaN for the whole group means that the reward model could not decide.
         """
         ...
 
     def cost(self, group: Sequence[Trajectory]) -> int:
-        """Tokens that scoring the group takes, where common beginnings are read once."""
+        """Returns the number of tokens read to score the group; common beginnings count once."""
         ...
 
 
-@runtime_checkable
-class Selector(Protocol):
-    """A reward model that scores states and keeps the best in one go."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A member of the next beam: either a candidate or a finished beam that stays.
 
+    Attributes:
+      score: Its score.
+      candidate: Index of the candidate, or None.
+      finished: Index of the finished beam, or None.
+    """
+
+    score: float
+    candidate: int | None = None
+    finished: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A turn that was sampled for one of the live states of a beam.
+
+    Attributes:
+      parent: Index of the state.
+      proposal: The turn.
+    """
+
+    parent: int
+    proposal: Proposal
+
+
+class SelectingScorer(abc.ABC):
+    """A reward model that scores new states and selects the next beam in one compiled program.
+
+    A base class: beam search calls `select` only on scorers that derive from it.
+    """
+
+    @abc.abstractmethod
+    def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
+        """Returns scores as `Scorer.score` does."""
+
+    @abc.abstractmethod
+    def cost(self, group: Sequence[Trajectory]) -> int:
+        """Returns the number of tokens read as `Scorer.cost` does."""
+
+    @abc.abstractmethod
     def select(
         self,
         tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
         expansion_width: int,
         beam_width: int,
-    ) -> list[list[tuple[int, float]]]:
-        """Of each task's new states and the scores of its finished beams, the best `beam_width`.
+    ) -> list[list[Kept]]:
+        """Selects the best `beam_width` of each task's new states and finished beams.
+
+        Args:
+          tasks: For each task its new states (the candidates) and the scores of its finished beams.
+          expansion_width: Turns sampled from each live state; bounds the number of new states.
+          beam_width: Number of beams to keep.
 
         Returns:
-          For each task (number, score), best first; the finished beams are numbered first, the
-          states from `beam_width` on.
+          For each task the next beam, best first.
         """
-        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BeamStep:
+    """One step of one task's beam search: the input of an `InStepPolicy`.
+
+    Attributes:
+      states: Live states.
+      requests: (index of the state, purpose) for each request of n turns. A state may be named
+        several times; equal turns of one state count once.
+      finished_scores: Scores of the finished beams.
+    """
+
+    states: tuple[Trajectory, ...]
+    requests: tuple[tuple[int, str], ...]
+    finished_scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredStep:
+    """The result of a `BeamStep`.
+
+    Attributes:
+      candidates: The sampled turns; those that are not kept may be absent.
+      kept: The next beam, best first; `Kept.candidate` is an index of `candidates`.
+      tokens_decoded: Tokens of all sampled turns, kept or not.
+    """
+
+    candidates: tuple[Candidate, ...]
+    kept: tuple[Kept, ...]
+    tokens_decoded: int
+
+
+class InStepPolicy(abc.ABC):
+    """A policy that scores and selects its proposals in the program that decodes them."""
+
+    @abc.abstractmethod
+    def propose_scored(
+        self, steps: Sequence[BeamStep], n: int, beam_width: int
+    ) -> list[ScoredStep]:
+        """Samples n turns for each request and keeps the best `beam_width` of each task.
+
+        Args:
+          steps: One for each task.
+          n: Turns for each request.
+          beam_width: Number of candidates and finished beams to keep.
+
+        Returns:
+          A result for each task, in order.
+        """

@@ -97,11 +97,13 @@ def _fill(
             segments[r, at] = number
             own = sequence.positions
             positions[r, at] = np.arange(len(sequence.tokens)) if own is None else own
-            until[r, at] = at.stop if sequence.until is None else begin + sequence.until
+            until[r, at] = (
+                at.stop if sequence.subtree_ends is None else begin + sequence.subtree_ends
+            )
             weights[r, at] = sequence.weights
             targets[r, at] = sequence.targets
             begin = at.stop
-    trees = any(sequence.until is not None for sequence in sequences)
+    trees = any(sequence.subtree_ends is not None for sequence in sequences)
     return PackedRows(
         tokens=tokens,
         segments=segments,

@@ -1,8 +1,8 @@
-"""What a model is trained on: trajectories, paths and trees as sequences of tokens.
+"""Training sequences: trajectories and labelled trees as tokens with loss weights and targets.
 
-Trajectories render to tokens once, and a loss weight stands at each token that teaches something: a
-reply's for the policy, the ends of actions and states for a reward model. What paths of a tree
-share needs to be read once: a tree is its nodes in preorder, each of which sees its own path.
+A policy has a loss at the tokens of replies, a reward model at the ends of actions and states. The
+steps that branches of a tree share are read once: a tree is one sequence, its nodes in preorder,
+and each token attends to the tokens of its own path only.
 """
 
 from __future__ import annotations
@@ -16,25 +16,35 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.chat import ChatTokenizer, Rendered, first_steps, render
-from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.data.chat import (
+    ChatTokenizer,
+    Rendered,
+    first_steps,
+    observation_tokens,
+    opening_tokens,
+    render,
+    reply_tokens,
+)
+from agentrm_jax.data.states import Branch, LabelledTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSequence:
-    """One sequence: tokens int32 [T], and for each token a loss weight and a target float32 [T].
+    """One sequence of T tokens: a conversation, or a tree with its nodes in preorder.
 
     Attributes:
-      positions: [T] int32, where the sequence is a tree with its nodes in preorder: how many tokens
-        come before each on its path.
-      until: [T] int32: where the subtree of its node ends.
+      tokens: [T] int32.
+      weights: [T] float32, the weight of each token in the loss.
+      targets: [T] float32, the target of each token.
+      positions: [T] int32, of a tree: the number of tokens before each token on its path.
+      subtree_ends: [T] int32, of a tree: the index after the last token of the node's subtree.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
     targets: np.ndarray
     positions: np.ndarray | None = None
-    until: np.ndarray | None = None
+    subtree_ends: np.ndarray | None = None
 
 
 def sft_sequences(
@@ -43,26 +53,34 @@ def sft_sequences(
     trajectories: Iterable[Trajectory],
     length: int,
 ) -> tuple[list[TokenSequence], int]:
-    """Trajectories with weight 1 on the tokens of replies: what the policy learns to say.
+    """Returns trajectories with weight 1 on the tokens of replies, for training a policy.
 
-    One that is longer than `length` becomes several sequences; see `_windows`.
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt_of: The prompt of a task, None for none.
+      trajectories: The trajectories.
+      length: Most tokens of a sequence. A longer trajectory becomes several sequences (`_windows`);
+        an observation that alone is too long loses its middle.
 
     Returns:
-      The sequences with anything to learn, and how many replies are longer than `length`
-      themselves and were left out. (Observations that are too long lose their middle.)
+      The sequences with a weight, and the number of truncated steps: replies that alone are longer
+      than `length`.
+
+    Raises:
+      UserError: An opening (prompt and first observation) is longer than `length`.
     """
-    sequences, left_out = [], 0
+    sequences, truncated = [], 0
     for trajectory in trajectories:
         prompt = prompt_of(trajectory.task)
         rendered, _ = render(tokenizer, prompt, trajectory, length, all_steps=True)
         _check_opening(rendered, length, trajectory.task)
         weights = np.zeros(len(rendered.tokens), np.float32)
         weights[_within(rendered.reply_spans)] = 1.0
-        cut, lost = _windows(rendered, weights, np.zeros_like(weights), length)
-        sequences += cut
-        unread = {i for i, (begin, end) in enumerate(rendered.reply_spans) if begin == end}
-        left_out += len(unread.union(lost))
-    return sequences, left_out
+        windows, lost = _windows(rendered, weights, np.zeros_like(weights), length)
+        sequences += windows
+        shortened = {i for i, (begin, end) in enumerate(rendered.reply_spans) if begin == end}
+        truncated += len(shortened.union(lost))
+    return sequences, truncated
 
 
 def outcome_sequences(
@@ -71,21 +89,31 @@ def outcome_sequences(
     trajectories: Iterable[Trajectory],
     length: int,
 ) -> tuple[list[TokenSequence], int]:
-    """Whole trajectories with weight 1 on the tokens of replies; the first target is the outcome.
+    """Returns trajectories with weight 1 on the tokens of replies and the outcome as first target.
+
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt_of: The prompt of a task, None for none.
+      trajectories: The trajectories.
+      length: Most tokens of a sequence.
 
     Returns:
-      One sequence for each trajectory, and how many of their oldest steps did not fit.
+      One sequence for each trajectory, and the number of truncated steps: the oldest ones of
+      trajectories that are longer than `length`.
+
+    Raises:
+      UserError: An opening (prompt and first observation) is longer than `length`.
     """
-    sequences, left_out = [], 0
+    sequences, truncated = [], 0
     for trajectory in trajectories:
-        rendered, dropped = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
+        rendered, left_out = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
         _check_opening(rendered, length, trajectory.task)
         weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
         weights[_within(rendered.reply_spans)] = 1.0
         targets[0] = trajectory.outcome
         sequences.append(TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets))
-        left_out += dropped
-    return sequences, left_out
+        truncated += left_out
+    return sequences, truncated
 
 
 def pair_sequences(
@@ -94,19 +122,29 @@ def pair_sequences(
     pairs: Iterable[tuple[Trajectory, Trajectory]],
     length: int,
 ) -> tuple[list[TokenSequence], int]:
-    """Pairs of a task's trajectories, the better one first, as trees of two branches.
+    """Returns pairs of a task's trajectories, the better one first, as trees of two branches.
 
-    The replies of the better one have weight 1, those of the other -1, so that one sum is the
-    difference of both. Each branch begins with the opening's last token: its first reply token is
-    predicted from there.
+    The replies of the better trajectory have weight 1, those of the other -1, so that the weighted
+    sum is the difference of both. Each branch begins with the opening's last token, because its
+    first reply token is predicted from there.
+
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt_of: The prompt of a task, None for none.
+      pairs: The pairs.
+      length: Most tokens of a sequence.
 
     Returns:
-      One sequence for each pair, and how many of the oldest steps did not fit.
+      One sequence for each pair, and the number of truncated steps: the oldest ones of pairs that
+      are longer than `length`.
+
+    Raises:
+      UserError: An opening (prompt and first observation) is longer than `length`.
     """
-    sequences, left_out = [], 0
+    sequences, truncated = [], 0
     for pair in pairs:
         task = pair[0].task
-        # Half of what the opening leaves for each.
+        # Each branch gets half of the tokens after the opening.
         start = dataclasses.replace(pair[0], steps=())
         opening, _ = render(tokenizer, prompt_of(task), start, length)
         _check_opening(opening, length, task)
@@ -116,12 +154,12 @@ def pair_sequences(
             render(tokenizer, prompt_of(task), side, limit, opening_limit=length) for side in pair
         ]
         sequences.append(_fork([rendered for rendered, _ in branches], root))
-        left_out += sum(dropped for _, dropped in branches)
-    return sequences, left_out
+        truncated += sum(left_out for _, left_out in branches)
+    return sequences, truncated
 
 
 def _fork(branches: Sequence[Rendered], root: int) -> TokenSequence:
-    """Two conversations that share their first `root` tokens."""
+    """Returns two conversations that share their first `root` tokens as one tree."""
     rest = [branch.tokens[root:] for branch in branches]
     tokens = np.concatenate([branches[0].tokens[:root], *rest])
     middle, size = root + len(rest[0]), len(tokens)
@@ -129,200 +167,227 @@ def _fork(branches: Sequence[Rendered], root: int) -> TokenSequence:
     for branch, shift, sign in zip(branches, (0, middle - root), (1.0, -1.0), strict=True):
         weights[_within(branch.reply_spans) + shift] = sign
     positions = np.concatenate([np.arange(middle), root + np.arange(len(rest[1]))])
-    until = np.repeat([size, middle, size], [root, *map(len, rest)])
+    subtree_ends = np.repeat([size, middle, size], [root, *map(len, rest)])
     return TokenSequence(
         tokens=tokens,
         weights=weights,
         targets=np.zeros(size, np.float32),
         positions=positions.astype(np.int32),
-        until=until.astype(np.int32),
+        subtree_ends=subtree_ends.astype(np.int32),
     )
 
 
 def _within(spans: Iterable[tuple[int, int]]) -> np.ndarray:
-    """All indices in spans [start, end)."""
+    """Returns all indices in spans [start, end)."""
     return np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
 
 
 def value_sequences(
     tokenizer: ChatTokenizer,
     prompt_of: Callable[[Task], Prompt | None],
-    paths: Iterable[LabelledPath],
+    trees: Iterable[LabelledTree],
     length: int,
 ) -> tuple[list[TokenSequence], int]:
-    """Paths with their labels at both ends of each step: after the action, and after the answer.
+    """Returns the branches of labelled trees, one by one, with labels at both ends of each step.
 
-    A beam may score candidates before or after the environment answers; both ends are trained, so
-    that both are familiar. The root has its state's end only. A path that is longer than `length`
-    becomes several sequences; see `_windows`.
+    A step ends with the action and with the environment's answer. A beam may score candidates at
+    either end, so both are trained. The root has one end only.
+
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt_of: The prompt of a task, None for none.
+      trees: Labelled trees.
+      length: Most tokens of a sequence. A longer branch becomes several sequences (`_windows`).
 
     Returns:
-      The sequences with a label, and how many labels were left out with steps that are longer than
-      `length` themselves.
+      The sequences that hold a label, and the number of labels that are in no sequence because
+      their step alone is longer than `length`.
+
+    Raises:
+      UserError: An opening (prompt and first observation) is longer than `length`.
     """
-    sequences, left_out = [], 0
-    for path in paths:
-        task = path.trajectory.task
-        rendered, _ = render(tokenizer, prompt_of(task), path.trajectory, length, all_steps=True)
-        _check_opening(rendered, length, task)
-        weights, targets = _labels(rendered, path)
-        cut, lost = _windows(rendered, weights, targets, length)
-        sequences += cut
-        left_out += sum(path.weights[step + 1] > 0 for step in lost)
-    return sequences, left_out
+    sequences: list[TokenSequence] = []
+    truncated = 0
+    for tree in trees:
+        for branch in tree.branches():
+            windows, lost = _branch_sequences(tokenizer, prompt_of(tree.task), tree, branch, length)
+            sequences += windows
+            truncated += lost
+    return sequences, truncated
 
 
-def _to_the_last_label(path: LabelledPath) -> LabelledPath:
-    """What comes behind it teaches nothing."""
-    labelled = [state for state, weight in enumerate(path.weights) if weight > 0]
-    end = 1 + max(labelled, default=0)
-    trajectory = dataclasses.replace(path.trajectory, steps=path.trajectory.steps[: end - 1])
-    return LabelledPath(
-        trajectory=trajectory,
-        node_ids=path.node_ids[:end],
-        values=path.values[:end],
-        visit_counts=path.visit_counts[:end],
-        weights=path.weights[:end],
-    )
-
-
-def _labels(rendered: Rendered, path: LabelledPath) -> tuple[np.ndarray, np.ndarray]:
-    """The loss weight and target of each token of a path."""
-    weights = np.zeros(len(rendered.tokens), np.float32)
-    targets = np.zeros_like(weights)
-    for state, (value, weight) in enumerate(zip(path.values, path.weights, strict=True)):
-        ends = [rendered.state_ends[state]]
-        if state:
-            ends.append(rendered.action_ends[state - 1])
-        targets[ends], weights[ends] = value, weight
-    return weights, targets
+def _branch_sequences(
+    tokenizer: ChatTokenizer,
+    prompt: Prompt | None,
+    tree: LabelledTree,
+    branch: Branch,
+    length: int,
+) -> tuple[list[TokenSequence], int]:
+    """Returns the windows of one branch, and how many of its labels do not fit."""
+    leaf = tree.state(branch.nodes[-1])
+    rendered, _ = render(tokenizer, prompt, leaf, length, all_steps=True)
+    _check_opening(rendered, length, tree.task)
+    weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
+    for depth, (node, weight) in enumerate(zip(branch.nodes, branch.weights, strict=True)):
+        ends = [rendered.state_ends[depth]]
+        if depth:
+            ends.append(rendered.action_ends[depth - 1])
+        targets[ends], weights[ends] = tree.values[node], weight
+    windows, lost = _windows(rendered, weights, targets, length)
+    return windows, sum(branch.weights[step + 1] > 0 for step in lost)
 
 
 def tree_sequences(
     tokenizer: ChatTokenizer,
     prompt_of: Callable[[Task], Prompt | None],
-    paths: Iterable[LabelledPath],
+    trees: Iterable[LabelledTree],
     length: int,
 ) -> tuple[list[TokenSequence], int]:
-    """The same labels with the paths of a task as one tree: what they share is read once.
+    """Returns labelled trees as sequences in which each node is read once.
 
-    A tree that is longer than `length` becomes several, each of some paths. Paths that are longer
-    themselves stay what `value_sequences` makes of them.
+    The labels are those of `value_sequences`. A tree that is longer than `length` becomes several
+    sequences, each of some branches. A branch that is longer itself becomes what `value_sequences`
+    makes of it.
+
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt_of: The prompt of a task, None for none.
+      trees: Labelled trees.
+      length: Most tokens of a sequence.
 
     Returns:
-      As `value_sequences`.
+      As `value_sequences`: first the sequences of branches that are too long, then those of trees.
+
+    Raises:
+      UserError: As `value_sequences`.
     """
-    long: list[LabelledPath] = []
-    trees: dict[str, list[_Branch]] = {}
-    for path in (_to_the_last_label(path) for path in paths if path.num_labels):
-        rendered, _ = render(tokenizer, prompt_of(path.trajectory.task), path.trajectory)
-        if len(rendered.tokens) > length:
-            long.append(path)
-        else:
-            branch = _Branch(rendered, path)
-            trees.setdefault(path.trajectory.task.task_id, []).append(branch)
-    sequences, left_out = value_sequences(tokenizer, prompt_of, long, length)
-    for own in trees.values():
-        sequences += [_tree(part) for part in _parts(_in_preorder(own), length)]
-    return sequences, left_out
+    windows: list[TokenSequence] = []
+    packed: list[TokenSequence] = []
+    truncated = 0
+    for tree in trees:
+        prompt = prompt_of(tree.task)
+        nodes = _NodeTokens(tokenizer, prompt, tree)
+        fitting: list[Branch] = []
+        for branch in (branch.to_last_label() for branch in tree.branches()):
+            if nodes.count(branch.nodes) <= length:
+                fitting.append(branch)
+                continue
+            more, lost = _branch_sequences(tokenizer, prompt, tree, branch, length)
+            windows += more
+            truncated += lost
+        packed += [
+            _tree_sequence(tree, nodes, group)
+            for group in _groups(_in_preorder(fitting), nodes, length)
+        ]
+    return [*windows, *packed], truncated
 
 
-class _Branch:
-    """A path cut into the tokens of its nodes, with their labels."""
+class _NodeTokens:
+    """The tokens of each node of a tree: of the root the opening, of another one its step."""
 
-    def __init__(self, rendered: Rendered, path: LabelledPath) -> None:
-        self.nodes = path.node_ids
-        ends = [0, *(end + 1 for end in rendered.state_ends)]
-        self.spans = [slice(*span) for span in itertools.pairwise(ends)]
-        self.tokens = rendered.tokens
-        self.weights, self.targets = _labels(rendered, path)
+    def __init__(self, tokenizer: ChatTokenizer, prompt: Prompt | None, tree: LabelledTree) -> None:
+        self._tokenizer, self._prompt, self._tree = tokenizer, prompt, tree
+        self._rendered: dict[int, tuple[list[int], list[int]]] = {}
 
-    def shared(self, other: _Branch) -> int:
-        """How many nodes both begin with."""
-        pairs = zip(self.nodes, other.nodes, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    def rendered(self, node: int) -> tuple[list[int], list[int]]:
+        """Returns a node's tokens, and the indices among them at which its label stands."""
+        if node not in self._rendered:
+            if node == 0:
+                first = self._tree.first_observation
+                tokens, ends = opening_tokens(self._tokenizer, self._prompt, first), [-1]
+            else:
+                step = self._tree.steps[node - 1]
+                reply = reply_tokens(self._tokenizer, step.reply, step.token_ids)
+                answer = observation_tokens(self._tokenizer, step.transition.observation)
+                tokens, ends = [*reply, *answer], [-1, len(reply) - 1]
+            self._rendered[node] = tokens, [end % len(tokens) for end in ends]
+        return self._rendered[node]
 
-    def tokens_behind(self, nodes: int) -> int:
-        """How many tokens follow the first nodes."""
-        return len(self.tokens) - (self.spans[nodes - 1].stop if nodes else 0)
+    def count(self, nodes: Iterable[int]) -> int:
+        """Returns how many tokens some nodes have together."""
+        return sum(len(self.rendered(node)[0]) for node in nodes)
 
 
-def _in_preorder(branches: Sequence[_Branch]) -> list[_Branch]:
-    """So that those through a node follow one another; nodes in the order in which they come."""
+def _in_preorder(branches: Sequence[Branch]) -> list[Branch]:
+    """Sorts branches so that those through a node follow one another, siblings as they came."""
     rank: dict[int, int] = {}
     for node in itertools.chain.from_iterable(branch.nodes for branch in branches):
         rank.setdefault(node, len(rank))
     return sorted(branches, key=lambda branch: [rank[node] for node in branch.nodes])
 
 
-def _parts(branches: Sequence[_Branch], length: int) -> Iterator[list[_Branch]]:
-    """As many neighbours together as make a tree of at most `length` tokens."""
-    part: list[_Branch] = []
-    taken = 0
-    for branch in branches:
-        added = branch.tokens_behind(branch.shared(part[-1]) if part else 0)
-        if taken + added > length:
-            yield part
-            part, taken, added = [], 0, len(branch.tokens)
-        part.append(branch)
-        taken += added
-    yield part
-
-
-def _tree(branches: Sequence[_Branch]) -> TokenSequence:
-    """Branches in preorder as one sequence. Each label stands on one of them."""
-    places: list[slice] = []  # of the current branch's nodes
+def _groups(branches: Sequence[Branch], nodes: _NodeTokens, length: int) -> Iterator[list[Branch]]:
+    """Groups neighbouring branches, as many as make a tree of at most `length` tokens."""
+    group: list[Branch] = []
     size = 0
-    ends: list[tuple[slice, int]] = []
-    kept: list[tuple[_Branch, int, list[slice]]] = []
-    for i, branch in enumerate(branches):
-        shared = branch.shared(branches[i - 1]) if i else 0
-        ends += [(place, size) for place in places[shared:]]
-        places = places[:shared]
-        for span in branch.spans[shared:]:
-            places.append(slice(size, size + span.stop - span.start))
-            size = places[-1].stop
-        kept.append((branch, shared, places))
-    ends += [(place, size) for place in places]
-    tokens, positions, until = (np.zeros(size, np.int32) for _ in range(3))
-    weights, targets = (np.zeros(size, np.float32) for _ in range(2))
-    for branch, shared, places in kept:
-        for node, (place, span) in enumerate(zip(places, branch.spans, strict=True)):
-            weights[place] += branch.weights[span]
-            if node >= shared:
-                tokens[place], targets[place] = branch.tokens[span], branch.targets[span]
-                positions[place] = np.arange(span.start, span.stop)
-    for place, end in ends:
-        until[place] = end
+    for branch in branches:
+        before = set(group[-1].nodes) if group else set()
+        added = nodes.count(node for node in branch.nodes if node not in before)
+        if size + added > length:
+            yield group
+            group, size, added = [], 0, nodes.count(branch.nodes)
+        group.append(branch)
+        size += added
+    if group:
+        yield group
+
+
+def _tree_sequence(
+    tree: LabelledTree, nodes: _NodeTokens, branches: Sequence[Branch]
+) -> TokenSequence:
+    """Returns branches in preorder as one sequence."""
+    weight_of: dict[int, float] = {}
+    for branch in branches:
+        for node, weight in zip(branch.nodes, branch.weights, strict=True):
+            weight_of[node] = max(weight, weight_of.get(node, 0.0))
+    order = list(weight_of)  # by first appearance, which is preorder
+    sizes = [nodes.count([node]) for node in order]
+    starts = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
+    ends = {node: starts[node] + size for node, size in zip(order, sizes, strict=True)}
+    depths = {0: 0}  # tokens before the node on its path
+    for node in order[1:]:
+        parent = tree.parents[node]
+        depths[node] = depths[parent] + nodes.count([parent])
+    for node in reversed(order[1:]):
+        parent = tree.parents[node]
+        ends[parent] = max(ends[parent], ends[node])
+    weights, targets = (np.zeros(sum(sizes), np.float32) for _ in range(2))
+    for node in order:
+        indices = [starts[node] + index for index in nodes.rendered(node)[1]]
+        weights[indices], targets[indices] = weight_of[node], tree.values[node]
+    shift = np.repeat([depths[node] - starts[node] for node in order], sizes)
     return TokenSequence(
-        tokens=tokens, weights=weights, targets=targets, positions=positions, until=until
+        tokens=np.concatenate([np.asarray(nodes.rendered(n)[0], np.int32) for n in order]),
+        weights=weights,
+        targets=targets,
+        positions=(np.arange(len(shift)) + shift).astype(np.int32),
+        subtree_ends=np.repeat([ends[node] for node in order], sizes).astype(np.int32),
     )
 
 
 def _windows(
     rendered: Rendered, weights: np.ndarray, targets: np.ndarray, length: int
 ) -> tuple[list[TokenSequence], list[int]]:
-    """A rendered trajectory as sequences of at most `length` tokens, each weight in one of them.
+    """Cuts a rendered trajectory into sequences of at most `length` tokens.
 
     States that keep the same steps at test time (`chat.first_steps`) share a sequence: the opening,
-    earlier steps for context, and the steps that are new in it.
+    earlier steps for context, and the steps that are new in it. Each weight is in one sequence.
 
     Returns:
-      The sequences that have a weight, and the numbers of steps that are too long for any.
+      The sequences that have a weight, and the numbers of the steps that alone are too long.
     """
-    ends = [end + 1 for end in rendered.state_ends]  # ends[i]: where step i begins
-    firsts = first_steps(np.diff(ends).tolist(), length - ends[0])
+    begins = [end + 1 for end in rendered.state_ends]  # begins[i]: first token of step i
+    firsts = first_steps(np.diff(begins).tolist(), length - begins[0])
     sequences: list[TokenSequence] = []
     for first in dict.fromkeys(firsts):
-        own = [state for state, kept in enumerate(firsts) if kept == first]
-        at = np.r_[0 : ends[0], ends[first] : ends[own[-1]]]
-        new = ends[own[0] - 1] if own[0] else 0  # where what no earlier sequence holds begins
-        held = weights[at] * (at >= new)
+        states = [state for state, kept in enumerate(firsts) if kept == first]
+        indices = np.r_[0 : begins[0], begins[first] : begins[states[-1]]]
+        first_new = begins[states[0] - 1] if states[0] else 0  # earlier ones are context
+        held = weights[indices] * (indices >= first_new)
         if held.any():
-            sequences.append(
-                TokenSequence(tokens=rendered.tokens[at], weights=held, targets=targets[at])
-            )
-    return sequences, [i for i in range(len(ends) - 1) if firsts[i + 1] == i + 1]
+            tokens = rendered.tokens[indices]
+            sequences.append(TokenSequence(tokens=tokens, weights=held, targets=targets[indices]))
+    return sequences, [i for i in range(len(begins) - 1) if firsts[i + 1] == i + 1]
 
 
 def _check_opening(rendered: Rendered, length: int, task: Task) -> None:

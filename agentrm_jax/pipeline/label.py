@@ -8,12 +8,12 @@ from typing import TypedDict
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.states import write_paths
+from agentrm_jax.data.states import write_labels
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.stage_files import stage_ended
-from agentrm_jax.search.labels import labelled_paths
+from agentrm_jax.search import labels
 
 
 class LabelSummary(TypedDict):
@@ -34,8 +34,8 @@ def label(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> LabelS
     folder, config = workspace.paths.trees, workspace.config.label
     stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
     trees = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
-    paths = [path for tree in trees for path in labelled_paths(tree, config)]
-    if not paths:
+    labelled = [tree for tree in labels.label(trees, config) if tree.num_labels]
+    if not labelled:
         failed = [tree.error for tree in trees if tree.error is not None]
         reason = (
             f"{len(failed)} of {len(trees)} trees failed, the first with: {failed[0]}"
@@ -43,11 +43,12 @@ def label(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> LabelS
             else f"no state was visited label.min_visits = {config.min_visits} times"
         )
         raise UserError(f"label: no state has a label; {reason}")
-    write_paths(workspace.paths.labels, paths)
-    values = np.array([v for path in paths for v in path.values])
-    weights = np.array([w for path in paths for w in path.weights])
+    write_labels(workspace.paths.labels, labelled)
+    branches = [(tree, branch) for tree in labelled for branch in tree.branches()]
+    values = np.array([tree.values[node] for tree, branch in branches for node in branch.nodes])
+    weights = np.array([weight for _, branch in branches for weight in branch.weights])
     return {
-        "paths": len(paths),
+        "paths": len(branches),
         "states": int(np.sum(weights > 0)),
         "states_per_tree": float(np.sum(weights > 0) / len(trees)),
         "value_mean": float(np.average(values, weights=weights)),

@@ -48,7 +48,7 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
         "sample",
         path,
         [(task, number) for task in tasks for number in range(config.num_samples)],
-        lambda missing: rollouts(agent, workspace.pool, missing, slots=config.concurrency),
+        lambda missing: rollouts(agent, workspace.pool, missing, concurrency=config.concurrency),
         stage,
     )
     return {

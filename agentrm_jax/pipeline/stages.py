@@ -127,11 +127,9 @@ STAGES = (
 
 _SPEED = (
     "explore.search.concurrency",
-    "explore.search.num_slots",
     "sample.concurrency",
     "evaluate.concurrency",
     "evaluate.beam.concurrency",
-    "evaluate.beam.num_slots",
     *(f"{stage}.fit.{key}" for stage in ("sft", "train_rm", "train_implicit") for key in _LOGGING),
 )
 """Keys that decide speed and no results."""

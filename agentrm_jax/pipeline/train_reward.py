@@ -11,7 +11,7 @@ import numpy as np
 from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
-from agentrm_jax.data.states import open_paths
+from agentrm_jax.data.states import open_labels
 from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
@@ -38,14 +38,14 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     config = workspace.config
     dtype = loaded_dtype(config, config.train_rm)
     policy = workspace.models.policy(dtype)
-    paths = open_paths(workspace.paths.labels)
-    problems = frozenset(path.trajectory.task.problem for path in paths)
+    trees = open_labels(workspace.paths.labels)
+    problems = frozenset(tree.task.problem for tree in trees)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)
     rows = training_rows(
         lambda some: sequences_of(policy.tokenizer, workspace.prompts, some, longest),
-        paths,
-        lambda path: path.trajectory.task.task_id,
+        trees,
+        lambda tree: tree.task.task_id,
         "train_rm",
         config,
     ).map(only_labelled)

@@ -1,11 +1,11 @@
-"""A scorer that knows nothing: what a search gains by itself, without a reward model."""
+"""Random scores: they measure the gain of a search without a reward model."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.seeds import seeded_bytes
 
 
 class RandomScorer:
@@ -21,6 +21,6 @@ class RandomScorer:
         return 0
 
     def _draw(self, trajectory: Trajectory) -> float:
-        names = (str(self._seed), trajectory.task.task_id, *(s.reply for s in trajectory.steps))
-        digest = hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64
+        replies = (step.reply for step in trajectory.steps)
+        drawn = seeded_bytes(self._seed, trajectory.task.task_id, *replies)
+        return int.from_bytes(drawn, "big") / 2**64

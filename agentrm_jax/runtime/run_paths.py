@@ -28,7 +28,9 @@ MODEL = "model"
 DATASET = "dataset"
 """The folder of the data set that a stage wrote, in the folder of that stage."""
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
+TREES = "trees.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
 
@@ -94,7 +96,7 @@ class RunPaths:
     @property
     def metrics(self) -> pathlib.Path:
         """The metrics of training, a row for each update that was logged."""
-        return self.run / "metrics.jsonl"
+        return self.run / METRICS
 
     @property
     def config(self) -> pathlib.Path:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import described
+from agentrm_jax.runtime.run_paths import METRICS
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Name, which is also that of its extra, and the package that it needs."""
@@ -67,7 +68,7 @@ class _Forgiving:
         except Exception as error:  # a network, a disk, another version of the package
             self._failed = True
             print(
-                f"{self._name} failed and is left out from here on, metrics.jsonl is not "
+                f"{self._name} failed and is left out from here on, {METRICS} is not "
                 f"({described(error)})",
                 file=sys.stderr,
             )

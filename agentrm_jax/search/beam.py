@@ -10,23 +10,30 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
+from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
 from agentrm_jax.core.protocols import (
+    BeamStep,
+    Candidate,
     EnvironmentFailure,
     EnvironmentPool,
+    InStepPolicy,
+    Kept,
     Policy,
-    Proposal,
     Scorer,
-    Selector,
+    SelectingScorer,
     propose,
 )
 from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.reward.function import ScoreFunction, as_scorer
+from agentrm_jax.search.environments import act
 from agentrm_jax.search.growing import as_step
-from agentrm_jax.search.rollouts import ATTEMPTS, Rollout
+from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.turns import ATTEMPTS, StepSearch, run_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,43 +46,91 @@ class BeamConfig:
       score_at: `observation`: every candidate acts and its successor state is scored (the paper);
         `action`: candidates are scored before they act, in the compiled decoding step itself, and
         only those that are kept act: W2 times fewer environment steps.
-      num_slots: Tasks searched at the same time. It decides speed, never results.
+      concurrency: Tasks searched at the same time. It changes speed, never results.
     """
 
     beam_width: int = 5
     expansion_width: int = 5
     score_at: Literal["action", "observation"] = "observation"
-    num_slots: int = 16
+    concurrency: int = 16
 
     def __post_init__(self) -> None:
         check_fields(
-            self, beam_width="[1, 10000]", expansion_width="[1, 10000]", num_slots="[1, 100000]"
+            self, beam_width="[1, 10000]", expansion_width="[1, 10000]", concurrency="[1, 100000]"
         )
         check_choice("score_at", self.score_at, ("action", "observation"))
 
 
-class InStepPolicy(Protocol):
-    """A policy that scores its proposals while it decodes."""
+def beam_search(
+    policy: Policy | PolicyFunction,
+    scorer: Scorer | ScoreFunction,
+    envs: EnvironmentPool,
+    tasks: Sequence[Task],
+    *,
+    beam_width: int = 5,
+    expansion_width: int = 5,
+    seed: int = 0,
+    concurrency: int = 16,
+) -> Iterator[Rollout]:
+    """Searches each task; yields the best-scored finished trajectory of each as it is found.
 
-    def propose_scored(
-        self,
-        requests: Sequence[Sequence[tuple[Trajectory, str]]],
-        finished_scores: Sequence[Sequence[float]],
-        n: int,
-        beam_width: int,
-    ) -> list[tuple[list[tuple[int, Proposal | None, float]], int]]:
-        """For each task's beams, the best `beam_width` of its candidates and finished beams.
+    A task's result does not depend on the other tasks.
 
-        Returns:
-          For each task what is kept, best first, and the tokens decoded. Kept is (request number,
-          proposal, score), or (number of the finished beam, None, its score).
-        """
-        ...
+    Args:
+      policy: A policy, or a function `(state, n, seed) -> texts`.
+      scorer: A reward model, or a function `(states) -> scores`. It scores successor states.
+      envs: The environments.
+      tasks: The tasks.
+      beam_width: States kept after each step.
+      expansion_width: Turns sampled from each state.
+      seed: Seed of a policy function.
+      concurrency: Tasks searched at the same time. It changes speed, never results.
+
+    Raises:
+      UserError: A width or `concurrency` is out of range, or the policy or the scorer breaks its
+        protocol.
+    """
+    config = BeamConfig(
+        beam_width=beam_width, expansion_width=expansion_width, concurrency=concurrency
+    )
+    return search_beams(as_policy(policy, seed), as_scorer(scorer), envs, tasks, config)
+
+
+def search_beams(
+    policy: Policy,
+    scorer: Scorer,
+    pool: EnvironmentPool,
+    tasks: Sequence[Task],
+    config: BeamConfig,
+    in_step: InStepPolicy | None = None,
+) -> Iterator[Rollout]:
+    """Runs `beam_search` as a configuration describes it.
+
+    Args:
+      policy: Proposes turns for `score_at: observation`.
+      scorer: Scores states.
+      pool: The environments.
+      tasks: The tasks.
+      config: The search.
+      in_step: Proposes and scores turns for `score_at: action`.
+
+    Raises:
+      UserError: `score_at: action` without `in_step`.
+    """
+    if config.score_at == "action" and in_step is None:
+        raise UserError(
+            "must be observation because this reward model does not score in-step",
+            field="score_at",
+        )
+    if config.score_at == "observation":
+        in_step = None
+    search = _BeamSearch(AdmittedPolicy(policy), scorer, pool, tasks, config, in_step)
+    return run_steps(search, config.concurrency)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Beam:
-    """A kept state; `handle` is its environment, None when it is finished."""
+    """A state of the beam; `handle` is its environment, None if the state is finished."""
 
     trajectory: Trajectory
     handle: int | None
@@ -88,8 +143,13 @@ class _Beam:
 
 
 @dataclasses.dataclass(slots=True)
-class _Search:
-    """The search of one task; `scored` holds what the reward model was shown."""
+class _TaskBeams:
+    """The beam of one task and the counts of its search.
+
+    Attributes:
+      scored: States that the reward model has read.
+      scored_replies: Tokens of replies that the reward model has read while they were decoded.
+    """
 
     task: Task
     beams: list[_Beam]
@@ -104,23 +164,19 @@ class _Search:
     failed_candidates: int = 0
     error: str | None = None
 
+    @property
     def live(self) -> list[_Beam]:
         return [beam for beam in self.beams if beam.handle is not None]
 
+    @property
     def finished(self) -> list[_Beam]:
         return [beam for beam in self.beams if beam.handle is None]
 
-    def parents(self, beam_width: int) -> list[_Beam]:
-        """Whose continuations to sample: the live beams; at first the root, `beam_width` times."""
-        return self.live() * (beam_width if self.depth == 0 else 1)
-
-    def requests(self, beam_width: int) -> list[tuple[Trajectory, str]]:
-        """What to ask the policy, for each parent."""
+    def requests(self, beam_width: int) -> list[tuple[int, str]]:
+        """Returns (index of a live state, purpose): each once, the root `beam_width` times."""
+        parents = [0] * beam_width if self.depth == 0 else range(len(self.live))
         again = f"/again/{self.attempt}" if self.attempt else ""
-        return [
-            (beam.trajectory, f"beam/{self.depth}/{p}{again}")
-            for p, beam in enumerate(self.parents(beam_width))
-        ]
+        return [(parent, f"beam/{self.depth}/{p}{again}") for p, parent in enumerate(parents)]
 
     def result(self, scorer: Scorer) -> Rollout:
         best = max(self.beams, key=lambda beam: beam.score)
@@ -137,177 +193,208 @@ class _Search:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Candidate:
-    parent: _Beam
-    proposal: Proposal
-    score: float = -math.inf
+class _BeamSearch(StepSearch[Rollout]):
+    """Beam search as the turn loop drives it."""
 
+    def __init__(
+        self,
+        policy: AdmittedPolicy,
+        scorer: Scorer,
+        pool: EnvironmentPool,
+        tasks: Sequence[Task],
+        config: BeamConfig,
+        in_step: InStepPolicy | None,
+    ) -> None:
+        self._policy, self._in_step = policy, in_step
+        self._scorer, self._pool, self._config = scorer, pool, config
+        self._waiting = list(reversed(tasks))
+        self._searches: list[_TaskBeams] = []
 
-def beam_search(
-    policy: Policy,
-    scorer: Scorer,
-    pool: EnvironmentPool,
-    tasks: Sequence[Task],
-    config: BeamConfig,
-    in_step: InStepPolicy | None = None,
-) -> Iterator[Rollout]:
-    """Searches each task; yields the best-scored finished trajectory of each as it is found.
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
-    A task's answer does not depend on what is searched beside it.
+    @property
+    def num_running(self) -> int:
+        return len(self._searches)
 
-    Args:
-      in_step: Needed for `score_at: action`.
-    """
-    if config.score_at == "action" and in_step is None:
-        raise UserError(
-            "must be observation because this reward model does not score in-step",
-            field="score_at",
-        )
-    policy = AdmittedPolicy(policy)
-    waiting = list(reversed(tasks))
-    searches: list[_Search] = []
-    while waiting or searches:
-        room = min(config.num_slots - len(searches), len(waiting))
-        searches.extend(_begin(pool, [waiting.pop() for _ in range(room)]))
-        going_on = [search for search in searches if search.live()]
-        if in_step is not None and config.score_at == "action":
-            _step_scored_first(in_step, pool, going_on, config)
+    def begin(self, count: int) -> Iterator[Rollout]:
+        tasks = [self._waiting.pop() for _ in range(count)]
+        for task, answer in zip(tasks, self._pool.reset(tasks) if tasks else [], strict=True):
+            failed = isinstance(answer, EnvironmentFailure)
+            trajectory = Trajectory(task=task, first_observation="" if failed else answer[1])
+            search = _TaskBeams(task, [_Beam(trajectory, None)], time.monotonic())
+            if failed:
+                search.error = answer.reason
+                yield search.result(self._scorer)
+            else:
+                search.beams = [_Beam(trajectory, answer[0])]
+                self._searches.append(search)
+
+    def step(self) -> Iterator[Rollout]:
+        if self._in_step is None:
+            self._step_scored_after()
         else:
-            _step_scored_after(policy, scorer, pool, going_on, config)
-        yield from (search.result(scorer) for search in searches if not search.live())
-        searches = [search for search in searches if search.live()]
+            self._step_scored_first(self._in_step)
+        ended = [search for search in self._searches if not search.live]
+        self._searches = [search for search in self._searches if search.live]
+        yield from (search.result(self._scorer) for search in ended)
 
+    def _step_scored_after(self) -> None:
+        """Every candidate acts, then the successor states are scored."""
+        acted = [
+            (search, [beam for beam in beams if beam is not None])
+            for search, beams in zip(self._searches, self._act(self._sampled()), strict=True)
+            if not search.attempt and search.error is None
+        ]
+        states = [[beam.trajectory for beam in beams] for _, beams in acted]
+        finished = [[beam.score for beam in search.beams] for search, _ in acted]
+        choices = _choose(self._scorer, list(zip(states, finished, strict=True)), self._config)
+        for (search, beams), choice in zip(acted, choices, strict=True):
+            search.scored += [beam.trajectory for beam in beams]
+            done = search.beams
+            search.beams = [
+                dataclasses.replace(_member(kept, done, beams), score=kept.score) for kept in choice
+            ]
+            stay = {kept.candidate for kept in choice}
+            removed = [beam for c, beam in enumerate(beams) if c not in stay]
+            self._pool.release([beam.handle for beam in removed if beam.handle is not None])
 
-def _begin(pool: EnvironmentPool, tasks: Sequence[Task]) -> Iterator[_Search]:
-    for task, answer in zip(tasks, pool.reset(tasks) if tasks else [], strict=True):
-        failed = isinstance(answer, EnvironmentFailure)
-        trajectory = Trajectory(task=task, first_observation="" if failed else answer[1])
-        root = _Beam(trajectory, None if failed else answer[0])
-        yield _Search(task, [root], time.monotonic(), error=answer.reason if failed else None)
+    def _sampled(self) -> list[list[Candidate]]:
+        """Returns new candidates for each search, equal actions of a state once."""
+        width = self._config.beam_width
+        requests = [
+            (search.live[parent].trajectory, purpose)
+            for search in self._searches
+            for parent, purpose in search.requests(width)
+        ]
+        proposals = iter(propose(self._policy, requests, self._config.expansion_width))
+        candidates: list[list[Candidate]] = []
+        for search in self._searches:
+            distinct: dict[tuple[int, str], Candidate] = {}
+            for parent, _ in search.requests(width):
+                for proposal in next(proposals):
+                    search.policy_tokens += len(proposal.log_probs)
+                    search.truncated_steps += proposal.truncated_steps
+                    key = (parent, self._pool.action_key(search.task, proposal.action))
+                    distinct.setdefault(key, Candidate(parent=parent, proposal=proposal))
+            candidates.append(list(distinct.values()))
+        return candidates
 
+    def _step_scored_first(self, in_step: InStepPolicy) -> None:
+        """Candidates are decoded, scored and selected in one program; those that are kept act."""
+        steps = [
+            BeamStep(
+                states=tuple(beam.trajectory for beam in search.live),
+                requests=tuple(search.requests(self._config.beam_width)),
+                finished_scores=tuple(beam.score for beam in search.finished),
+            )
+            for search in self._searches
+        ]
+        results = in_step.propose_scored(
+            steps, self._config.expansion_width, self._config.beam_width
+        )
+        candidates: list[list[Candidate]] = []
+        scores: list[list[float]] = []
+        for search, result in zip(self._searches, results, strict=True):
+            search.policy_tokens += result.tokens_decoded
+            search.scored_replies += result.tokens_decoded
+            search.scored += [beam.trajectory for beam in search.live]
+            chosen = [
+                (_admitted(result.candidates[kept.candidate], search.task), kept.score)
+                for kept in result.kept
+                if kept.candidate is not None
+            ]
+            search.truncated_steps += sum(c.proposal.truncated_steps for c, _ in chosen)
+            candidates.append([candidate for candidate, _ in chosen])
+            scores.append([score for _, score in chosen])
+            stay = [kept.finished for kept in result.kept if kept.finished is not None]
+            search.beams = search.live + [search.finished[number] for number in stay]
+        for search, beams, own in zip(self._searches, self._act(candidates), scores, strict=True):
+            search.beams += [
+                dataclasses.replace(beam, score=score)
+                for beam, score in zip(beams, own, strict=True)
+                if beam is not None
+            ]
 
-def _step_scored_after(
-    policy: Policy,
-    scorer: Scorer,
-    pool: EnvironmentPool,
-    searches: Sequence[_Search],
-    config: BeamConfig,
-) -> None:
-    """Every candidate acts, then the successor states are scored."""
-    requests = [r for search in searches for r in search.requests(config.beam_width)]
-    proposals = iter(propose(policy, requests, config.expansion_width))
-    candidates: list[list[_Candidate]] = []
-    for search in searches:
-        found: dict[tuple[int, str], _Candidate] = {}
-        for parent in search.parents(config.beam_width):
-            for proposal in next(proposals):
-                search.policy_tokens += len(proposal.log_probs)
-                search.truncated_steps += proposal.dropped_steps
-                key = (id(parent), pool.action_key(search.task, proposal.action))
-                found.setdefault(key, _Candidate(parent, proposal))
-        candidates.append(list(found.values()))
-    successors = _act(pool, searches, candidates)
-    acted = [i for i, search in enumerate(searches) if not search.attempt]
-    searches, successors = [searches[i] for i in acted], [successors[i] for i in acted]
-    chosen = _choose(scorer, searches, successors, config)
-    for search, beams, kept in zip(searches, successors, chosen, strict=True):
-        search.scored += [beam.trajectory for beam in beams]
-        known = dict(enumerate(search.beams)) | dict(enumerate(beams, start=config.beam_width))
-        search.beams = [dataclasses.replace(known.pop(k), score=score) for k, score in kept]
-        pool.release([beam.handle for beam in known.values() if beam.handle is not None])
+    def _act(self, candidates: Sequence[Sequence[Candidate]]) -> list[list[_Beam | None]]:
+        """Removes the live beams and returns the successor of each candidate, None if it failed.
+
+        If the environments of all candidates fail, the live beams stay and are asked again,
+        `ATTEMPTS` times in all.
+        """
+        requests = [
+            (search.live[c.parent].environment, c.proposal.action, True)
+            for search, own in zip(self._searches, candidates, strict=True)
+            for c in own
+        ]
+        answers = iter(act(self._pool, requests))
+        successors: list[list[_Beam | None]] = []
+        for search, own in zip(self._searches, candidates, strict=True):
+            live, beams, failure = search.live, [], None
+            for candidate in own:
+                answer = next(answers)
+                if isinstance(answer, EnvironmentFailure):
+                    failure = answer.reason
+                    search.failed_candidates += 1
+                    beams.append(None)
+                    continue
+                handle, transition = answer
+                search.env_steps += 1
+                if transition.done:
+                    self._pool.release([handle])
+                step = as_step(candidate.proposal, transition)
+                trajectory = live[candidate.parent].trajectory.extended(step)
+                beams.append(_Beam(trajectory, None if transition.done else handle))
+            successors.append(beams)
+            self._leave(search, any(beams), failure)
+        return successors
+
+    def _leave(self, search: _TaskBeams, moved: bool, failure: str | None) -> None:
+        """Removes the live beams, unless all their candidates failed and are sampled again."""
+        left = bool(search.finished) or moved
+        if not left and search.attempt + 1 < ATTEMPTS and failure is not None:
+            search.attempt += 1
+            return
+        self._pool.release([beam.environment for beam in search.live])
+        search.depth, search.attempt = search.depth + 1, 0
+        if left:
+            search.beams = search.finished
+        else:  # a failure costs a candidate; only if nothing is left, it costs the task
+            search.beams = [dataclasses.replace(search.beams[0], handle=None)]
+            search.error = failure or "no candidate could be scored"
 
 
 def _choose(
     scorer: Scorer,
-    searches: Sequence[_Search],
-    successors: Sequence[Sequence[_Beam]],
+    tasks: Sequence[tuple[Sequence[Trajectory], Sequence[float]]],
     config: BeamConfig,
-) -> list[list[tuple[int, float]]]:
-    """See `Selector.select`. Finished beams compete for places too; of equals the first is kept.
+) -> list[list[Kept]]:
+    """Selects the next beam of each task from its new states and the scores of finished beams.
 
-    States for which the reward model gives no number come last.
+    Of equal scores the first is kept, finished beams before states. States for which the reward
+    model returns no number come last.
     """
-    states = [[beam.trajectory for beam in beams] for beams in successors]
-    finished = [[beam.score for beam in search.beams] for search in searches]
-    if isinstance(scorer, Selector):
-        return scorer.select(
-            list(zip(states, finished, strict=True)), config.expansion_width, config.beam_width
-        )
-    found = [
-        [*enumerate(done), *enumerate(map(_number, scores), start=config.beam_width)]
-        for done, scores in zip(finished, scores_of(scorer, states), strict=True)
-    ]
-    return [sorted(own, key=lambda one: -one[1])[: config.beam_width] for own in found]
-
-
-def _number(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
-
-
-def _step_scored_first(
-    in_step: InStepPolicy, pool: EnvironmentPool, searches: Sequence[_Search], config: BeamConfig
-) -> None:
-    """The candidates are decoded, scored and selected in one program; those kept act."""
-    chosen = in_step.propose_scored(
-        [search.requests(config.beam_width) for search in searches],
-        [[beam.score for beam in search.finished()] for search in searches],
-        config.expansion_width,
-        config.beam_width,
-    )
-    candidates: list[list[_Candidate]] = []
-    for search, (kept, decoded) in zip(searches, chosen, strict=True):
-        search.policy_tokens += decoded
-        search.scored_replies += decoded
-        search.scored += [beam.trajectory for beam in search.live()]
-        parents, finished = search.parents(config.beam_width), search.finished()
-        fresh = [
-            (parents[b], admitted(proposal, search.task.task_id), score)
-            for b, proposal, score in kept
-            if proposal is not None
+    if isinstance(scorer, SelectingScorer):
+        return scorer.select(tasks, config.expansion_width, config.beam_width)
+    choices = []
+    all_scores = scores_of(scorer, [states for states, _ in tasks])
+    for (_, finished), scores in zip(tasks, all_scores, strict=True):
+        members = [Kept(score=score, finished=b) for b, score in enumerate(finished)]
+        members += [
+            Kept(score=-math.inf if math.isnan(score) else score, candidate=c)
+            for c, score in enumerate(scores)
         ]
-        search.truncated_steps += sum(proposal.dropped_steps for _, proposal, _ in fresh)
-        candidates.append([_Candidate(*candidate) for candidate in fresh])
-        stay = [finished[b] for b, proposal, _ in kept if proposal is None]
-        search.beams = search.live() + stay
-    for search, beams in zip(searches, _act(pool, searches, candidates), strict=True):
-        search.beams += beams
+        choices.append(sorted(members, key=lambda kept: -kept.score)[: config.beam_width])
+    return choices
 
 
-def _act(
-    pool: EnvironmentPool, searches: Sequence[_Search], candidates: Sequence[Sequence[_Candidate]]
-) -> list[list[_Beam]]:
-    """Replaces the live beams by what the candidates lead to, which it returns for each search.
+def _admitted(candidate: Candidate, task: Task) -> Candidate:
+    return dataclasses.replace(candidate, proposal=admitted(candidate.proposal, task.task_id))
 
-    If the environments of all candidates fail, the live beams stay and are asked again, `ATTEMPTS`
-    times in all.
-    """
-    flat = [(s, c) for s, found in enumerate(candidates) for c in found]
-    answers = pool.branch([(c.parent.environment, c.proposal.action) for _, c in flat])
-    successors: list[list[_Beam]] = [[] for _ in searches]
-    failures: dict[int, str] = {}
-    for (s, candidate), answer in zip(flat, answers, strict=True):
-        if isinstance(answer, EnvironmentFailure):
-            failures[s] = answer.reason
-            searches[s].failed_candidates += 1
-            continue
-        handle, transition = answer
-        searches[s].env_steps += 1
-        if transition.done:
-            pool.release([handle])
-        trajectory = candidate.parent.trajectory.extended(as_step(candidate.proposal, transition))
-        beam = _Beam(trajectory, None if transition.done else handle, candidate.score)
-        successors[s].append(beam)
-    for s, search in enumerate(searches):
-        left = bool(search.finished() or successors[s])
-        if not left and search.attempt + 1 < ATTEMPTS and s in failures:
-            search.attempt += 1  # the live beams are asked again
-            continue
-        pool.release([beam.environment for beam in search.live()])
-        search.depth, search.attempt = search.depth + 1, 0
-        if left:
-            search.beams = search.finished()
-        else:  # a failure costs a candidate; only when nothing is left, it costs the task
-            search.beams = [dataclasses.replace(search.beams[0], handle=None)]
-            search.error = failures.get(s, "no candidate could be scored")
-    return successors
+
+def _member(kept: Kept, finished: Sequence[_Beam], candidates: Sequence[_Beam]) -> _Beam:
+    if kept.candidate is not None:
+        return candidates[kept.candidate]
+    assert kept.finished is not None
+    return finished[kept.finished]

@@ -1,4 +1,4 @@
-"""Environments for the nodes of growing trees."""
+"""Moves of environments: acting, forking, replaying the way to a node of a tree."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from agentrm_jax.search.growing import GrowingTree, Node
 def act(
     pool: EnvironmentPool, requests: Sequence[tuple[int, str, bool]]
 ) -> list[tuple[int, Transition] | EnvironmentFailure]:
-    """Acts for each (handle, action, fork): in a copy of the episode where `fork`, else in place.
+    """Acts for each (handle, action, fork): in a copy of the episode if `fork`, else in place.
 
     Returns:
-      The handle of the episode that acted, and its answer.
+      For each request the handle of the episode that acted, and its answer.
     """
-    forked = iter(pool.branch([(handle, action) for handle, action, fork in requests if fork]))
-    stepped = iter(pool.step([(handle, action) for handle, action, fork in requests if not fork]))
+    forks = [(handle, action) for handle, action, fork in requests if fork]
+    steps = [(handle, action) for handle, action, fork in requests if not fork]
+    forked = iter(pool.branch(forks) if forks else [])
+    stepped = iter(pool.step(steps) if steps else [])
     answers: list[tuple[int, Transition] | EnvironmentFailure] = []
     for handle, _, fork in requests:
         if fork:
@@ -33,18 +35,18 @@ def act(
 def bring_environments(
     pool: EnvironmentPool, needed: Mapping[int, tuple[GrowingTree, int]]
 ) -> dict[int, str]:
-    """Sees to it that nodes have an environment; cached rollout steps and restored trees have none.
+    """Gives nodes an environment: those of rollouts and of restored trees have none.
 
-    The way from the nearest ancestor with an environment is played again in a copy of it, for all
-    trees side by side.
+    The path from the nearest ancestor with an environment is replayed in a copy of it, for all
+    trees at the same time.
 
     Args:
       needed: A tree and the number of its node, by slot.
 
     Returns:
-      Why it failed, by slot, where it did.
+      The reason of each failure, by slot.
     """
-    routes: dict[int, list[Node]] = {}  # the nodes that are still to be reached, the last first
+    routes: dict[int, list[Node]] = {}  # nodes still to be reached, the last first
     handles: dict[int, int] = {}
     for e, (growing, number) in needed.items():
         node, route = growing.nodes[number], []
@@ -54,15 +56,15 @@ def bring_environments(
         if route:
             routes[e], handles[e] = route, node.handle
     failures: dict[int, str] = {}
-    ours: set[int] = set()  # slots whose handle is our own copy by now
+    copied: set[int] = set()  # slots whose handle is a copy made here
     while routes:
-        requests = [(handles[e], route[-1].action, e not in ours) for e, route in routes.items()]
+        requests = [(handles[e], route[-1].action, e not in copied) for e, route in routes.items()]
         for e, answer in zip(list(routes), act(pool, requests), strict=True):
             if isinstance(answer, EnvironmentFailure):
                 failures[e] = answer.reason
             else:
                 handles[e], transition = answer
-                ours.add(e)
+                copied.add(e)
                 node = routes[e].pop()
                 if transition != node.trajectory.steps[-1].transition:
                     failures[e] = "a replayed step was answered otherwise than before"
@@ -71,6 +73,6 @@ def bring_environments(
                     del routes[e]
             if e in failures:
                 del routes[e]
-                if e in ours:
+                if e in copied:
                     pool.release([handles[e]])
     return failures

@@ -1,26 +1,24 @@
 """Exploration: Monte-Carlo tree search for many tasks at once (paper section 3.2).
 
-A tick serves every live tree whatever its phase: trees that expand ask for k turns, trees that
-roll out ask for one, and all are decoded together. While the model works on what some trees asked,
-environments of other processes act for those that it has answered, but for as many as it needs to
-have its rows full; one jitted call updates all trees. A tree that is finished makes room for the
-next task.
+A turn of the loop (`search.turns`) serves all trees that wait, whatever their phase: trees that
+expand ask for k turns, trees that roll out ask for one, and all are decoded together. One jitted
+call updates all trees. A finished tree makes room for the next task.
 
-A candidate whose environment fails costs itself: the other candidates of an expansion are attached,
-and where there is no other, turns are sampled again. A node below which nothing is left is closed
-to selection; a tree ends early only when its root is.
+A failed environment costs one candidate; if all candidates of a node fail, turns are sampled again.
+A node without an open child is closed to selection; a tree ends early only if its root is closed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 
+from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.fields import check_fields
-from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvironmentPool,
@@ -29,15 +27,16 @@ from agentrm_jax.core.protocols import (
     Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.trees import TreeRecord, TreeStore
+from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
 from agentrm_jax.search.tree import NONE
+from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
+from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
-ATTEMPTS = 3
-"""How often turns are sampled of which the environment of each fails."""
+_UCB = UCB()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,30 +47,76 @@ class SearchConfig:
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
       selection: The rule by which the search enters the children of a node.
-      num_slots: Trees that grow at the same time. It decides speed, never results.
+      concurrency: Trees that grow at the same time. It changes speed, never results.
     """
 
     num_iterations: int = 40
     expansion_width: int = 5
-    selection: Annotated[SelectionRule, SELECTION_RULES] = dataclasses.field(default=UCB())
-    num_slots: int = 64
+    selection: Annotated[SelectionRule, SELECTION_RULES] = _UCB
+    concurrency: int = 64
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             num_iterations="[1, 1000000]",
             expansion_width="[1, 10000]",
-            num_slots="[1, 100000]",
+            concurrency="[1, 100000]",
         )
 
 
-class Explorer:
-    """Grows the trees of a task list into a store.
+def explore(
+    policy: Policy | PolicyFunction,
+    envs: EnvironmentPool,
+    tasks: Sequence[Task],
+    *,
+    selection: SelectionRule = _UCB,
+    num_iterations: int = 40,
+    expansion_width: int = 5,
+    concurrency: int = 64,
+    seed: int = 0,
+    store: str | pathlib.Path | None = None,
+) -> list[TreeRecord]:
+    """Grows a search tree for each task (paper section 3.2).
+
+    Args:
+      policy: A policy, or a function `(state, n, seed) -> texts`.
+      envs: The environments.
+      tasks: The tasks, each once.
+      selection: The rule by which the search enters the children of a node: `UCB()`, `PUCT()`, or a
+        function of `Children` that returns a score [E, W] for each child.
+      num_iterations: Iterations of each tree.
+      expansion_width: Turns sampled when a node is expanded; equal actions are merged.
+      concurrency: Trees that grow at the same time. It changes speed, never results.
+      seed: Seed of a policy function.
+      store: Folder that keeps the trees; its trees are resumed. None keeps them in memory only.
+
+    Returns:
+      The trees, in the order of `tasks`.
+
+    Raises:
+      UserError: A number is out of range, a stored tree is damaged, or the policy is wrong.
+    """
+    config = SearchConfig(
+        num_iterations=num_iterations,
+        expansion_width=expansion_width,
+        selection=selection,
+        concurrency=concurrency,
+    )
+
+    def grow(sink: TreeSink, stored: Mapping[str, TreeRecord]) -> None:
+        Explorer(as_policy(policy, seed), envs, sink, config).run(tasks, stored)
+
+    trees = grown_trees(store, grow)
+    return [trees[task.task_id] for task in tasks]
+
+
+class Explorer(TurnSearch[int, None]):
+    """Grows the trees of a task list; its players are slots, each with at most one tree.
 
     Args:
       policy: Proposes turns.
       pool: Environments.
-      store: Where finished iterations go.
+      store: Receives finished iterations.
       config: The search.
       on_iteration: Called after each iteration is stored.
     """
@@ -80,48 +125,50 @@ class Explorer:
         self,
         policy: Policy,
         pool: EnvironmentPool,
-        store: TreeStore,
+        store: TreeSink,
         config: SearchConfig,
         on_iteration: Callable[[], None] = lambda: None,
     ) -> None:
-        self.policy, self.pool = AdmittedPolicy(policy), pool
+        self.policy, self.pool = policy, pool
         self.store, self.config = store, config
         self._on_iteration = on_iteration
+        self._waiting: list[Task] = []
+        self._stored: Mapping[str, TreeRecord] = {}
         self._slots: list[GrowingTree | None] = []
 
     def run(self, tasks: Sequence[Task], stored: Mapping[str, TreeRecord]) -> None:
-        """Explores every task that `stored` does not hold finished; begun trees go on."""
+        """Explores every task whose tree in `stored` is absent or not finished.
+
+        Args:
+          tasks: The tasks.
+          stored: Trees that the store holds, by task id; unfinished ones are resumed.
+        """
         waiting = [t for t in tasks if not (t.task_id in stored and stored[t.task_id].finished)]
         if not waiting:
             return
-        # Slots and nodes do not depend on what is left, so that nothing compiles anew on resuming.
+        self._waiting, self._stored = waiting[::-1], stored
+        # Shapes follow from all tasks, so that nothing is compiled again on resuming.
         longest = max(task.max_steps for task in tasks)
         width = self.config.expansion_width
-        self._slots = [None] * min(self.config.num_slots, len(tasks))
+        self._slots = [None] * min(self.config.concurrency, len(tasks))
         # An iteration adds the children of one node and one rollout; a node has at most one child
-        # from a rollout beside its k own.
+        # from a rollout next to the children of its expansion.
         self._trees = tree.make_trees(
             len(self._slots), 1 + self.config.num_iterations * (width + longest), width + 1
         )
-        waiting.reverse()
-        asked: dict[int, int] = {}  # slots by the policy's tickets
-        answered: dict[int, list[Proposal]] = {}
-        while waiting or any(self._slots):
-            while True:
-                self._select()
-                questions = self._questions({*asked.values(), *answered})
-                room = self.policy.room() - sum(question.n for _, question in questions)
-                if not answered or room <= 0:
-                    break
-                self._act({e: answered.pop(e) for e in list(answered)[:room]})
-            tickets = self.policy.submit([question for _, question in questions])
-            asked.update(zip(tickets, (e for e, _ in questions), strict=True))
-            self._act(answered)
-            self._fill(waiting, stored)
-            answered = {asked.pop(ticket): group for ticket, group in self.policy.collect()}
-            # Environments of this process have no time of their own: nothing waits for them.
-            here = [e for e in answered if not self.pool.elsewhere(self._tree(e).task)]
-            self._act({e: answered.pop(e) for e in here})
+        for _ in run_turns(self.policy, self, len(self._slots)):
+            pass
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._live())
+
+    def overlaps(self, player: int) -> bool:
+        return self.pool.elsewhere(self._tree(player).task)
 
     def _live(self) -> dict[int, GrowingTree]:
         return {e: growing for e, growing in enumerate(self._slots) if growing is not None}
@@ -131,19 +178,17 @@ class Explorer:
         assert growing is not None
         return growing
 
-    def _fill(self, waiting: list[Task], stored: Mapping[str, TreeRecord]) -> None:
-        """Gives free slots the next tasks; half of them at a time, so that trees come in cohorts:
-        while the model works for one, the environments act for another."""
+    def begin(self, count: int) -> Sequence[None]:
+        """Gives free slots the next tasks."""
+        if count == 0:
+            return ()
         free = [e for e, growing in enumerate(self._slots) if growing is None]
-        room = min(len(free), -(-len(self._slots) // 2))
-        tasks = [waiting.pop() for _ in range(min(room, len(waiting)))]
-        if not tasks:
-            return
+        tasks = [self._waiting.pop() for _ in range(count)]
         changes = tree.Changes.none_of(self._trees)
-        changes.cleared[free[: len(tasks)]] = True
+        changes.cleared[free[:count]] = True
         self._trees = tree.advance(self._trees, changes)
         for e, task, answer in zip(free, tasks, self.pool.reset(tasks), strict=False):
-            record = stored.get(task.task_id)
+            record = self._stored.get(task.task_id)
             failed = isinstance(answer, EnvironmentFailure)
             if record is None:
                 self.store.begin(task, "" if failed else answer[1])
@@ -160,9 +205,10 @@ class Explorer:
             self._slots[e] = GrowingTree(task=task, nodes=[root])
             if record is not None:
                 self._restore(e, record)
+        return ()
 
     def _restore(self, e: int, record: TreeRecord) -> None:
-        """Brings a new slot to where the stored iterations left the tree."""
+        """Restores a tree from its stored iterations."""
         for iteration in record.iterations:
             self._tree(e).restore(iteration)
         _, M, W = self._trees.children.shape
@@ -173,8 +219,8 @@ class Explorer:
     def _select(self) -> None:
         """Walks down every tree that is between phases, until each needs the policy or is done.
 
-        A walk that ends in a known terminal node is an iteration of its own; a walk that ends in
-        a visited node expands it, and goes on from there after the expansion.
+        A walk to a known terminal node is a whole iteration. A walk to a visited node expands it
+        and continues from there after the expansion.
         """
         while idle := {e: g for e, g in self._live().items() if g.walks}:
             chosen = np.asarray(tree.select(self._trees, self.config.selection))
@@ -201,29 +247,20 @@ class Explorer:
         ):
             self._retire(e, f"too many candidates failed, the last with: {growing.last_failure}")
 
-    def _questions(self, busy: Collection[int]) -> list[tuple[int, Question]]:
-        """What the trees that wait for the policy ask, each with its slot.
-
-        Args:
-          busy: Slots whose question is open, or answered but not yet acted upon.
-        """
+    def questions(self) -> list[tuple[int, Question]]:
+        self._select()
         questions: list[tuple[int, Question]] = []
         for e, growing in self._live().items():
-            if e not in busy:
-                purpose, n = "rollout", 1
-                if growing.expanding is not None:
-                    purpose, n = "expand", self.config.expansion_width
-                state = growing.nodes[growing.waiting].trajectory
-                name = f"{purpose}/{growing.waiting}"
-                if growing.attempt:
-                    name += f"/again/{growing.attempt}"
-                # Trees that are behind go first, so that none is left when the others are done.
-                rank = growing.iteration + len(state.steps) / (1 + state.task.max_steps)
-                questions.append((e, Question(state, name, n, rank)))
+            if not growing.asked:
+                growing.asked = True
+                questions.append((e, growing.question(self.config.expansion_width)))
         return questions
 
-    def _act(self, answered: Mapping[int, list[Proposal]]) -> None:
-        """Steps the environments as the policy proposed, attaches the new nodes, backs up."""
+    def play(self, answers: Sequence[tuple[int, list[Proposal]]]) -> Sequence[None]:
+        """Moves the environments as the policy proposed, attaches the new nodes, backs up."""
+        answered = dict(answers)
+        for e in answered:
+            self._tree(e).asked = False
         waiting = {e: self._tree(e).waiting for e in sorted(answered)}
         failures = bring_environments(
             self.pool,
@@ -239,22 +276,24 @@ class Explorer:
             self._close(e, growing.close_waiting())
         groups = {e: answered[e] for e in waiting if e not in failures}
         expands = {e: self._tree(e).expanding is not None for e in groups}
-        self._expand({e: group for e, group in groups.items() if expands[e]})
-        self._roll({e: group for e, group in groups.items() if not expands[e]})
+        if any(expands.values()):
+            self._expand({e: group for e, group in groups.items() if expands[e]})
+        if not all(expands.values()):
+            self._roll({e: group for e, group in groups.items() if not expands[e]})
+        return ()
 
     def _expand(self, answered: Mapping[int, list[Proposal]]) -> None:
-        if not answered:
-            return
+        """Attaches children to the waiting nodes."""
         nodes = {e: self._tree(e).waiting for e in answered}
         candidates: list[tuple[int, Proposal, int]] = []
-        requests: list[tuple[int, str]] = []
+        requests: list[tuple[int, str, bool]] = []
         for e, group in answered.items():
             growing = self._tree(e)
             for proposal, multiplicity in growing.merged(nodes[e], group, self.pool.action_key):
                 candidates.append((e, proposal, multiplicity))
-                requests.append((growing.handle(nodes[e]), proposal.action))
+                requests.append((growing.handle(nodes[e]), proposal.action, True))
         new: dict[int, list[int]] = {e: [] for e in nodes}
-        answers = self.pool.branch(requests)
+        answers = act(self.pool, requests)
         for (e, proposal, multiplicity), answer in zip(candidates, answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
                 self._tree(e).fail(nodes[e], proposal.action, multiplicity, "expand", answer.reason)
@@ -267,20 +306,10 @@ class Explorer:
             new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
         self._attach(nodes, new, expands=True)
         for e in nodes:
-            growing = self._tree(e)
-            without_child = not growing.open_children(nodes[e])
-            if without_child and growing.attempt + 1 < ATTEMPTS:
-                growing.sample_again()
-                continue
-            growing.expanding, growing.attempt = None, 0
-            growing.expanded_now.append(nodes[e])
-            if without_child:
-                self._close(e, growing.close(nodes[e]))
+            self._close(e, self._tree(e).end_expansion())
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
-        """One step of every rollout. The first one leaves the node's own environment as it is."""
-        if not answered:
-            return
+        """Takes one step of every rollout; the first one in a copy of the node's environment."""
         nodes = {e: self._tree(e).waiting for e in answered}
         requests: list[tuple[int, str, bool]] = []
         for e, [proposal] in answered.items():
@@ -307,7 +336,7 @@ class Explorer:
         self._back_up(ended)
 
     def _roll_failed(self, e: int, proposal: Proposal, reason: str) -> None:
-        """Lets a rollout sample its turn again or, after `ATTEMPTS`, gives up its leaf."""
+        """Samples the turn of a rollout again or, after `ATTEMPTS`, closes its leaf."""
         growing = self._tree(e)
         growing.fail(growing.waiting, proposal.action, 1, "rollout", reason)
         if growing.rollout_handle is not None:  # it acted in place and is lost
@@ -318,7 +347,7 @@ class Explorer:
             self._close(e, growing.close_waiting())
 
     def _close(self, e: int, closed: Sequence[int]) -> None:
-        """Takes nodes away from selection; ends the tree where its root is one of them."""
+        """Closes nodes to selection; ends the tree if its root is one of them."""
         growing = self._tree(e)
         if 0 in closed:
             self._retire(e, growing.last_failure)

@@ -1,14 +1,15 @@
-"""One growing tree as the host knows it: its texts and environments, by node number."""
+"""A growing tree on the host: its texts and environments, by node number."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
-from agentrm_jax.core.protocols import Proposal
+from agentrm_jax.core.protocols import Proposal, Question
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord
 from agentrm_jax.search.tree import NONE
+from agentrm_jax.search.turns import ATTEMPTS
 
 
 def as_step(proposal: Proposal, transition: Transition) -> Step:
@@ -23,7 +24,7 @@ def as_step(proposal: Proposal, transition: Transition) -> Step:
 
 @dataclasses.dataclass(slots=True)
 class Node:
-    """A node; `handle` is its environment where one is at hand."""
+    """A node; `handle` is its environment, or None."""
 
     parent: int
     trajectory: Trajectory
@@ -38,25 +39,27 @@ class Node:
 
 @dataclasses.dataclass(slots=True)
 class GrowingTree:
-    """A tree and where its current iteration stands.
+    """A tree and the state of its current iteration.
 
     Attributes:
+      asked: Whether a request to the policy is open or its answer not yet played.
       new: Nodes attached in the current iteration.
       expanding: The node that waits for children, if any.
-      rolling: The last node of the rollout that goes on, if any.
+      rolling: The last node of the current rollout, if any.
       rollout_handle: Its environment.
       rollout_leaf: The selected node in which the rollout began.
-      attempt: How often turns of the waiting node were sampled of which all failed.
-      closed: Nodes that are not selected any more: no candidate below them is left.
+      attempt: Number of times that all sampled turns of the waiting node failed.
+      closed: Nodes that selection does not enter: no candidate below them is left.
       closed_now: Nodes closed in the current iteration.
       expanded_now: Nodes that were expanded in the current iteration.
       failures: Candidates that failed in the current iteration.
-      last_failure: Why the last one of all failed.
+      last_failure: The reason of the last failure.
     """
 
     task: Task
     nodes: list[Node]
     iteration: int = 0
+    asked: bool = False
     new: list[NodeRecord] = dataclasses.field(default_factory=list)
     expanding: int | None = None
     rolling: int | None = None
@@ -71,7 +74,7 @@ class GrowingTree:
 
     @property
     def walks(self) -> bool:
-        """Whether selection goes on; else the tree waits for the policy."""
+        """Whether selection continues; if not, the tree waits for the policy."""
         return self.expanding is None and self.rolling is None
 
     @property
@@ -81,6 +84,17 @@ class GrowingTree:
         assert node is not None
         return node
 
+    def question(self, expansion_width: int) -> Question:
+        """Returns the request for the waiting node: turns to expand it, or one for its rollout."""
+        purpose, n = ("rollout", 1) if self.expanding is None else ("expand", expansion_width)
+        state = self.nodes[self.waiting].trajectory
+        name = f"{purpose}/{self.waiting}"
+        if self.attempt:
+            name += f"/again/{self.attempt}"
+        # Trees with fewer iterations go first, so that none is left when the others are done.
+        rank = self.iteration + len(state.steps) / (1 + state.task.max_steps)
+        return Question(state, name, n, rank)
+
     def handle(self, number: int) -> int:
         """The environment of a node that has one."""
         handle = self.nodes[number].handle
@@ -88,7 +102,7 @@ class GrowingTree:
         return handle
 
     def add(self, parent: int, step: Step, multiplicity: int, handle: int | None) -> int:
-        """Attaches a node and gives its number."""
+        """Attaches a node and returns its number."""
         number = len(self.nodes)
         trajectory = self.nodes[parent].trajectory.extended(step)
         self.nodes.append(Node(parent=parent, trajectory=trajectory, handle=handle))
@@ -100,10 +114,12 @@ class GrowingTree:
     def merged(
         self, parent: int, proposals: list[Proposal], key_of: Callable[[Task, str], str]
     ) -> list[tuple[Proposal, int]]:
-        """The first proposal of each action that is not yet a child, and how often it came.
+        """Returns the first proposal of each action that is not yet a child, and its multiplicity.
 
         Args:
-          key_of: `EnvironmentPool.action_key`: which actions are the same to the environment.
+          parent: The node.
+          proposals: Turns sampled for it.
+          key_of: `EnvironmentPool.action_key`; actions with equal keys are merged.
         """
         known = {key_of(self.task, self.nodes[c].action) for c in self.nodes[parent].children}
         counts: dict[str, int] = {}
@@ -123,7 +139,7 @@ class GrowingTree:
         """Closes a node to selection, and every ancestor that has no other open child.
 
         Returns:
-          The nodes that are closed by this. The root among them: the tree has no candidate left.
+          The nodes that are closed by it; with the root, the tree has no candidate left.
         """
         found = []
         while number != NONE and not self.open_children(number):
@@ -151,7 +167,22 @@ class GrowingTree:
         self.failures.append(record)
         self.last_failure = reason
 
-    def sample_again(self) -> None:
+    def end_expansion(self) -> list[int]:
+        """Ends the expansion of the waiting node, or has its turns sampled again if all failed.
+
+        Returns:
+          The nodes that are closed by it.
+        """
+        node = self.waiting
+        without_child = not self.open_children(node)
+        if without_child and self.attempt + 1 < ATTEMPTS:
+            self._sample_again()
+            return []
+        self.expanding, self.attempt = None, 0
+        self.expanded_now.append(node)
+        return self.close(node) if without_child else []
+
+    def _sample_again(self) -> None:
         """Counts an expansion of which every candidate failed; its turns count for nothing else."""
         self.attempt += 1
         self.failures = [

@@ -1,31 +1,34 @@
-"""State-value pairs from stored trees (paper section 3.2); no environment or model is needed."""
+"""Labels: values of states from search trees or logged trajectories (paper section 3.2)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.core.text import printable
+from agentrm_jax.data.states import ROOT_PARENT, LabelledTree
 from agentrm_jax.data.trees import NodeRecord, TreeRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelConfig:
-    """Which states become labels, and how much each counts.
+    """The states that have a label, and the label's weight and value.
 
     Attributes:
-      weighting: `faithful`: states with at least `min_visits`, all weight 1 (the paper's rule);
-        `visits`: every visited state with weight N / (N + 2), terminal states, whose value is
-        certain, with weight 1.
+      weighting: `faithful`: states with at least `min_visits` visits, all with weight 1 (the
+        paper's rule); `visits`: every visited state with weight N / (N + 2), but terminal states,
+        whose value is certain, with weight 1.
       min_visits: The paper's lambda; only for `faithful`.
-      target: `mean`: a state's mean return (the paper's); `td`: see `lambda_targets`.
-      td_lambda: Of `td`. With 1 only outcomes count, with 0 a target is what the states one step
-        further are worth.
+      target: `mean`: a state's mean return (the paper's); `td`: its TD(lambda) target
+        (`lambda_targets`).
+      td_lambda: The lambda of `td`. With 1 the target of a state is made of outcomes alone, with 0
+        of the values of its children alone.
     """
 
     weighting: Literal["faithful", "visits"] = "visits"
@@ -39,7 +42,7 @@ class LabelConfig:
         check_choice("target", self.target, ("mean", "td"))
 
     def weight(self, visit_count: int, terminal: bool) -> float:
-        """How much a state counts; 0 leaves it out."""
+        """Returns the weight of a state's label; 0 if it has none."""
         if self.weighting == "faithful":
             return 1.0 if visit_count >= self.min_visits else 0.0
         if visit_count == 0:
@@ -47,88 +50,125 @@ class LabelConfig:
         return 1.0 if terminal else visit_count / (visit_count + 2)
 
 
-def labelled_paths(record: TreeRecord, config: LabelConfig) -> Iterator[LabelledPath]:
-    """The tree's root-to-leaf paths with the labels of their states.
+DEFAULT = LabelConfig()
 
-    Every labelled state is carried by exactly one path, so that a model trained on all step ends
-    of the paths sees each state's label once. Paths without a label are left out.
+
+def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[LabelledTree]:
+    """Returns search trees with the values of their states (paper section 3.2).
+
+    Args:
+      trees: Search trees; one whose search failed may have no label.
+      config: Which states have a label, and its weight and value.
+
+    Returns:
+      One labelled tree for each tree, in order; nodes have the same numbers.
     """
-    nodes = record.nodes
-    visits, sums = record.backed_up()
+    return [label_tree(tree, config) for tree in trees]
+
+
+def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:
+    """Returns a search tree with the values of its states; see `label`."""
+    visits, sums = tree.backed_up()
     values = sums / np.maximum(visits, 1)
     if config.target == "td":
-        values = lambda_targets(record, visits, values, config.td_lambda)
-    parents = {node.parent for node in nodes.values()}
-    carried: set[int] = set()
-    for leaf in sorted(set(nodes) - parents):
-        path = [leaf]
-        while path[-1] != 0:
-            path.append(nodes[path[-1]].parent)
-        path.reverse()
-        steps = tuple(nodes[n].step for n in path[1:])
-        weights = []
-        for number in path:
-            terminal = number != 0 and nodes[number].step.transition.done
-            weight = config.weight(int(visits[number]), terminal)
-            weights.append(0.0 if number in carried else weight)
-        carried.update(path)
-        if any(weights):
-            yield LabelledPath(
-                trajectory=Trajectory(
-                    task=record.task, first_observation=record.first_observation, steps=steps
-                ),
-                node_ids=tuple(path),
-                values=tuple(float(values[n]) for n in path),
-                visit_counts=tuple(int(visits[n]) for n in path),
-                weights=tuple(weights),
+        values = lambda_targets(tree, visits, values, config.td_lambda)
+    nodes = [node for _, node in sorted(tree.nodes.items())]
+    terminal = [False, *(node.step.transition.done for node in nodes)]
+    return LabelledTree(
+        task=tree.task,
+        first_observation=tree.first_observation,
+        parents=(ROOT_PARENT, *(node.parent for node in nodes)),
+        steps=tuple(node.step for node in nodes),
+        values=tuple(values.tolist()),
+        visit_counts=tuple(visits.tolist()),
+        weights=tuple(map(config.weight, visits.tolist(), terminal)),
+    )
+
+
+def label_trajectories(trajectories: Iterable[Trajectory]) -> list[LabelledTree]:
+    """Returns trajectories with their outcomes as the values of all their states.
+
+    This labels logged trajectories, for which there is neither a tree nor an environment.
+
+    Args:
+      trajectories: Trajectories whose rewards sum to an outcome in [0, 1].
+
+    Returns:
+      One labelled tree for each trajectory, a single path; all labels have weight 1.
+
+    Raises:
+      UserError: An outcome is not within 0 and 1.
+    """
+    trees = []
+    for trajectory in trajectories:
+        num_states, outcome = len(trajectory.steps) + 1, trajectory.outcome
+        if not -1e-6 <= outcome <= 1 + 1e-6:
+            raise UserError(
+                f"task {printable(trajectory.task.task_id)}: the rewards of a trajectory must sum "
+                f"to an outcome within 0 and 1 (got {outcome:.6g})"
             )
+        trees.append(
+            LabelledTree(
+                task=trajectory.task,
+                first_observation=trajectory.first_observation,
+                parents=tuple(range(ROOT_PARENT, num_states - 1)),
+                steps=trajectory.steps,
+                values=(outcome,) * num_states,
+                visit_counts=(1,) * num_states,
+                weights=(1.0,) * num_states,
+            )
+        )
+    return trees
 
 
 def lambda_targets(
-    record: TreeRecord, visits: np.ndarray, values: np.ndarray, td_lambda: float
+    tree: TreeRecord, visits: np.ndarray, values: np.ndarray, td_lambda: float
 ) -> np.ndarray:
-    """TD(lambda) targets (Sutton 1988) of the states, expected over what the policy does there.
+    """Returns the TD(lambda) targets (Sutton 1988) of the states under the sampling policy.
 
     The target G of a state is the mean over its visited children c of
     (1 - lambda) V(c) + lambda G(c), with V the mean return and each child counted as often as the
-    policy chose it (`times_chosen`); a state without such children has G = V. Only the end is paid,
-    hence neither rewards nor a discount. V plus the generalised advantage estimate (Schulman et al.
-    2016) with the same lambda is this number, too. Were children counted as often as the search
-    visited them, every lambda would give V: the search prefers what it found to be good, and this
-    undoes it.
+    policy chose it (`times_chosen`); a state without visited children has G = V. Only the end is
+    rewarded, hence neither rewards nor a discount. G equals V plus the generalised advantage
+    estimate (Schulman et al. 2016) with the same lambda. If children were counted as often as the
+    search visited them, every lambda would give V: the search prefers children with large values,
+    and counting the policy's choices removes that preference.
 
     Args:
-      visits: [M] by node, how many returns were backed up.
-      values: [M] V.
+      tree: The search tree of M nodes.
+      visits: [M] visit counts by node.
+      values: [M] mean returns V by node.
+      td_lambda: lambda, in [0, 1].
 
     Returns:
-      [M] float64.
+      [M] float64 targets by node.
     """
-    parents = {node.node: node.parent for it in record.iterations for node in it.nodes}
-    chosen = times_chosen(record)
+    parents = {number: node.parent for number, node in tree.nodes.items()}
+    chosen = times_chosen(tree)
     targets = np.array(values, np.float64)
     total, count = np.zeros(len(targets)), np.zeros(len(targets))
     for node in range(len(targets) - 1, -1, -1):  # children have higher numbers than parents
         if count[node]:
             targets[node] = total[node] / count[node]
         if node and visits[node]:
-            worth = (1 - td_lambda) * values[node] + td_lambda * targets[node]
-            total[parents[node]] += chosen[node] * worth
+            mixed = (1 - td_lambda) * values[node] + td_lambda * targets[node]
+            total[parents[node]] += chosen[node] * mixed
             count[parents[node]] += chosen[node]
     return targets
 
 
-def times_chosen(record: TreeRecord) -> dict[int, int]:
-    """How often the policy, asked in a node's parent, chose the node's action.
+def times_chosen(tree: TreeRecord) -> dict[int, int]:
+    """Returns how many of the turns sampled at a node's parent had the node's action, by node.
 
-    A child that a rollout cached was chosen once then. When its parent is expanded later, turns
-    with its action are merged into it without a record of how many they were: as many as the new
-    children lack of the turns that are sampled in every expansion, as the root's was.
+    A child that a rollout cached was sampled once. When its parent is expanded later, turns with
+    the same action are merged into it without a record of their number. The number is inferred:
+    every expansion samples as many turns as that of the root did, and those that became neither new
+    children nor failures were merged.
     """
     chosen: dict[int, int] = {}
     children: dict[int, list[int]] = {}
     sampled = 0
-    for iteration in record.iterations:
+    for iteration in tree.iterations:
         new: dict[int, list[NodeRecord]] = {}
         failed: dict[int, int] = {}  # turns whose environment failed are no children
         for failure in iteration.failures:
@@ -137,8 +177,8 @@ def times_chosen(record: TreeRecord) -> dict[int, int]:
         for node in iteration.nodes:
             new.setdefault(node.parent, []).append(node)
         sampled = sampled or sum(node.multiplicity for node in new.get(0, ())) + failed.get(0, 0)
-        for parent, own in new.items():
-            counted = {node.node: node.multiplicity for node in own}
+        for parent, new_children in new.items():
+            counted = {node.node: node.multiplicity for node in new_children}
             if cached := children.get(parent):
                 chosen[cached[0]] += max(0, sampled - sum(counted.values()) - failed.get(parent, 0))
             chosen |= counted

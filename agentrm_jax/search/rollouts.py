@@ -1,4 +1,4 @@
-"""Whole trajectories, many at once: greedy agents, and the samples behind best-of-n."""
+"""Whole trajectories, many at once: the greedy agent, and the samples for best-of-n."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-from agentrm_jax.core.proposals import AdmittedPolicy
+from agentrm_jax.agent.function import PolicyFunction, as_policy
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvironmentPool,
@@ -15,25 +16,25 @@ from agentrm_jax.core.protocols import (
     Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.search.environments import act
 from agentrm_jax.search.growing import as_step
-
-ATTEMPTS = 3
-"""How often a turn is sampled whose environment fails."""
+from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A finished trajectory and what it cost.
+    """A finished trajectory and its cost.
 
     Attributes:
-      sample: Which of a task's trajectories it is.
+      trajectory: The trajectory.
+      sample: Its number among the trajectories of its task.
       policy_tokens: Tokens decoded.
-      truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
+      truncated_steps: Steps that did not fit into the context, summed over the turns.
       env_steps: Steps of the environment.
+      wall_seconds: Seconds from its reset to its end, while others ran at the same time.
       failed_candidates: Turns whose environment failed; another one was sampled in their place.
-      reward_tokens: Tokens that a reward model read on the way, for methods that score steps.
-      wall_seconds: From its reset to its end, while others ran beside it.
-      error: Why the environment gave up, if it did.
+      reward_tokens: Tokens that a reward model read during the search, if the method scores steps.
+      error: The reason why the environment failed for good, or None.
     """
 
     trajectory: Trajectory
@@ -48,11 +49,51 @@ class Rollout:
 
     @property
     def replies_without_action(self) -> int:
+        """Number of steps whose reply has no action."""
         return sum(not step.action for step in self.trajectory.steps)
 
 
-@dataclasses.dataclass(slots=True)
-class _Running:
+def rollouts(
+    policy: Policy | PolicyFunction,
+    envs: EnvironmentPool,
+    tasks: Sequence[Task] | Sequence[tuple[Task, int]],
+    *,
+    n: int = 1,
+    seed: int = 0,
+    concurrency: int = 64,
+) -> Iterator[Rollout]:
+    """Runs n trajectories of each task to their end; yields each as it ends.
+
+    A trajectory depends on the policy, its task and its sample number alone, never on other
+    trajectories. If the environment of a turn fails, the episode is replayed up to there and
+    another turn is sampled, three times in all.
+
+    Args:
+      policy: A policy, or a function `(state, n, seed) -> texts`.
+      envs: The environments.
+      tasks: The tasks; or pairs (task, sample number), to run those samples only.
+      n: Trajectories of each task, numbered from 0.
+      seed: Seed of a policy function.
+      concurrency: Trajectories that run at the same time. It changes speed, never results.
+
+    Raises:
+      UserError: n or concurrency is below 1, or the policy breaks its protocol.
+    """
+    for name, value in (("n", n), ("concurrency", concurrency)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1 (got {value})")
+    samples = [
+        (item, sample) if isinstance(item, Task) else item
+        for item in tasks
+        for sample in range(n if isinstance(item, Task) else 1)
+    ]
+    return run_turns(as_policy(policy, seed), _Rollouts(envs, samples), concurrency)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Episode:
+    """A trajectory that is not finished; `attempt` counts the failures of its current turn."""
+
     trajectory: Trajectory
     sample: int
     handle: int
@@ -82,89 +123,79 @@ class _Running:
         )
 
 
-def rollouts(
-    policy: Policy, pool: EnvironmentPool, episodes: Sequence[tuple[Task, int]], *, slots: int = 64
-) -> Iterator[Rollout]:
-    """Runs one trajectory for each (task, sample number); yields them as they end.
+class _Rollouts(TurnSearch[_Episode, Rollout]):
+    """Rollouts as the turn loop drives them."""
 
-    At most `slots` run at the same time: one that ends makes room for the next. A trajectory
-    depends on its task and sample number, never on other rollouts. If the environment of a turn
-    fails, the episode is played again up to there and another turn is sampled, `ATTEMPTS` in all.
-    """
-    policy = AdmittedPolicy(policy)
-    waiting = list(reversed(episodes))
-    running = 0
-    ready: list[_Running] = []  # what the policy is still to be asked about
-    asked: dict[int, _Running] = {}
-    answered: list[tuple[_Running, Proposal]] = []
+    def __init__(self, pool: EnvironmentPool, samples: Sequence[tuple[Task, int]]) -> None:
+        self._pool = pool
+        self._waiting = list(reversed(samples))
+        self._ready: list[_Episode] = []
+        self.num_running = 0
 
-    def act(replies: Sequence[tuple[_Running, Proposal]]) -> Iterator[Rollout]:
-        """Lets the environments act; gives what is over, the others are ready again."""
-        nonlocal running
-        answers = pool.step([(r.handle, p.action) for r, p in replies]) if replies else []
-        for (r, proposal), answer in zip(replies, answers, strict=True):
-            r.policy_tokens += len(proposal.log_probs)
-            r.truncated_steps += proposal.dropped_steps
-            failure = None
-            if isinstance(answer, EnvironmentFailure):
-                failure = _played_again(pool, r, answer)
-            else:
-                r.trajectory, r.attempt = r.trajectory.extended(as_step(proposal, answer)), 0
-            if failure is None and not r.trajectory.done:
-                ready.append(r)
-                continue
-            pool.release([r.handle])
-            running -= 1
-            yield r.finished(failure)
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
-    while waiting or running:
-        while answered and (room := policy.room() - len(ready)) > 0:
-            acting, answered = answered[:room], answered[room:]
-            yield from act(acting)
-        questions = [r.question for r in ready]
-        asked.update(zip(policy.submit(questions), ready, strict=True))
-        ready = []
-        # While the policy works on these, environments elsewhere act as it proposed for others; for
-        # as many as fill its rows they have acted before.
-        yield from act(answered)
-        # Half of the slots at a time: two cohorts, of which one is decoded while the other acts.
-        room = min(slots - running, -(-slots // 2), len(waiting))
-        entering = [waiting.pop() for _ in range(room)]
-        answers = pool.reset([task for task, _ in entering]) if entering else []
+    def begin(self, count: int) -> Iterator[Rollout]:
+        entering = [self._waiting.pop() for _ in range(count)]
+        answers = self._pool.reset([task for task, _ in entering]) if entering else []
         for (task, sample), answer in zip(entering, answers, strict=True):
             now = time.monotonic()
             if isinstance(answer, EnvironmentFailure):
                 nothing = Trajectory(task=task, first_observation="")
-                yield _Running(nothing, sample, -1, now).finished(answer.reason)
+                yield _Episode(nothing, sample, -1, now).finished(answer.reason)
                 continue
             handle, observation = answer
             trajectory = Trajectory(task=task, first_observation=observation)
-            ready.append(_Running(trajectory, sample, handle, now))
-            running += 1
-        replies = [(asked.pop(ticket), proposal) for ticket, [proposal] in policy.collect()]
-        answered = [(r, p) for r, p in replies if pool.elsewhere(r.trajectory.task)]
-        yield from act([(r, p) for r, p in replies if not pool.elsewhere(r.trajectory.task)])
+            self._ready.append(_Episode(trajectory, sample, handle, now))
+            self.num_running += 1
+
+    def questions(self) -> list[tuple[_Episode, Question]]:
+        ready, self._ready = self._ready, []
+        return [(episode, episode.question) for episode in ready]
+
+    def overlaps(self, player: _Episode) -> bool:
+        return self._pool.elsewhere(player.trajectory.task)
+
+    def play(self, answers: Sequence[tuple[_Episode, list[Proposal]]]) -> Iterator[Rollout]:
+        turns = [(episode, proposal) for episode, [proposal] in answers]
+        acted = act(self._pool, [(e.handle, proposal.action, False) for e, proposal in turns])
+        for (episode, proposal), answer in zip(turns, acted, strict=True):
+            episode.policy_tokens += len(proposal.log_probs)
+            episode.truncated_steps += proposal.truncated_steps
+            error = None
+            if isinstance(answer, EnvironmentFailure):
+                error = _replayed(self._pool, episode, answer)
+            else:
+                step = as_step(proposal, answer[1])
+                episode.trajectory, episode.attempt = episode.trajectory.extended(step), 0
+            if error is None and not episode.trajectory.done:
+                self._ready.append(episode)
+                continue
+            self._pool.release([episode.handle])
+            self.num_running -= 1
+            yield episode.finished(error)
 
 
-def _played_again(pool: EnvironmentPool, r: _Running, failure: EnvironmentFailure) -> str | None:
-    """Brings a trajectory whose environment failed back to its last state.
+def _replayed(pool: EnvironmentPool, episode: _Episode, failure: EnvironmentFailure) -> str | None:
+    """Replays an episode whose environment failed, up to its last state.
 
     Returns:
-      Why it cannot go on; None if another turn is to be sampled there.
+      The reason why it ends here; None if another turn is to be sampled.
     """
-    r.failed_candidates += 1
-    r.attempt += 1
-    if r.attempt == ATTEMPTS:
+    episode.failed_candidates += 1
+    episode.attempt += 1
+    if episode.attempt == ATTEMPTS:
         return failure.reason
-    pool.release([r.handle])
-    [begun] = pool.reset([r.trajectory.task])
+    pool.release([episode.handle])
+    [begun] = pool.reset([episode.trajectory.task])
     if isinstance(begun, EnvironmentFailure):
         return begun.reason
-    r.handle, observation = begun
-    if observation != r.trajectory.first_observation:
+    episode.handle, observation = begun
+    if observation != episode.trajectory.first_observation:
         return f"{failure.reason}; the environment then began otherwise"
-    for step in r.trajectory.steps:
-        [answer] = pool.step([(r.handle, step.action)])
+    for step in episode.trajectory.steps:
+        [answer] = pool.step([(episode.handle, step.action)])
         if isinstance(answer, EnvironmentFailure):
             return answer.reason
         if answer != step.transition:

@@ -13,7 +13,7 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.in_step import InStepAgent
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import propose
+from agentrm_jax.core.protocols import BeamStep, propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
@@ -63,10 +63,46 @@ ASKED = [
 FINISHED = [[], [], [50.0], [0.1, -50.0], [], []]
 
 
+def beam_step(requests, finished) -> BeamStep:
+    """States that are one object are one state."""
+    states = {id(state): state for state, _ in requests}
+    numbers = list(states)
+    return BeamStep(
+        states=tuple(states.values()),
+        requests=tuple((numbers.index(id(state)), purpose) for state, purpose in requests),
+        finished_scores=tuple(finished),
+    )
+
+
+STEPS = [beam_step(*asked) for asked in zip(ASKED, FINISHED, strict=True)]
+
+
+def plain(results):
+    """(state or finished beam, proposal or None, score) of what is kept, and tokens decoded."""
+    return [
+        (
+            [
+                (kept.finished, None, kept.score)
+                if kept.candidate is None
+                else (
+                    result.candidates[kept.candidate].parent,
+                    result.candidates[kept.candidate].proposal,
+                    kept.score,
+                )
+                for kept in result.kept
+            ],
+            result.tokens_decoded,
+        )
+        for result in results
+    ]
+
+
 def unfused(in_step: InStepAgent, requests, finished):
+    numbers = list(dict.fromkeys(id(state) for state, _ in requests))
     groups = propose(in_step.agent, requests, N)
     candidates, seen = [], set()
-    for number, ((trajectory, _), group) in enumerate(zip(requests, groups, strict=True)):
+    for (trajectory, _), group in zip(requests, groups, strict=True):
+        number = numbers.index(id(trajectory))
         for proposal in group:
             if (id(trajectory), proposal.token_ids) not in seen:
                 seen.add((id(trajectory), proposal.token_ids))
@@ -82,7 +118,7 @@ def without_log_probs(proposal):
 
 
 def test_the_fused_step_equals_the_unfused_one(in_step):
-    found = in_step.propose_scored(ASKED, FINISHED, N, WIDTH)
+    found = plain(in_step.propose_scored(STEPS, N, WIDTH))
     for requests, finished, (kept, decoded) in zip(ASKED, FINISHED, found, strict=True):
         expected, tokens = unfused(in_step, requests, finished)
         assert decoded == tokens
@@ -98,18 +134,19 @@ def test_the_fused_step_equals_the_unfused_one(in_step):
         )
     [number, proposal, score] = found[2][0][0]
     assert (number, proposal, score) == (0, None, 50.0)  # a finished beam stays
-    assert all(proposal.dropped_steps > 0 for _, proposal, _ in found[5][0])
+    assert all(proposal.truncated_steps > 0 for _, proposal, _ in found[5][0])
 
 
 def test_a_task_gets_the_same_whatever_is_asked_beside_it(in_step):
-    together = in_step.propose_scored(ASKED, FINISHED, N, WIDTH)
-    for requests, finished, expected in zip(ASKED, FINISHED, together, strict=True):
-        assert in_step.propose_scored([requests], [finished], N, WIDTH) == [expected]
+    together = in_step.propose_scored(STEPS, N, WIDTH)
+    for step, expected in zip(STEPS, together, strict=True):
+        assert in_step.propose_scored([step], N, WIDTH) == [expected]
+    assert in_step.propose_scored([], N, WIDTH) == []
 
 
 def test_another_vocabulary_is_one_clear_error(in_step):
     class Other:
         config = dataclasses.replace(CONFIG, vocab_size=999)
 
-    with pytest.raises(UserError, match=r"beam\.score_at: .* \(320, not 999\)"):
+    with pytest.raises(UserError, match=r"score_at must be observation .* \(999\) .* \(320\)"):
         InStepAgent(in_step.agent, Other())

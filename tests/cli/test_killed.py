@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_cases import CONFIG, HERE, agentrm
 
-from agentrm_jax.data.states import open_paths
+from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.pipeline.models import load_policy, load_reward
 from agentrm_jax.runtime.json_files import read_json
@@ -22,7 +22,7 @@ MOMENTS = (
     ("agentrm_jax.runtime.metrics:MetricWriter.write", 2),  # sft, behind its first checkpoint
     ("agentrm_jax.pipeline.models:save_model", 1),  # sft, trained but not saved
     ("agentrm_jax.data.trees:TreeStore.append", 9),
-    ("agentrm_jax.pipeline.label:write_paths", 1),
+    ("agentrm_jax.pipeline.label:write_labels", 1),
     ("agentrm_jax.runtime.metrics:MetricWriter.write", 2),  # train-rm
     ("agentrm_jax.runtime.json_lines:JsonLines.append", 7),  # sample
     ("agentrm_jax.train.implicit:reference_log_probs", 1),
@@ -86,11 +86,11 @@ def test_trees_and_labels_are_the_same(folders) -> None:
     (a, log_probs), (b, others) = (without_log_probs(found) for found in trees)
     assert a == b
     np.testing.assert_allclose(log_probs, others, atol=1e-4)
-    labels = [list(open_paths(folder / "states" / "dataset")) for folder in folders]
+    labels = [list(open_labels(folder / "states" / "dataset")) for folder in folders]
     for a, b in zip(*labels, strict=True):
-        steps = [[dataclasses.replace(s, log_probs=()) for s in p.trajectory.steps] for p in (a, b)]
+        steps = [[dataclasses.replace(s, log_probs=()) for s in tree.steps] for tree in (a, b)]
         assert steps[0] == steps[1]
-        assert dataclasses.replace(a, trajectory=b.trajectory) == b
+        assert dataclasses.replace(a, steps=b.steps) == b
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cli_cases import CONFIG, agentrm
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.data.states import open_paths
+from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.evaluate.config import EvaluateConfig
 from agentrm_jax.model.heads import MSE, HLGauss
@@ -73,7 +73,7 @@ def test_another_configuration_is_refused_by_key(copy, capsys) -> None:
 
 
 def test_speed_may_change(copy: pathlib.Path) -> None:
-    faster = "--explore.search.num_slots=2"
+    faster = "--explore.search.concurrency=2"
     printed, _ = agentrm("run", str(CONFIG), "--output", str(copy), faster, ends=0)
     assert printed.count("done before") == 8
 
@@ -183,9 +183,9 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     rows = read_json(copy / "eval" / "best_of_n" / "scores.json")
     scores = [row["score"] for row in rows if row["reward_model"] == "explicit"]
     assert 0.0 < min(scores) < max(scores) < 1.0
-    before, after = (list(open_paths(run / "states" / DATASET)) for run in (finished, copy))
-    assert [path.node_ids for path in before] == [path.node_ids for path in after]
-    assert [path.values for path in before] != [path.values for path in after]
+    before, after = (list(open_labels(run / "states" / DATASET)) for run in (finished, copy))
+    assert [tree.parents for tree in before] == [tree.parents for tree in after]
+    assert [tree.values for tree in before] != [tree.values for tree in after]
 
     shutil.rmtree(copy / "reward")
     shutil.rmtree(copy / "eval")

@@ -13,17 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.states import LabelledPath, open_paths, write_paths
+from agentrm_jax.core.records import Trajectory, to_json
+from agentrm_jax.data.dataset import write_dataset
+from agentrm_jax.data.states import LabelledTree, open_labels, write_labels
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
 from agentrm_jax.runtime.manifests import read_manifest
 
 
-def labelled(num_steps: int, number: int = 0) -> LabelledPath:
+def labelled(num_steps: int, number: int = 0) -> LabelledTree:
+    """The steps as two branches: every third step follows the root."""
     states = range(num_steps + 1)
-    return LabelledPath(
-        trajectory=trajectory(num_steps, number),
-        node_ids=tuple(3 * i for i in states),
+    return LabelledTree(
+        task=trajectory(num_steps, number).task,
+        first_observation="Go.",
+        parents=(-1, *((i - 1 if i % 3 else 0) for i in states[1:])),
+        steps=trajectory(num_steps, number).steps,
         values=tuple((i + 1) / 7 for i in states),
         visit_counts=tuple(40 - i for i in states),
         weights=tuple(float(i % 2) for i in states),
@@ -55,10 +59,10 @@ def test_text_and_numbers_come_back_exactly(tmp_path, text, log_probs):
     assert open_trajectories(tmp_path / "experts")[0] == whole
 
 
-def test_labelled_paths_come_back(tmp_path):
+def test_labelled_trees_come_back(tmp_path):
     written = [labelled(i, i) for i in range(6)]
-    write_paths(tmp_path / "states", iter(written))
-    assert list(open_paths(tmp_path / "states")) == written
+    write_labels(tmp_path / "states", iter(written))
+    assert list(open_labels(tmp_path / "states")) == written
     assert written[5].num_labels == 3
 
 
@@ -99,12 +103,75 @@ def test_a_folder_with_other_files_is_refused_and_they_stay(tmp_path):
 def test_a_number_that_is_not_finite_is_not_written(tmp_path):
     broken = dataclasses.replace(labelled(2), values=(float("nan"), 0.0, 0.0))
     with pytest.raises(UserError, match=r"states: record .*: Out of range float values"):
-        write_paths(tmp_path / "states", [broken])
+        write_labels(tmp_path / "states", [broken])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("opened", "command"), [(open_trajectories, "experts"), (open_paths, "label")]
+    ("changes", "reason"),
+    [
+        ({"values": (0.5, 0.5)}, r"values: must have 4 items \(got 2\)"),
+        ({"values": (0.5, 0.5, 0.5, 1.5)}, "values: must be within 0 and 1"),
+        ({"weights": (1.0, -1.0, 0.0, 0.0)}, "must be at least 0"),
+        ({"parents": (0, 0, 1, 2)}, r"parents: must begin with -1 \(got 0\)"),
+        ({"parents": (-1, 0, 2, 2)}, r"that of node 2 must come before it \(got 2\)"),
+        ({"parents": ()}, r"parents: must have 4 items \(got 0\)"),
+    ],
+)
+def test_labels_that_contradict_themselves_are_corrupt(tmp_path, changes, reason):
+    write_labels(tmp_path / "states", [dataclasses.replace(labelled(3), **changes)])
+    with pytest.raises(UserError, match=f"states: record 0 is corrupt .*{reason}"):
+        open_labels(tmp_path / "states")
+
+
+def test_labels_of_an_older_version_are_read_as_trees(tmp_path):
+    """They are root-to-leaf paths, with the numbers that the search gave to the nodes."""
+    whole = trajectory(3)
+    steps = whole.steps
+    paths = [  # 0 - 2 - 3, and 2 - 7 - 8; the label of 2 is on the first path
+        ((0, 2, 3), steps[:2], (0.5, 0.25, 0.0), (3, 2, 1), (0.5, 1.0, 0.0)),
+        (
+            (0, 2, 7, 8),
+            (steps[0], *steps[1:]),
+            (0.5, 0.25, 0.75, 1.0),
+            (3, 2, 1, 1),
+            (0, 0, 0.5, 1),
+        ),
+    ]
+    write_dataset(
+        tmp_path / "states",
+        "labelled states",
+        (
+            (
+                f"toy/0/{nodes[-1]}",
+                {"num_steps": len(taken), "num_labels": sum(w > 0 for w in weights)},
+                {
+                    "trajectory": to_json(dataclasses.replace(whole, steps=tuple(taken))),
+                    "node_ids": nodes,
+                    "values": values,
+                    "visit_counts": visits,
+                    "weights": weights,
+                },
+            )
+            for nodes, taken, values, visits, weights in paths
+        ),
+    )
+    [tree] = open_labels(tmp_path / "states")
+    assert tree == LabelledTree(
+        task=whole.task,
+        first_observation=whole.first_observation,
+        parents=(-1, 0, 1, 1, 3),
+        steps=(steps[0], steps[1], steps[1], steps[2]),
+        values=(0.5, 0.25, 0.0, 0.75, 1.0),
+        visit_counts=(3, 2, 1, 1, 1),
+        weights=(0.5, 1.0, 0.0, 0.5, 1.0),
+    )
+    assert [branch.nodes for branch in tree.branches()] == [(0, 1, 2), (0, 1, 3, 4)]
+    assert [branch.weights for branch in tree.branches()] == [(0.5, 1, 0), (0, 0, 0.5, 1)]
+
+
+@pytest.mark.parametrize(
+    ("opened", "command"), [(open_trajectories, "experts"), (open_labels, "label")]
 )
 def test_a_missing_dataset_names_the_command_that_makes_it(tmp_path, opened, command):
     with pytest.raises(UserError, match=f"nowhere: not found; `agentrm {command}`"):
@@ -156,7 +223,7 @@ def test_a_flipped_bit_is_never_read_as_data(tmp_path, manifest):
 
 
 def test_another_format_is_an_error(tmp_path):
-    write_paths(tmp_path / "states", [labelled(2)])
+    write_labels(tmp_path / "states", [labelled(2)])
     with pytest.raises(UserError, match="states: record 0 is corrupt"):
         open_trajectories(tmp_path / "states")
 

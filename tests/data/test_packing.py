@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render, reply_tokens
 from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import TokenSequence, sft_sequences, value_sequences
-from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.data.states import LabelledTree
 
 quick = settings(deadline=None, max_examples=50)
 
@@ -113,27 +114,34 @@ def test_sft_learns_exactly_the_replies(wholes):
         assert ((one.weights == 0) | (one.weights == 1)).all()
 
 
-def labelled(num_steps: int, number: int = 0) -> LabelledPath:
-    states = range(num_steps + 1)
-    return LabelledPath(
-        trajectory=trajectory(num_steps, number),
-        node_ids=tuple(states),
-        values=tuple((i + 1) / 64 for i in states),
-        visit_counts=tuple(states),
-        weights=tuple((0.0, 0.5, 0.75)[(i + number) % 3] for i in states),
+def labelled(num_steps: int, number: int = 0) -> LabelledTree:
+    """A tree of one path."""
+    path, nodes = trajectory(num_steps, number), range(num_steps + 1)
+    return LabelledTree(
+        task=path.task,
+        first_observation=path.first_observation,
+        parents=tuple(range(-1, num_steps)),
+        steps=path.steps,
+        values=tuple((i + 1) / 64 for i in nodes),
+        visit_counts=tuple(nodes),
+        weights=tuple((0.0, 0.5, 0.75)[(i + number) % 3] for i in nodes),
     )
+
+
+def last_state(tree: LabelledTree) -> Trajectory:
+    return tree.state(len(tree.steps))
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_values_stand_at_both_ends_of_each_labelled_step(number):
     """The oracle renders each state by itself, as the reward model reads it at test time."""
-    tokenizer, path = word_tokenizer(), labelled(5, number)
-    (one,), left_out = value_sequences(tokenizer, lambda task: PROMPT, [path], 4096)
+    tokenizer, tree = word_tokenizer(), labelled(5, number)
+    (one,), left_out = value_sequences(tokenizer, lambda task: PROMPT, [tree], 4096)
     expected = {}
-    for i, (value, weight) in enumerate(zip(path.values, path.weights, strict=True)):
+    for i, (value, weight) in enumerate(zip(tree.values, tree.weights, strict=True)):
         if not weight:
             continue
-        state = dataclasses.replace(path.trajectory, steps=path.trajectory.steps[:i])
+        state = dataclasses.replace(last_state(tree), steps=tree.steps[:i])
         ends = [render(tokenizer, PROMPT, state)[0].tokens]
         if i:
             before = dataclasses.replace(state, steps=state.steps[:-1])
@@ -151,12 +159,12 @@ def test_values_stand_at_both_ends_of_each_labelled_step(number):
 
 @pytest.mark.parametrize("room", [60, 75, 110, 200, 4096])
 def test_long_trajectories_become_sequences_that_learn_everything_once(room):
-    tokenizer, path = word_tokenizer(), labelled(9, 1)
-    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    tokenizer, tree = word_tokenizer(), labelled(9, 1)
+    whole, _ = render(tokenizer, PROMPT, last_state(tree))
     opening = whole.state_ends[0] + 1
     limit = opening + room
-    values, no_labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
-    replies, no_steps = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
+    values, no_labels = value_sequences(tokenizer, lambda task: PROMPT, [tree], limit)
+    replies, no_steps = sft_sequences(tokenizer, lambda task: PROMPT, [last_state(tree)], limit)
     assert no_labels == no_steps == 0
     steps = [
         whole.tokens[a + 1 : b + 1].tolist()
@@ -175,7 +183,7 @@ def test_long_trajectories_become_sequences_that_learn_everything_once(room):
     )
     expected = sorted(
         (np.float32(value), np.float32(weight))
-        for i, (value, weight) in enumerate(zip(path.values, path.weights, strict=True))
+        for i, (value, weight) in enumerate(zip(tree.values, tree.weights, strict=True))
         for _ in range(2 if i else 1)
         if weight
     )
@@ -185,14 +193,14 @@ def test_long_trajectories_become_sequences_that_learn_everything_once(room):
 
 def test_sequences_are_what_is_read_at_test_time():
     """Each labelled state ends its sequence as the renderer shows the state with this limit."""
-    tokenizer, path = word_tokenizer(), labelled(9, 1)
-    limit = len(render(tokenizer, PROMPT, path.trajectory)[0].tokens) // 2
-    sequences, _ = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    tokenizer, tree = word_tokenizer(), labelled(9, 1)
+    limit = len(render(tokenizer, PROMPT, last_state(tree))[0].tokens) // 2
+    sequences, _ = value_sequences(tokenizer, lambda task: PROMPT, [tree], limit)
     states = [
-        render(tokenizer, PROMPT, dataclasses.replace(path.trajectory, steps=steps), limit)[0]
+        render(tokenizer, PROMPT, dataclasses.replace(last_state(tree), steps=steps), limit)[0]
         for i in range(10)
-        if path.weights[i]
-        for steps in [path.trajectory.steps[:i]]
+        if tree.weights[i]
+        for steps in [tree.steps[:i]]
     ]
     shown = {tuple(state.tokens.tolist()) for state in states}
     read = {
@@ -206,39 +214,39 @@ def test_sequences_are_what_is_read_at_test_time():
 
 def long_step(index: int, **changes: Any):
     """A path of four steps, one of which is longer than a row; and a row's length."""
-    path = labelled(4, 2)
-    old = path.trajectory.steps[index]
+    tree = labelled(4, 2)
+    old = tree.steps[index]
     if "observation" in changes:
         changes = {"transition": dataclasses.replace(old.transition, **changes)}
-    steps = list(path.trajectory.steps)
+    steps = list(tree.steps)
     steps[index] = dataclasses.replace(old, **changes)
-    whole = dataclasses.replace(path.trajectory, steps=tuple(steps))
-    opening = render(word_tokenizer(), PROMPT, whole)[0].state_ends[0] + 1
-    return dataclasses.replace(path, trajectory=whole), opening + 120
+    tree = dataclasses.replace(tree, steps=tuple(steps))
+    opening = render(word_tokenizer(), PROMPT, last_state(tree))[0].state_ends[0] + 1
+    return tree, opening + 120
 
 
 def test_an_observation_longer_than_a_row_is_shortened_and_its_reply_learned():
     tokenizer = word_tokenizer()
-    path, limit = long_step(1, observation="You see a door. " * 60)
-    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
-    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    tree, limit = long_step(1, observation="You see a door. " * 60)
+    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [last_state(tree)], limit)
+    whole, _ = render(tokenizer, PROMPT, last_state(tree))
     assert left_out == 0
     assert sum(int(one.weights.sum()) for one in sequences) == sum(
         end - begin for begin, end in whole.reply_spans
     )
     assert max(len(one.tokens) for one in sequences) <= limit
-    values, labels = value_sequences(tokenizer, lambda task: PROMPT, [path], limit)
+    values, labels = value_sequences(tokenizer, lambda task: PROMPT, [tree], limit)
     assert labels == 0
     assert sum(int((one.weights > 0).sum()) for one in values) == sum(
-        1 + (state > 0) for state, weight in enumerate(path.weights) if weight
+        1 + (state > 0) for state, weight in enumerate(tree.weights) if weight
     )
 
 
 def test_a_reply_longer_than_a_row_is_left_out_and_counted():
     tokenizer = word_tokenizer()
-    path, limit = long_step(1, reply="Thought: on and on. " * 60)
-    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [path.trajectory], limit)
-    whole, _ = render(tokenizer, PROMPT, path.trajectory)
+    tree, limit = long_step(1, reply="Thought: on and on. " * 60)
+    sequences, left_out = sft_sequences(tokenizer, lambda task: PROMPT, [last_state(tree)], limit)
+    whole, _ = render(tokenizer, PROMPT, last_state(tree))
     assert left_out == 1
     assert sum(int(one.weights.sum()) for one in sequences) == sum(
         end - begin for i, (begin, end) in enumerate(whole.reply_spans) if i != 1
@@ -246,12 +254,12 @@ def test_a_reply_longer_than_a_row_is_left_out_and_counted():
 
 
 def test_sequences_with_nothing_to_learn_are_left_out():
-    tokenizer, path = word_tokenizer(), labelled(2)
-    silent = dataclasses.replace(path, weights=(0.0, 0.0, 0.0))
+    tokenizer, tree = word_tokenizer(), labelled(2)
+    silent = dataclasses.replace(tree, weights=(0.0, 0.0, 0.0))
     assert value_sequences(tokenizer, lambda task: None, [silent], 4096) == ([], 0)
     assert sft_sequences(tokenizer, lambda task: None, [trajectory(0)], 4096) == ([], 0)
 
 
 def test_an_opening_longer_than_a_row_names_task_and_key():
-    with pytest.raises(UserError, match=r"fit\.length: the opening of task toy/0 takes"):
+    with pytest.raises(UserError, match="length must be at least 41 for the opening of task toy/0"):
         sft_sequences(word_tokenizer(), lambda task: PROMPT, [trajectory(2)], 12)

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from agentrm_jax.agent.reply import parse_action
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Transition
+from agentrm_jax.core.reply import parse_action
 from agentrm_jax.envs.conformance import findings
 from agentrm_jax.envs.maze import Maze
 from agentrm_jax.envs.registry import family_at, load_family

@@ -127,9 +127,10 @@ class GamePolicy:
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
-        """Some of the questions have to wait, as where a reply is long."""
+        """At least one of the requests is answered; others wait, as if their replies were long."""
         self._rounds += 1
         now = [t for t in self._open if draw("late", t, self._rounds) < 0.7]
+        now = now or list(self._open)[:1]
         return [(t, self._answer(*self._open.pop(t))) for t in now]
 
     def room(self) -> int:
@@ -151,5 +152,5 @@ class GamePolicy:
             action=action,
             token_ids=(ord(move), branch + 1),
             log_probs=(-draw("log", *names), -0.5),
-            dropped_steps=max(0, len(trajectory.steps) - self.remembers),
+            truncated_steps=max(0, len(trajectory.steps) - self.remembers),
         )

@@ -8,13 +8,20 @@ import pytest
 from random_game import FAILURE, GamePolicy, GamePool, action_key, answer, draw, game
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import propose
+from agentrm_jax.core.protocols import (
+    Candidate,
+    InStepPolicy,
+    Kept,
+    ScoredStep,
+    SelectingScorer,
+    propose,
+)
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.search.beam import BeamConfig, beam_search
+from agentrm_jax.search.beam import BeamConfig, beam_search, search_beams
 from agentrm_jax.search.growing import as_step
 
 TASKS = [game(i) for i in range(7)]
-CONFIG = BeamConfig(beam_width=3, expansion_width=2, num_slots=4)
+CONFIG = BeamConfig(beam_width=3, expansion_width=2, concurrency=4)
 AT_ACTION = dataclasses.replace(CONFIG, score_at="action")
 
 
@@ -35,31 +42,33 @@ class GameScorer:
         return len(group)
 
 
-class InStep:
+class InStep(InStepPolicy):
     """Proposes, drops candidates with equal tokens, scores and selects; one task at a time."""
 
     def __init__(self, policy: GamePolicy) -> None:
         self.policy = policy
 
-    def propose_scored(self, requests, finished_scores, n, beam_width):
-        return [
-            self._one(states, finished, n, beam_width)
-            for states, finished in zip(requests, finished_scores, strict=True)
-        ]
+    def propose_scored(self, steps, n, beam_width):
+        return [self._one(step, n, beam_width) for step in steps]
 
-    def _one(self, states, finished, n, beam_width):
-        candidates, seen, decoded = [], set(), 0
-        for number, ((state, _), group) in enumerate(
-            zip(states, propose(self.policy, states, n), strict=True)
+    def _one(self, step, n, beam_width):
+        requests = [(step.states[parent], purpose) for parent, purpose in step.requests]
+        candidates, kept, seen, decoded = [], [], set(), 0
+        for (parent, _), group in zip(
+            step.requests, propose(self.policy, requests, n), strict=True
         ):
+            state = step.states[parent]
             for proposal in group:
                 decoded += len(proposal.log_probs)
-                if (id(state), proposal.token_ids) not in seen:
-                    seen.add((id(state), proposal.token_ids))
+                if (parent, proposal.token_ids) not in seen:
+                    seen.add((parent, proposal.token_ids))
                     replies = [step.reply for step in state.steps] + [proposal.reply]
-                    candidates.append((number, proposal, value(state.task, replies)))
-        ended = [(number, None, score) for number, score in enumerate(finished)]
-        return sorted([*ended, *candidates], key=lambda c: -c[2])[:beam_width], decoded
+                    score = value(state.task, replies)
+                    kept.append(Kept(score=score, candidate=len(candidates)))
+                    candidates.append(Candidate(parent=parent, proposal=proposal))
+        ended = [Kept(score=score, finished=b) for b, score in enumerate(step.finished_scores)]
+        best = sorted([*ended, *kept], key=lambda k: -k.score)[:beam_width]
+        return ScoredStep(candidates=tuple(candidates), kept=tuple(best), tokens_decoded=decoded)
 
 
 def plain_beam(task, config, breaks=lambda task, actions: False):
@@ -109,7 +118,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
 def search(tasks, config, pool=None, scorer=None, policy=None):
     pool, policy = pool or GamePool(), policy or GamePolicy()
     in_step = InStep(policy) if config.score_at == "action" else None
-    found = list(beam_search(policy, scorer or GameScorer(), pool, tasks, config, in_step))
+    found = list(search_beams(policy, scorer or GameScorer(), pool, tasks, config, in_step))
     assert pool.episodes == {}  # every environment was given back
     return {r.trajectory.task.task_id: dataclasses.replace(r, wall_seconds=0.0) for r in found}
 
@@ -118,7 +127,7 @@ def search(tasks, config, pool=None, scorer=None, policy=None):
 @pytest.mark.parametrize("widths", [(3, 2), (1, 4), (4, 1), (1, 1)])
 def test_beams_equal_a_plain_beam(score_at, widths):
     config = BeamConfig(
-        beam_width=widths[0], expansion_width=widths[1], score_at=score_at, num_slots=4
+        beam_width=widths[0], expansion_width=widths[1], score_at=score_at, concurrency=4
     )
     found = search(TASKS, config)
     assert len(found) == len(TASKS)
@@ -132,8 +141,8 @@ def test_beams_equal_a_plain_beam(score_at, widths):
 
 @pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
 def test_slots_and_order_do_not_change_answers(config):
-    expected = search(TASKS, dataclasses.replace(config, num_slots=1))
-    assert search(TASKS[::-1], dataclasses.replace(config, num_slots=100)) == expected
+    expected = search(TASKS, dataclasses.replace(config, concurrency=1))
+    assert search(TASKS[::-1], dataclasses.replace(config, concurrency=100)) == expected
 
 
 @pytest.mark.parametrize("config", [CONFIG, AT_ACTION], ids=["observation", "action"])
@@ -287,6 +296,77 @@ def test_finished_beams_compete_until_the_end():
 
 def test_scoring_at_the_action_needs_a_policy_that_can():
     with pytest.raises(UserError, match=r"beam\.score_at"):
-        next(beam_search(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION))
+        search_beams(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION)
     with pytest.raises(UserError, match=r"beam_width must be at least 1"):
         BeamConfig(beam_width=0)
+
+
+class Selects(SelectingScorer):
+    """Scores and selects as beam search does it for other scorers."""
+
+    def __init__(self) -> None:
+        self.scorer, self.calls = GameScorer(), 0
+
+    def score(self, groups):
+        raise AssertionError("select was to be called")
+
+    def cost(self, group):
+        return self.scorer.cost(group)
+
+    def select(self, tasks, expansion_width, beam_width):
+        self.calls += 1
+        chosen = []
+        for states, finished in tasks:
+            [scores] = self.scorer.score([states])
+            members = [Kept(score=score, finished=b) for b, score in enumerate(finished)]
+            members += [Kept(score=score, candidate=c) for c, score in enumerate(scores)]
+            chosen.append(sorted(members, key=lambda kept: -kept.score)[:beam_width])
+        return chosen
+
+
+def test_a_scorer_that_selects_is_asked_by_type():
+    """The same beams; a scorer with a method of that name alone is not asked for it."""
+
+    class HasSelect(GameScorer):
+        def select(self, *_):
+            raise AssertionError("not derived from SelectingScorer")
+
+    scorer, expected = Selects(), search(TASKS, CONFIG)
+    assert search(TASKS, CONFIG, scorer=scorer) == expected
+    assert scorer.calls > 1
+    assert search(TASKS, CONFIG, scorer=HasSelect()) == expected
+
+
+def test_a_task_that_fails_at_once_is_an_error_with_a_selecting_scorer_too():
+    """Its root never reaches the selection."""
+    pool = GamePool(lambda task, actions: task.task_id == "game/1" and len(actions) == 1)
+    found = search(TASKS, CONFIG, pool, scorer=Selects())
+    assert found["game/1"].error == "the game broke"
+    assert found["game/2"].error is None
+
+
+def test_plain_functions_are_policy_and_scorer():
+    """Texts and scores of functions give the beam of the objects that say the same."""
+    states = []
+
+    def policy(state, n, seed):
+        states.append(state)
+        return [f"Action: go {'NESW'[(seed + k) % 4]}" for k in range(n)]
+
+    def scorer(states):
+        return [value(t.task, [s.reply for s in t.steps]) for t in states]
+
+    def run(scorer):
+        found = beam_search(
+            policy, scorer, GamePool(), TASKS[:2], beam_width=2, expansion_width=3, seed=4
+        )
+        return sorted(
+            (dataclasses.replace(r, wall_seconds=0.0, reward_tokens=0) for r in found),
+            key=lambda r: r.trajectory.task.task_id,
+        )
+
+    found = run(scorer)
+    assert [r.trajectory.task for r in found] == TASKS[:2]
+    assert all(r.trajectory.done for r in found)
+    assert run(GameScorer()) == found
+    assert states

@@ -29,7 +29,7 @@ def test_an_exploration_of_a_mixed_task_list_compiles_at_most_a_dozen_programs(t
     jax.clear_caches()
     with compilations() as counted:
         engine = Engine(params, CONFIG, dataclasses.replace(SIZES, context=512))
-        search = SearchConfig(num_iterations=3, expansion_width=3, num_slots=4)
+        search = SearchConfig(num_iterations=3, expansion_width=3, concurrency=4)
         agent = Agent(
             engine, tokenizer(), lambda task: PROMPTS[int(task.environment)], SAMPLING, 0, (3, 1)
         )

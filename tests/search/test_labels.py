@@ -13,9 +13,15 @@ from random_game import game
 from random_tree import RandomTree
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Step, Transition
+from agentrm_jax.core.records import Step, Trajectory, Transition
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord, TreeStore
-from agentrm_jax.search.labels import LabelConfig, labelled_paths, times_chosen
+from agentrm_jax.search.labels import (
+    LabelConfig,
+    label,
+    label_trajectories,
+    label_tree,
+    times_chosen,
+)
 
 FAITHFUL = LabelConfig(weighting="faithful", min_visits=3)
 VISITS = LabelConfig(weighting="visits")
@@ -44,21 +50,29 @@ def brute_force(tree: TreeRecord):
 def test_labels_equal_brute_force(config, seed, iterations):
     tree = record(seed, iterations)
     nodes = {n.node: n for it in tree.iterations for n in it.nodes}
-    paths = list(labelled_paths(tree, config))
+    labelled = label_tree(tree, config)
+    assert (labelled.task, labelled.first_observation) == (tree.task, tree.first_observation)
+    assert len(labelled.parents) == 1 + len(nodes)
+    for number, node in nodes.items():
+        assert labelled.parents[number] == node.parent
+        assert labelled.steps[number - 1] is node.step
+        assert labelled.state(number) == tree.states()[number]
     labels: dict[int, tuple[float, int, float]] = {}
-    for path in paths:
-        assert path.num_labels > 0
-        assert path.node_ids[0] == 0
-        for parent, child in itertools.pairwise(path.node_ids):
+    leaves = []
+    for branch in labelled.branches():
+        assert any(branch.weights)
+        assert branch.nodes[0] == 0
+        for parent, child in itertools.pairwise(branch.nodes):
             assert nodes[child].parent == parent
-        assert [nodes[n].step for n in path.node_ids[1:]] == list(path.trajectory.steps)
-        assert path.node_ids[-1] not in {n.parent for n in nodes.values()}  # it ends in a leaf
-        for number, value, visits, weight in zip(
-            path.node_ids, path.values, path.visit_counts, path.weights, strict=True
-        ):
+        leaves.append(branch.nodes[-1])
+        for number, weight in zip(branch.nodes, branch.weights, strict=True):
             if weight > 0:
-                assert number not in labels  # every label is carried once
+                assert number not in labels  # each label is held by one branch
+                assert weight == labelled.weights[number]
+                value, visits = labelled.values[number], labelled.visit_counts[number]
                 labels[number] = (value, visits, weight)
+    assert leaves == sorted(set(leaves) - {n.parent for n in nodes.values()})
+    assert len(labels) == labelled.num_labels
     expected = {}
     for number, (mean, visits, terminal) in brute_force(tree).items():
         if config is FAITHFUL and visits >= 3:
@@ -83,7 +97,7 @@ def test_stored_trees_give_the_same_labels(tmp_path):
     store.finish(tree.task.task_id, error="the game broke")
     store.close()
     [stored] = TreeStore.read(tmp_path).values()
-    assert list(labelled_paths(stored, VISITS)) == list(labelled_paths(tree, VISITS))
+    assert label([stored], VISITS) == label([tree], VISITS)
 
 
 def counted(tree: TreeRecord, seed: int) -> TreeRecord:
@@ -131,8 +145,7 @@ def brute_force_targets(tree, known, counts, td_lambda):
 
 
 def targets_of(tree, config):
-    paths = list(labelled_paths(tree, config))
-    return {n: v for p in paths for n, v in zip(p.node_ids, p.values, strict=True)}
+    return dict(enumerate(label_tree(tree, config).values))
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,7 +159,7 @@ def test_lambda_targets_equal_brute_force(seed, iterations, td_lambda):
     known = brute_force(tree)
     wanted = brute_force_targets(tree, known, times_chosen(tree), td_lambda)
     found = targets_of(tree, LabelConfig(target="td", td_lambda=td_lambda))
-    assert found
+    assert len(found) == tree.num_nodes
     assert found == {n: pytest.approx(wanted[n], abs=1e-9) for n in found}
 
 
@@ -199,6 +212,36 @@ def test_turns_merged_into_a_cached_child_are_counted():
     )
     tree = TreeRecord(task=game(0), first_observation="Go.", iterations=iterations)
     assert times_chosen(tree) == {1: 3, 2: 2, 3: 5, 4: 1, 5: 1}
+
+
+def test_all_trees_are_labelled_in_order():
+    trees = [record(seed, iterations) for seed, iterations in ((1, 5), (2, 0), (3, 9))]
+    labelled = label(trees)
+    assert labelled == [label_tree(tree, LabelConfig()) for tree in trees]
+    assert labelled[1].num_labels == 0
+    assert labelled[1].branches() == []
+
+
+def test_states_of_a_trajectory_have_its_outcome():
+    rewards = (0.25, 0.0, 0.5)
+    steps = tuple(
+        Step(
+            reply=str(i),
+            action="",
+            transition=Transition(observation="", reward=reward, done=i == 2, success=False),
+        )
+        for i, reward in enumerate(rewards)
+    )
+    whole = Trajectory(task=game(0), first_observation="Go.", steps=steps)
+    [tree, root] = label_trajectories([whole, dataclasses.replace(whole, steps=())])
+    assert tree.values == (0.75,) * 4
+    assert tree.weights == (1.0,) * 4
+    assert tree.state(3) == whole
+    [branch] = tree.branches()
+    assert branch.nodes == (0, 1, 2, 3)
+    assert (root.values, root.num_labels) == ((0.0,), 1)
+    with pytest.raises(UserError, match=r"task game/0: .*outcome within 0 and 1 \(got 1.25\)"):
+        label_trajectories([dataclasses.replace(whole, steps=(*steps, steps[2]))])
 
 
 def test_config_names_what_is_wrong():

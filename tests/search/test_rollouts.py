@@ -36,7 +36,7 @@ def plain(task, sample) -> Rollout:
 
 def played(episodes, slots: int, pool: GamePool) -> dict[tuple[str, int], Rollout]:
     found = {}
-    for rollout in rollouts(GamePolicy("NESW-", REMEMBERS), pool, episodes, slots=slots):
+    for rollout in rollouts(GamePolicy("NESW-", REMEMBERS), pool, episodes, concurrency=slots):
         key = (rollout.trajectory.task.task_id, rollout.sample)
         assert key not in found
         assert rollout.wall_seconds >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from agent_cases import tokenizer, weights
@@ -20,7 +21,7 @@ PROMPTS = [None, Prompt(instruction="Move.", example=()), Prompt(instruction="Lo
 TASKS = [
     dataclasses.replace(game(i, max_steps=2 + i % 4), environment=str(i % 3)) for i in range(32)
 ]
-SEARCH = SearchConfig(num_iterations=3, expansion_width=3, num_slots=32)
+SEARCH = SearchConfig(num_iterations=3, expansion_width=3, concurrency=32)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_a_tree_is_the_same_alone_and_among_31_others(grown, together):
 
 def test_a_small_pool_and_few_slots_give_the_same_trees(grown, together):
     records, engine = together
-    search = dataclasses.replace(SEARCH, num_slots=8)
+    search = dataclasses.replace(SEARCH, concurrency=8)
     found, small = grown(TASKS, cache_tokens=256, search=search)
     # What was given up after it was decoded is read again in another shape.
     assert without_log_probs(found) == without_log_probs(records)
@@ -75,65 +76,81 @@ def without_log_probs(records):
     }
 
 
-class Watched:
-    """Passes calls on and writes down which of them came when."""
+class WatchedPool(GamePool):
+    """Counts its calls while the policy's model works, and those while it does not."""
 
-    def __init__(self, of, events, *names):
-        self._of, self._events, self._names = of, events, names
+    def __init__(self, policy, elsewhere):
+        super().__init__(elsewhere=elsewhere)
+        self.policy, self.during, self.idle = policy, 0, 0
 
-    def __getattr__(self, name):
-        found = getattr(self._of, name)
-        if name not in self._names:
-            return found
+    def _count(self):
+        self.policy.events.append("act")
+        self.during += bool(self.policy.working)
+        self.idle += not self.policy.working
 
-        def call(*arguments):
-            answer = found(*arguments)
-            if any(map(len, arguments)) or name == "collect":
-                self._events.append(name)
-            return answer
+    def branch(self, requests):
+        self._count()
+        return super().branch(requests)
 
-        return call
+    def step(self, requests):
+        self._count()
+        return super().step(requests)
 
 
-class Prompter(GamePolicy):
-    """Answers everything at once, and has so many rows."""
+class Batches(GamePolicy):
+    """Works as an engine does: requests that come during a call wait for the next one.
+
+    A call answers all that had come before it; `rows` decides what `room` says.
+    """
 
     def __init__(self, rows: int) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.working, self.events = rows, [], []
+
+    def submit(self, questions):
+        assert questions  # a policy is not called without a request
+        self.events.append("submit")
+        tickets = super().submit(questions)
+        self._start()
+        return tickets
 
     def room(self) -> int:
-        return max(0, self.rows - sum(n for _, _, n in self._open.values()))
+        return max(0, self.rows - sum(question.n for question in self._open.values()))
 
     def collect(self):
-        answers = [(ticket, self._answer(*asked)) for ticket, asked in self._open.items()]
-        self._open.clear()
+        self._start()
+        assert self.working  # nor is it waited for without one
+        self.events.append("collect")
+        answers = [(ticket, self._answer(*self._open.pop(ticket))) for ticket in self.working]
+        self.working = []
+        if not self.room():
+            self._start()
         return answers
+
+    def _start(self):
+        self.working = self.working or list(self._open)
 
 
 @pytest.mark.parametrize(("elsewhere", "rows"), [(True, 1), (True, 99), (False, 1)])
 @pytest.mark.parametrize("kind", ["trees", "rollouts"])
 def test_environments_act_while_the_model_works(tmp_path, kind, elsewhere, rows):
     """For one cohort, while the model works for another that fills its rows; those of this process
-    let nobody wait."""
-    events: list[str] = []
-    policy = Watched(Prompter(rows), events, "submit", "collect")
-    pool = Watched(GamePool(elsewhere=elsewhere), events, "branch", "step")
+    act as soon as the model has answered."""
+    policy = Batches(rows)
+    pool = WatchedPool(policy, elsewhere)
     tasks = [game(i) for i in range(8)]
     if kind == "trees":
         store = TreeStore(tmp_path)
-        search = SearchConfig(num_iterations=8, expansion_width=3, num_slots=8)
+        search = SearchConfig(num_iterations=8, expansion_width=3, concurrency=8)
         Explorer(policy, pool, store, search).run(tasks, {})
         store.close()
     else:
-        assert len(list(rollouts(policy, pool, [(task, 0) for task in tasks], slots=8))) == 8
-    working, during, idle = False, 0, 0
-    for event in events:
-        working = {"submit": True, "collect": False}.get(event, working)
-        if event in ("branch", "step"):
-            during, idle = during + working, idle + (not working)
-    if elsewhere and rows == 1:
-        assert during > 3 * idle  # idle: the last trees, when there is no other cohort
+        assert len(list(rollouts(policy, pool, [(task, 0) for task in tasks], concurrency=8))) == 8
+    if not elsewhere:
+        followers = [b for a, b in itertools.pairwise(policy.events) if a == "collect"]
+        assert set(followers) == {"act"}
+    elif rows == 1:
+        assert pool.during > 3 * pool.idle  # idle: the last trees, when there is no other cohort
     else:
-        assert idle
-        assert not during
+        assert pool.idle
+        assert not pool.during

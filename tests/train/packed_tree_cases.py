@@ -1,4 +1,4 @@
-"""Random trees of labelled states, as their paths."""
+"""Random trees of labelled states."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.core.records import Step, Task, Transition
 from agentrm_jax.data.chat import ChatFormat
-from agentrm_jax.data.states import LabelledPath
+from agentrm_jax.data.states import LabelledTree
 
 
 class Letters:
@@ -31,43 +31,37 @@ def random_text(rng: np.random.Generator) -> str:
     return "".join(chr(ord("a") + n) for n in rng.integers(0, 26, rng.integers(1, 5)))
 
 
-def random_paths(seed: int, *, nodes: int = 12, tasks: int = 2) -> list[LabelledPath]:
-    """All root-to-leaf paths of some trees; each label stands on one of its paths."""
+def random_trees(seed: int, *, nodes: int = 12, tasks: int = 2) -> list[LabelledTree]:
+    """Trees of states, most of which have a label."""
     rng = np.random.default_rng(seed)
-    found = []
+    trees = []
     for number in range(tasks):
-        parents = {n: int(rng.integers(0, n)) for n in range(1, nodes)}
-        steps = {
-            n: Step(
+        parents = [-1, *(int(rng.integers(0, n)) for n in range(1, nodes))]
+        steps = tuple(
+            Step(
                 reply=random_text(rng),
                 action="",
                 transition=Transition(
                     observation=random_text(rng), reward=0.0, done=False, success=False
                 ),
             )
-            for n in parents
-        }
+            for _ in range(1, nodes)
+        )
         task = Task(
             environment="toy", task_id=f"toy/{number}", kind="toy", split="train",
             problem=str(number), max_steps=nodes, spec={},
         )  # fmt: skip
         first, values = random_text(rng), rng.random(nodes)
-        labelled = set(np.flatnonzero(rng.random(nodes) < 0.7).tolist())
-        for leaf in sorted(set(parents) - set(parents.values())):
-            path = [leaf]
-            while path[-1]:
-                path.append(parents[path[-1]])
-            path.reverse()
-            found.append(
-                LabelledPath(
-                    trajectory=Trajectory(
-                        task=task, first_observation=first, steps=tuple(steps[n] for n in path[1:])
-                    ),
-                    node_ids=tuple(path),
-                    values=tuple(float(values[n]) for n in path),
-                    visit_counts=(1,) * len(path),
-                    weights=tuple(0.5 + 0.1 * n if n in labelled else 0.0 for n in path),
-                )
+        labelled = rng.random(nodes) < 0.7
+        trees.append(
+            LabelledTree(
+                task=task,
+                first_observation=first,
+                parents=tuple(parents),
+                steps=steps,
+                values=tuple(values.tolist()),
+                visit_counts=(1,) * nodes,
+                weights=tuple(0.5 + 0.1 * n if labelled[n] else 0.0 for n in range(nodes)),
             )
-            labelled -= set(path)
-    return found
+        )
+    return trees

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed_tree_cases import Letters, random_paths
+from packed_tree_cases import Letters, random_trees
 from train_cases import CONFIG, assert_gradients_close, batch_of, mesh_of, policy_params
 
 from agentrm_jax.core.errors import UserError
@@ -14,6 +14,7 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import pack
 from agentrm_jax.data.sequences import outcome_sequences, pair_sequences
 from agentrm_jax.model import llama
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import implicit
 from agentrm_jax.train.implicit import ImplicitConfig
 
@@ -25,14 +26,15 @@ def _trajectories(seed=0):
     """Some with outcomes in [0, 1], the last step of each pays it."""
     rng = np.random.default_rng(seed)
     found = []
-    for path in random_paths(seed, nodes=9):
-        steps = path.trajectory.steps
-        if steps:
+    for tree in random_trees(seed, nodes=9):
+        for leaf in sorted(set(range(1, 9)) - set(tree.parents)):
+            state = tree.state(leaf)
+            *before, last = state.steps
             paid = dataclasses.replace(
-                steps[-1].transition, reward=float(rng.integers(0, 5) / 4), done=True
+                last.transition, reward=float(rng.integers(0, 5) / 4), done=True
             )
-            last = dataclasses.replace(steps[-1], transition=paid)
-            found.append(dataclasses.replace(path.trajectory, steps=(*steps[:-1], last)))
+            last = dataclasses.replace(last, transition=paid)
+            found.append(dataclasses.replace(state, steps=(*before, last)))
     return found
 
 
@@ -89,7 +91,7 @@ def _batch(name):
         sequences, left_out = outcome_sequences(Letters(), lambda task: None, TRAJECTORIES, LENGTH)
     assert left_out == 0
     rows = pack(sequences, LENGTH)
-    found = implicit.reference_log_probs(REFERENCE, CONFIG, rows, 2, mesh_of())
+    found = implicit.reference_log_probs(REFERENCE, CONFIG, rows, 2, ForwardOptions(mesh=mesh_of()))
     return batch_of(implicit.with_reference(rows, found))
 
 

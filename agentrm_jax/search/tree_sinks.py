@@ -1,0 +1,82 @@
+"""Receivers of the trees of an exploration: a `TreeStore` on disk, or memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from agentrm_jax.core.records import Task
+from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord, TreeStore
+
+
+class TreeSink(Protocol):
+    """Receives trees while they grow; `data.trees.TreeStore` keeps them on disk."""
+
+    def begin(self, task: Task, first_observation: str) -> None:
+        """Begins the tree of a task."""
+        ...
+
+    def append(self, iteration: IterationRecord) -> None:
+        """Adds a finished iteration to the tree of its task."""
+        ...
+
+    def finish(
+        self, task_id: str, error: str | None = None, failures: Sequence[FailureRecord] = ()
+    ) -> None:
+        """Ends the tree of a task.
+
+        Args:
+          task_id: The task.
+          error: The reason if it ends early.
+          failures: Candidates that failed after the last iteration.
+        """
+        ...
+
+
+class TreesInMemory:
+    """A `TreeSink` that keeps trees in memory; `trees` holds them by task id."""
+
+    def __init__(self) -> None:
+        self.trees: dict[str, TreeRecord] = {}
+
+    def begin(self, task: Task, first_observation: str) -> None:
+        self.trees[task.task_id] = TreeRecord(task=task, first_observation=first_observation)
+
+    def append(self, iteration: IterationRecord) -> None:
+        record = self.trees[iteration.task_id]
+        self.trees[iteration.task_id] = dataclasses.replace(
+            record, iterations=(*record.iterations, iteration)
+        )
+
+    def finish(
+        self, task_id: str, error: str | None = None, failures: Sequence[FailureRecord] = ()
+    ) -> None:
+        self.trees[task_id] = dataclasses.replace(
+            self.trees[task_id], finished=True, error=error, last_failures=tuple(failures)
+        )
+
+
+def grown_trees(
+    store: str | pathlib.Path | None, grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None]
+) -> Mapping[str, TreeRecord]:
+    """Returns the trees of an exploration by task id.
+
+    Args:
+      store: Folder that keeps the trees, or None for memory.
+      grow: Explores, given a receiver of trees and the trees that are stored already.
+
+    Raises:
+      UserError: A stored tree is damaged.
+    """
+    if store is None:
+        memory = TreesInMemory()
+        grow(memory, {})
+        return memory.trees
+    directory = pathlib.Path(store)
+    stored = TreeStore.read(directory)
+    with contextlib.closing(TreeStore(directory)) as sink:
+        grow(sink, stored)
+    return TreeStore.read(directory)
