@@ -62,7 +62,12 @@ class Agent:
         self.truncated_steps = 0  # summed over all requests
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
-        """Returns the engine's request for a state, and the number of its truncated steps."""
+        """Returns the engine's request for a state, and the number of its truncated steps.
+
+        Args:
+          trajectory: The state.
+          purpose: Name of the turn within its task; part of the random key.
+        """
         self.engine.share(self.renderer.instruction(trajectory.task))
         pieces, truncated = self.renderer.decoded_pieces(trajectory)
         key = random_key(self._seed, trajectory.task.task_id, purpose)
@@ -113,6 +118,12 @@ class Agent:
             decoder.start()
 
     def proposal(self, reply: Reply, truncated_steps: int) -> Proposal:
+        """Returns a reply of the engine as text with its action.
+
+        Args:
+          reply: The tokens.
+          truncated_steps: Number of steps of the state that were truncated.
+        """
         text = self.tokenizer.decode(list(reply.tokens))
         return Proposal(
             reply=text,

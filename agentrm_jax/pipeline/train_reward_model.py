@@ -37,7 +37,7 @@ from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.progress import progress
-from agentrm_jax.runtime.run_paths import MODEL
+from agentrm_jax.runtime.run_paths import CHECKPOINTS, MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.search.labels import label_trajectories, label_tree
 from agentrm_jax.train import explicit
