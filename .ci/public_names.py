@@ -119,6 +119,7 @@ def _documented(kind: type, name: str, value: Any) -> Any:
     protocols = (agentrm_jax.Policy, agentrm_jax.Scorer, agentrm_jax.Environment, SelectingScorer)
     for owner in (kind, *protocols, *kind.__mro__):
         found = vars(owner).get(name)
+        found = getattr(found, "__func__", found)
         if found is not None and getattr(found, "__doc__", None):
             return found
     return value
