@@ -11,10 +11,11 @@ from rich.text import Text
 
 from agentrm_jax.cli.parser import Parser
 from agentrm_jax.core.text import printable
+from agentrm_jax.runtime.run_paths import POLICY_MODEL
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Compares a model with transformers and prints a table. PATH is a Hugging Face directory, or a model
-folder of a run (RUN/sft/model).
+folder of a run (RUN/{POLICY_MODEL}).
 
   template        whether the chat template can be read: append-only, ended by a special token
   tokens          our tokens of probe conversations and those of apply_chat_template, at each

@@ -197,12 +197,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--model` and `--config`, which say what reward model to read and how."""
     import pathlib
 
+    from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL
+
     parser.add_argument(
         "--model",
         type=pathlib.Path,
         required=True,
         metavar="RUN",
-        help="folder of a run, its reward/explicit/model, or an exported model",
+        help=f"folder of a run, its {EXPLICIT_MODEL}, or an exported model",
     )
     parser.add_argument(
         "--config",

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from agentrm_jax.cli.commands import add_model_arguments
 from agentrm_jax.cli.parser import Parser, whole_number
+from agentrm_jax.runtime.run_paths import POLICY_MODEL
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Scores every visited state of search trees and compares the scores with the states' values, the mean
 returns that were backed up through them. No environment is needed. Writes eval_rm.html (a page
 with plots) and eval_rm.json, and prints:
@@ -33,7 +34,7 @@ say little), unless --seen is given. The model's trained_on.json lists these tas
 without it they are not known, and the console, the page and eval_rm.json say so.
 Grow other trees with, for example,
 
-  agentrm explore CONFIG --output OTHER --policy=RUN/sft/model --train_policy=false --seed=1"""
+  agentrm explore CONFIG --output OTHER --policy=RUN/{POLICY_MODEL} --train_policy=false --seed=1"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -58,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.evaluate_reward_model import PAGE, evaluate_reward_model
 
-    found = evaluate_reward_model(
+    figures = evaluate_reward_model(
         given.trees,
         given.model,
         given.output,
@@ -68,23 +69,23 @@ def run(given: argparse.Namespace) -> int:
         include_seen=given.seen,
         on_note=lambda note: print(note, file=sys.stderr),
     )
-    Console(width=None if Console().is_terminal else 120).print(_table(found))
+    Console(width=None if Console().is_terminal else 120).print(_table(figures))
     print(f"report: {given.output / PAGE}")
     return 0
 
 
-def _table(found: Mapping[str, Any]) -> Table:
+def _table(figures: Mapping[str, Any]) -> Table:
     from agentrm_jax.pipeline.evaluate_reward_model import MEASURES
 
     title = (
-        f"{found['states']:,} states of {found['trees']:,} trees, {found['pairs']:,} pairs of "
-        f"siblings ({found['ties']:,} more have the same value)"
-    )
+        "{states:,} states of {trees:,} trees, {pairs:,} pairs of siblings ({ties:,} more have the "
+        "same value)"
+    ).format_map(figures)
     table = Table(title=title, title_justify="left")
     table.add_column("score")
     for name in MEASURES:
         table.add_column(name.replace("_", " "), justify="right")
-    for number, row in enumerate(found["rows"]):
+    for number, row in enumerate(figures["rows"]):
         cells = [_cell(row[name]) for name in MEASURES]
         table.add_row(row["name"], *cells, style="dim" if number else "bold")
     return table

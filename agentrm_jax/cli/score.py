@@ -8,8 +8,11 @@ import sys
 
 from agentrm_jax.cli.commands import add_model_arguments
 from agentrm_jax.cli.parser import Parser
+from agentrm_jax.runtime.run_paths import ROLLOUTS, STAGE_FOLDERS, TREES
 
-_DESCRIPTION = """\
+_STAGES = ("experts", "explore", "label", "sample", "evaluate")
+_FOLDERS = ", ".join(STAGE_FOLDERS[stage] for stage in _STAGES)
+_DESCRIPTION = f"""\
 Scores trajectories with a reward model, without an environment, and writes one JSON line for each:
 
   task_id            the task
@@ -22,8 +25,8 @@ Scores trajectories with a reward model, without an environment, and writes one 
   dropped_steps      the number of truncated steps: the oldest, which did not fit into the
                      context, and those that were shortened
 
-FILE is a folder experts, trees, states, samples or eval of a run (of trees: each path that was
-backed up), a folder that `agentrm import` wrote, a trees.jsonl or rollouts.jsonl, or a JSON list
+FILE is a folder of a run ({_FOLDERS}; of trees: each path that was
+backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or a JSON list
 of conversations as ETO and AgentGym write them."""
 
 
@@ -43,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.score_trajectories import score_trajectories
 
-    count, truncated, context = score_trajectories(
+    summary = score_trajectories(
         given.file,
         given.model,
         given.output,
@@ -52,11 +55,11 @@ def run(given: argparse.Namespace) -> int:
         overrides=given.overrides,
     )
     where = f" in {given.output}" if given.output else ""
-    print(f"{count} trajectories scored{where}", file=sys.stderr)
-    if truncated:
+    print(f"{summary.trajectories} trajectories scored{where}", file=sys.stderr)
+    if summary.truncated:
         print(
-            f"{truncated} of them have truncated steps: they are longer than engine.context, "
-            f"{context} tokens",
+            f"{summary.truncated} of them have truncated steps: they are longer than "
+            f"engine.context, {summary.context} tokens",
             file=sys.stderr,
         )
     return 0

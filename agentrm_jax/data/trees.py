@@ -16,8 +16,9 @@ from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 from agentrm_jax.runtime.processes import own_part
+from agentrm_jax.runtime.run_paths import TREES
 
-FILE = "trees.jsonl"
+FILE = TREES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
@@ -39,8 +39,8 @@ class EnvironmentConfig:
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
       max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
-      prompt: Whether the agent is told the environment's instruction and example. A model that
-        was trained from nothing on this environment alone needs neither.
+      prompt: Whether the agent reads the environment's instruction and example. A model that was
+        trained from nothing on this environment alone needs neither.
       prompt_dir: A folder with prompts in place of ours, in the files of the paper's authors: see
         `envs.prompts`.
     """
@@ -257,7 +257,7 @@ class RunConfig:
         files in the run's folder), `wandb` (WANDB_PROJECT, WANDB_MODE and so on say where to).
         Each has an extra of its own.
       dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps
-        the parameters that it changes in float32 and rounds them anew for every update.
+        the parameters that it changes in float32 and rounds them again for every update.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.

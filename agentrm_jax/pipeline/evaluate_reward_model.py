@@ -25,6 +25,7 @@ from agentrm_jax.pipeline.trained_on import read_trained_on
 from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 
 _NOT_KNOWN = (
@@ -83,7 +84,7 @@ def evaluate_reward_model(
     if not compared:
         raise UserError(f"{source}: no state was visited {min_visits} times")
     scores = _scores(open_reward_model(model, config, overrides), compared)
-    found = {
+    figures = {
         "model": str(model),
         "source": str(source),
         "min_visits": min_visits,
@@ -92,14 +93,14 @@ def evaluate_reward_model(
         **_figures([states for _, states in compared], scores),
     }
     with new_folder(output) as folder:
-        write_json_atomic(folder / FIGURES, found)
-        write_text_atomic(folder / PAGE, _page(found))
-    return found
+        write_json_atomic(folder / FIGURES, figures)
+        write_text_atomic(folder / PAGE, _page(figures))
+    return figures
 
 
 def _read(path: pathlib.Path) -> list[TreeRecord]:
     """The trees of a run, or of its folder of trees."""
-    folder = path if (path / FILE).exists() else path / "trees"
+    folder = path if (path / FILE).exists() else RunPaths(path).trees
     if not (folder / FILE).exists():
         raise UserError(f"{path}: no {FILE} here; give a run that has explored, or its trees/")
     trees = list(TreeStore.read(folder, finished=stage_ended(folder)).values())
@@ -117,9 +118,9 @@ def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
     if listed is not None:
         return listed, True
     for run in (model, *model.resolve().parents[:3]):
-        if (run / "trees" / FILE).exists():
-            finished = stage_ended(run / "trees")
-            trees = TreeStore.read(run / "trees", finished=finished).values()
+        folder = RunPaths(run).trees
+        if (folder / FILE).exists():
+            trees = TreeStore.read(folder, finished=stage_ended(folder)).values()
             return frozenset(tree.task.problem for tree in trees), False
     return frozenset(), False
 
@@ -159,17 +160,17 @@ def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]
     }
 
 
-def _page(found: Mapping[str, Any]) -> str:
+def _page(figures: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     from agentrm_jax.evaluate import plots  # matplotlib is slow to import
 
-    plot = Markup(plots.reliability(found["reliability"], found["by_depth"]))
-    not_known = _NOT_KNOWN if found["trained_on"] != "known" else ""
+    plot = Markup(plots.reliability(figures["reliability"], figures["by_depth"]))
+    not_known = _NOT_KNOWN if figures["trained_on"] != "known" else ""
     return page(
         PAGE,
-        title=printable(found["model"]),
-        found=found,
+        title=printable(figures["model"]),
+        found=figures,
         measures=MEASURES,
         plot=plot,
         not_known=not_known,

@@ -15,12 +15,11 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.trained_on import write_trained_on
 from agentrm_jax.runtime.array_checksums import named_leaves
 from agentrm_jax.runtime.output_folders import check_output_folder
-from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL, MODEL, POLICY_MODEL
+from agentrm_jax.runtime.run_paths import MODEL, RunPaths
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 Kind = Literal["policy", "reward"]
 
-_FOLDERS: dict[Kind, str] = {"policy": POLICY_MODEL, "reward": EXPLICIT_MODEL}
 _TITLES: dict[Kind, str] = {"policy": "A policy", "reward": "A reward model of states"}
 
 _README = """\
@@ -55,8 +54,9 @@ _BIAS_CODE = """ + model.config.{name}
 
 def model_folder(run: pathlib.Path, kind: Kind) -> pathlib.Path:
     """Returns the folder of a run's model, or the given folder if it is not that of a run."""
-    folders = (run / _FOLDERS[kind], run / MODEL, run)
-    return next(folder for folder in folders if folder.exists() or folder is run)
+    paths = RunPaths(run)
+    stage = {"policy": paths.policy_model, "reward": paths.explicit_model}[kind]
+    return next(folder for folder in (stage, run / MODEL, run) if folder.exists() or folder is run)
 
 
 def export_model(

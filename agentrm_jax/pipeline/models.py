@@ -1,4 +1,4 @@
-"""Models with their tokenizers, in and out: made anew, from a run, from Hugging Face."""
+"""Loads and saves models with their tokenizers; makes new ones."""
 
 from __future__ import annotations
 

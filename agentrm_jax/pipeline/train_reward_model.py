@@ -27,6 +27,7 @@ from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.envs.registry import environment_names, load_family
 from agentrm_jax.model.heads import MSE, ValueHead, head_to_json
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import ModelConfig
@@ -41,9 +42,10 @@ from agentrm_jax.runtime.run_paths import CHECKPOINTS, MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.search.labels import label_trajectories, label_tree
 from agentrm_jax.train import explicit
-from agentrm_jax.train.fit import FitConfig
+from agentrm_jax.train.fit import FitConfig, FitInputs
 from agentrm_jax.train.fit import fit as run_fit
 from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.trainable import Trainable
 
 Example = TreeRecord | LabelledTree | Trajectory
 """What a reward model learns from."""
@@ -242,9 +244,8 @@ def _train(
     seed: int,
 ) -> None:
     """Trains a reward model from where it starts, and saves it."""
-    loss = explicit.make_loss(
-        model.config, mesh, head=model.head, remat=fit.remat, attention=fit.attention
-    )
+    options = ForwardOptions(mesh=mesh, attention=fit.attention, remat=fit.remat)
+    loss = explicit.make_loss(model.config, options, head=model.head)
     with progress("train-reward", fit.total(len(rows))) as bar:
         done = 0
 
@@ -254,16 +255,17 @@ def _train(
             done = update
 
         params, _ = run_fit(
-            model.params,
-            loss,
-            rows,
-            fit,
-            optimizer,
-            directory=directory / CHECKPOINTS,
-            mesh=mesh,
-            seed=seed,
-            metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
-            describe=explicit.describe,
-            on_update=on_update,
+            FitInputs(
+                model=Trainable(params=model.params, loss_fn=loss),
+                rows=rows,
+                config=fit,
+                optimizer=optimizer,
+                directory=directory / CHECKPOINTS,
+                mesh=mesh,
+                seed=seed,
+                metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
+                describe=explicit.describe,
+                on_update=on_update,
+            )
         )
     models.save(directory / MODEL, "reward", dataclasses.replace(model, params=params))

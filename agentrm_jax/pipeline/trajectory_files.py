@@ -19,6 +19,7 @@ from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import environment_names, load_family
 from agentrm_jax.runtime.json_lines import read_json_lines
 from agentrm_jax.runtime.run_directory import RESOLVED
+from agentrm_jax.runtime.run_paths import DATASET, ROLLOUTS
 from agentrm_jax.runtime.stage_files import stage_ended
 
 # Names of environments in the ids and file names of ETO and AgentGym.
@@ -34,7 +35,7 @@ _THEIR_NAMES = {
 
 _KINDS = (
     "give a run's experts, trees, states, samples or eval folder, a folder that `agentrm import` "
-    "wrote, a trees.jsonl or rollouts.jsonl, or a list of conversations (JSON)"
+    f"wrote, a {FILE} or {ROLLOUTS}, or a list of conversations (JSON)"
 )
 
 
@@ -61,12 +62,12 @@ def read_trajectories(
 
 
 def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
-    for dataset in (folder, folder / "dataset"):
+    for dataset in (folder, folder / DATASET):
         if (dataset / "examples").is_dir():
             return open_dataset(dataset, "experts", _example)
     if (folder / FILE).exists():
         return list(_paths(folder))
-    rollouts = [*folder.glob("rollouts.jsonl"), *sorted(folder.glob("*/rollouts.jsonl"))]
+    rollouts = [*folder.glob(ROLLOUTS), *sorted(folder.glob(f"*/{ROLLOUTS}"))]
     if not rollouts or (folder / RESOLVED).exists():  # a whole run has several kinds
         raise UserError(f"{folder}: no trajectories here; {_KINDS}")
     return [trajectory for path in rollouts for trajectory in _rollouts(path)]
@@ -113,7 +114,7 @@ def _rollouts(path: pathlib.Path) -> Iterator[Trajectory]:
         if isinstance(record, dict) and "outcome" in record:
             raise UserError(
                 f"{path}, line {number}: an episode, which does not hold its trajectory; give the "
-                "rollouts.jsonl next to it"
+                f"{ROLLOUTS} next to it"
             )
         try:
             yield stored_trajectory(record["trajectory"])

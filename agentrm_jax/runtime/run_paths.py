@@ -28,7 +28,9 @@ MODEL = "model"
 DATASET = "dataset"
 """The folder of the data set that a stage wrote, in the folder of that stage."""
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
+TREES = "trees.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
 
@@ -94,7 +96,7 @@ class RunPaths:
     @property
     def metrics(self) -> pathlib.Path:
         """The metrics of training, a row for each update that was logged."""
-        return self.run / "metrics.jsonl"
+        return self.run / METRICS
 
     @property
     def config(self) -> pathlib.Path:
@@ -137,7 +139,7 @@ class MethodPaths:
 
     @property
     def episodes(self) -> pathlib.Path:
-        """What each method did on each task."""
+        """The episodes: one method on one task each."""
         return self.folder / EPISODES
 
     @property
@@ -151,5 +153,5 @@ class MethodPaths:
 
     @property
     def by_n(self) -> pathlib.Path:
-        """What best-of-n gives with fewer samples."""
+        """The mean return of best-of-n for every number of samples."""
         return self.folder / "by_n.json"

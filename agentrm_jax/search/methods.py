@@ -17,11 +17,11 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
-from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.search.beam import BeamConfig, search_beams
+from agentrm_jax.search.best_of_n import choose_best
 from agentrm_jax.search.choose import BASELINES, best, majority_of_n
 from agentrm_jax.search.rollouts import Rollout, rollouts
 
@@ -159,7 +159,7 @@ class Greedy:
         seed: int,
     ) -> Iterator[Rollout]:
         """Yields one trajectory for each task; see `Method.run`."""
-        return rollouts(policy, envs, [(task, 0) for task in tasks], concurrency=self.concurrency)
+        return rollouts(policy, envs, tasks, concurrency=self.concurrency)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,12 +193,8 @@ class BestOfN:
             group.append(rollout)
             if len(group) == self.n:
                 group.sort(key=lambda r: r.sample)
-                trajectories = [r.trajectory for r in group]
-                [scores] = scores_of(scorer, [trajectories])
-                if np.isfinite(scores).all():
-                    yield group[int(np.argmax(self.choose(trajectories, scores)))]
-                else:
-                    yield dataclasses.replace(group[0], error=UNDECIDED)
+                [result] = choose_best([group], scorer)
+                yield result.rollout or dataclasses.replace(group[0], error=UNDECIDED)
 
     def sample(
         self, policy: Policy, envs: EnvironmentPool, episodes: Sequence[tuple[Task, int]]

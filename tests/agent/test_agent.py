@@ -11,7 +11,7 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent, random_key
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import propose
+from agentrm_jax.core.protocols import Question, propose
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
@@ -42,6 +42,30 @@ def test_a_request_gets_the_same_proposals_whatever_is_asked_with_it(agent):
         assert propose(fresh, [request], 2) == [expected]
     assert together[3] != together[4]  # another purpose, other turns
     assert propose(agent, [], 2) == []
+
+
+def test_a_plain_loop_collects_everything(agent):
+    """`collect` starts what it waits for: nothing but the documented contract is used.
+
+    More turns than rows, two numbers of turns; requests that come later join in.
+    """
+    expected = {n: propose(agent, REQUESTS, n) for n in (1, 3)}
+    policy = Agent(agent.engine, tokenizer(), lambda task: PROMPT, SAMPLING, 0, (1, 3))
+    assert policy.collect() == []
+    waiting = [(Question(state, purpose, n), expected[n][r])
+               for n in (3, 1) for r, (state, purpose) in enumerate(REQUESTS)]  # fmt: skip
+    open_tickets = {}
+    while waiting or open_tickets:
+        if waiting:
+            batch, waiting = waiting[:5], waiting[5:]
+            tickets = policy.submit([question for question, _ in batch])
+            open_tickets.update(zip(tickets, batch, strict=True))
+        answers = policy.collect()
+        assert answers
+        for ticket, proposals in answers:
+            _, wanted = open_tickets.pop(ticket)
+            assert [p.token_ids for p in proposals] == [p.token_ids for p in wanted]
+    assert policy.collect() == []
 
 
 def test_proposals_are_what_was_sampled(agent):
@@ -94,7 +118,7 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
     request, dropped = agent.request(long, "expand/1")
     rendered, expected = render(tokenizer(), PROMPT, long, LIMIT)
     assert dropped == expected > 0
-    np.testing.assert_array_equal(np.concatenate(request.pieces), rendered.tokens)
+    np.testing.assert_array_equal(np.concatenate(request.segments), rendered.tokens)
     whole, _ = render(tokenizer(), PROMPT, long)
     assert len(rendered.tokens) <= LIMIT < len(whole.tokens)
     # The agent answers as if the steps that are left were all there were.

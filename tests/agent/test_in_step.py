@@ -148,5 +148,5 @@ def test_another_vocabulary_is_one_clear_error(in_step):
     class Other:
         config = dataclasses.replace(CONFIG, vocab_size=999)
 
-    with pytest.raises(UserError, match=r"beam\.score_at: .* \(320, not 999\)"):
+    with pytest.raises(UserError, match=r"score_at must be observation .* \(999\) .* \(320\)"):
         InStepAgent(in_step.agent, Other())

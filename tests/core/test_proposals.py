@@ -10,7 +10,7 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
-from agentrm_jax.core.protocols import Proposal, Question
+from agentrm_jax.core.protocols import Proposal, Question, propose
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.text import MAX_CHARACTERS
 
@@ -144,3 +144,42 @@ def test_scores_that_are_not_finite_are_no_decision():
 def test_scores_of_another_form_are_one_error(scores):
     with pytest.raises(UserError, match="reward model: score must return"):
         scores_of(Scores(scores), [[STATE] * 2, [STATE]])
+
+
+def test_a_policy_that_answers_nothing_while_a_request_is_open_is_one_error():
+    """In place of waiting for ever; with no open request nothing is the right answer."""
+
+    class Idle(Plugin):
+        def collect(self):
+            return []
+
+    door = AdmittedPolicy(Idle(lambda q: [GOOD] * q.n))
+    assert door.collect() == []
+    door.submit([Question(STATE, "expand/0", 2)])
+    with pytest.raises(UserError, match=r"collect must return at least one answer .* 1 requests"):
+        door.collect()
+    with pytest.raises(UserError, match=r"collect must return at least one answer"):
+        propose(AdmittedPolicy(Idle(lambda q: [GOOD] * q.n)), [(STATE, "expand/0")], 2)
+
+
+def test_propose_waits_for_all_and_keeps_the_order():
+    """Answers come one at a time, the last first; nothing is submitted without a request."""
+
+    class Reversed(Plugin):
+        def submit(self, questions):
+            assert questions
+            return super().submit(questions)
+
+        def collect(self):
+            return [self.done.pop()]
+
+    def say(question):
+        return [dataclasses.replace(GOOD, action=question.purpose)] * question.n
+
+    door = AdmittedPolicy(Reversed(say))
+    requests = [(STATE, f"expand/{k}") for k in range(3)]
+    groups = propose(door, requests, 2)
+    assert [[p.action for p in group] for group in groups] == [
+        [f"expand/{k}"] * 2 for k in range(3)
+    ]
+    assert propose(door, [], 2) == []

@@ -14,6 +14,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.trees import FILE, TreeStore, back_up
+from agentrm_jax.search import explore as search
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
 from agentrm_jax.search.selection import UCB
@@ -398,3 +399,35 @@ def test_a_policy_that_gives_too_few_turns_is_an_error_and_no_endless_loop(tmp_p
 
 def test_nothing_to_do(tmp_path):
     assert explore(tmp_path / "trees", [])[0] == {}
+
+
+def test_exploring_in_memory_gives_the_stored_trees(tmp_path):
+    """With `store` they are kept and resumed; a finished store asks for nothing."""
+    tasks = [game(i) for i in range(5)]
+    expected, _, _ = explore(tmp_path / "explorer", tasks)
+    sizes = {"num_iterations": 15, "expansion_width": 3, "concurrency": 4}
+    pool = GamePool()
+    in_memory = search.explore(GamePolicy(), pool, tasks, **sizes)
+    assert in_memory == [expected[task.task_id] for task in tasks]
+    assert pool.episodes == {}
+    store = tmp_path / "store"
+    assert search.explore(GamePolicy(), GamePool(), tasks, **sizes, store=store) == in_memory
+    keep_iterations(store, 4)
+    assert search.explore(GamePolicy(), GamePool(), tasks, **sizes, store=str(store)) == in_memory
+    policy = GamePolicy()
+    assert search.explore(policy, GamePool(), tasks[2:], **sizes, store=store) == in_memory[2:]
+    assert policy.asked == []
+
+
+def test_exploring_with_a_function(tmp_path):
+    def policy(state, n, seed):
+        return [f"Action: go {'NESW'[(seed + k) % 4]}" for k in range(n)]
+
+    def run(seed):
+        return search.explore(policy, GamePool(), [game(0)], num_iterations=6, seed=seed)
+
+    [tree], again, other = run(0), run(0), run(1)
+    assert len(tree.iterations) == 6
+    assert [tree] == again != other
+    with pytest.raises(UserError, match="num_iterations must be at least 1"):
+        search.explore(policy, GamePool(), [game(0)], num_iterations=0)
