@@ -134,5 +134,5 @@ def test_a_context_without_room_is_one_clear_error():
     with pytest.raises(UserError, match=r"^engine\.context must be above the .* 256 \(got 256\)"):
         make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=256))
     tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
-    with pytest.raises(UserError, match=r"engine\.context: the prompt of task toy/0 .* 6 are"):
+    with pytest.raises(UserError, match=r"engine\.context must leave .* toy/0 .* \(it leaves 6\)"):
         propose(tight, [(state(0, 0), "")], 1)
