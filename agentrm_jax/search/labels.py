@@ -42,7 +42,12 @@ class LabelConfig:
         check_choice("target", self.target, ("mean", "td"))
 
     def weight(self, visit_count: int, terminal: bool) -> float:
-        """Returns the weight of a state's label; 0 if it has none."""
+        """Returns the weight of a state's label; 0 if it has none.
+
+        Args:
+          visit_count: Number of returns that were backed up through the state.
+          terminal: Whether the episode is over at the state.
+        """
         if self.weighting == "faithful":
             return 1.0 if visit_count >= self.min_visits else 0.0
         if visit_count == 0:
@@ -67,7 +72,15 @@ def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[La
 
 
 def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:
-    """Returns a search tree with the values of its states; see `label`."""
+    """Returns a search tree with the values of its states.
+
+    Args:
+      tree: The search tree.
+      config: Which states have a label, and its weight and value.
+
+    Returns:
+      The labelled tree; nodes have the same numbers.
+    """
     visits, sums = tree.backed_up()
     values = sums / np.maximum(visits, 1)
     if config.target == "td":
