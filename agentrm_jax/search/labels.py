@@ -72,7 +72,15 @@ def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[La
 
 
 def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:
-    """Returns a search tree with the values of its states; see `label`."""
+    """Returns a search tree with the values of its states.
+
+    Args:
+      tree: The search tree.
+      config: Which states have a label, and its weight and value.
+
+    Returns:
+      The labelled tree; nodes have the same numbers.
+    """
     visits, sums = tree.backed_up()
     values = sums / np.maximum(visits, 1)
     if config.target == "td":

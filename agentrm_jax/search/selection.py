@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -18,7 +17,8 @@ from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.registry import Registry
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Children:
     """The children of one node in each of E trees, W children at most.
 

@@ -65,7 +65,13 @@ def prior_logit(step: Step) -> float:
 
 
 def make_trees(num_trees: int, num_nodes: int, width: int) -> Trees:
-    """Returns empty trees: each a root that is neither visited nor expanded."""
+    """Returns empty trees: each a root that is neither visited nor expanded.
+
+    Args:
+      num_trees: E.
+      num_nodes: M, most nodes of a tree.
+      width: W, most children of a node.
+    """
     return jax.device_put(_empty(num_trees, num_nodes, width, np.full))
 
 
@@ -291,7 +297,13 @@ def _without(children: np.ndarray, closed: int) -> np.ndarray:
 
 
 def close(trees: Trees, row: int, closed: Sequence[int]) -> Trees:
-    """Returns the trees with some nodes of one tree taken out of their parents' children."""
+    """Returns the trees with some nodes of one tree taken out of their parents' children.
+
+    Args:
+      trees: The trees.
+      row: The tree.
+      closed: Numbers of the nodes.
+    """
     parent, children = np.asarray(trees.parent[row]), np.array(trees.children[row])
     for node in closed:
         children[parent[node]] = _without(children[parent[node]], node)
@@ -299,7 +311,13 @@ def close(trees: Trees, row: int, closed: Sequence[int]) -> Trees:
 
 
 def put(trees: Trees, row: int, arrays: dict[str, np.ndarray]) -> Trees:
-    """Returns the trees with the arrays of one of them replaced."""
+    """Returns the trees with the arrays of one of them replaced.
+
+    Args:
+      trees: The trees.
+      row: The tree.
+      arrays: The fields of `Trees` by name, without the axis E.
+    """
     return Trees(
         **{
             name: getattr(trees, name).at[row].set(jnp.asarray(value))

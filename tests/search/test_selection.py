@@ -52,7 +52,7 @@ def test_puct_check_value():
     value=st.floats(0, 1, width=32, allow_subnormal=False),
     visits=st.integers(0, 1000),
     more=st.integers(0, 1000),
-    exploration=st.floats(0, 10, width=32, allow_subnormal=False),
+    exploration=st.one_of(st.just(0.0), st.floats(1e-6, 10.0)),
     prior=st.floats(0, 1, width=32, allow_subnormal=False),
 )
 def test_rules_equal_their_formulas(value, visits, more, exploration, prior):
