@@ -43,7 +43,7 @@ def test_the_seed_and_the_names_decide() -> None:
 
 
 def test_one_task_cannot_be_split() -> None:
-    with pytest.raises(UserError, match=r"fit\.held_out: 1 tasks are too few"):
+    with pytest.raises(UserError, match=r"held_out must be 0 because 1 tasks are too few"):
         held_out.split(EXAMPLES[::7], task_of, 0.5, seed=0)
 
 
