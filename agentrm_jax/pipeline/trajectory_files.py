@@ -7,14 +7,14 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import first_line
 from agentrm_jax.data.conversations import item_names, read_conversations
 from agentrm_jax.data.dataset import open_dataset
-from agentrm_jax.data.trajectories import stored_trajectory
+from agentrm_jax.data.states import open_labels
+from agentrm_jax.data.trajectories import open_trajectories, stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.envs.registry import environment_names, load_family
 from agentrm_jax.runtime.json_lines import read_json_lines
@@ -64,7 +64,7 @@ def read_trajectories(
 def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
     for dataset in (folder, folder / DATASET):
         if (dataset / "examples").is_dir():
-            return open_dataset(dataset, "experts", _example)
+            return _of_dataset(dataset)
     if (folder / FILE).exists():
         return list(_paths(folder))
     rollouts = [*folder.glob(ROLLOUTS), *sorted(folder.glob(f"*/{ROLLOUTS}"))]
@@ -73,9 +73,14 @@ def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
     return [trajectory for path in rollouts for trajectory in _rollouts(path)]
 
 
-def _example(value: Mapping[str, Any]) -> Trajectory:
-    """The trajectory of a record of trajectories, or of labelled states."""
-    return stored_trajectory(value.get("trajectory", value))
+def _of_dataset(folder: pathlib.Path) -> Sequence[Trajectory]:
+    """The trajectories of a data set of trajectories, or the labelled paths of labelled trees."""
+    records = open_dataset(folder, "experts", lambda value: value)
+    first = records[0] if len(records) else None
+    if isinstance(first, Mapping) and {"parents", "trajectory"} & first.keys():
+        trees = open_labels(folder)
+        return [tree.state(branch.nodes[-1]) for tree in trees for branch in tree.branches()]
+    return open_trajectories(folder)
 
 
 def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_left_out_and_said(finished, values_of, tmp_path, c
         np.testing.assert_allclose([row["start"], *row["after_observation"]], expected, atol=1e-5)
         cut += row["dropped_steps"] > 0
     assert cut > 0
-    assert f"{cut} of them lost steps or parts of them" in capsys.readouterr().err
+    assert f"{cut} of them have truncated steps" in capsys.readouterr().err
 
 
 def test_conversations_have_no_score_behind_their_last_reply(
@@ -199,7 +199,7 @@ def test_a_model_alone_with_a_configuration(finished, tmp_path) -> None:
 
 def test_an_environment_that_the_run_does_not_name(finished, conversations, capsys) -> None:
     arguments = ("score", conversations, "--model", finished, "--environment", "babyai")
-    assert "`environments` does not name babyai" in fails(capsys, *arguments)
+    assert "`environments` of the configuration does not name babyai" in fails(capsys, *arguments)
 
 
 def test_replies_that_were_sampled_as_other_tokens_are_read_as_texts(finished) -> None:
