@@ -59,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.evaluate_reward_model import PAGE, evaluate_reward_model
 
-    found = evaluate_reward_model(
+    figures = evaluate_reward_model(
         given.trees,
         given.model,
         given.output,
@@ -69,23 +69,23 @@ def run(given: argparse.Namespace) -> int:
         include_seen=given.seen,
         on_note=lambda note: print(note, file=sys.stderr),
     )
-    Console(width=None if Console().is_terminal else 120).print(_table(found))
+    Console(width=None if Console().is_terminal else 120).print(_table(figures))
     print(f"report: {given.output / PAGE}")
     return 0
 
 
-def _table(found: Mapping[str, Any]) -> Table:
+def _table(figures: Mapping[str, Any]) -> Table:
     from agentrm_jax.pipeline.evaluate_reward_model import MEASURES
 
     title = (
-        f"{found['states']:,} states of {found['trees']:,} trees, {found['pairs']:,} pairs of "
-        f"siblings ({found['ties']:,} more have the same value)"
-    )
+        "{states:,} states of {trees:,} trees, {pairs:,} pairs of siblings ({ties:,} more have the "
+        "same value)"
+    ).format_map(figures)
     table = Table(title=title, title_justify="left")
     table.add_column("score")
     for name in MEASURES:
         table.add_column(name.replace("_", " "), justify="right")
-    for number, row in enumerate(found["rows"]):
+    for number, row in enumerate(figures["rows"]):
         cells = [_cell(row[name]) for name in MEASURES]
         table.add_row(row["name"], *cells, style="dim" if number else "bold")
     return table

@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.score_trajectories import score_trajectories
 
-    count, truncated, context = score_trajectories(
+    summary = score_trajectories(
         given.file,
         given.model,
         given.output,
@@ -55,11 +55,11 @@ def run(given: argparse.Namespace) -> int:
         overrides=given.overrides,
     )
     where = f" in {given.output}" if given.output else ""
-    print(f"{count} trajectories scored{where}", file=sys.stderr)
-    if truncated:
+    print(f"{summary.trajectories} trajectories scored{where}", file=sys.stderr)
+    if summary.truncated:
         print(
-            f"{truncated} of them have truncated steps: they are longer than engine.context, "
-            f"{context} tokens",
+            f"{summary.truncated} of them have truncated steps: they are longer than "
+            f"engine.context, {summary.context} tokens",
             file=sys.stderr,
         )
     return 0

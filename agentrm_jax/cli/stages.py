@@ -13,7 +13,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", type=pathlib.Path, required=True, help="folder of the run"
     )
-    parser.appendix = _keys
+    if parser.prog == "agentrm run":
+        parser.appendix = _keys  # takes a second, because it imports every section
+    else:
+        parser.epilog = f"{parser.epilog}\n\n`agentrm run --help` lists the keys of CONFIG."
 
 
 def _keys() -> str:

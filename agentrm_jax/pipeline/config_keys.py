@@ -40,7 +40,12 @@ def _section(config: Any, prefix: str, default: Any) -> Iterator[str]:
       prefix: Of its keys, with the dot at the end.
       default: The configuration that is used if the section is not given.
     """
-    yield f"{prefix.removesuffix('.') or 'keys'}: {_first_sentence(config)}"
+    yield from _heading(prefix.removesuffix(".") or "keys", _first_sentence(config))
+    yield from _fields(config, prefix, default)
+
+
+def _fields(config: Any, prefix: str, default: Any) -> Iterator[str]:
+    """Yields the lines of a section after its heading; see `_section`."""
     inner: list[Iterator[str]] = []
     hints = typing.get_type_hints(config, include_extras=True)
     texts = _descriptions(config)
@@ -66,29 +71,29 @@ def _section(config: Any, prefix: str, default: Any) -> Iterator[str]:
 
 def _kinds(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
     """Yields the lines of a section whose keys depend on its key `kind`."""
-    yield f"{key}: {text or f'A {registry.noun}.'}"
+    yield from _heading(key, text or f"A {registry.noun}.")
     name = registry.name_of(type(default)) or dataclasses.MISSING
-    yield from _key(f"{key}.kind", " or ".join(registry.names()), name, "")
+    yield from _key(f"{key}.kind", _one_of(registry.names()), name, "")
     for kind in registry.names():
         member = _loaded(registry, kind)
+        yield ""
         if isinstance(member, str):
-            yield f"  {kind}: {member}"
-        elif dataclasses.fields(member):
+            yield from _heading(f"{key}, kind {kind}", member)
+        else:
+            yield from _heading(f"{key}, kind {kind}", _first_sentence(member))
             own = default if type(default) is member else dataclasses.MISSING
-            lines = _section(member, f"{key}.", own)
-            next(lines)
-            yield f"{key} if {key}.kind is {kind}: {_first_sentence(member)}"
-            yield from lines
+            yield from _fields(member, f"{key}.", own)
 
 
 def _named_sections(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
     """Yields the lines of a section that holds a section for each name of a registry."""
-    yield f"{key}: {text or f'Options by {registry.noun}.'}"
+    yield from _heading(key, text or f"Options by {registry.noun}.")
     for name in registry.names():
         member = _loaded(registry, name)
+        yield ""
         if isinstance(member, str):
-            yield f"  {name}: {member}"
-        elif dataclasses.fields(member):
+            yield from _heading(f"{key}.{name}", member)
+        else:
             given = default.get(name, dataclasses.MISSING) if default else dataclasses.MISSING
             yield from _section(member, f"{key}.{name}.", given)
 
@@ -102,6 +107,14 @@ def _loaded(registry: Registry[Any], name: str) -> Any:
     return member if dataclasses.is_dataclass(member) else "has no keys"
 
 
+def _heading(name: str, text: str) -> Iterator[str]:
+    yield from textwrap.wrap(f"{name}: {text}", _width(), subsequent_indent="    ")
+
+
+def _width() -> int:
+    return min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+
+
 def _key(key: str, kind: str, default: Any, text: str) -> Iterator[str]:
     option = key if "[]" in key else f"--{key}"  # items of a list can be set in files only
     if default is dataclasses.MISSING:
@@ -110,8 +123,7 @@ def _key(key: str, kind: str, default: Any, text: str) -> Iterator[str]:
         yield f"  {option}=... ({kind}; not set by default)"
     else:
         yield f"  {option}={_yaml(default)} ({kind})"
-    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-    yield from textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    yield from textwrap.wrap(text, _width(), initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
 def _yaml(value: Any) -> str:
@@ -126,11 +138,14 @@ def _yaml(value: Any) -> str:
 
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
-        *names, last = map(str, typing.get_args(kind))
-        return f"{', '.join(names)} or {last}" if names else last
+        return _one_of([str(each) for each in typing.get_args(kind)])
     if (item := _item(kind)) is not None:
         return f"list of {_type_name(item)}"
     return _NAMES.get(kind, str(kind))
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def _without_none(kind: Any) -> Any:

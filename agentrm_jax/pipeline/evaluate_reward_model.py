@@ -84,7 +84,7 @@ def evaluate_reward_model(
     if not compared:
         raise UserError(f"{source}: no state was visited {min_visits} times")
     scores = _scores(open_reward_model(model, config, overrides), compared)
-    found = {
+    figures = {
         "model": str(model),
         "source": str(source),
         "min_visits": min_visits,
@@ -93,9 +93,9 @@ def evaluate_reward_model(
         **_figures([states for _, states in compared], scores),
     }
     with new_folder(output) as folder:
-        write_json_atomic(folder / FIGURES, found)
-        write_text_atomic(folder / PAGE, _page(found))
-    return found
+        write_json_atomic(folder / FIGURES, figures)
+        write_text_atomic(folder / PAGE, _page(figures))
+    return figures
 
 
 def _read(path: pathlib.Path) -> list[TreeRecord]:
@@ -160,17 +160,17 @@ def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]
     }
 
 
-def _page(found: Mapping[str, Any]) -> str:
+def _page(figures: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     from agentrm_jax.evaluate import plots  # matplotlib is slow to import
 
-    plot = Markup(plots.reliability(found["reliability"], found["by_depth"]))
-    not_known = _NOT_KNOWN if found["trained_on"] != "known" else ""
+    plot = Markup(plots.reliability(figures["reliability"], figures["by_depth"]))
+    not_known = _NOT_KNOWN if figures["trained_on"] != "known" else ""
     return page(
         PAGE,
-        title=printable(found["model"]),
-        found=found,
+        title=printable(figures["model"]),
+        found=figures,
         measures=MEASURES,
         plot=plot,
         not_known=not_known,

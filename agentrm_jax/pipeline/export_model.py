@@ -15,12 +15,11 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.trained_on import write_trained_on
 from agentrm_jax.runtime.array_checksums import named_leaves
 from agentrm_jax.runtime.output_folders import check_output_folder
-from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL, POLICY_MODEL
+from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 Kind = Literal["policy", "reward"]
 
-_FOLDERS: dict[Kind, str] = {"policy": POLICY_MODEL, "reward": EXPLICIT_MODEL}
 _TITLES: dict[Kind, str] = {"policy": "A policy", "reward": "A reward model of states"}
 
 _README = """\
@@ -55,7 +54,8 @@ _BIAS_CODE = """ + model.config.{name}
 
 def model_folder(run: pathlib.Path, kind: Kind) -> pathlib.Path:
     """Returns the folder of a run's model, or the given folder if it is not that of a run."""
-    folder = run / _FOLDERS[kind]
+    paths = RunPaths(run)
+    folder = {"policy": paths.policy_model, "reward": paths.explicit_model}[kind]
     return folder if folder.exists() else run
 
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, NamedTuple
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
@@ -21,6 +21,20 @@ _OWN_KEYS = {"task_id", "score", "outcome", "start", "after_action"}
 _LONGEST_LINE = 1 << 24
 
 
+class ScoreSummary(NamedTuple):
+    """What `score_trajectories` did.
+
+    Attributes:
+      trajectories: Number of trajectories.
+      truncated: Number of trajectories with truncated steps.
+      context: Longest context, in tokens.
+    """
+
+    trajectories: int
+    truncated: int
+    context: int
+
+
 def score_trajectories(
     file: pathlib.Path,
     model: str | os.PathLike[str],
@@ -29,8 +43,8 @@ def score_trajectories(
     environment: str | None = None,
     config: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[int, int, int]:
-    """Writes one JSON line of scores for each trajectory.
+) -> ScoreSummary:
+    """Writes one JSON line of scores for each trajectory; returns how many there are.
 
     Args:
       file: A folder or file of trajectories; see `trajectory_files.read_trajectories`.
@@ -39,10 +53,6 @@ def score_trajectories(
       environment: The environment that was played in conversations that do not name it.
       config: A configuration that says how states are rendered.
       overrides: `--KEY=VALUE` of that configuration.
-
-    Returns:
-      The number of trajectories, the number of those with truncated steps, and the longest context
-      in tokens.
 
     Raises:
       UserError: There are no trajectories or no model, or the file cannot be written.
@@ -57,7 +67,7 @@ def score_trajectories(
             print(json.dumps(scored.to_json(), allow_nan=False), file=lines)
             truncated += scored.dropped_steps > 0
             bar.advance()
-    return len(trajectories), truncated, reward_model.context
+    return ScoreSummary(len(trajectories), truncated, reward_model.context)
 
 
 def _check_output(path: pathlib.Path, source: pathlib.Path) -> None:

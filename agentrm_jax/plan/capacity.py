@@ -90,8 +90,8 @@ def _plan_inference(target: Target, policy: LlamaConfig) -> StagePlan:
         scorer = _engine("reward model", target, shape, resident, head)
         programs.append(_prefill("reward model reads", scorer, target))
     hbm = target.topology.chip.hbm
-    found = StagePlan(name=target.stage, resident=resident, programs=programs, hbm=hbm, advice=[])
-    return dataclasses.replace(found, advice=inference_advice(config, mesh, policy, found))
+    result = StagePlan(name=target.stage, resident=resident, programs=programs, hbm=hbm, advice=[])
+    return dataclasses.replace(result, advice=inference_advice(config, mesh, policy, result))
 
 
 def _decoders(target: Target) -> tuple[Sampling, list[tuple[int, ...]]]:

@@ -225,7 +225,7 @@ def _group_size(attributes: str) -> int:
 def _trips(
     loop: _Instruction, outer: _Computation, computations: Mapping[str, _Computation]
 ) -> int:
-    """The number of iterations of a loop that counts upwards; 1 if the text does not tell."""
+    """The number of iterations of a loop that counts upwards; 1 if the text lacks it."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     condition = computations[_attribute(loop.attributes, "condition")]
@@ -248,7 +248,7 @@ def _trips(
 
 
 def _initial(loop: _Instruction, index: int, outer: _Computation) -> int:
-    """The first value of the counter; 0 if the text does not tell."""
+    """The first value of the counter; 0 if the text lacks it."""
     state = outer.instructions.get(loop.operands[0])
     if state is None or state.operation != "tuple":
         return 0

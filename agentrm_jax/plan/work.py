@@ -83,7 +83,7 @@ def reading(
 
 
 def decoding_token(
-    config: LlamaConfig, rows: float, before: int, shared_by: float, own: float, itemsize: int
+    config: LlamaConfig, rows: float, before: int, shared_by: float, decoded: float, itemsize: int
 ) -> Work:
     """Returns the work of decoding one token in every row.
 
@@ -92,12 +92,12 @@ def decoding_token(
       rows: Rows of the call.
       before: Tokens of the prompt.
       shared_by: Rows that share a prompt, whose keys and values are read once for all of them.
-      own: Tokens of a row that follow the prompt.
+      decoded: Tokens of a row that follow the prompt.
       itemsize: Bytes of a number.
     """
     weights = layer_weights(config) + head_weights(config)
-    flops = 2.0 * weights * rows + attention_flops(config, rows * (before + own))
-    traffic = weights * itemsize + kv_bytes(config, rows * (before / shared_by + own), itemsize)
+    flops = 2.0 * weights * rows + attention_flops(config, rows * (before + decoded))
+    traffic = weights * itemsize + kv_bytes(config, rows * (before / shared_by + decoded), itemsize)
     return Work(flops, traffic)
 
 

@@ -54,13 +54,11 @@ def test_the_usage_of_a_command_has_all_that_it_requires(name, capsys) -> None:
     assert capsys.readouterr().out.startswith("usage: ")
 
 
-def test_help_without_a_configuration_does_not_import_jax() -> None:
-    names = [name for name, command in COMMANDS.items() if command.module != "stages"]
-    assert len(names) > 5
+def test_help_does_not_import_jax_but_for_the_list_of_keys() -> None:
     program = (
         "import sys\n"
         "from agentrm_jax.cli.main import main\n"
-        f"for name in ['', *{names}]:\n"
+        f"for name in ['', *{[name for name in COMMANDS if name != 'run']}]:\n"
         "    assert main([*name.split(), '--help']) == 0\n"
         "assert 'jax' not in sys.modules\n"
     )

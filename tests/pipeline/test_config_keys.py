@@ -101,14 +101,20 @@ def test_every_kind_of_field_is_listed() -> None:
         "",
         "shape: A shape.",
         "  --shape.kind=circle (circle or point)",
-        "shape if shape.kind is circle: All points at one distance.",
+        "",
+        "shape, kind circle: All points at one distance.",
         "  --shape.radius=2.5 (number)",
         "        The distance, in metres.",
         "",
+        "shape, kind point: A single point.",
+        "",
         "options: Options by shape.",
+        "",
         "options.circle: All points at one distance.",
         "  --options.circle.radius=1.0 (number)",
         "        The distance, in metres.",
+        "",
+        "options.point: A single point.",
     ]
 
 
@@ -117,7 +123,7 @@ def test_a_member_without_keys_is_listed_with_the_reason() -> None:
     registry.register("broken")(print)
     shape = dataclasses.field(default_factory=Circle)
     config = dataclasses.make_dataclass("Config", [("shape", Annotated[Shape, registry], shape)])
-    assert "  broken: has no keys" in keys_help(config).splitlines()
+    assert "shape, kind broken: has no keys" in keys_help(config).splitlines()
 
 
 def test_every_key_of_a_run_is_listed() -> None:
