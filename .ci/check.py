@@ -1,4 +1,4 @@
-"""Style, types and floors as one command: ruff, pyright and import-linter."""
+"""Style, types, floors and words as one command: ruff, pyright, import-linter and `words.py`."""
 
 import pathlib
 import subprocess
@@ -10,6 +10,7 @@ CHECKS = {
     "ruff format": [sys.executable, "-m", "ruff", "format", "--check", "."],
     "pyright": [sys.executable, "-m", "pyright", "--pythonpath", sys.executable],
     "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
+    "words": [sys.executable, str(ROOT / ".ci" / "words.py")],
 }
 
 

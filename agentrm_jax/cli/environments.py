@@ -62,7 +62,7 @@ def list_run(given: argparse.Namespace) -> int:
 
 
 def _row(family: EnvironmentFamily) -> list[str]:
-    """What an environment lacks (or ""), the number of its kinds, its split sizes, its metric."""
+    """The cells of an environment: what it lacks, number of kinds, sizes of splits, metric."""
     counts: Mapping[Split, int | None] = {}
     missing, kinds = missing_of(family), kinds_of(family)
     with blaming(f"environment {family.name!r}: counts"):

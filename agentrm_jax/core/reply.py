@@ -75,7 +75,7 @@ def parse_action(reply: str) -> str:
 
 
 def _labels(reply: str) -> Iterator[tuple[int, str]]:
-    """Where the text after each label begins, and the bold marks that the label leaves open."""
+    """The ends of all labels, each with the bold marks that the label leaves open."""
     for found in _PLAIN.finditer(reply):
         yield found.end(), ""
     for found in _MARKED.finditer(reply):

@@ -81,6 +81,11 @@ def message_of(error: BaseException) -> str:
         return ""
 
 
+def described(error: BaseException) -> str:
+    """Returns the type of an exception and the first line of its text: "KeyError: 'seed'"."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first line of an exception's text, or its type if it has none; printable."""
     lines = message_of(error).splitlines()

@@ -83,7 +83,7 @@ class ChatFormat:
 
 
 class ChatTokenizer(Protocol):
-    """What rendering asks of a tokenizer. Text never encodes to its control tokens."""
+    """The methods of a tokenizer that rendering uses. Text never encodes to its control tokens."""
 
     @property
     def chat(self) -> ChatFormat: ...
@@ -181,7 +181,7 @@ def first_observation_tokens(
 def _instruction_parts(
     chat: ChatFormat, prompt: Prompt | None
 ) -> tuple[list[int | str], list[int | str]]:
-    """What stands before the first observation, and the text of it that touches it."""
+    """The parts before the first observation, and the last text of them, which touches it."""
     parts = list(chat.begin)
     if prompt is not None:
         turns = (prompt.instruction, ACKNOWLEDGEMENT, *prompt.example)

@@ -23,7 +23,7 @@ _STRIPPED = ("", None, "\n", " ", " \n")
 
 
 class Template(NamedTuple):
-    """What a template gives for marked turns and for the probe conversations.
+    """The texts of a template for marked turns and for the probe conversations.
 
     Attributes:
       chat: The format that was found.
@@ -183,8 +183,11 @@ def _rewrites_reasoning(texts: _Texts, before: str, after: str, strip: Strip) ->
 
 
 def _closing(texts: _Texts, begun: str, after: str, parse: Parse, rewrites: bool) -> Frame | None:
-    """What follows the reply of a conversation that it ends, from the stop token on; empty if the
-    reply is rendered differently there; None if the template renders no such conversation."""
+    """The text after the last reply of a conversation, from the stop token on.
+
+    Empty if the reply is rendered differently there; None if the template renders no conversation
+    that a reply ends.
+    """
     ended = texts.maybe(("marks", 2))
     if ended is None:
         return None
@@ -217,7 +220,7 @@ def _continues(texts: _Texts, first: str, to_reply: str, to_user: str) -> bool:
 
 
 def _split_at_stop(parse: Parse, to_user: str) -> tuple[str, Frame | None]:
-    """What stands between a reply and the token that ends it, and all from that token on."""
+    """The text between a reply and the token that ends it, and all from that token on."""
     parts = parse(to_user)
     after = str(parts[0]) if parts and isinstance(parts[0], str) else ""
     close = parts[1:] if after else parts
@@ -225,8 +228,7 @@ def _split_at_stop(parse: Parse, to_user: str) -> tuple[str, Frame | None]:
 
 
 def _strips(texts: _Texts, plain: Sequence[str]) -> tuple[Strip, Strip] | None:
-    """What is removed from the ends of turns, found from marks between blanks; None if the blanks
-    become something else."""
+    """The blanks that a template removes from the ends of turns; None if it changes them."""
     found = [_gaps(texts("blanks", blanks)) for blanks in _BLANKS]
     pairs: list[Strip] = [(left, right) for left in _STRIPPED for right in _STRIPPED]
     for user, reply in itertools.product(pairs, repeat=2):

@@ -1,6 +1,6 @@
 """Datasets on disk: TFDS builders that write and read array_record without TensorFlow.
 
-An example is one JSON text and a few numbers beside it, so that a dataset can be looked at and
+An example is one JSON text with a few numbers, so that a dataset can be looked at and
 filtered with the usual tools.
 """
 

@@ -1,4 +1,4 @@
-"""What fits into a context: whole steps, and both ends of a text that alone is too long."""
+"""Fits conversations into a context: whole steps, and both ends of a text that is too long."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _ADVICE = "use a model whose template puts special tokens around turns"
 
 
 class HuggingFace(NamedTuple):
-    """What is read from a directory.
+    """The content of a tokenizer's directory.
 
     Attributes:
       tokenizer: The `tokenizers.Tokenizer`.

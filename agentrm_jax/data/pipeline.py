@@ -17,7 +17,7 @@ def batches(
     start_update: int = 0,
     positions: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches, shuffled anew in each epoch; the fields of `PackedRows` by name.
+    """Endless batches, shuffled again in each epoch; the fields of `PackedRows` by name.
 
     The batch of an update depends on the seed and the update's number alone: resuming needs
     nothing else, and any number of processes sees the same global batch, each its own part.

@@ -69,7 +69,7 @@ class Renderer:
         )
 
     def instruction(self, task: Task) -> np.ndarray | None:
-        """What all tasks with the same prompt begin with, or None for a model without prompts."""
+        """Returns the common beginning of all tasks with one prompt; None without a prompt."""
         prompt = self._prompt_of(task)
         if prompt is None:
             return None
@@ -177,7 +177,7 @@ class Renderer:
         The number counts the steps that did not fit: the oldest ones, which are left out, and
         those that were shortened. A first observation that was shortened counts as one.
 
-        Where the oldest steps did not fit nothing behind them was read before in this place, and
+        If the oldest steps did not fit, nothing after them was read before in this position, and
         all that is left is one piece.
         """
         (opening, shortened), turns, dropped = self.kept(trajectory)

@@ -144,7 +144,7 @@ class Tokenizer:
         (directory / _CHAT_FILE).write_text(json.dumps(chat, indent=1), encoding="utf-8")
 
     def export(self, directory: pathlib.Path) -> None:
-        """As `save`, and with what transformers needs to render chats in the same tokens.
+        """Saves the tokenizer with the files that transformers needs to render the same tokens.
 
         The tokenizer adds no token around a text: the template writes them all.
         """
@@ -257,7 +257,7 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
 
     path = directory / _FILE
     if not path.exists():
-        raise UserError(f"{path}: not found; a model directory has its tokenizer beside it")
+        raise UserError(f"{path}: not found; a model directory holds its tokenizer")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception

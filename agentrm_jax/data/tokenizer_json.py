@@ -1,5 +1,4 @@
-"""What a tokenizer of the `tokenizers` library does around text, read from it and changed in its
-JSON form."""
+"""Normalizers and post-processors of the `tokenizers` library, read and changed in JSON form."""
 
 from __future__ import annotations
 

@@ -28,7 +28,12 @@ def write_trajectories(directory: pathlib.Path, trajectories: Iterable[Trajector
 
 
 def open_trajectories(directory: pathlib.Path, made_by: str = "experts") -> Dataset[Trajectory]:
-    """What `write_trajectories` wrote; an error names the command `made_by`."""
+    """Returns the trajectories of a folder that `write_trajectories` wrote.
+
+    Args:
+      directory: The folder.
+      made_by: The command that writes such folders, for error messages.
+    """
     return open_dataset(directory, made_by, stored_trajectory)
 
 

@@ -17,11 +17,11 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 
 
 def from_json(kind: type[T], value: Any) -> T:
-    """Returns a dataclass from the JSON object of its fields.
+    """Returns a dataclass or a `TypedDict` from the JSON object of its fields.
 
     Args:
-      kind: A dataclass with fields of type `str`, `int`, `float`, `bool`, `tuple[X, ...]`, a
-        mapping, a literal, another such dataclass, or one of these or None.
+      kind: Its class, with fields of type `str`, `int`, `float`, `bool`, `tuple[X, ...]`,
+        `list[X]`, a mapping, a literal, another such class, or one of these or None.
       value: A JSON value.
 
     Raises:
@@ -31,9 +31,11 @@ def from_json(kind: type[T], value: Any) -> T:
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """The type of each field, and whether it must be given."""
     hints = typing.get_type_hints(kind)
+    if typing.is_typeddict(kind):
+        return {name: (hint, name in kind.__required_keys__) for name, hint in hints.items()}
     return {
         field.name: (
             hints[field.name],
@@ -75,6 +77,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if inner[0] in _NAMES:  # token ids are many
             return tuple(_plain(inner[0], each, where) for each in value)
         return tuple(_value(inner[0], each, f"{where}[{i}]") for i, each in enumerate(value))
+    if origin is list:
+        return list(_value(tuple[inner[0], ...], value, where))
     if origin is typing.Literal:
         if value not in inner:
             raise _mistake(where, " or ".join(map(str, inner)), value)
@@ -83,7 +87,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _mistake(where, "an object", value)
         return value
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
         return _record(hint, value, where)
     return _plain(hint, value, where)
 

@@ -1,4 +1,4 @@
-"""What an environment promises (`core.protocols.Environment`), checked where its answers enter.
+"""The contract of environments (`core.protocols.Environment`), checked when their answers enter.
 
 Texts pass `core.text.admit_text` here and nowhere else. A breach is the environment author's
 mistake: it raises `ContractError`, of which the pool makes an `EnvironmentFailure` for the episode.

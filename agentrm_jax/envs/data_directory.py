@@ -1,4 +1,4 @@
-"""Where data lies that licences keep out of the package, such as the paper's own task lists."""
+"""The folder of data that licences keep out of the package, such as the paper's task lists."""
 
 from __future__ import annotations
 

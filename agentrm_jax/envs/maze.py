@@ -284,7 +284,7 @@ def _moved(position: Position, move: str) -> Position:
 
 
 def _thought(position: Position, goal: Position, move: str) -> str:
-    """Where the goal lies and whether the move, the first of a shortest path, is nearer to it."""
+    """A thought: the direction of the goal, and whether the move leads nearer to it."""
     below, right = goal[0] - position[0], goal[1] - position[1]
     parts = []
     if below:

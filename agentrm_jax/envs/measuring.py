@@ -1,4 +1,4 @@
-"""What an environment costs and whether it works: reset, steps, forks and its expert."""
+"""Cost and health of an environment: reset, steps, forks and its expert."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
       name: Of the environment.
@@ -112,7 +112,7 @@ def _fork_on_the_way(
     plan: Sequence[Demonstration],
     played: Sequence[tuple[Transition, float]],
 ) -> tuple[list[float], str]:
-    """Forks at a moment drawn for the task, acts in the copy and goes on in the original.
+    """Forks at a moment drawn for the task, acts in the copy and continues in the original.
 
     Returns:
       Seconds that forks took, and what was wrong with them or "".

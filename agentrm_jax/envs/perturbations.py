@@ -1,4 +1,4 @@
-"""The same environment in other words: renamed and reordered actions, another instruction.
+"""Environments in other words: renamed and reordered actions, another instruction.
 
 A `Wording` says how each action is said instead. `perturbed(family, wording)` is the family in that
 wording: the agent reads and speaks it, the environment inside hears its own actions. So it measures
@@ -33,7 +33,7 @@ _REPLY = re.compile(r"(.*?Action:\s*)(.*)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Wording:
-    """How an environment is put into other words.
+    """Other words for the actions and the instruction of an environment.
 
     Attributes:
       name: What it is called.
@@ -65,7 +65,7 @@ def said(action: str, wording: Wording) -> str:
 
 
 def understood(action: str, wording: Wording) -> str:
-    """What is said in the wording as an action of the environment.
+    """Returns an action of the wording as an action of the environment.
 
     An action that the wording says differently is not understood in its old form: the result is
     then empty, which no environment takes for an action.
@@ -203,14 +203,17 @@ def _filled(pattern: str, template: str, action: str) -> str | None:
 
 @functools.cache
 def _whole(pattern: str) -> re.Pattern[str]:
-    """For whole actions; a slot holds any words, as few as fit."""
+    """The pattern of whole actions; a slot holds any words, as few as fit."""
     return re.compile(_slotted(pattern, r".+?"), re.IGNORECASE)
 
 
 @functools.cache
 def _patterns(wording: Wording) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """For actions inside texts, where a slot is `(thing)`, `{thing}`, `<thing>`, a few words that
-    end with a number, or one word and its article."""
+    """The pattern of actions inside texts.
+
+    A slot is `(thing)`, `{thing}`, `<thing>`, a few words that end with a number, or one word and
+    its article.
+    """
     word = r"[\w'-]+"
     numbered = r"[a-z][\w'-]*(?: [a-z][\w'-]*){0,3}? \d+"
     bracketed = r"\([^()\n]+\)|\{[^{}\n]+\}|<[^<>\n]+>"

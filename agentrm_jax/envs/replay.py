@@ -16,7 +16,7 @@ from agentrm_jax.core.records import Task, Transition
 
 
 class Simulator(Protocol):
-    """What plays one episode at a time and can begin another."""
+    """A simulator that plays one episode at a time and can begin another."""
 
     def reset(self, task: Task) -> str: ...
 

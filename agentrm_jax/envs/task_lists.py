@@ -1,4 +1,4 @@
-"""What all lists of tasks have in common."""
+"""Parts that all lists of tasks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation runs: its configuration, and the methods with their reward models."""
+"""The configuration of an evaluation, and its methods with their reward models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RANDOM = "random"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Which methods run on which test tasks.
+    """The methods and the test tasks of an evaluation.
 
     Attributes:
       split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.

@@ -18,6 +18,7 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.evaluate.config import MethodRun
 from agentrm_jax.evaluate.results import Episode
+from agentrm_jax.evaluate.rows import ByNRow, ScoreRow
 from agentrm_jax.evaluate.statistics import bootstrap
 from agentrm_jax.search.choose import best_of_fewer
 from agentrm_jax.search.methods import UNDECIDED, SamplingMethod
@@ -34,7 +35,7 @@ def by_task(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a method answered.
+    """The answers of a method.
 
     Attributes:
       episodes: One for each task and each of the method's result rows.
@@ -132,7 +133,7 @@ def _chosen(
 
 def score_rows(
     rollouts: Iterable[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
-) -> list[dict[str, Any]]:
+) -> list[ScoreRow]:
     """Returns the rows of `scores.json`: the finite scores of trajectories next to their outcomes.
 
     Args:
@@ -159,9 +160,10 @@ def score_rows(
 
 def scores_by_n(
     rollouts: Sequence[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
-) -> list[dict[str, Any]]:
-    """Returns what best-of-n gives with fewer samples: its exact expectation over all ways to draw
-    k of each task's n trajectories.
+) -> list[ByNRow]:
+    """Returns the mean return of best-of-k for every k up to n.
+
+    It is the exact expectation over all ways to draw k of each task's n trajectories.
 
     Args:
       scores: By reward model and task, of models that score a trajectory by itself.
@@ -172,7 +174,7 @@ def scores_by_n(
     """
     groups = by_task(rollouts)
     oracle = {name: [r.trajectory.outcome for r in group] for name, group in groups.items()}
-    rows = []
+    rows: list[ByNRow] = []
     for reward_model, own in {**scores, "oracle": oracle}.items():
         found: dict[str, list[np.ndarray]] = {"all": []}
         for name, group in groups.items():
@@ -200,7 +202,7 @@ def scores_by_n(
 
 
 def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
-    """Those of trajectories that ended by an error are 0."""
+    """The outcomes of rollouts; 0 if an error ended the trajectory."""
     return np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
 
 

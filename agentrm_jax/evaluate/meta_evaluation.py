@@ -1,4 +1,4 @@
-"""How well scores of states agree with what search trees say these are worth; numpy only.
+"""Agreement of the scores of states with the values of the same states in search trees; numpy only.
 
 A state's value is the mean return that was backed up through it (paper section 3.2). Intervals
 come from resampling whole trees: states of one tree are not independent.
@@ -8,15 +8,70 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from agentrm_jax.data.trees import TreeRecord
-from agentrm_jax.evaluate.statistics import Estimate, all_equal, mean, pearson, spearman
+from agentrm_jax.evaluate.statistics import (
+    Estimate,
+    all_equal,
+    mean,
+    ordered,
+    pearson,
+    percentile_interval,
+    spearman,
+)
 
 RESAMPLES = 1000
 BINS = 10  # of equal width, for calibration
+
+
+class EstimateRow(TypedDict):
+    """A mean over n trees with the ends of its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Measures(TypedDict, total=False):
+    """Agreement of scores with values; an entry is None if it cannot be computed.
+
+    Attributes:
+      pairwise_accuracy: Fraction of the pairs of siblings whose better state has the higher score;
+        equal scores count half.
+      pearson: Correlation of scores and values.
+      spearman: Correlation of their ranks.
+      calibration_error: Mean distance of scores and values by bin; only of scores that estimate
+        values.
+      squared_error: Mean squared distance; only of scores that estimate values.
+    """
+
+    pairwise_accuracy: EstimateRow | None
+    pearson: EstimateRow | None
+    spearman: EstimateRow | None
+    calibration_error: EstimateRow | None
+    squared_error: EstimateRow | None
+
+
+class DepthRow(TypedDict):
+    """The states of one depth, and how well their scores agree with their values."""
+
+    depth: int
+    states: int
+    pairs: int
+    pairwise_accuracy: EstimateRow | None
+    pearson: float | None
+
+
+class ReliabilityRow(TypedDict):
+    """One bin of scores: the number of its states, their mean score and their mean value."""
+
+    states: int
+    score: float
+    value: EstimateRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +81,10 @@ class TreeStates:
     Attributes:
       nodes: Their numbers in the tree.
       parents: Numbers of their parents; -1 for the root.
-      depths: Steps behind the first observation.
+      depths: Steps after the first observation.
       values: Mean returns, in [0, 1].
-      likelihoods: Mean log-probability of the tokens of the step that led there; NaN where there
-        is none.
+      likelihoods: Mean log-probability of the tokens of the step that led there; NaN if it is
+        not known.
     """
 
     nodes: np.ndarray
@@ -40,7 +95,7 @@ class TreeStates:
 
 
 def tree_states(tree: TreeRecord, min_visits: int = 1) -> TreeStates:
-    """Those through which at least `min_visits` returns were backed up."""
+    """Returns the states of a tree through which at least `min_visits` returns were backed up."""
     visits, sums = tree.backed_up()
     nodes = tree.nodes
     depths = np.zeros(tree.num_nodes, np.int64)
@@ -62,12 +117,12 @@ def tree_states(tree: TreeRecord, min_visits: int = 1) -> TreeStates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
-    """Siblings with different values, as places in the concatenated states. Arrays are [P].
+    """Siblings with different values, as indices of the concatenated states. Arrays are [P].
 
     Attributes:
-      better: Of the one that is worth more.
-      worse: Of the other.
-      ties: How many pairs of siblings are worth the same; they say nothing.
+      better: Index of the sibling with the higher value.
+      worse: Index of the other sibling.
+      ties: Number of pairs of siblings with equal values; they are left out.
     """
 
     better: np.ndarray
@@ -76,7 +131,7 @@ class Pairs:
 
 
 def sibling_pairs(trees: Sequence[TreeStates]) -> Pairs:
-    """All pairs of states that follow the same state."""
+    """Returns all pairs of states that follow the same state."""
     better: list[int] = []
     worse: list[int] = []
     ties = start = 0
@@ -94,16 +149,14 @@ def sibling_pairs(trees: Sequence[TreeStates]) -> Pairs:
 
 def measured(
     trees: Sequence[TreeStates], scores: np.ndarray, *, calibrated: bool, seed: int = 0
-) -> dict[str, Any]:
-    """Every measure of one kind of score, with intervals.
+) -> Measures:
+    """Returns every measure of one kind of score, with intervals.
 
     Args:
-      scores: [M] for the concatenated states; those with NaN are left out.
-      calibrated: Whether scores mean values, so that it can be asked how far off they are.
-
-    Returns:
-      `pairwise_accuracy` (equal scores count half), `pearson`, `spearman`, and where it makes sense
-      `calibration_error` and `squared_error`. Entries are None where nothing can be measured.
+      trees: The states of each tree.
+      scores: [M] scores of the concatenated states; those with NaN are left out.
+      calibrated: Whether scores estimate values, so that their distance can be measured.
+      seed: Seed of the resampling.
     """
     values, tree_of = _concatenated(trees)
     pairs = sibling_pairs(trees)
@@ -112,10 +165,10 @@ def measured(
     known = np.isfinite(scores)
     scores, values, tree_of = scores[known], values[known], tree_of[known]
 
-    def estimate(statistic: Callable[[np.ndarray], float]) -> Estimate | None:
-        return resampled(statistic, tree_of, len(trees), seed)
+    def estimate(statistic: Callable[[np.ndarray], float]) -> EstimateRow | None:
+        return _row(resampled(statistic, tree_of, len(trees), seed))
 
-    found = {
+    found: Measures = {
         "pairwise_accuracy": _mean_of(right, pairs_of, len(trees), seed),
         "pearson": estimate(lambda w: pearson(scores, values, w)),
         "spearman": estimate(lambda w: spearman(scores, values, w)),
@@ -124,16 +177,16 @@ def measured(
         error = (scores - values) ** 2
         found["calibration_error"] = estimate(lambda w: calibration_error(scores, values, w))
         found["squared_error"] = estimate(lambda w: mean(error, w))
-    return {name: value and dataclasses.asdict(value) for name, value in found.items()}
+    return found
 
 
-def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[dict]:
-    """Pairwise accuracy and correlation of the states at each depth, the root's left out."""
+def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[DepthRow]:
+    """Returns pairwise accuracy and correlation at each depth after the root's."""
     depths = np.concatenate([tree.depths for tree in trees])
     values, tree_of = _concatenated(trees)
     pairs = sibling_pairs(trees)
     right = _ordered(scores, pairs)
-    rows = []
+    rows: list[DepthRow] = []
     for depth in range(1, int(depths.max(initial=0)) + 1):
         own, two = depths == depth, depths[pairs.better] == depth
         accuracy = _mean_of(right[two], tree_of[pairs.better][two], len(trees), seed)
@@ -143,17 +196,20 @@ def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> 
                 "depth": depth,
                 "states": int(own.sum()),
                 "pairs": int(two.sum()),
-                "pairwise_accuracy": accuracy and dataclasses.asdict(accuracy),
+                "pairwise_accuracy": accuracy,
                 "pearson": correlation if np.isfinite(correlation) else None,
             }
         )
     return rows
 
 
-def reliability(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[dict]:
-    """For each bin of scores that has states: how many, their mean score and their mean value."""
+def reliability(
+    trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0
+) -> list[ReliabilityRow]:
+    """Returns the number, the mean score and the mean value of the states in each bin of scores."""
     values, tree_of = _concatenated(trees)
-    bins, rows = bin_of(scores), []
+    bins = bin_of(scores)
+    rows: list[ReliabilityRow] = []
     for number in np.unique(bins):
         own = bins == number
         worth = _mean_of(values[own], tree_of[own], len(trees), seed)
@@ -162,26 +218,33 @@ def reliability(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) 
             {
                 "states": int(own.sum()),
                 "score": float(scores[own].mean()),
-                "value": dataclasses.asdict(worth),
+                "value": worth,
             }
         )
     return rows
 
 
 def _concatenated(trees: Sequence[TreeStates]) -> tuple[np.ndarray, np.ndarray]:
-    """[M] values of all states, and the number of each one's tree."""
+    """[M] values of all states, and [M] the indices of their trees."""
     sizes = [len(tree.nodes) for tree in trees]
     return np.concatenate([tree.values for tree in trees]), np.repeat(np.arange(len(trees)), sizes)
 
 
 def _ordered(scores: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """[P] 1 where the better state is scored higher, a half where both are scored the same."""
-    return (np.sign(scores[pairs.better] - scores[pairs.worse]) + 1) / 2
+    return ordered(scores[pairs.better], scores[pairs.worse])
 
 
-def _mean_of(values: np.ndarray, groups: np.ndarray, num_groups: int, seed: int) -> Estimate | None:
+def _mean_of(
+    values: np.ndarray, groups: np.ndarray, num_groups: int, seed: int
+) -> EstimateRow | None:
     """The mean of values in [0, 1]."""
-    return resampled(lambda w: mean(values, w), groups, num_groups, seed, bounds=(0.0, 1.0))
+    return _row(resampled(lambda w: mean(values, w), groups, num_groups, seed, bounds=(0.0, 1.0)))
+
+
+def _row(estimate: Estimate | None) -> EstimateRow | None:
+    if estimate is None:
+        return None
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
 def resampled(
@@ -191,18 +254,21 @@ def resampled(
     seed: int,
     bounds: tuple[float, float] | None = None,
 ) -> Estimate | None:
-    """A statistic and its 95% percentile interval, whole groups drawn with replacement.
+    """Returns a statistic and its 95% percentile interval; whole groups are drawn with replacement.
 
-    Deviations are widened by sqrt(n / (n - 1)), and where all resamples lie on one of the bounds
-    the exact bound of n groups takes over, as in `statistics.bootstrap`.
+    Deviations are widened by sqrt(n / (n - 1)). If all resamples lie on one of the bounds, the
+    exact bound of n groups is used, as in `statistics.bootstrap`.
 
     Args:
-      statistic: Of weights [N], how often each entry counts; NaN where it is not defined.
+      statistic: From weights [N], how often each entry counts, to a number; NaN if it is not
+        defined.
       groups: [N] the entries' groups, below `num_groups`.
-      bounds: What the statistic cannot exceed, where that is known.
+      num_groups: Number of groups.
+      seed: Seed of the resampling.
+      bounds: Least and largest possible value of the statistic, if they are known.
 
     Returns:
-      None where the statistic is not defined.
+      The estimate; None if the statistic is not defined.
     """
     value = statistic(np.ones(len(groups))) if len(groups) else float("nan")
     if not np.isfinite(value):
@@ -216,18 +282,16 @@ def resampled(
     found = found[np.isfinite(found)]
     if np.ptp(found) == 0:
         return all_equal(value, n, bounds)
-    deviations = (found - value) * np.sqrt(n / (n - 1))
-    ends = np.clip(value + np.quantile(deviations, [0.025, 0.975]), found.min(), found.max())
-    return Estimate(mean=value, low=float(ends[0]), high=float(ends[1]), n=n)
+    return percentile_interval(value, found, n, (found.min(), found.max()))
 
 
 def bin_of(scores: np.ndarray) -> np.ndarray:
-    """[M] bins of equal width over [0, 1]; what lies outside is in the first or the last."""
+    """Returns [M] bins of equal width over [0, 1]; scores outside are in the first or last bin."""
     return np.clip((scores * BINS).astype(int), 0, BINS - 1)
 
 
 def calibration_error(scores: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
-    """The expected calibration error: how far mean scores and mean values of bins are apart."""
+    """Returns the expected calibration error: the mean distance of scores and values by bin."""
     gaps = np.bincount(bin_of(scores), weights * (scores - values), BINS)
     total = weights.sum()
     return float(np.abs(gaps).sum() / total) if total else float("nan")

@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agentrm_jax.core.text import admit_text, printable
+from agentrm_jax.evaluate.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
 from agentrm_jax.evaluate.results import SPLITS, row_variant
+from agentrm_jax.evaluate.rows import ByNRow, Comparison, ResultRow, ScoreRow
 
 # Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.
 _INK, _FAINT, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -53,8 +55,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def forest(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Paired differences with their intervals, one line for each comparison, a mark a split."""
+def forest(comparisons: Sequence[Comparison]) -> str:
+    """Draws paired differences with their intervals, one line for each comparison."""
     names = list(dict.fromkeys((c["a_label"], c["b_label"]) for c in comparisons))
     marks = {"all": ("o", _ACCENT, 0.0), "held_in": ("s", _INK, 0.2), "held_out": ("D", _INK, 0.4)}
     with matplotlib.rc_context(_STYLE):
@@ -86,7 +88,7 @@ def forest(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """The loss of every stage that has one, each in its own panel; and that on held-out tasks."""
+    """Draws the loss of every stage that has one, and that on held-out tasks; one panel each."""
     stages = list(dict.fromkeys(row["stage"] for row in metrics if "loss" in row))
     with matplotlib.rc_context(_STYLE):
         columns = min(2, len(stages))
@@ -122,8 +124,8 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "curves", f"Learning curves: loss over updates of {names}")
 
 
-def score_against_outcome(scores: Sequence[Mapping[str, Any]], reward_model: str) -> str:
-    """Mean outcome of test trajectories in tenths of the score, beside how scores are spread."""
+def score_against_outcome(scores: Sequence[ScoreRow], reward_model: str) -> str:
+    """Draws mean returns of test trajectories in tenths of the score, and a histogram of scores."""
     own = [row for row in scores if row["reward_model"] == reward_model]
     score = np.array([row["score"] for row in own], float)
     outcome = np.array([row["outcome"] for row in own], float)
@@ -151,8 +153,8 @@ def score_against_outcome(scores: Sequence[Mapping[str, Any]], reward_model: str
         return _svg(figure, f"scores-{_identifier(reward_model)}", title)
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], depths: Sequence[Mapping[str, Any]]) -> str:
-    """Mean value of states over their mean score, and pairwise accuracy over depth.
+def reliability(bins: Sequence[ReliabilityRow], depths: Sequence[DepthRow]) -> str:
+    """Draws mean values of states over their mean score, and pairwise accuracy over depth.
 
     Args:
       bins: See `meta_evaluation.reliability`.
@@ -173,23 +175,26 @@ def reliability(bins: Sequence[Mapping[str, Any]], depths: Sequence[Mapping[str,
             color=_ACCENT,
         )
         left.set(xlabel="mean score of each bin", ylabel="mean value", ylim=(-0.04, 1.04))
-        told = [row for row in depths if row["pairwise_accuracy"] is not None]
+        accuracies = {
+            row["depth"]: accuracy
+            for row in depths
+            if (accuracy := row["pairwise_accuracy"]) is not None
+        }
         right.axhline(0.5, color=_FAINT, linewidth=1.2)
-        if told:
-            at = np.array([row["depth"] for row in told])
-            _interval(right, at, [row["pairwise_accuracy"] for row in told])
+        if accuracies:
+            _interval(right, np.array(list(accuracies)), list(accuracies.values()))
         right.set(xlabel="steps taken", ylabel="pairwise accuracy", ylim=(-0.04, 1.04))
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(figure, "reliability", "Values over scores, and pairwise accuracy over depth")
 
 
-def _interval(axes: Axes, x: np.ndarray, estimates: Sequence[Mapping[str, float]]) -> None:
+def _interval(axes: Axes, x: np.ndarray, estimates: Sequence[EstimateRow]) -> None:
     mean, low, high = (np.array([e[key] for e in estimates]) for key in ("mean", "low", "high"))
     axes.errorbar(x, mean, yerr=_errors(mean, low, high), fmt="o", color=_ACCENT, markersize=4.5)
 
 
-def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean score of each method over the policy tokens that it spends on a task."""
+def score_against_budget(rows: Sequence[ResultRow]) -> str:
+    """Draws the mean score of each method over the policy tokens that it spends on a task."""
     own = [row for row in rows if row["task"] == "all" and row["split"] == SPLITS[-1]]
     tokens = np.array([max(row["policy_tokens"] / row["n_tasks"], 1.0) for row in own])
     mean = np.array([row["score_mean"] for row in own])
@@ -198,7 +203,7 @@ def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
         figure = Figure(figsize=(8.2, 3.8), layout="constrained")
         axes = figure.subplots()
         for i, row in enumerate(own):
-            colour = _INK if row_variant(dict(row)).is_baseline else _ACCENT
+            colour = _INK if row_variant(row).is_baseline else _ACCENT
             error = _errors(mean[i : i + 1], low[i : i + 1], high[i : i + 1])
             axes.errorbar(tokens[i], mean[i], yerr=error, fmt="o", color=colour, linewidth=1)
         axes.set_xscale("log")
@@ -208,12 +213,12 @@ def score_against_budget(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xlim(tokens.min() / 1.4, tokens.max() * 3.5)
         axes.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
         axes.set(xlabel="policy tokens for each task", ylabel="mean score, 95% interval")
-        _label_apart(axes, tokens, mean, [row_variant(dict(row)).label for row in own])
+        _label_apart(axes, tokens, mean, [row_variant(row).label for row in own])
         return _svg(figure, "budget", "Mean score of each method against its policy tokens")
 
 
-def score_by_n(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean score of best-of-n over n, a line each reward model; a panel each environment."""
+def score_by_n(rows: Sequence[ByNRow]) -> str:
+    """Draws mean scores of best-of-n over n by reward model; one panel for each environment."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     if len(tasks) == 2:  # one environment is all there is
         tasks = ["all"]

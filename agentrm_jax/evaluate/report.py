@@ -6,7 +6,7 @@ import math
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -15,11 +15,19 @@ from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.yaml_nodes import read_yaml
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluate.page import page
-from agentrm_jax.evaluate.results import SPLITS, level, row_variant
+from agentrm_jax.evaluate.results import SPLITS, Variant, level, row_variant
+from agentrm_jax.evaluate.rows import (
+    ByNRow,
+    Comparison,
+    Report,
+    ResultRow,
+    ScoreQuality,
+    ScoreRow,
+)
 from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
 from agentrm_jax.evaluate.tree_view import branches
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic, write_text_atomic
-from agentrm_jax.runtime.run_directory import RESOLVED, flat
+from agentrm_jax.runtime.run_directory import RESOLVED, StageRow, flat
 from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import KEY
 
@@ -27,28 +35,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
+T = TypeVar("T", bound=Mapping[str, Any])
 
 
 def write_report(
     run_directory: pathlib.Path,
-    rows: Sequence[Row],
-    comparisons: Sequence[Row],
+    rows: Sequence[ResultRow],
+    comparisons: Sequence[Comparison],
     *,
-    stages: Sequence[Row] = (),
+    stages: Sequence[StageRow] = (),
     metrics: Sequence[Row] = (),
-    scores: Sequence[Row] = (),
-    by_n: Sequence[Row] = (),
+    scores: Sequence[ScoreRow] = (),
+    by_n: Sequence[ByNRow] = (),
     tree: TreeRecord | None = None,
 ) -> pathlib.Path:
     """Writes results.json, report.json and report.html.
 
     Args:
-      run_directory: Its config.resolved.yaml and versions.json are shown, where they are there.
+      run_directory: The run's folder; its config.resolved.yaml and versions.json are shown if it
+        has them.
       rows: See `results.result_rows`.
       comparisons: See `results.comparisons`.
-      stages: `stage`, `seconds` and `summary` of each, in order.
+      stages: The finished stages, in order.
       metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
-      scores: `reward_model`, `task_id`, `score` and `outcome` of each scored test trajectory.
+      scores: The scored test trajectories.
       by_n: See `harness.scores_by_n`.
       tree: The search tree to show.
 
@@ -56,7 +66,7 @@ def write_report(
       The path of report.html.
     """
     explored = [stage["summary"] for stage in stages if stage["stage"] == "explore"]
-    report = {
+    report: Report = {
         "results": list(rows),
         "comparisons": list(comparisons),
         "stages": list(stages),
@@ -83,14 +93,14 @@ def write_report(
 def render(
     *,
     title: str,
-    report: Row,
+    report: Report,
     config: Row,
     versions: Row,
     metrics: Sequence[Row],
-    scores: Sequence[Row],
+    scores: Sequence[ScoreRow],
     tree: TreeRecord | None,
 ) -> str:
-    """The page."""
+    """Returns the HTML of the report."""
     table = method_table(report["results"])
     return page(
         "report.html",
@@ -108,7 +118,9 @@ def render(
     )
 
 
-def _plots(report: Row, metrics: Sequence[Row], scores: Sequence[Row]) -> dict[str, list[Markup]]:
+def _plots(
+    report: Report, metrics: Sequence[Row], scores: Sequence[ScoreRow]
+) -> dict[str, list[Markup]]:
     # matplotlib is slow to import, and only this needs it.
     from agentrm_jax.evaluate import plots
 
@@ -131,29 +143,59 @@ def _plots(report: Row, metrics: Sequence[Row], scores: Sequence[Row]) -> dict[s
     return found
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
+def _shown(rows: Sequence[T]) -> list[T]:
     """Rows whose texts can be drawn: valid, without control characters."""
-    return [
+    shown: list[Any] = [
         {
             key: printable(admit_text(value, 1000)) if isinstance(value, str) else value
             for key, value in row.items()
         }
         for row in rows
     ]
+    return shown
 
 
-def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry for each method: those with a reward model, then baselines, the oracle last.
+class MethodEntry(TypedDict):
+    """A method in the table of results.
 
-    Returns:
-      `label`, `baseline`, `oracle`, `macro` (mean of the environments' means; of the kinds' where
-      there is one environment), `cost` (the row over all tasks) and `cells`: for each split its
-      row, None where the method has no task of it.
+    Attributes:
+      label: Its name, for example `best-of-5, explicit`.
+      baseline: Whether it has no trained reward model.
+      oracle: Whether it chooses by the returns themselves.
+      macro: Mean of the environments' means, or of the kinds' if there is one environment; None if
+        there are neither.
+      cost: The row over all tasks.
+      cells: The row of each split, None if the method has no task of it.
     """
-    methods: dict[Any, dict[tuple[str, str], Row]] = {}
+
+    label: str
+    baseline: bool
+    oracle: bool
+    macro: float | None
+    cost: ResultRow
+    cells: list[ResultRow | None]
+
+
+class PartTable(TypedDict):
+    """Mean scores by method and environment, or by method and kind.
+
+    Attributes:
+      of: `environment` or `kind`.
+      names: The columns, with whether nothing of each was trained on.
+      scores: For each label the rows by column.
+    """
+
+    of: str
+    names: dict[str, bool]
+    scores: dict[str, dict[str, ResultRow]]
+
+
+def method_table(rows: Sequence[ResultRow]) -> list[MethodEntry]:
+    """Returns the methods: those with a reward model, then baselines, the oracle last."""
+    methods: dict[Variant, dict[tuple[str, str], ResultRow]] = {}
     for row in rows:
-        methods.setdefault(row_variant(dict(row)), {})[row["task"], row["split"]] = row
-    entries = []
+        methods.setdefault(row_variant(row), {})[row["task"], row["split"]] = row
+    entries: list[MethodEntry] = []
     for variant, own in methods.items():
         means: dict[str, list[float]] = {"environment": [], "kind": [], "all": []}
         for row in own.values():
@@ -173,26 +215,25 @@ def method_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda entry: (entry["baseline"], entry["oracle"]))
 
 
-def part_table(rows: Sequence[Row], of: str) -> dict[str, Any]:
-    """Mean scores by method (down, in the order of `method_table`) and `environment` or `kind`
-    (across).
+def part_table(rows: Sequence[ResultRow], of: str) -> PartTable:
+    """Returns mean scores by method, in the order of `method_table`, and by environment or kind.
 
-    Returns:
-      `of`; `names` of the columns, with whether nothing of it was trained on; and `scores`: for
-      each label the rows by name.
+    Args:
+      rows: See `results.result_rows`.
+      of: `environment` or `kind`.
     """
-    scores: dict[str, dict[str, Row]] = {entry["label"]: {} for entry in method_table(rows)}
+    scores: dict[str, dict[str, ResultRow]] = {entry["label"]: {} for entry in method_table(rows)}
     names: dict[str, bool] = {}
     for row in rows:
         if level(row) == of:
             names[row["task"]] = names.get(row["task"], True) and row["split"] != "held_in"
             if of == "kind" or row["split"] == "all":
-                scores[row_variant(dict(row)).label][row["task"]] = row
+                scores[row_variant(row).label][row["task"]] = row
     return {"of": of, "names": names, "scores": scores}
 
 
-def console_table(rows: Sequence[Row]) -> Table:
-    """The results as a table for the terminal."""
+def console_table(rows: Sequence[ResultRow]) -> Table:
+    """Returns the results as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -230,9 +271,11 @@ def console_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def environment_table(rows: Sequence[Row]) -> Table | None:
-    """The same by environment, of the methods with a reward model and greedy; None where there is
-    one environment."""
+def environment_table(rows: Sequence[ResultRow]) -> Table | None:
+    """Returns the results by environment, of the methods with a reward model and of greedy.
+
+    None if there is one environment.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -253,13 +296,13 @@ def environment_table(rows: Sequence[Row]) -> Table | None:
     return table
 
 
-def _score(row: Row) -> str:
+def _score(row: ResultRow) -> str:
     low, high = row["score_ci95"]
     return f"{row['score_mean']:.3f} ± {(high - low) / 2:.3f}"
 
 
-def comparison_sentences(comparisons: Sequence[Row]) -> list[str]:
-    """What the comparisons over all tasks say, in words."""
+def comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+    """Returns the comparisons over all tasks as sentences."""
     sentences = []
     for c in comparisons:
         if c["split"] != "all":
@@ -274,9 +317,9 @@ def comparison_sentences(comparisons: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def score_quality(scores: Sequence[Row]) -> dict[str, dict[str, float | int | None]]:
-    """How each reward model's scores of test trajectories agree with their outcomes."""
-    found = {}
+def score_quality(scores: Sequence[ScoreRow]) -> dict[str, ScoreQuality]:
+    """Returns, for each reward model, how well its scores agree with returns."""
+    found: dict[str, ScoreQuality] = {}
     for name in dict.fromkeys(row["reward_model"] for row in scores):
         own = [row for row in scores if row["reward_model"] == name]
         groups: dict[str, tuple[list[float], list[float]]] = {}
@@ -285,17 +328,20 @@ def score_quality(scores: Sequence[Row]) -> dict[str, dict[str, float | int | No
             group[0].append(row["score"])
             group[1].append(row["outcome"])
         x, y = [row["score"] for row in own], [row["outcome"] for row in own]
-        values = {
-            "pairwise_accuracy": pairwise_accuracy(list(groups.values())),
-            "pearson": pearson(x, y),
-            "spearman": spearman(x, y),
+        found[name] = {
+            "n": len(own),
+            "pairwise_accuracy": _finite(pairwise_accuracy(list(groups.values()))),
+            "pearson": _finite(pearson(x, y)),
+            "spearman": _finite(spearman(x, y)),
         }
-        known = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        found[name] = {"n": len(own), **known}
     return found
 
 
-def _stage_table(stages: Sequence[Row]) -> list[dict[str, Any]]:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _stage_table(stages: Sequence[StageRow]) -> list[dict[str, Any]]:
     longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
     return [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,12 +13,13 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.evaluate.rows import Comparison, ResultRow, Split
 from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 from agentrm_jax.runtime.run_paths import RESULTS
 
-SPLITS = ("held_in", "held_out", "all")
+SPLITS: tuple[Split, ...] = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
 
 BASELINE_METHODS = (
@@ -52,7 +53,7 @@ class Episode:
       policy_tokens: Tokens that the policy decoded for all n trajectories.
       reward_tokens: Tokens that the reward model read.
       env_steps: Steps of the environment for all n trajectories.
-      wall_seconds: Seconds from reset to end, added up, while other episodes ran beside.
+      wall_seconds: Seconds from reset to end, added up; several episodes run at the same time.
       invalid_actions: Actions of the answer that the environment did not understand.
       truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
       replies_without_action: Replies of all n trajectories in which no action was found.
@@ -96,7 +97,7 @@ class Episode:
 
     @property
     def task_name(self) -> str:
-        """What results are grouped by: `environment/kind`."""
+        """The group of the task in results: `ENVIRONMENT/KIND`."""
         return f"{self.task.environment}/{self.task.kind}"
 
     @property
@@ -117,7 +118,7 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people: `best-of-5, explicit`, `beam 5x5, random scores`."""
+        """The name in tables, such as `best-of-5, explicit` or `beam 5x5, random scores`."""
         name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
         if self.beam_width is not None:
             name += f" {self.beam_width}x{self.expansion_width}"
@@ -133,7 +134,7 @@ class Variant(NamedTuple):
 
 
 def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
-    """Writes `episodes.jsonl` anew; the file is whole or absent."""
+    """Writes `episodes.jsonl`; the file is whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with JsonLines(temporary) as lines:
@@ -227,53 +228,14 @@ def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: s
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreRow:
-    """What a reward model said of one test trajectory."""
-
-    reward_model: str
-    task_id: str
-    score: float
-    outcome: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ByNRow:
-    """See `harness.scores_by_n`."""
-
-    task: str
-    reward_model: str
-    n: int
-    score_mean: float
-    score_ci95: tuple[float, ...]
-    n_tasks: int
-
-
-def read_rows(path: pathlib.Path, kind: type[ScoreRow] | type[ByNRow]) -> list[dict[str, Any]]:
-    """The rows of a JSON file, none if it is absent.
-
-    Raises:
-      UserError: It is damaged, or a row is of another form; names file and row.
-    """
-    rows = json_files.read_rows(path)
-    for number, row in enumerate(rows):
-        try:
-            from_json(kind, row)
-        except ValueError as error:
-            raise UserError(f"{path}, row {number}: {error}; restore the file") from None
-    return rows
-
-
-def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """The rows of `results.json`.
+def result_rows(episodes: Sequence[Episode]) -> list[ResultRow]:
+    """Returns the rows of `results.json`.
 
     For each variant one row for each kind ("environment/kind"); and for each environment, and for
-    "all" of them, a row for each split and for both together. Means are over tasks (micro); tokens,
-    environment steps, seconds, errors, replies without an action and failed candidates are sums
-    over the `n_tasks` tasks. `success_rate` is the share fully solved, `progress_rate` the mean
-    return, and `score_mean`, the paper's number, equals it.
+    "all" of them, a row for each split and for both together. Means are over tasks (micro); counts
+    are sums over the `n_tasks` tasks. `score_mean` is the paper's number.
     """
-    rows = []
+    rows: list[ResultRow] = []
     for variant, own in _grouped(episodes, lambda episode: episode.variant):
         by_kind = _grouped(own, lambda episode: (episode.split, episode.task_name))
         rows.extend(_row(task, split, variant, group) for (split, task), group in by_kind)
@@ -286,17 +248,22 @@ def result_rows(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return rows
 
 
-def level(row: Mapping[str, Any]) -> Literal["kind", "environment", "all"]:
-    """What a row of `results.json` is about."""
+def level(row: ResultRow) -> Literal["kind", "environment", "all"]:
+    """Returns whether a row is about a kind of tasks, an environment or all tasks."""
     return "kind" if "/" in row["task"] else "all" if row["task"] == "all" else "environment"
 
 
-def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> dict[str, Any]:
+def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> ResultRow:
     score = bootstrap([episode.outcome for episode in group], bounds=(0.0, 1.0))
-    return {
+    row: ResultRow = {
         "task": task,
         "split": split,
-        **_without_empty_options(variant._asdict()),
+        "method": variant.method,
+        "reward_model": variant.reward_model,
+        "n": variant.n,
+        "beam_width": variant.beam_width,
+        "expansion_width": variant.expansion_width,
+        "seed": variant.seed,
         "n_tasks": score.n,
         "score_mean": score.mean,
         "score_ci95": [score.low, score.high],
@@ -310,16 +277,26 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> d
         "replies_without_action": sum(episode.replies_without_action for episode in group),
         "failed_candidates": sum(episode.failed_candidates for episode in group),
     }
+    if variant.options:
+        row["options"] = variant.options
+    return row
 
 
-def row_variant(row: Mapping[str, Any]) -> Variant:
-    """The variant that a result row is about."""
-    required = [field for field in Variant._fields if field not in Variant._field_defaults]
-    return Variant(*(row[field] for field in required), options=row.get("options", ""))
+def row_variant(row: ResultRow) -> Variant:
+    """Returns the variant of a method that a row is about."""
+    return Variant(
+        row["method"],
+        row["reward_model"],
+        row["n"],
+        row["beam_width"],
+        row["expansion_width"],
+        row["seed"],
+        row.get("options", ""),
+    )
 
 
 def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
-    """What each method with a reward model is compared with: every baseline but the oracle.
+    """Returns pairs to compare: methods with a reward model, and every baseline but the oracle.
 
     Beam search is compared with best-of-n under the same reward model as well.
     """
@@ -342,22 +319,21 @@ def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
 
 def comparisons(
     episodes: Sequence[Episode], pairs: Sequence[tuple[Variant, Variant]] | None = None
-) -> list[dict[str, Any]]:
-    """Differences of mean outcome between variants, paired over the tasks that both ran.
+) -> list[Comparison]:
+    """Returns differences of mean return between variants, paired over the tasks that both ran.
 
     Args:
-      episodes: Of all variants.
-      pairs: (a, b); `default_pairs` where not given.
+      episodes: The episodes of all variants.
+      pairs: Pairs (a, b) of variants; `default_pairs` if not given.
 
     Returns:
-      For each pair and split with at least one common task: `a` and `b` (methods), their labels
-      and reward models, `split`, `difference` (mean of a - b), `ci95`, `n_tasks`.
+      A comparison for each pair and split with at least one common task.
     """
     outcomes = {
         variant: {episode.task.task_id: episode for episode in own}
         for variant, own in _grouped(episodes, lambda episode: episode.variant)
     }
-    found = []
+    found: list[Comparison] = []
     for a, b in default_pairs(episodes) if pairs is None else pairs:
         first, second = outcomes[a], outcomes[b]
         for split in SPLITS:

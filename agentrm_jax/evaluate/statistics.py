@@ -1,4 +1,4 @@
-"""Means, bootstrap intervals over tasks, and how well scores order outcomes. numpy only."""
+"""Means, bootstrap intervals over tasks, and agreement of scores with outcomes. numpy only."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> Estimate:
-    """The mean of independent values and its percentile bootstrap interval.
+    """Returns the mean of independent values and its percentile bootstrap interval.
 
     The resampled deviations are widened by sqrt(n / (n - 1)): resampling n values estimates the
     variance with the divisor n, which makes the plain interval too short for few tasks.
 
-    Values that are all equal cannot be resampled. Where they all lie on one of the `bounds` the
-    exact bound takes over: a mean m of values in [0, 1] gives n ones with probability at most m^n,
+    Resampling says nothing about values that are all equal. If they all lie on one of the `bounds`,
+    the exact bound is used: a mean m of values in [0, 1] gives n ones with probability at most m^n,
     so that m >= ((1 - level) / 2)^(1 / n). Otherwise the interval is that one point.
 
     Args:
       values: [n], one for each task.
-      bounds: What the values cannot exceed, where that is known.
-      seed: Of the resampling; the same seed gives the same interval.
+      bounds: Least and largest possible value, if they are known.
+      seed: Seed of the resampling; the same seed gives the same interval.
+      resamples: Number of resamples.
+      level: Probability that the interval is meant to cover.
 
     Raises:
       ValueError: There are no values.
@@ -54,16 +56,36 @@ def bootstrap(
     if np.ptp(data) == 0:
         return all_equal(float(data[0]), n, bounds, level)
     found = float(data.mean())
-    deviations = (_resampled_means(data, resamples, seed) - found) * np.sqrt(n / (n - 1))
+    means = _resampled_means(data, resamples, seed)
+    return percentile_interval(found, means, n, (data.min(), data.max()), level)
+
+
+def percentile_interval(
+    value: float,
+    resampled: np.ndarray,
+    n: int,
+    limits: tuple[float, float],
+    level: float = 0.95,
+) -> Estimate:
+    """Returns a statistic of n independent values with its percentile interval; see `bootstrap`.
+
+    Args:
+      value: The statistic.
+      resampled: [R] the statistic of each resample.
+      n: Number of values, at least 2.
+      limits: Least and largest end of the interval.
+      level: Probability that the interval is meant to cover.
+    """
+    deviations = (resampled - value) * np.sqrt(n / (n - 1))
     low, high = np.quantile(deviations, [(1 - level) / 2, (1 + level) / 2])
-    ends = np.clip([found + low, found + high], data.min(), data.max())
-    return Estimate(mean=found, low=float(ends[0]), high=float(ends[1]), n=n)
+    ends = np.clip([value + low, value + high], *limits)
+    return Estimate(mean=value, low=float(ends[0]), high=float(ends[1]), n=n)
 
 
 def all_equal(
     value: float, n: int, bounds: tuple[float, float] | None, level: float = 0.95
 ) -> Estimate:
-    """The mean of n values that are all the same; see `bootstrap`."""
+    """Returns the mean of n equal values with its interval; see `bootstrap`."""
     low = high = value
     if bounds is not None and value in bounds:
         reach = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (1 / n))
@@ -72,9 +94,12 @@ def all_equal(
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
-    """The mean of a - b over the same tasks in the same order, and its interval.
+    """Returns the mean of a - b over the same tasks, and its interval.
 
-    The values lie in [0, 1].
+    Args:
+      a: [n] values in [0, 1], one for each task.
+      b: [n] the other values, in the same order.
+      seed: Seed of the resampling.
 
     Raises:
       ValueError: The lengths differ, or there are no values.
@@ -101,36 +126,49 @@ def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def pairwise_accuracy(groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
-    """How often the better one of two is scored higher, within groups of one task each.
+    """Returns the fraction of pairs whose better member has the higher score.
+
+    Pairs are formed within groups, which hold the trajectories of one task each.
 
     Args:
       groups: (scores, outcomes) of each group. Pairs with equal outcomes do not count; equal
         scores count half.
 
     Returns:
-      In [0, 1]; NaN where no pair differs in outcome.
+      A number in [0, 1]; NaN if no pair differs in outcome.
     """
     right, total = 0.0, 0
     for scores, outcomes in groups:
         s, y = np.asarray(scores, float), np.asarray(outcomes, float)
         better = y[:, None] > y[None, :]
-        higher = (np.sign(s[:, None] - s[None, :]) + 1) / 2
-        right += float(higher[better].sum())
+        right += float(ordered(s[:, None], s[None, :])[better].sum())
         total += int(better.sum())
     return right / total if total else float("nan")
 
 
+def ordered(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+    """Returns 1 for pairs whose better member has the higher score, 0.5 for equal scores, else 0.
+
+    Args:
+      better: Scores of the better members.
+      worse: Scores of the worse members; any shape that broadcasts with `better`.
+    """
+    return (np.sign(better - worse) + 1) / 2
+
+
 def mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted mean; NaN where there is no weight."""
+    """Returns the weighted mean; NaN if all weights are 0."""
     total = weights.sum()
     return float(weights @ values / total) if total else float("nan")
 
 
 def pearson(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Pearson's correlation; NaN where one side is constant.
+    """Returns Pearson's correlation; NaN if one side is constant.
 
     Args:
-      weights: How often each pair counts; once by default.
+      x: [n] numbers.
+      y: [n] numbers.
+      weights: [n] how often each pair counts; once by default.
     """
     w = np.ones(np.size(x)) if weights is None else np.asarray(weights, float)
     a, b, w = (np.asarray(side, float)[w > 0] for side in (x, y, w))
@@ -141,7 +179,13 @@ def pearson(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> flo
 
 
 def spearman(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Spearman's rank correlation; equal values share their mean rank."""
+    """Returns Spearman's rank correlation; equal values share their mean rank.
+
+    Args:
+      x: [n] numbers.
+      y: [n] numbers.
+      weights: [n] how often each pair counts; once by default.
+    """
     w = np.ones(np.size(x)) if weights is None else np.asarray(weights, float)
     return pearson(_ranks(x, w), _ranks(y, w), w)
 

@@ -11,7 +11,7 @@ from agentrm_jax.data.trees import TreeRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Branch:
-    """Steps that follow each other without a choice, and what branches off behind the last one.
+    """Steps that follow each other without a choice, and the branches after the last one.
 
     A cached rollout is one branch, not as many nested ones as it has steps.
 

@@ -222,7 +222,8 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
     if (item := _item_of(kind)) is not None and isinstance(node.value, list):
         for number, inner in enumerate(node.value):
             _check_keys(item, inner, f"{key}.{number}")
-    if (opened := open_section(kind)) is not None and node.tag != "null":
+    left_out = node.tag == "null" and types.NoneType in typing.get_args(kind)
+    if (opened := open_section(kind)) is not None and not left_out:
         _require_section(node, key)  # its keys are checked once its kind is known
         if opened.by_name and isinstance(node.value, dict):
             for name, inner in node.value.items():

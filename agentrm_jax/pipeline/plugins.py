@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import first_line, shown
+from agentrm_jax.core.text import described, shown
 
 
 def import_plugin(name: str) -> None:
@@ -32,8 +32,7 @@ def import_plugin(name: str) -> None:
     except UserError:
         raise
     except Exception as error:  # a user's code may raise anything
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{shown(name)} cannot be imported ({reason})") from error
+        raise UserError(f"{shown(name)} cannot be imported ({described(error)})") from error
 
 
 def _import_file(path: pathlib.Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
 from agentrm_jax.core.errors import UserError
@@ -17,14 +15,12 @@ from agentrm_jax.evaluate.report import (
     write_report,
 )
 from agentrm_jax.evaluate.results import (
-    ByNRow,
     Episode,
-    ScoreRow,
     comparisons,
     read_episodes,
-    read_rows,
     result_rows,
 )
+from agentrm_jax.evaluate.rows import ByNRow, Comparison, ResultRow, ScoreRow, read_rows
 from agentrm_jax.evaluate.tree_view import most_telling
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.metrics import read_metrics
@@ -51,7 +47,7 @@ def report(workspace: Workspace) -> None:
     print(f"report: {workspace.paths.report_page}")
 
 
-def _write(workspace: Workspace) -> tuple[list[Any], list[Any]]:
+def _write(workspace: Workspace) -> tuple[list[ResultRow], list[Comparison]]:
     """Writes the files of the report; returns the result rows and the comparisons."""
     paths = workspace.paths
     episodes = _episodes(workspace)

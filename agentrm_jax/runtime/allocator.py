@@ -10,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 def keep_freed_memory() -> None:
     """Lets this process use large blocks again that it has freed. To be called before all else.
 
-    XLA asks for the temporary memory of a program anew in every call. glibc hands blocks above 32
+    XLA asks for the temporary memory of a program again in every call. glibc hands blocks above 32
     MB back to the kernel as soon as they are freed, and the kernel has to clear each page when it
     is touched again, at about 1.5 GB/s: on a CPU a sixth of the time of training. Without glibc, or
     with another allocator in its place, this does nothing.

@@ -119,12 +119,12 @@ class TrainingCheckpoints:
     """The checkpoints of a training run; after a kill the newest whole one counts.
 
     A save returns when the state was copied to the host, so that it may be donated right after it;
-    the disk is written while training goes on. All processes make and call it.
+    the disk is written while training continues. All processes make and call it.
 
     Args:
       directory: One folder for each checkpoint, named by its update.
-      keep: How many of the newest stay, besides the one with the smallest loss on what was held
-        out, where that was measured.
+      keep: Number of the newest checkpoints that stay, as well as the one with the smallest
+        held-out loss if there are held-out tasks.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
@@ -242,7 +242,7 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's reports off the terminal: it logs every save, and errors besides raising them.
+    """Keeps Orbax's reports off the terminal: it logs every save, and errors that it also raises.
 
     Its threads and abandoned coroutines print tracebacks of their own if a file is damaged.
     """

@@ -1,4 +1,4 @@
-"""How much memory this machine and its devices have, and whether sizes fit into it."""
+"""The memory of this machine and its devices, and a check that sizes fit into it."""
 
 from __future__ import annotations
 

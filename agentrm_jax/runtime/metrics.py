@@ -51,8 +51,8 @@ class MetricWriter:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows by stage, as they first appear, and by update.
 
-    A stage that was resumed, or begun anew, wrote some updates again: where an update is followed
-    by an earlier or the same one, the later row counts. A last line torn by a kill is left out; no
+    A stage that was resumed, or begun again, wrote some updates twice: of two rows of an update the
+    later one counts. A last line torn by a kill is left out; no
     file means no rows.
 
     Raises:

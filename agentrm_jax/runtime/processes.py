@@ -1,4 +1,4 @@
-"""Several processes of one run: joining, sharing values and work, waiting.
+"""Several processes of one run: how they find each other, share values and work, and wait.
 
 Every process runs the same program on the same global arrays. What only one of them may do, such
 as writing a file, the first does.
@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import described, first_line
 from agentrm_jax.runtime.json_lines import move_records
 
 T = TypeVar("T")
@@ -34,14 +34,15 @@ _waits = itertools.count()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How the processes of a run find each other; by default there is one.
+    """The processes of a run and the address at which they meet; by default there is one process.
 
     Attributes:
       coordinator: HOST:PORT at which the first process can be reached; or `auto` on TPU pods, and
-        under SLURM and Open MPI, which tell it and the two numbers below.
-      num_processes: How many there are.
-      process_id: Which of them this is, counted from 0.
-      heartbeat_seconds: A process that was silent for so long counts as dead, and the others end.
+        under SLURM and Open MPI, which know it and the two numbers below.
+      num_processes: Number of processes.
+      process_id: Number of this process, counted from 0.
+      heartbeat_seconds: Seconds of silence after which a process counts as dead, and the others
+        end.
     """
 
     coordinator: str | None = None
@@ -103,7 +104,7 @@ def check_joined() -> None:
     """Refuses to work next to processes that this one has not joined, as on a TPU pod.
 
     Raises:
-      UserError: There are some.
+      UserError: There are such processes.
     """
     count = jax.process_count()
     if count > 1 and not jax.distributed.is_initialized():
@@ -117,8 +118,8 @@ def check_joined() -> None:
 def ended_with_others() -> Iterator[None]:
     """Ends this process with one line if a computation that several share fails in the block.
 
-    Another process has ended then. JAX would wait for it until its heartbeat is missed, and so
-    would everything that is done together, such as closing checkpoints.
+    Another process is gone then. JAX would wait for it until its heartbeat is missed, and so would
+    everything that is done together, such as to close checkpoints.
     """
     try:
         yield
@@ -136,14 +137,17 @@ def ended_with_others() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Returns whether this is the first process, which writes the files that one process writes."""
+    """Whether this is the process that writes what only one may write."""
     return jax.process_index() == 0
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """Runs work in the first process and returns its result, in JSON form, in all processes.
+    """Runs work in the first process and returns its result in all processes.
 
-    The other processes wait. All processes have to call it, in the same order.
+    The others wait. All processes have to call this, in the same order.
+
+    Args:
+      work: Returns a value that JSON can hold; the result is that value after a round trip.
 
     Raises:
       UserError: The work raised something; the first process raises that itself.
@@ -153,24 +157,22 @@ def from_first(work: Callable[[], T]) -> T:
     if not is_first():
         found = json.loads(_received())
         if "error" in found:
-            raise UserError(found["error"])
+            raise UserError(found["error"], field=found["field"])
         return found["value"]
     try:
         value = work()
     except BaseException as error:
-        reason = (
-            str(error)
-            if isinstance(error, UserError)
-            else f"the first process ended: {type(error).__name__}: {first_line(error)}"
-        )
-        _send(json.dumps({"error": reason}))
+        reason, field = f"the first process ended: {described(error)}", None
+        if isinstance(error, UserError):
+            reason, field = (str(error), None) if error.where else (error.reason, error.field)
+        _send(json.dumps({"error": reason, "field": field}))
         raise
     _send(json.dumps({"value": value}))
     return value
 
 
 def from_all(value: T) -> list[T]:
-    """Returns the value of every process, in JSON form, in the order of the processes.
+    """Returns the values of all processes, in their order, after a round trip through JSON.
 
     It waits for all processes.
     """
@@ -191,7 +193,7 @@ def own_share(items: Sequence[T]) -> list[T]:
 
 
 def own_part(path: pathlib.Path) -> pathlib.Path:
-    """Returns the file to which this process writes lines of a common file; see `gather`."""
+    """Returns the path at which this process writes its part of a file; see `gather`."""
     number = jax.process_index()
     if jax.process_count() == 1:
         return path
@@ -199,9 +201,9 @@ def own_part(path: pathlib.Path) -> pathlib.Path:
 
 
 def gather(path: pathlib.Path) -> None:
-    """Moves the lines of all processes, also of earlier runs, into their common file.
+    """Moves what processes have written into the file it belongs to, also those of earlier runs.
 
-    It waits for all processes.
+    It waits for all of them.
     """
     from_all(None)
     from_first(lambda: move_records(path.parent.glob(f"{path.stem}.part*{path.suffix}"), path))

@@ -17,10 +17,15 @@ LINE_SECONDS = 10.0
 
 
 class Progress(Protocol):
-    """What a loop reports to."""
+    """A progress bar of a loop."""
 
     def advance(self, n: int = 1, **fields: object) -> None:
-        """n more are done; `fields` (a loss, a rate) are shown beside until they change."""
+        """Advances the bar.
+
+        Args:
+          n: Number of items that were done since the last call.
+          fields: Values that are shown next to the bar until they change, such as a loss.
+        """
         ...
 
 

@@ -139,7 +139,7 @@ class MethodPaths:
 
     @property
     def episodes(self) -> pathlib.Path:
-        """What each method did on each task."""
+        """The episodes: one method on one task each."""
         return self.folder / EPISODES
 
     @property
@@ -153,5 +153,5 @@ class MethodPaths:
 
     @property
     def by_n(self) -> pathlib.Path:
-        """What best-of-n gives with fewer samples."""
+        """The mean return of best-of-n for every number of samples."""
         return self.folder / "by_n.json"

@@ -1,4 +1,4 @@
-"""Where arrays live: logical axis names, and the rules that map them to the axes of a mesh."""
+"""Placement of arrays: logical axis names, and the rules that map them to axes of a mesh."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class MeshConfig:
             raise UserError("and the other sizes: at most one may be -1", field="data", value=sizes)
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
-        """The axis sizes for so many devices.
+        """Returns the axis sizes for a number of devices.
 
         Raises:
           UserError: They do not fit.
@@ -72,7 +72,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the first `jax.Device`s (of all by default), as many as the config asks for.
 
     Raises:
-      UserError: They are not so many, or are wired together in a way that the mesh does not fit.
+      UserError: There are too few, or their wiring does not fit the mesh.
     """
     several = devices is None and jax.process_count() > 1
     devices = list(jax.devices() if devices is None else devices)

@@ -1,6 +1,6 @@
-"""The files of a stage: number of lines and sha256 of each JSON file.
+"""The files of a finished stage: the number of lines and the sha256 of each JSON file.
 
-The list is part of the stage's summary. Readers of a finished stage compare its files first:
+The list is part of the stage's summary. Whoever reads a finished stage compares its files first:
 checksums of single records do not notice records that are missing, doubled or from elsewhere.
 """
 
@@ -21,7 +21,7 @@ KEY = "files"
 
 
 class FileRecord(TypedDict):
-    """What a stage's summary says of one file."""
+    """The entry of one file in a stage's summary."""
 
     lines: int
     sha256: str

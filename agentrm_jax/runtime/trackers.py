@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import described
 from agentrm_jax.runtime.run_paths import METRICS
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -18,7 +18,7 @@ TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 class Tracker(Protocol):
-    """Where rows of metrics go besides the run's own file."""
+    """A second destination of metrics, after the run's own file."""
 
     def write(self, stage: str, update: int, values: Mapping[str, float]) -> None:
         """Keeps one row; may fail with anything."""
@@ -42,8 +42,8 @@ def open_tracker(name: str, directory: pathlib.Path, config: Mapping[str, Any]) 
     """One of `TRACKERS` that is never in the way of a run.
 
     Args:
-      directory: Of the run. One that is resumed goes on with the same curves.
-      config: Shown beside them, where a tracker can.
+      directory: The run's folder. A run that is resumed continues its curves.
+      config: The configuration; shown next to the curves if the tracker can.
     """
     if name == "tensorboard":
         return _Forgiving(name, lambda: _TensorBoard(directory))
@@ -69,7 +69,7 @@ class _Forgiving:
             self._failed = True
             print(
                 f"{self._name} failed and is left out from here on, {METRICS} is not "
-                f"({type(error).__name__}: {first_line(error)})",
+                f"({described(error)})",
                 file=sys.stderr,
             )
 

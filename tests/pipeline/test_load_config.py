@@ -12,6 +12,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.config_values import default_of, open_section, types_of
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
@@ -161,7 +162,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
         (b"? [a, b]\n: 1\n", "line 1: a key must be a name, not a list or a mapping"),
         (b"? {a: b}\n: 1\n", "line 1: a key must be a name, not a list or a mapping"),
         (b"x: &x {seed: 1}\n<<: *x\n", "line 2: merge keys (<<) are not read"),
-        (b"1: 2\n", "line 1: unknown key 1; must be one of plugins, environments, seed"),
+        (b"1: 2\n", "line 1: unknown key 1; must be one of plugins, environments"),
         (b"seed: " + b"9" * 5000, "line 1: seed must be a whole number (got '999"),
         (b"seed: 1\n\nseed\0: 1\n", "line 3: not YAML (character 0x0)"),
         ("seed: 1\n".encode("utf-16"), "not text in UTF-8; save it as UTF-8"),
@@ -202,10 +203,14 @@ def test_what_is_no_file_gets_one_line(tmp_path) -> None:
 
 def keys_of(kind, prefix: str = ""):
     """Every dotted key of a configuration, its type and its default."""
-    types = typing.get_type_hints(kind)
+    types = types_of(kind)
     for field in dataclasses.fields(kind):
         inner, key = types[field.name], f"{prefix}{field.name}"
         yield key, inner, field.default
+        opened = open_section(inner)
+        if opened is not None and not opened.by_name:
+            yield from keys_of(type(default_of(field)), f"{key}.")
+            continue
         item = (typing.get_args(inner) or (None,))[0]
         if dataclasses.is_dataclass(inner):
             yield from keys_of(inner, f"{key}.")

@@ -13,7 +13,7 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Split, Task, canonical_form
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import described, first_line
 from agentrm_jax.envs.data_directory import require
 
 NAME = "scienceworld"
@@ -140,9 +140,7 @@ def _read_paper(tasks: Path, limits: Path) -> list[tuple[str, int, int]]:
                 raise UserError(f"{tasks}: {name} has no variation {variation}")
             found.append((kind, int(variation), int(steps[name])))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{tasks}: not the list of {PAPER_SOURCE}: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"{tasks}: not the list of {PAPER_SOURCE}: {described(error)}") from error
     return found
 
 

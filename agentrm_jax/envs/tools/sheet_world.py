@@ -22,50 +22,8 @@ from agentrm_jax.envs.tools.sheet_grid import (
 )
 from agentrm_jax.envs.tools.sheet_numbers import GENERAL, as_number, typed
 from agentrm_jax.envs.tools.sheet_references import column_letters, column_number
+from agentrm_jax.envs.tools.sheet_tools import AREA, OPERATORS, TOOLS
 
-_OPERATORS = ("SUM", "AVERAGE", "COUNT", "MAX", "MIN", "MINUS", "PRODUCT")
-_AREA = ("start_position", "end_position")
-_FORMULA = "operator is one of SUM, AVERAGE, COUNT, MAX, MIN, MINUS, PRODUCT"
-_CELLS = "the cells are given by start_position and end_position, or as a position_list"
-TOOLS = (
-    Tool("open_sheet", ("name",), "opens another sheet."),
-    Tool("del_sheet", ("name",), "deletes a sheet."),
-    Tool("freeze_data", ("dimension", "num"), 'freezes the first num "rows" or "columns".'),
-    Tool("get_A1_annotation", ("row", "col"), "the position, like B3, of row and column number."),
-    Tool("insert_cols", ("values_list", "col_idx"), "new columns, a list of lists, from col_idx."),
-    Tool("insert_rows", ("values_list", "row_idx"), "new rows, a list of lists, from row_idx."),
-    Tool("delete_batch_data", ("dimension", "index_list"), 'deletes each "row" or "col" named.'),
-    Tool("update_cell", ("position", "value"), "writes one cell."),
-    Tool(
-        "update_cell_by_formula",
-        (*_AREA, "position_list", "result_position", "operator"),
-        f"writes a formula on cells; {_FORMULA}; {_CELLS}.",
-    ),
-    Tool("update_range", (*_AREA, "values_list"), "writes an area from a list of lists."),
-    Tool(
-        "sort_sheet_by_col",
-        ("col_num", "order"),
-        'sorts all rows that are not frozen; order is "asc" or "des".',
-    ),
-    Tool("merge_cells", _AREA, "makes an area one cell."),
-    Tool("update_note", ("position", "content"), "writes a cell's note."),
-    Tool("get_all_values", (), "the whole open sheet."),
-    Tool("get_range_values", _AREA, "the cells of an area."),
-    Tool("get_cell_value", ("position",), "one cell."),
-    Tool(
-        "get_value_by_formula",
-        (*_AREA, "position_list", "operator"),
-        f"computes without writing; {_FORMULA}; {_CELLS}.",
-    ),
-    Tool(
-        "filter_cells",
-        ("query", "in_row", "in_column"),
-        'the positions of cells that are exactly the query, or match re.compile("..."); in_row '
-        "and in_column may be left out.",
-    ),
-    Tool("get_note", ("position",), "a cell's note."),
-    Tool("finish", (), "ends, with the sheet as it is."),
-)
 _NEED_A1 = (
     "In the sheet formula, you should use A1 notation to display {} in the sheet and you can use "
     "get_A1_annotation(row, col) to get its A1 address."
@@ -239,7 +197,7 @@ class SheetWorld:
         self, listed: Any, start: Any, end: Any, operator: Any
     ) -> tuple[Any, SheetWorld]:
         text = _formula(operator, listed, start, end, (), _ENDS)
-        # AgentBoard writes it beside the last column's title and reads it from there.
+        # AgentBoard writes it next to the last column's title and reads it from there.
         title = self.grid.cell(1, len(self.values()[0]))
         return self.grid.result_text(Formula(text), title.format), self
 
@@ -365,12 +323,12 @@ _ACTIONS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "delete_batch_data": (SheetWorld._delete, ("dimension", "index_list")),
     "update_cell": (SheetWorld._update_cell, ("position", "value")),
     "update_cell_by_formula": (SheetWorld._update_by_formula, ("result_position", "operator")),
-    "update_range": (SheetWorld._update_range, (*_AREA, "values_list")),
+    "update_range": (SheetWorld._update_range, (*AREA, "values_list")),
     "sort_sheet_by_col": (SheetWorld._sort, ("col_num", "order")),
-    "merge_cells": (SheetWorld._merge, _AREA),
+    "merge_cells": (SheetWorld._merge, AREA),
     "update_note": (SheetWorld._update_note, ("position", "content")),
     "get_all_values": (SheetWorld._all, ()),
-    "get_range_values": (SheetWorld._area, _AREA),
+    "get_range_values": (SheetWorld._area, AREA),
     "get_cell_value": (SheetWorld._cell_value, ("position",)),
     "get_value_by_formula": (SheetWorld._value_by_formula, ("operator",)),
     "filter_cells": (SheetWorld._filter, ()),
@@ -388,7 +346,7 @@ def _label(row: int, column: int) -> str:
 
 
 def _place(position: Any) -> tuple[int, int] | None:
-    """Row and column, or None where it is no position."""
+    """Row and column, or None if the text is no position."""
     found = re.fullmatch(r"([A-Za-z]{1,3})([1-9]\d{0,6})", str(position))
     return None if found is None else (int(found[2]), column_number(found[1]))
 
@@ -396,8 +354,8 @@ def _place(position: Any) -> tuple[int, int] | None:
 def _formula(
     operator: Any, listed: Any, start: Any, end: Any, more: tuple[Any, ...], which: str
 ) -> str:
-    if operator not in _OPERATORS:
-        quoted = ", ".join(f'"{name}"' for name in _OPERATORS)
+    if operator not in OPERATORS:
+        quoted = ", ".join(f'"{name}"' for name in OPERATORS)
         raise _Refused(repr(f"the operator should be one of the [{quoted}]"))
     positions = [start, end] if listed is None else list(listed)
     if not all(re.match(r"^[A-Z]{1}[0-9]+$", position) for position in (*positions, *more)):

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import described, first_line
 from agentrm_jax.envs.data_directory import data_directory, refuse_damaged
 from agentrm_jax.envs.webshop.nouns import title_nouns
 from agentrm_jax.envs.webshop.search import SearchIndex
@@ -185,7 +185,7 @@ def _loaded(folder: Path) -> Catalogue:
     except _UNREADABLE as error:
         raise UserError(
             f"{folder / products_file}: not as WebShop's files are "
-            f"({type(error).__name__}: {first_line(error)}); get it from {_SOURCE}"
+            f"({described(error)}); get it from {_SOURCE}"
         ) from error
     random.Random(_SEED).shuffle(goals)
     return Catalogue(products, goals, full=people_file is not None)
