@@ -6,8 +6,8 @@
 Every task has P beams, which share its prompt and have a piece of their own; n replies to each are
 decoded, scored by a reward model of the same shape, and the best P kept. All prompts are encoded
 before the clock starts. The sides:
-  one program   decode, score and select as one compiled program (`engine.beam`)
-  in parts      the decoder, then the reward model's engine, then the choice on the host
+  one program   decode, score and select as one compiled program (`engine.programs.select`)
+  in parts      the scheduler, then the reward model's engine, then the choice on the host
 
 Exactness: both keep the same replies, but for counted near-ties of the scores.
 """
@@ -20,11 +20,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine import front
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.batch import Reply
+from agentrm_jax.engine.request import Reply, Request, TokenSequence
 from agentrm_jax.engine.schedule.beams import Beams, step_beams
-from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
@@ -63,8 +65,11 @@ class BeamSteps:
         self.case = case
         rng = np.random.default_rng(0)
         prompts = models.draw_tokens(config, rng, case.tasks, case.context)
-        self._pieces = [
-            [[prompt, own] for own in models.draw_tokens(config, rng, case.beam_width, case.own)]
+        self._sequences = [
+            [
+                TokenSequence(segments=[prompt, own])
+                for own in models.draw_tokens(config, rng, case.beam_width, case.own)
+            ]
             for prompt in prompts
         ]
         reply = engines.pages(case.max_tokens + 1)
@@ -86,24 +91,26 @@ class BeamSteps:
         self.policy = Engine(params, config, dataclasses.replace(sizes, siblings=1))
         head = models.make_head(config)
         self.scorer = Engine(scorer, config, sizes, readout=readout, head=head)
-        self._decoder = Decoder(self.policy, self.sampling, Stopping(tokens=(STOP,)), [case.n])
-        self.scorer.score([pieces for task in self._pieces for pieces in task])
+        self._scheduler = Scheduler(self.policy, self.sampling, Stopping(tokens=(STOP,)), [case.n])
+        front.score(self.scorer, [sequence for task in self._sequences for sequence in task])
 
     def requests(self, number: int) -> list[list[Request]]:
         """Of each task and beam."""
         return [
             [
-                Request(pieces=pieces, key=np.asarray([100 * b + p, number], np.uint32))
-                for p, pieces in enumerate(task)
+                Request(
+                    segments=sequence.segments, key=np.asarray([100 * b + p, number], np.uint32)
+                )
+                for p, sequence in enumerate(task)
             ]
-            for b, task in enumerate(self._pieces)
+            for b, task in enumerate(self._sequences)
         ]
 
     def one_program(self, number: int) -> list[Choice]:
         beams = [
             Beams(
                 requests=requests,
-                conversations=[request.pieces for request in requests],
+                sequences=requests,
                 states=range(len(requests)),
                 finished=(),
             )
@@ -127,20 +134,26 @@ class BeamSteps:
         return [best[: self.case.beam_width] for best in self.ranked(number)]
 
     def ranked(self, number: int) -> list[Choice]:
-        """All different replies of each task, best first, by the decoder and the scorer."""
+        """All different replies of each task, best first, by the scheduler and the scorer."""
         asked = self.requests(number)
-        tickets = [[self._decoder.submit(r, self.case.n) for r in task] for task in asked]
+        tickets = [[self._scheduler.submit(r, self.case.n) for r in task] for task in asked]
         found: dict[int, list[Reply]] = {}
         while len(found) < self.case.tasks * self.case.beam_width:
-            self._decoder.start()
-            found.update(self._decoder.collect())
+            found.update(self._scheduler.collect())
         flat = [
-            (b, p, reply.tokens, [*asked[b][p].pieces, np.asarray([*reply.tokens, STOP], np.int32)])
+            (
+                b,
+                p,
+                reply.tokens,
+                [*asked[b][p].segments, np.asarray([*reply.tokens, STOP], np.int32)],
+            )
             for b, own in enumerate(tickets)
             for p, ticket in enumerate(own)
             for reply in dict.fromkeys(found[ticket])
         ]
-        scores = self.scorer.score([pieces for *_, pieces in flat])
+        scores = front.score(
+            self.scorer, [TokenSequence(segments=segments) for *_, segments in flat]
+        )
         out: list[Choice] = [[] for _ in asked]
         for (b, p, tokens, _), score in zip(flat, scores, strict=True):
             out[b].append((p, tokens, score))

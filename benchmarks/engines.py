@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine import front
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.batch import Reply
-from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.request import Reply, Request, TokenSequence
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
@@ -44,7 +45,8 @@ def decoding_engine(
         instruction_tokens=1,
     )
     engine = Engine(params, config, sizes)
-    engine.read([engine.cache.find([prompt[:-1]]) for prompt in prompts])
+    heads = [TokenSequence(segments=[prompt[:-1]]) for prompt in prompts]
+    engine.prefill.run(list(map(engine.cache.find, heads)))
     return engine
 
 
@@ -57,7 +59,7 @@ class Branches:
         self.prompts, self.n = prompts, n
         self.rows = len(prompts) * n
         engine.sizes = dataclasses.replace(engine.sizes, decode_rows=self.rows)
-        self._decoder = Decoder(
+        self._scheduler = Scheduler(
             engine,
             Sampling(temperature=temperature, max_tokens=max_tokens),
             Stopping(tokens=(models.NEVER,)),
@@ -67,15 +69,14 @@ class Branches:
     def __call__(self, number: int, prompts: np.ndarray | None = None) -> list[list[Reply]]:
         """Replies that depend on the number."""
         tickets = [
-            self._decoder.submit(
-                Request(pieces=[prompt], key=np.asarray([g, number], np.uint32)), self.n
+            self._scheduler.submit(
+                Request(segments=[prompt], key=np.asarray([g, number], np.uint32)), self.n
             )
             for g, prompt in enumerate(self.prompts if prompts is None else prompts)
         ]
         found: dict[int, list[Reply]] = {}
         while len(found) < len(tickets):
-            self._decoder.start()
-            found.update(self._decoder.collect())
+            found.update(self._scheduler.collect())
         return [found[ticket] for ticket in tickets]
 
 
@@ -108,13 +109,13 @@ class Candidates:
         )
         self.engine = Engine(params, config, sizes, readout=readout, head=head)
         self.contexts = contexts
-        self.engine.score([[context] for context in contexts])
+        front.score(self.engine, [TokenSequence(segments=[context]) for context in contexts])
 
     def __call__(self, candidates: np.ndarray) -> np.ndarray:
         """[G, n] of candidates [G, n, T] that were not scored before."""
-        pieces: Sequence[list[np.ndarray]] = [
-            [context, candidate]
+        sequences = [
+            TokenSequence(segments=[context, candidate])
             for context, own in zip(self.contexts, candidates, strict=True)
             for candidate in own
         ]
-        return np.asarray(self.engine.score(pieces)).reshape(candidates.shape[:2])
+        return np.asarray(front.score(self.engine, sequences)).reshape(candidates.shape[:2])

@@ -28,7 +28,7 @@ from typing import Any
 
 from agentrm_jax.core.protocols import EnvironmentFamily, EnvironmentPool
 from agentrm_jax.core.records import Task, Transition
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.envs.measuring import check
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import environment_names, load_family

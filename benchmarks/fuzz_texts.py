@@ -42,7 +42,8 @@ from agentrm_jax.data.conversations import read_conversations
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs import episodes as pool_episodes
 from agentrm_jax.envs import pool as pool_module
 from agentrm_jax.envs import registry

@@ -17,7 +17,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine import front
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import readout
 from agentrm_jax.plan.work import reading
 from benchmarks import ceilings, engines, measuring, models
@@ -61,7 +64,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     values: dict[str, dict[int, np.ndarray]] = {"ours": {}, "dense": {}}
 
     def ours(number: int) -> None:
-        values["ours"][number] = np.asarray(engine.score([[p] for p in prompts[number]]))
+        values["ours"][number] = np.asarray(
+            front.score(engine, [TokenSequence(segments=[p]) for p in prompts[number]])
+        )
 
     def whole(number: int) -> None:
         values["dense"][number] = dense(prompts[number])

@@ -39,7 +39,8 @@ from agentrm_jax.core.protocols import EnvironmentPool, Policy, Proposal, Questi
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord, TreeStore
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
@@ -283,7 +284,7 @@ def perturbed_logits(
 ) -> np.ndarray:
     """Logits and sampling noise [V] behind the beginning of a reply, without any cache."""
     request, _ = agent.request(state, purpose)
-    tokens = np.concatenate([*request.pieces, np.asarray(reply, np.int32)])
+    tokens = np.concatenate([*request.segments, np.asarray(reply, np.int32)])
     padded = np.zeros((1, agent.engine.sizes.context), np.int32)
     padded[0, : len(tokens)] = tokens
     positions = jnp.arange(padded.shape[1])[None]

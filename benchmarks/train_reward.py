@@ -169,7 +169,7 @@ class Ours:
         return loss / weight, jax.tree.map(lambda g: np.asarray(g) / weight, total)
 
     def __call__(self, number: int) -> None:
-        self._state, sums = self._step(self._state, self._batch)
+        self._state, sums = self._step(self._state, self._batch, None)
         jax.block_until_ready(sums)
 
 

@@ -19,7 +19,8 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.data.trees import TreeStore
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family

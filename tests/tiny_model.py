@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig

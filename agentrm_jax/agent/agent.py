@@ -15,8 +15,8 @@ from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.batch import Reply
-from agentrm_jax.engine.schedule.scheduler import Decoder, Request
+from agentrm_jax.engine.request import Reply, Request
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 
 
@@ -53,24 +53,24 @@ class Agent:
         self.renderer = Renderer(tokenizer, prompt_of, limit)
         self.stopping = Stopping(tokens=tuple(tokenizer.stops))
         self._seed = seed
-        self._decoders: dict[int, Decoder] = {}
+        self._decoders: dict[int, Scheduler] = {}
         if branches:
-            decoder = Decoder(engine, sampling, self.stopping, branches)
+            decoder = Scheduler(engine, sampling, self.stopping, branches)
             self._decoders = dict.fromkeys(branches, decoder)
-        self._tickets: dict[tuple[Decoder, int], tuple[int, int]] = {}
+        self._tickets: dict[tuple[Scheduler, int], tuple[int, int]] = {}
         self._asked = 0
         self.truncated_steps = 0  # summed over all requests
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
         """Returns the engine's request for a state, and the number of its truncated steps."""
-        self.engine.share(self.renderer.instruction(trajectory.task))
-        pieces, truncated = self.renderer.decoded_pieces(trajectory)
+        segments, truncated = self.renderer.decoded_pieces(trajectory)
+        shared_prefix = self.renderer.instruction(trajectory.task) is not None
         key = random_key(self._seed, trajectory.task.task_id, purpose)
-        return Request(pieces=pieces, key=key), truncated
+        return Request(segments=segments, shared_prefix=shared_prefix, key=key), truncated
 
     def warm_up(self) -> None:
         """Compiles the programs that `branches` need."""
-        for decoder in self._distinct_decoders():
+        for decoder in self._schedulers_once():
             decoder.warm_up()
 
     def submit(self, questions: Sequence[Question]) -> list[int]:
@@ -79,7 +79,7 @@ class Agent:
             request, truncated = self.request(state, purpose)
             self.truncated_steps += truncated
             if n not in self._decoders:
-                self._decoders[n] = Decoder(self.engine, self.sampling, self.stopping, [n])
+                self._decoders[n] = Scheduler(self.engine, self.sampling, self.stopping, [n])
             decoder = self._decoders[n]
             self._asked += 1
             self._tickets[decoder, decoder.submit(request, n, rank)] = (self._asked, truncated)
@@ -91,7 +91,7 @@ class Agent:
         answers = []
         while self._tickets and not answers:
             self._start()
-            for decoder in self._distinct_decoders():
+            for decoder in self._schedulers_once():
                 for number, replies in decoder.collect():
                     ticket, truncated = self._tickets.pop((decoder, number))
                     answers.append((ticket, [self.proposal(reply, truncated) for reply in replies]))
@@ -102,14 +102,14 @@ class Agent:
         return answers
 
     def room(self) -> int:
-        return sum(decoder.room() for decoder in self._distinct_decoders())
+        return sum(decoder.room() for decoder in self._schedulers_once())
 
-    def _distinct_decoders(self) -> list[Decoder]:
+    def _schedulers_once(self) -> list[Scheduler]:
         return list(dict.fromkeys(self._decoders.values()))
 
     def _start(self) -> None:
         """Starts the next call of every decoder that has requests and no call in flight."""
-        for decoder in self._distinct_decoders():
+        for decoder in self._schedulers_once():
             decoder.start()
 
     def proposal(self, reply: Reply, truncated_steps: int) -> Proposal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Policy, Proposal, Question
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.reply import parse_action
+from agentrm_jax.core.seeds import seeded_bytes
 from agentrm_jax.core.text import admit_text, printable
 
 PolicyFunction = Callable[[Trajectory, int, int], Sequence[str]]
@@ -159,9 +159,7 @@ def as_policy(policy: Policy | PolicyFunction, seed: int) -> Policy:
 
 def call_seed(seed: int, task_id: str, purpose: str) -> int:
     """Returns the seed of one call, from 0 to 2**31 - 1: equal names give equal seeds."""
-    text = "\0".join((str(seed), task_id, purpose))
-    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int.from_bytes(seeded_bytes(seed, task_id, purpose)[:4], "big") >> 1
 
 
 def _proposal(reply: object, where: str, task_id: str) -> Proposal:

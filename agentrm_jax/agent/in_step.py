@@ -8,8 +8,8 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import BeamStep, Candidate, InStepPolicy, Kept, ScoredStep
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import Beams, step_beams
 from agentrm_jax.engine.schedule.beams import Kept as KeptReply
 
@@ -56,20 +56,20 @@ class InStepAgent(InStepPolicy):
     def _beams(self, step: BeamStep) -> tuple[Beams, list[int]]:
         """Returns the engine's form of a step, and the truncated steps of each request."""
         rendered = [self.agent.request(step.states[s], purpose) for s, purpose in step.requests]
-        conversations = [self._conversation(state) for state in step.states]
+        sequences = [self._sequence(state) for state in step.states]
         beams = Beams(
             requests=[request for request, _ in rendered],
-            conversations=[conversations[s] for s, _ in step.requests],
+            sequences=[sequences[s] for s, _ in step.requests],
             states=[s for s, _ in step.requests],
             finished=step.finished_scores,
         )
         return beams, [count for _, count in rendered]
 
-    def _conversation(self, state: Trajectory) -> list[Piece]:
+    def _sequence(self, state: Trajectory) -> TokenSequence:
         """Returns a state as the scoring model reads it."""
         renderer = self.agent.renderer
-        self.scorer.share(renderer.instruction(state.task))
-        return renderer.pieces(state)[0]
+        shared_prefix = renderer.instruction(state.task) is not None
+        return TokenSequence(segments=renderer.pieces(state)[0], shared_prefix=shared_prefix)
 
     def _scored(
         self, step: BeamStep, truncated: Sequence[int], beam: Sequence[KeptReply], decoded: int

@@ -47,8 +47,8 @@ class EnvironmentFamily(Protocol):
     """An environment as it is registered (entry point group `agentrm_jax.environments`).
 
     The entry point names a class that is created without arguments. Creating it must be cheap:
-    packages and data are loaded by the methods, which raise `UserError` where one is missing.
-    A family may also say which actions are the same: see `ComparesActions`.
+    packages and data are loaded by the methods, which raise `UserError` if one is missing.
+    A family may also define which actions are equal: see `ComparesActions`.
 
     Attributes:
       name: The registered name.
@@ -61,8 +61,8 @@ class EnvironmentFamily(Protocol):
     metric: str
 
     def missing(self) -> str | None:
-        """One line on what is to be installed, or put where, before this can be played; None
-        where nothing is missing."""
+        """Returns one line: the package to install, or the data and its folder. None if nothing is
+        missing."""
         ...
 
     def counts(self) -> Mapping[Split, int | None]:
@@ -81,7 +81,7 @@ class EnvironmentFamily(Protocol):
         """Up to `n` tasks with distinct `problem`, spread evenly over `kinds`, the same each time.
 
         A longer list begins with the shorter one's tasks of each kind. Fewer than `n` come back
-        only where the split has no more.
+        only if the split has no more.
         """
         ...
 
@@ -90,7 +90,7 @@ class EnvironmentFamily(Protocol):
     def create(self) -> Environment: ...
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
-        """An expert's actions from reset to success, or None where the expert fails."""
+        """Returns an expert's actions from reset to success, or None if the expert fails."""
         ...
 
 
@@ -111,28 +111,28 @@ class ComparesActions(Protocol):
 
 
 class EnvironmentPool(Protocol):
-    """Many episodes at once, addressed by handles. One call for whatever forking means.
+    """Many episodes at once, addressed by handles.
 
-    All methods take lists and work on them in parallel where there are worker processes; results
-    come in the order of the requests. An environment that raises, hangs or dies is restarted and
-    its episode replayed; where that fails too the result is an `EnvironmentFailure`, and the
-    handle is dead (further requests to it fail as well). Nothing is raised for it. The same holds
-    for an environment that breaks its contract: transitions have plain types and valid texts, the
-    sum of the rewards stays within 0 and 1, and after `max_steps` they are `done` in any case.
+    All methods take lists and work on them in parallel if there are worker processes; results come
+    in the order of the requests. An environment that raises, hangs or dies is restarted and its
+    episode replayed; if that fails too, the result is an `EnvironmentFailure`, nothing is raised,
+    and further requests to the handle fail as well. The same holds for an environment that breaks
+    its contract: transitions have plain types and valid texts, the sum of the rewards stays within
+    0 and 1, and after `max_steps` they are `done`.
     """
 
     def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
-        """Starts an episode for each task: a new handle and the first observation."""
+        """Starts an episode for each task; returns a new handle and the first observation."""
         ...
 
     def branch(
         self, requests: Sequence[tuple[int, str]]
     ) -> list[tuple[int, Transition] | EnvironmentFailure]:
-        """For each (handle, action): forks the episode, acts in the copy; a new handle."""
+        """Forks the episode of each (handle, action) and acts in the copy; returns its handle."""
         ...
 
     def step(self, requests: Sequence[tuple[int, str]]) -> list[Transition | EnvironmentFailure]:
-        """For each (handle, action): acts in place."""
+        """Acts in the episode of each (handle, action)."""
         ...
 
     def release(self, handles: Sequence[int]) -> None:
@@ -144,13 +144,12 @@ class EnvironmentPool(Protocol):
 
         Actions with equal keys have equal transitions in the same state. Cheap, in this process.
         It never raises: an environment that offers no `action_key`, or whose `action_key` fails,
-        compares actions exactly but for blanks at both ends.
+        compares actions exactly, except for blanks at both ends.
         """
         ...
 
     def elsewhere(self, task: Task) -> bool:
-        """Whether the task's environment works in another process: then this one has something
-        to do meanwhile."""
+        """Returns whether the task's environment works in another process than this one."""
         ...
 
     def close(self) -> None: ...
@@ -158,7 +157,7 @@ class EnvironmentPool(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentFailure:
-    """An environment that could not be brought to answer; `reason` is one line."""
+    """The result of a request to an environment that failed; `reason` is one line."""
 
     reason: str
 

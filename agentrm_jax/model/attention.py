@@ -1,9 +1,9 @@
-"""Causal attention of whole sequences, by a backend that has a name.
+"""Causal attention of whole sequences, computed by one of three backends.
 
 `xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `pallas` are fused kernels of
-NVIDIA GPUs and TPUs. None writes all scores to memory, as the oracle does. All see the same: a
-token attends to the earlier tokens of its own segment, and where the segment is a tree, to those on
-its own path.
+NVIDIA GPUs and TPUs. None of them writes all scores to memory; the oracle, `dense_attention`, does.
+All compute the same: a token attends to the earlier tokens of its own segment; if the segment is a
+tree, to those on its own path.
 
 Axis letters: B batch, T query, S key, N heads, K KV heads, H head width.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
@@ -25,22 +26,23 @@ from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.runtime.sharding import logical_to_spec
 
 _NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
+"""The platform of each backend, as JAX names it and in words; None for any platform."""
+
 BACKENDS = tuple(_NEEDS)
-"""Each backend's platform, as JAX names it, and in words; None: any."""
+"""The names of the backends."""
 
 _TILE, _LARGE_TILE = {"cpu": 128}, 512
-"""Tokens of a tile of `xla` by platform, and of all others: a CPU's caches are small."""
+"""Tokens of a tile of `xla`: by platform, and on all other platforms. Caches of CPUs are small."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Backend:
-    """What computes attention. It is static: another one is another program.
+    """What computes attention; a static argument of compiled programs.
 
     Attributes:
-      name: `xla`, `cudnn` (it knows 16 bits only: wider numbers are rounded to bfloat16) or
-        `pallas`.
-      mesh: Over which queries, keys and values are split, or None. Kernels run on each part.
-      interpret: Whether what kernels do is done without them: tests do so where no accelerator is.
+      name: `xla`, `cudnn` (16 bits only: wider numbers are rounded to bfloat16) or `pallas`.
+      mesh: The devices over which queries, keys and values are split; None for one device.
+      interpret: Whether kernels are replaced by XLA operations, as tests without an accelerator do.
     """
 
     name: str = "xla"
@@ -74,18 +76,26 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
 
 
 def device_of(mesh: Mesh | None) -> Any:
-    """One of the mesh's devices; JAX's default one without it."""
+    """Returns a device of the mesh; JAX's default device if there is no mesh."""
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
-def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention with all scores at once, softmax in float32. The oracle of all others.
+def dense_attention(
+    q: Float[Array, "batch queries heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
+    mask: Bool[Array, "batch queries keys"],
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Returns softmax attention with all scores in memory; the oracle of all other backends.
 
     Args:
-      q: [B, T, N, H].
-      k: [B, S, K, H].
-      v: [B, S, K, H].
+      q: [B, T, N, H] queries.
+      k: [B, S, K, H] keys.
+      v: [B, S, K, H] values.
       mask: [B, T, S] bool. A query without any key gives an average of the values.
+
+    Returns:
+      [B, T, N, H]; the softmax is computed in float32.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -97,23 +107,27 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
 
 
 def causal_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
+    q: Float[Array, "batch length heads head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
+    segments: Int[Array, "batch length"],
     backend: Backend = XLA,
-    until: jax.Array | None = None,
-) -> jax.Array:
-    """Attention of packed sequences to themselves: each token to the earlier ones of its segment.
+    subtree_ends: Int[Array, "batch length"] | None = None,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Returns the attention of packed rows: each token to the earlier ones of its segment.
 
     Args:
-      q: [B, T, N, H].
-      k: [B, T, K, H].
-      v: [B, T, K, H].
-      segments: [B, T] int32, equal numbers side by side.
-      until: [B, T] int32, of segments that are trees with their nodes in preorder: the first token
-        behind a key that does not see it, which is where its node's subtree ends. Without it, that
-        is where its segment ends.
+      q: [B, T, N, H] queries.
+      k: [B, T, K, H] keys.
+      v: [B, T, K, H] values.
+      segments: [B, T] int32; the tokens of a segment are next to each other.
+      backend: What computes it.
+      subtree_ends: [B, T] int32, for segments that are trees with their nodes in preorder: the
+        position at which the subtree of a token's node ends. Tokens from there on do not attend to
+        the token. None: it is the end of the token's segment.
+
+    Returns:
+      [B, T, N, H].
 
     Raises:
       UserError: The backend has no kernel for these shapes, or for trees.
@@ -121,53 +135,75 @@ def causal_attention(
     if backend.name == "xla":
         size = _TILE.get(device_of(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
-        sight = _segment_ends(segments) if until is None else until
+        visible = _segment_ends(segments) if subtree_ends is None else subtree_ends
     elif backend.name == "cudnn":
         attend = functools.partial(_cudnn, interpret=backend.interpret)
-        sight = seen(segments, until)
-    elif until is None:
-        attend, sight = functools.partial(_splash, interpret=backend.interpret), segments
+        visible = causal_mask(segments, subtree_ends)
+    elif subtree_ends is None:
+        attend, visible = functools.partial(_splash, interpret=backend.interpret), segments
     else:
         raise UserError(
-            "is 'pallas', which does not support trees; take xla, or train on paths",
+            "is 'pallas', which does not support trees; use xla, or train on paths",
             field="attention",
         )
-    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, sight)
+    return _on_each_device(attend, backend.mesh, "batch")(q, k, v, visible)
 
 
 def _segment_ends(segments: jax.Array) -> jax.Array:
-    """[B, T] int32: where each token's segment ends, which is at the next number."""
+    """Returns the end of each token's segment, [B, T] int32."""
     T = segments.shape[1]
     last = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)), constant_values=True)
     ends = jnp.where(last, jnp.arange(1, T + 1), T)
     return jax.lax.cummin(ends, axis=1, reverse=True)
 
 
-def seen(
-    segments: jax.Array, until: jax.Array | None = None, only: jax.Array | None = None
-) -> jax.Array:
-    """Which keys the queries see, as a mask [B, T, T] bool; or those of the tokens `only` [B, L],
-    as [B, L, T]."""
-    numbers = jnp.arange(segments.shape[1])
-    at = numbers[None] if only is None else only
-    if until is not None:
-        within = at[:, :, None] < until[:, None]
+def causal_mask(
+    segments: Int[Array, "batch length"],
+    subtree_ends: Int[Array, "batch length"] | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
+) -> Bool[Array, "batch queries length"]:
+    """Returns which keys each query attends to, as a mask.
+
+    Args:
+      segments: See `causal_attention`.
+      subtree_ends: See `causal_attention`.
+      output_positions: [B, L] int32, the tokens that are queries; None for all.
+
+    Returns:
+      [B, T, T] bool, or [B, L, T] with `output_positions`.
+    """
+    keys = jnp.arange(segments.shape[1])
+    queries = keys[None] if output_positions is None else output_positions
+    if subtree_ends is not None:
+        within = queries[:, :, None] < subtree_ends[:, None]
     else:
-        own = segments if only is None else jnp.take_along_axis(segments, only, axis=1)
-        within = own[:, :, None] == segments[:, None]
-    return within & (at[:, :, None] >= numbers)
+        query_segments = (
+            segments
+            if output_positions is None
+            else jnp.take_along_axis(segments, output_positions, axis=1)
+        )
+        within = query_segments[:, :, None] == segments[:, None]
+    return within & (queries[:, :, None] >= keys)
 
 
 def masked_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, backend: Backend
-) -> jax.Array:
-    """`dense_attention` for rows of an engine; by cuDNN, if that is the backend.
+    q: Float[Array, "batch queries heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    v: Float[Array, "batch keys kv_heads head_dim"],
+    mask: Bool[Array, "batch queries keys"],
+    backend: Backend,
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Returns `dense_attention`, computed by cuDNN if that is the backend.
 
     Args:
-      q: [B, T, N, H].
-      k: [B, S, K, H].
-      v: [B, S, K, H].
-      mask: [B, T, S] bool; each query needs a key.
+      q: [B, T, N, H] queries.
+      k: [B, S, K, H] keys.
+      v: [B, S, K, H] values.
+      mask: [B, T, S] bool; each query must have a key.
+      backend: What computes it.
+
+    Returns:
+      [B, T, N, H].
     """
     if backend.name != "cudnn":
         return dense_attention(q, k, v, mask)
@@ -178,7 +214,7 @@ def masked_attention(
 def _on_each_device(
     attend: Callable[..., jax.Array], mesh: Mesh | None, batch: str
 ) -> Callable[..., jax.Array]:
-    """A kernel as one function of (q, k, v, mask or segments), each device with its own part."""
+    """Returns a kernel as a function that each device applies to its shard of (q, k, v, mask)."""
     if mesh is None:
         return attend
     heads = logical_to_spec((batch, None, "heads"))
@@ -193,7 +229,7 @@ def _on_each_device(
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, interpret: bool) -> jax.Array:
-    odd = q.shape[1] % 2  # its gradient knows even lengths only
+    odd = q.shape[1] % 2  # the gradient of cuDNN needs an even length
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
     mask = jnp.pad(mask, ((0, 0), (0, odd), (0, odd)), constant_values=True)
     out = _cudnn_masked(q, k, v, mask, is_causal=True, interpret=interpret)
@@ -203,7 +239,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, interpret:
 def _cudnn_masked(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, is_causal: bool, interpret: bool
 ) -> jax.Array:
-    """The mask costs memory: a number for each query and key, not for each head."""
+    """The mask needs memory for each query and key, but not for each head."""
     if q.shape[-1] % 8:
         raise UserError(
             field="model.head_dim",
@@ -223,7 +259,7 @@ def _cudnn_masked(
 def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, interpret: bool
 ) -> jax.Array:
-    """Splash attention of `jax.experimental.pallas`, over whole blocks of queries and keys."""
+    """Splash attention of `jax.experimental.pallas`; sequences are padded to whole blocks."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     T, N, H = q.shape[1:]
@@ -247,7 +283,7 @@ def _splash(
     def by_head(x: jax.Array) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    # What was filled up is a segment of its own, behind all others.
+    # The padding is a segment of its own, after all others.
     segments = jnp.pad(segments, ((0, 0), (0, missing)), constant_values=-1)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The shape of a Llama, or of a model that differs from one in little."""
+"""The shape of a Llama or of a model of a similar family."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agentrm_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What sets models of a kind apart.
+    """The differences between a family of models and the others.
 
     Attributes:
-      architecture: What the names of its classes in transformers begin with.
+      architecture: The beginning of the names of its classes in transformers.
       qkv_bias: Whether queries, keys and values have biases.
-      head_norm: Whether each head's queries and keys are normed before they are rotated.
-      fixed: Keys of `config.json` for which the forward pass knows one value only.
-      defaults: What transformers takes where other keys are absent.
+      head_norm: Whether the queries and keys of each head are normalised before they are rotated.
+      fixed: Keys of `config.json` of which only one value is supported, with this value.
+      defaults: The defaults of transformers for keys that are absent.
     """
 
     architecture: str
@@ -55,17 +55,17 @@ FAMILIES: Mapping[str, Family] = {
         defaults={"max_position_embeddings": 32_768, "num_key_value_heads": 32, "head_dim": 128},
     ),
 }  # fmt: skip
-"""By `model_type`."""
+"""The families by `model_type`."""
 
 _MOST = 1 << 31
 _ORIGINAL = "original_max_position_embeddings"
 _FIXED = {"hidden_act": "silu", "quantization_config": None}
-"""As `Family.fixed`, for all."""
+"""The same as `Family.fixed`, for all families."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """Llama-3.1's stretching of the rotary frequencies."""
+    """The scaling of rotary frequencies of Llama 3.1 (`llama.stretched`)."""
 
     factor: float
     low_freq_factor: float
@@ -79,19 +79,20 @@ class LlamaConfig:
 
     Attributes:
       family: One of `FAMILIES`.
-      vocab_size: V.
-      d_model: D.
-      num_layers: L.
-      num_heads: N, query heads.
-      num_kv_heads: K, key and value heads; N is a multiple of it.
-      head_dim: H, even. N * H need not be D.
-      d_ff: F.
+      vocab_size: V, the number of rows of the embedding.
+      d_model: D, the width of hidden states.
+      num_layers: L, the number of layers.
+      num_heads: N, the number of query heads.
+      num_kv_heads: K, the number of key and value heads; N is a multiple of it.
+      head_dim: H, the width of a head, even. N * H need not be D.
+      d_ff: F, the width of the feed-forward network.
       rope_theta: Base of the rotary wavelengths.
-      rope_scaling: Llama-3.1's scaling, or None.
-      norm_eps: Added to the mean square in the norms.
-      tie_embeddings: Whether the logits use the embedding table.
-      max_positions: Longest sequence that the model was made for, in tokens.
-      sliding_window: How many tokens a token of Mistral sees, itself included; None sees all.
+      rope_scaling: The scaling of Llama 3.1, or None.
+      norm_eps: The number that norms add to the mean square.
+      tie_embeddings: Whether the logits use the embedding.
+      max_positions: Longest sequence that the model was trained for, in tokens.
+      sliding_window: Number of tokens that a token of Mistral attends to, itself included; None for
+        all earlier ones.
     """
 
     family: str = "llama"
@@ -137,13 +138,14 @@ class LlamaConfig:
 
     @property
     def traits(self) -> Family:
+        """The family of the model."""
         return FAMILIES[self.family]
 
     @property
     def longest(self) -> int:
-        """The longest sequence that is read as the model means it, in tokens.
+        """The longest sequence that the forward pass supports, in tokens.
 
-        No window slides here: where all is within it, there is no difference.
+        The sliding window is not implemented. Sequences within it give the same result without it.
         """
         return min(self.max_positions, self.sliding_window or self.max_positions)
 
@@ -168,15 +170,18 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the contents of a Hugging Face `config.json`, old spelling or new.
+        """Returns the shape that a Hugging Face `config.json` describes, old spelling or new.
+
+        Args:
+          config: The contents of the file.
 
         Raises:
-          UserError: Another architecture, a missing or wrong key or an unknown kind of rotary
-            scaling; the message begins with the key.
+          UserError: The architecture or the kind of rotary scaling is not supported, or a key is
+            missing or wrong; the message begins with the key.
         """
         name = config.get("model_type")
         if not isinstance(name, str) or name not in FAMILIES:
-            raise UserError(f"model_type: {', '.join(FAMILIES)} are read, not {name!r}")
+            raise UserError(f"model_type: must be one of {', '.join(FAMILIES)} (got {name!r})")
         family = FAMILIES[name]
         for key, wanted in {**_FIXED, **family.fixed}.items():
             if config.get(key, wanted) != wanted:
@@ -208,7 +213,7 @@ class LlamaConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """A Hugging Face `config.json` in the spelling that old and new versions read."""
+        """Returns a `config.json` that old and new versions of transformers read."""
         scaling = self.rope_scaling
         contents = {
             "architectures": [f"{self.traits.architecture}ForCausalLM"],
@@ -286,7 +291,7 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeSca
 
 
 def _only_given(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling without its original length, if that is a key of `config.json` itself."""
+    """Returns the scaling without its original length if `config.json` has a key for that."""
     return {k: v for k, v in rope.items() if k != _ORIGINAL or k not in config}
 
 
@@ -316,7 +321,7 @@ def _check_layer_types(config: Mapping[str, Any]) -> None:
 
 
 def _positive(config: Mapping[str, Any], key: str) -> float:
-    """A positive number; null is an error, as in transformers."""
+    """Returns a positive number; null is an error, as in transformers."""
     if key in config and config[key] is None:
         raise UserError(f"{key}: must be a number, not null; delete the key if it is not known")
     value = _float(config, key)
@@ -326,7 +331,7 @@ def _positive(config: Mapping[str, Any], key: str) -> float:
 
 
 def _bool(config: Mapping[str, Any], key: str) -> bool:
-    """A boolean; absent and null are false."""
+    """Returns a boolean; absent and null are false."""
     value = config.get(key)
     if not isinstance(value, bool | None):
         raise UserError(f"{key}: must be true or false, not {value!r}")
@@ -334,7 +339,7 @@ def _bool(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A size: a whole number of at least 1, small enough for what is computed from it."""
+    """Returns a size, a whole number from 1 to 2^31 - 1."""
     value = _float(config, key, default)
     if value != int(value):
         raise UserError(f"{key}: must be a whole number, not {value}")
@@ -344,7 +349,7 @@ def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int
 
 
 def _float(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A number; null counts as absent, as it does in transformers."""
+    """Returns a number; null counts as absent, as it does in transformers."""
     value = config.get(key)
     value = default if value is None else value
     if value is None:

@@ -1,4 +1,4 @@
-"""The container format GGUF: metadata and tensors, every length checked against the file.
+"""Reads the container format GGUF: metadata and tensors, with all lengths checked.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -30,7 +30,7 @@ TYPES = {
     19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 30: "BF16",
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
-"""Types that are read, by number: those whose values are compared with llama.cpp's in the tests."""
+"""The supported types by number; tests compare their values with those of llama.cpp."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +38,10 @@ class GgufTensor:
     """A tensor in a file.
 
     Attributes:
-      kind: Number of its type, a key of `TYPES`.
-      shape: Outermost axis first, as in numpy.
-      data: Its bytes, uint8.
+      name: The name.
+      kind: Number of the type, a key of `TYPES`.
+      shape: The shape, outermost axis first, as in numpy.
+      data: The bytes, uint8.
     """
 
     name: str
@@ -49,10 +50,10 @@ class GgufTensor:
     data: np.ndarray
 
     def values(self) -> np.ndarray:
-        """Returns the values as float32, quantised ones as llama.cpp computes with them.
+        """Returns the values as float32; quantised ones are expanded as llama.cpp does.
 
         Raises:
-          UserError: One is not finite.
+          UserError: A value is not finite.
         """
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
@@ -72,7 +73,8 @@ def read_gguf_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTe
     """Returns the metadata and the tensors of a file by name; tensors are mapped, not read.
 
     Raises:
-      UserError: It is no GGUF file of a known version, ends early, or a key or tensor is invalid.
+      UserError: The file is not a GGUF file of a supported version, ends early, or holds an invalid
+        key or tensor.
     """
     try:
         data = np.memmap(path, np.uint8, "r")
@@ -87,7 +89,7 @@ def read_gguf_file(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, GgufTe
 
 
 class _Reader:
-    """Takes values off a file from its beginning."""
+    """Reads values from a file, one after another."""
 
     def __init__(self, data: np.ndarray) -> None:
         self.data, self.position = data, 0
@@ -159,7 +161,7 @@ def _alignment(metadata: Mapping[str, Any]) -> int:
 
 
 def _described(file: _Reader, number: int) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape, type and offset of the next tensor."""
+    """Returns name, shape, type and offset of the next tensor."""
     name = printable(file.text(f"tensor {number + 1}"))
     what = f"tensor {name}"
     axes = file.number("<u4", what)
@@ -187,7 +189,7 @@ def _name_of(kind: int) -> str:
 def _placed(
     file: _Reader, listed: list[tuple[str, tuple[int, ...], int, int]], alignment: int
 ) -> dict[str, GgufTensor]:
-    """The tensors' bytes, one after another, as llama.cpp demands it of a file."""
+    """Returns the tensors; their bytes must follow one another, as llama.cpp requires."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     start, expected = _rounded(file.position, alignment), 0

@@ -1,4 +1,4 @@
-"""A Llama from a GGUF file (needs the extra `gguf`)."""
+"""Reads a Llama from a GGUF file (needs the extra `gguf`)."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...] | None] = {
     "expert_used_count": (0,),
     "attention.causal": (True,),
 }
-"""Keys that change nothing if they have one of these values; None: any value."""
+"""Keys without an effect if they have one of these values; None for any value."""
 
 
 def read_gguf(path: pathlib.Path) -> tuple[LlamaConfig, Params, dict[str, Any]]:
     """Returns shape, parameters (numpy, float32, quantised values expanded) and all metadata.
 
     Raises:
-      UserError: No GGUF file, not a Llama's, a key with an effect that is not known here, or
-        tensors that do not fit; names key or tensor.
+      UserError: The file is not a GGUF file of a Llama, a key or its value is not supported, or a
+        tensor does not match the shape; the message names the key or tensor.
     """
     _require_gguf()
     metadata, tensors = read_gguf_file(path)
@@ -149,10 +149,11 @@ _READ = frozenset((
 
 
 def _check_others(given: Mapping[str, Any], same: Mapping[str, int]) -> None:
-    """Refuses keys whose effect is not known here, and values that are not supported.
+    """Refuses unknown keys, and values that are not supported.
 
     Args:
-      same: The only values that some keys may have.
+      given: The keys of the architecture, without their prefix.
+      same: Keys of which only one value is supported, with this value.
     """
     kind = given.get("rope.scaling.type", "")
     if kind not in ("", "none"):
@@ -195,7 +196,7 @@ def _number(given: Mapping[str, Any], key: str, default: float | None = None) ->
 
 
 def _scaling(tensor: GgufTensor, theta: float, head_dim: int) -> RopeScaling:
-    """Llama-3.1's scaling, of which GGUF keeps only what each frequency is divided by."""
+    """Returns the scaling of Llama 3.1; GGUF stores only the divisor of each frequency."""
     if tensor.shape != (head_dim // 2,):
         raise UserError(f"{_ROPE} has shape {tensor.shape}, not {(head_dim // 2,)}")
     divisors = tensor.values()
@@ -215,7 +216,7 @@ def _scaling(tensor: GgufTensor, theta: float, head_dim: int) -> RopeScaling:
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06."""
+    """Returns the shortest decimal of a float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -227,7 +228,7 @@ def _check_shape(tensor: GgufTensor, shape: tuple[int, ...], name: str) -> None:
 
 
 def _values(tensor: GgufTensor, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """A tensor in our shape; GGUF has the pairs that are rotated side by side."""
+    """Returns a tensor in our shape; in GGUF the two coordinates of a rotated pair are adjacent."""
     values = tensor.values()
     if name not in ("q", "k"):
         return values.reshape(shape)

@@ -1,10 +1,10 @@
 """A model as a Hugging Face directory: `config.json`, safetensors and a manifest of checksums.
 
-Weights are read from the files straight to the devices where they belong. What a stored tensor is
-called and how it lies is written once, in `_TENSORS`, for reading and for writing.
+Each device reads its shard of the weights from the files. One table, `_TENSORS`, holds the name and
+the layout of each stored tensor, for reading and for writing.
 
-A reward model is its family's sequence classifier with one label. Those have no bias: where ours
-has one that is not zero, it is a tensor `VALUE_BIAS` besides, which transformers does not read.
+A reward model is the sequence classifier of its family with one label. Such classifiers have no
+bias: a bias that is not zero is stored in a tensor `VALUE_BIAS`, which transformers does not read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _LAYER = "model.layers.{}."
 _MOST_LAYERS = 10_000  # more would be a damaged file
 _CLASSES: Mapping[Kind, str] = {"policy": "ForCausalLM", "reward": "ForSequenceClassification"}
-"""What the names of classes in transformers end in."""
+"""The end of the names of classes in transformers."""
 
 _TENSORS: Mapping[str, tuple[tuple[str, ...], Axes]] = {
     _EMBED: (("embed",), ((0,), (1,))),
@@ -71,15 +71,19 @@ _TENSORS: Mapping[str, tuple[tuple[str, ...], Axes]] = {
     "score.weight": (("value_head", "kernel"), ((), (0,))),
     VALUE_BIAS: (("value_head", "bias"), ((),)),
 }
-"""Stored name to our path and layout, of one layer where they are stacked."""
+"""From the name of a stored tensor to the path of our parameter and the layout (of one layer)."""
 
 
 def load_config(directory: pathlib.Path, kind: Kind = "policy") -> LlamaConfig:
-    """The shape of the model in a Hugging Face directory.
+    """Returns the shape of the model in a Hugging Face directory.
+
+    Args:
+      directory: The directory.
+      kind: `policy` or `reward`.
 
     Raises:
-      UserError: There is no `config.json`, it changed since it was saved, or is not one of a model
-        of that kind that can be read.
+      UserError: There is no `config.json`, it changed since it was saved, or it is of a model of
+        another kind or of an unsupported architecture.
     """
     path = directory / _CONFIG
     contents = read_json(path)
@@ -93,9 +97,9 @@ def load_config(directory: pathlib.Path, kind: Kind = "policy") -> LlamaConfig:
 
 
 def _check_kind(names: Any, kind: Kind) -> None:
-    """Compares the names of a model's classes in transformers with what is wanted.
+    """Refuses a model whose classes in transformers are of another kind.
 
-    A `config.json` that names none is one of a policy.
+    A `config.json` without names is one of a policy.
     """
     if not isinstance(names, list | None) or not all(isinstance(n, str) for n in names or ()):
         raise UserError(f"architectures: must be a list of names, not {names!r}")
@@ -118,17 +122,18 @@ def load_params(
     mesh: Mesh | None = None,
     kind: Kind = "policy",
 ) -> Params:
-    """The parameters, each device's part read from the files to where it belongs.
+    """Returns the parameters of a Hugging Face directory; each device reads its own shard.
 
     Args:
       directory: Holds `model.safetensors`, or the files of `model.safetensors.index.json`.
-      config: As `load_config` gives it.
-      dtype: What the stored values are cast to; a value head is float32.
-      mesh: None stands for the first device.
+      config: The shape, from `load_config`.
+      dtype: Dtype to which stored values are cast; a value head is float32.
+      mesh: The devices; None for the first device.
+      kind: `policy` or `reward`.
 
     Raises:
-      UserError: No safetensors there, a damaged file, or a tensor that is missing, left over, of
-        another shape, no floating-point number or not finite.
+      UserError: There are no safetensors, a file is damaged, or a tensor is missing, unexpected, of
+        another shape, not of a floating-point dtype or not finite.
     """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
     if config.num_layers > _MOST_LAYERS:
@@ -182,14 +187,15 @@ def save(
     add_files: Callable[[pathlib.Path], None] | None = None,
     most_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a policy or a reward model as a Hugging Face directory, in one piece or not at all.
+    """Writes a policy or a reward model as a Hugging Face directory; it appears only when complete.
 
     Args:
-      directory: An unchanged one that is there already is replaced.
-      params: All of them within reach of this process.
-      settings: More keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
+      directory: The directory; if it exists with unchanged contents, it is replaced.
+      config: The shape.
+      params: The parameters; this process must be able to read all of them.
+      settings: Further keys of `config.json`, such as `eos_token_id` and `pad_token_id`.
       add_files: Writes further files, such as the tokenizer's, into the folder of its argument.
-      most_bytes: Largest file of weights, and what is held in memory at once.
+      most_bytes: Size of the largest file of weights; as much is held in memory at a time.
 
     Raises:
       UserError: The folder holds files that agentrm did not write, or cannot be written.
@@ -220,17 +226,20 @@ def save(
 
 
 def _classifier(config: LlamaConfig, bias: float) -> dict[str, Any]:
-    """What `config.json` says of a reward model; without a problem type vLLM bends its scores."""
+    """Returns the keys of `config.json` of a reward model.
+
+    Without a problem type vLLM would apply a sigmoid or softmax to the scores.
+    """
     return {
         "architectures": [config.traits.architecture + _CLASSES["reward"]],
         "num_labels": 1,
         "problem_type": "regression",
-        **({VALUE_BIAS: bias} if bias else {}),  # for readers that know no such tensor
+        **({VALUE_BIAS: bias} if bias else {}),  # for readers that do not read the tensor
     }
 
 
 def _tensors(description: Params) -> dict[tuple[str, ...], list[Tensor]]:
-    """The stored tensors of each of our parameters, one for each layer where they are stacked."""
+    """Returns the stored tensors of each of our parameters, one for each layer if it is stacked."""
     described = _flat(description)
     trunk = ("trunk",) if "trunk" in description else ()
     found: dict[tuple[str, ...], list[Tensor]] = {}
@@ -250,7 +259,7 @@ def _tensors(description: Params) -> dict[tuple[str, ...], list[Tensor]]:
 
 
 def _place(target: jax.ShapeDtypeStruct, make: Callable[[Bounds], np.ndarray]) -> jax.Array:
-    """An array from its parts, made one after another; replicas are made once."""
+    """Returns an array whose shards are made one after another; replicas are made once."""
     sharding: Any = target.sharding
     devices_of: dict[Bounds, list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(target.shape).items():
@@ -260,8 +269,8 @@ def _place(target: jax.ShapeDtypeStruct, make: Callable[[Bounds], np.ndarray]) -
     shards = []
     for bounds, devices in devices_of.items():
         values = make(bounds)
-        # On a CPU an array may live in the memory it is made of, and is overwritten there once it
-        # is donated: replicas must not share it.
+        # On a CPU an array may use the memory of its numpy array, which is overwritten when the
+        # array is donated: replicas must not share it.
         shards += [jax.device_put(values.copy(), device) for device in devices]
         jax.block_until_ready(shards)
     return jax.make_array_from_single_device_arrays(target.shape, sharding, shards)
@@ -270,7 +279,7 @@ def _place(target: jax.ShapeDtypeStruct, make: Callable[[Bounds], np.ndarray]) -
 def _part(
     stored: dict[str, Stored], tensors: Sequence[Tensor], bounds: Bounds, dtype: Any
 ) -> np.ndarray:
-    """A part of one of our parameters; where layers are stacked, the bounds begin with theirs."""
+    """Returns a part of a parameter; stacked layers have their bounds first."""
     if tensors[0].layer is None:
         return tensors[0].from_stored(stored[tensors[0].name].values, bounds).astype(dtype)
     (start, stop), *rest = bounds
@@ -286,7 +295,7 @@ def _check_tensors(
     tensors: Mapping[tuple[str, ...], Sequence[Tensor]],
     config: LlamaConfig,
 ) -> None:
-    """Nothing may be missing, of another shape or left over."""
+    """Refuses tensors that are missing, unexpected or of another shape."""
     wanted = {tensor.name: tensor for parts in tensors.values() for tensor in parts}
     for tensor in wanted.values():
         check_tensor(directory, stored, tensor)

@@ -1,7 +1,7 @@
-"""The forward pass. One definition of a layer serves training, prefill and decoding.
+"""The forward pass of a Llama; one definition of a layer serves training, prefill and decoding.
 
-`block` is handed its attention: given rotated queries and keys and the values of the new tokens, it
-returns what they attend to. A full forward pass is the oracle for every other kind.
+Attention is an argument of a layer (`block`): a function from the rotated queries and keys and the
+values of the new tokens to the attended values. `forward` is the oracle for prefill and decoding.
 """
 
 from __future__ import annotations
@@ -12,44 +12,42 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
-from agentrm_jax.model.attention import Backend, causal_attention, dense_attention, seen
+from agentrm_jax.model.attention import causal_attention, causal_mask, dense_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.model.lora import Adapted
+from agentrm_jax.model.options import DEFAULT_OPTIONS, REMAT, ForwardOptions
 from agentrm_jax.model.panels import Panels, multiply
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 from agentrm_jax.runtime.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q [B, T, N, H], k [B, T, K, H], v [B, T, K, H]) to (attended [B, T, N, H], anything)."""
+"""A function of q [B, T, N, H], k and v [B, T, K, H] to attended values [B, T, N, H] and a second
+result of any type."""
 
-
-REMAT = {
-    "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""What the backward pass finds of a layer's insides: all, nothing (the layer is computed anew) or
-the products with its matrices (all else is computed anew)."""
 
 FEW = 256
-"""Positions from which on `project` need not turn its product."""
+"""Largest number of positions for which `project` computes the transposed product."""
 
 
 def project(
     weight: jax.Array | Adapted | Panels, x: jax.Array, *, shared: int = 1, dtype: Any = None
 ) -> jax.Array:
-    """x [B, T, *in] through a matrix [*out, *in], which may be adapted or lie in panels, to
-    [B, T, *out].
+    """Returns the product of x with a matrix.
 
-    Of few positions, as in decoding, the product is made with the positions last and then turned,
-    so that both sides are read along memory: this takes half of the time on CPUs.
+    For few positions, as in decoding, the product is computed with the positions last and then
+    transposed, so that both sides are read in the order of memory: this halves the time on CPUs.
 
     Args:
-      shared: How many axes `in` is.
-      dtype: Of the product, where it should differ from the sides'.
+      weight: [*out, *in]; may have a low-rank adapter or be stored in panels.
+      x: [B, T, *in].
+      shared: Number of axes of `in`.
+      dtype: Dtype of the product, if it is not that of the sides.
+
+    Returns:
+      [B, T, *out].
     """
     if isinstance(weight, Adapted):
         difference = project(weight.b, project(weight.a, x, shared=shared), dtype=dtype)
@@ -65,13 +63,17 @@ def project(
     return jnp.moveaxis(out, (-2, -1), (0, 1))
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """[B, T] int32 tokens to [B, T, D]."""
+def embed(
+    params: Params, tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch length d_model"]:
+    """Returns the embeddings of tokens."""
     return params["embed"][tokens]
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32."""
+def rms_norm(
+    x: Float[Array, "*batch width"], weight: Float[Array, " width"], eps: float
+) -> Float[Array, "*batch width"]:
+    """Returns x divided by its root mean square over the last axis; computed in float32."""
     x32 = x.astype(jnp.float32)
     x32 = _scaled(x32, jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps))
     return _scaled(x32.astype(x.dtype), weight)
@@ -79,10 +81,10 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 @jax.custom_vjp
 def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [..., D] times a scale [..., 1] or [D].
+    """Returns x [..., D] times a scale [..., 1] or [D].
 
-    The gradient of the scale is a sum of products, for which CPUs need a tenth of the time if it is
-    written as a contraction.
+    The gradient of the scale is a sum of products. Written as a contraction it takes a tenth of the
+    time on CPUs.
     """
     return x * scale
 
@@ -106,12 +108,25 @@ _scaled.defvjp(lambda x, scale: (x * scale, (x, scale)), _scaled_backward)
 
 
 def final_norm(params: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Returns x [..., D] after the norm that follows the last layer."""
     return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
-def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
-    """Hidden states [..., D] after the final norm to float32 logits [..., V]."""
-    tied = config.tie_embeddings and "lm_head" not in params  # in panels they have a head beside
+def logits(
+    params: Params, config: LlamaConfig, hidden: Float[Array, "*batch d_model"]
+) -> Float[Array, "*batch vocab"]:
+    """Returns the logits of hidden states after the final norm.
+
+    Args:
+      params: The policy.
+      config: Its shape.
+      hidden: [..., D].
+
+    Returns:
+      [..., V] float32.
+    """
+    # Parameters in panels have an `lm_head` next to tied embeddings.
+    tied = config.tie_embeddings and "lm_head" not in params
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     return project(params["embed" if tied else "lm_head"], flat, dtype=jnp.float32).reshape(
         *hidden.shape[:-1], -1
@@ -119,15 +134,20 @@ def logits(params: Params, config: LlamaConfig, hidden: jax.Array) -> jax.Array:
 
 
 def stretched(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Llama-3.1's frequencies: low ones divided by the factor, those between interpolated."""
+    """Returns rotary frequencies as Llama 3.1 scales them.
+
+    Low ones are divided by the factor, high ones are kept, those between are interpolated.
+    """
     turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
     width = scaling.high_freq_factor - scaling.low_freq_factor
     keep = jnp.clip((turns - scaling.low_freq_factor) / width, 0.0, 1.0)
     return frequencies * (keep + (1 - keep) / scaling.factor)
 
 
-def rope(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine [B, T, H / 2] float32 for positions [B, T]."""
+def rope(
+    positions: Int[Array, "batch length"], config: LlamaConfig
+) -> tuple[Float[Array, "batch length half"], Float[Array, "batch length half"]]:
+    """Returns the sines and cosines [B, T, H / 2] float32 of rotary embeddings."""
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:
@@ -137,7 +157,10 @@ def rope(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Arra
 
 
 def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates [B, T, N, H]; the first and second half of H form the pairs, in float32."""
+    """Returns x [B, T, N, H] rotated, computed in float32.
+
+    Coordinate i of the first half of H and coordinate i of the second half are a pair.
+    """
     sin, cos = (r[:, :, None] for r in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     out = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -149,15 +172,22 @@ def attention_input(
     config: LlamaConfig,
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
-    only: jax.Array | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries [B, T, N, H] and keys [B, T, K, H], and values [B, T, K, H].
+    """Returns rotated queries, rotated keys and values of a layer.
 
     Args:
-      only: [B, L] int32, the tokens whose queries are wanted: [B, L, N, H].
+      weights: The layer.
+      config: The model's shape.
+      x: [B, T, D], the layer's input.
+      rotation: Sine and cosine, from `rope`.
+      output_positions: [B, L] int32, the tokens whose queries are computed; None for all.
+
+    Returns:
+      Queries [B, T, N, H] (or [B, L, N, H]), keys [B, T, K, H] and values [B, T, K, H].
     """
     x = rms_norm(x, weights["attention_norm"], config.norm_eps)
-    q = project(weights["q"], _at(x, only))
+    q = project(weights["q"], _take(x, output_positions))
     k = project(weights["k"], x)
     v = project(weights["v"], x)
     if config.traits.qkv_bias:
@@ -166,34 +196,39 @@ def attention_input(
         q = rms_norm(q, weights["q_norm"], config.norm_eps)
         k = rms_norm(k, weights["k_norm"], config.norm_eps)
     sin, cos = rotation
-    return rotate(q, (_at(sin, only), _at(cos, only))), rotate(k, rotation), v
+    return (
+        rotate(q, (_take(sin, output_positions), _take(cos, output_positions))),
+        rotate(k, rotation),
+        v,
+    )
 
 
-def _at(x: jax.Array, tokens: jax.Array | None) -> jax.Array:
-    """x [B, T, ...] at tokens [B, L], or at all."""
-    return x if tokens is None else jnp.take_along_axis(x, tokens[..., None], axis=1)
+def _take(x: jax.Array, positions: jax.Array | None) -> jax.Array:
+    """Returns x [B, T, ...] at positions [B, L], or all of it."""
+    return x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
 
 
 @jax.custom_vjp
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up. For its gradient it keeps these two, and nothing that lies between."""
+    """Returns silu(gate) * up; only these two are saved for the gradient."""
     return jax.nn.silu(gate) * up
 
 
 def _gated_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
     gate, up = kept
-    share = jax.nn.sigmoid(gate)
-    silu = gate * share
-    found = gradient * up * (share + silu * (1 - share)), gradient * silu
-    # CPUs would compute them anew, along the other axis, for the gradients of the matrices.
-    once = functools.partial(computed_once, number=gate[(0,) * gate.ndim])
-    return jax.lax.platform_dependent(found, cpu=once, default=lambda found: found)
+    sigmoid = jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    gradients = gradient * up * (sigmoid + silu * (1 - sigmoid)), gradient * silu
+    # CPUs would recompute them, along the other axis, for the gradients of the matrices.
+    stored = functools.partial(materialize, opaque_scalar=gate[(0,) * gate.ndim])
+    return jax.lax.platform_dependent(gradients, cpu=stored, default=lambda gradients: gradients)
 
 
 _gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
 
 
 def mlp(weights: Params, config: LlamaConfig, x: jax.Array) -> jax.Array:
+    """Returns the output [B, T, D] of a layer's feed-forward network, its norm included."""
     x = rms_norm(x, weights["mlp_norm"], config.norm_eps)
     gate = project(weights["gate"], x)
     up = project(weights["up"], x)
@@ -206,30 +241,39 @@ def block(
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     attend: Attend,
-    only: jax.Array | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
 ) -> tuple[jax.Array, Any]:
-    """One layer: x [B, T, D] to the next x, and what `attend` returns besides.
+    """Computes one layer.
 
     Args:
-      only: [B, L] int32, the tokens whose next x is wanted: [B, L, D].
+      weights: The layer.
+      config: The model's shape.
+      x: [B, T, D], the layer's input.
+      rotation: Sine and cosine, from `rope`.
+      attend: Computes attention; only this differs between training, prefill and decoding.
+      output_positions: [B, L] int32, the tokens whose output is computed; None for all.
+
+    Returns:
+      The layer's output [B, T, D] (or [B, L, D]), and the second result of `attend`.
     """
     with jax.named_scope("attention"):
-        q, k, v = attention_input(weights, config, x, rotation, only)
+        q, k, v = attention_input(weights, config, x, rotation, output_positions)
         attended, aux = attend(q, k, v)
-        x = _at(x, only) + project(weights["o"], attended, shared=2)
+        x = _take(x, output_positions) + project(weights["o"], attended, shared=2)
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux
 
 
 def unstacked(params: Params, *, consume: bool = False) -> Params:
-    """The parameters with `layers` as a tuple of each layer's, for code that does not scan.
+    """Returns the parameters with `layers` as a tuple with one entry for each layer.
 
-    Decoding unrolls its layers; with stacked weights every call would first copy them all.
-    Parameters that are unstacked already stay as they are.
+    Decoding unrolls its layers; with stacked weights every call would first copy all of them.
+    Parameters that are unstacked already are returned as they are.
 
     Args:
-      consume: Whether the memory of the stacked layers is given up, one parameter after another:
-        the model is then never in memory twice. Nobody else may hold them.
+      params: A policy or a trunk.
+      consume: Whether the stacked layers are deleted one parameter after another, so that the model
+        is never in memory twice. Nothing else may use them then.
     """
     if isinstance(params["layers"], tuple):
         return params
@@ -253,31 +297,34 @@ def _split(stacks: Params) -> dict[str, tuple[jax.Array, ...]]:
 def forward(
     params: Params,
     config: LlamaConfig,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    until: jax.Array | None = None,
-    only: jax.Array | None = None,
-    *,
-    mesh: Mesh | None = None,
-    remat: str = "none",
-    attention: str = "xla",
-) -> jax.Array:
-    """Hidden states [B, T, D] after the final norm, for packed sequences.
+    tokens: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    segments: Int[Array, "batch length"],
+    subtree_ends: Int[Array, "batch length"] | None = None,
+    output_positions: Int[Array, "batch labels"] | None = None,
+    options: ForwardOptions = DEFAULT_OPTIONS,
+) -> Float[Array, "batch outputs d_model"]:
+    """Returns the hidden states of packed rows after the final norm.
 
-    A token sees the earlier tokens of its own segment; in trees, those on its path.
+    A token attends to the earlier tokens of its own segment; in a tree, to those on its path.
+    The parameters are used in the dtype that they have: `options.dtype` is for the callers.
 
     Args:
+      params: A policy, or the trunk of a reward model.
+      config: Its shape.
       tokens: [B, T] int32.
       positions: [B, T] int32, counted within each segment, or along each path of a tree.
       segments: [B, T] int32, equal within a sequence; 0 is padding.
-      until: [B, T] int32 where segments are trees (`model.attention.causal_attention`).
-      only: [B, L] int32, the tokens whose hidden states are wanted: [B, L, D]. Of the others, the
-        last layer computes keys and values alone.
-      remat: What the backward pass computes anew: one of `REMAT`.
-      attention: Name of the backend (`model.attention`).
+      subtree_ends: [B, T] int32 if segments are trees: for each token the end of its node's
+        subtree (`model.attention.causal_attention`).
+      output_positions: [B, L] int32, the tokens whose hidden states are returned; None for all. For
+        the other tokens the last layer computes keys and values only.
+      options: Mesh, attention backend and recomputation.
+
+    Returns:
+      [B, T, D], or [B, L, D] with `output_positions`.
     """
-    backend = Backend(name=attention, mesh=mesh)
+    mesh, remat = options.mesh, REMAT[options.remat]
     rotation = rope(positions, config)
     axes = ("batch", "length", "activation_embed")
 
@@ -285,24 +332,25 @@ def forward(
         q = constrain(q, ("batch", "length", "heads", None), mesh)
         k = constrain(k, ("batch", "length", "kv_heads", None), mesh)
         v = constrain(v, ("batch", "length", "kv_heads", None), mesh)
-        return causal_attention(q, k, v, segments, backend, until), None
+        return causal_attention(q, k, v, segments, options.backend, subtree_ends), None
 
     def step(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         x, _ = block(weights, config, x, rotation, attend)
         return constrain(x, axes, mesh), None
 
     def attend_last(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return dense_attention(q, k, v, seen(segments, until, only)), None
+        mask = causal_mask(segments, subtree_ends, output_positions)
+        return dense_attention(q, k, v, mask), None
 
     def last(x: jax.Array, weights: Params) -> jax.Array:
-        return block(weights, config, x, rotation, attend_last, only)[0]
+        return block(weights, config, x, rotation, attend_last, output_positions)[0]
 
-    if remat != "none":  # within a scan nothing can be shared with the forward pass anyway
-        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
-        last = jax.checkpoint(last, policy=REMAT[remat])
+    if remat is not None:  # within a scan nothing can be shared with the forward pass anyway
+        step = jax.checkpoint(step, policy=remat, prevent_cse=False)
+        last = jax.checkpoint(last, policy=remat)
     x = constrain(embed(params, tokens), axes, mesh)
     layers = params["layers"]
-    if only is None:
+    if output_positions is None:
         x, _ = jax.lax.scan(step, x, layers)
     else:
         x, _ = jax.lax.scan(step, x, jax.tree.map(lambda w: w[:-1], layers))

@@ -1,7 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021): matrices stay and learn a difference of low rank.
+"""Low-rank adapters (Hu et al. 2021): matrices are frozen, and a low-rank difference is trained.
 
 A matrix W [*out, *in] becomes W + alpha / rank * B A with A [rank, *in] and B [*out, rank]. B is
-zero at first, so that training begins with the model as it is.
+zero at first, so that training starts from the unchanged model.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params, ParamSpec, describe, init_of, shardings_of
 
 _INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
-"""The matrices of a layer, and how many axes of each are its input."""
+"""The matrices of a layer, and the number of input axes of each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Adapters. The rest of the model is frozen, but for a value head.
+    """Settings of low-rank adapters. The rest of the model is frozen, except a value head.
 
     Attributes:
-      rank: Of each difference; 0 trains all parameters instead.
-      alpha: The difference counts alpha / rank.
-      matrices: Those of each layer that get an adapter.
+      rank: Rank of each difference; 0 trains all parameters instead.
+      alpha: The difference is multiplied by alpha / rank.
+      matrices: The matrices of each layer that have an adapter.
     """
 
     rank: int = 0
@@ -48,18 +48,19 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """The factor of each difference."""
         return self.alpha / self.rank
 
 
 @flax.struct.dataclass
 class Adapted:
-    """What stands in the place of a matrix: `llama.project` adds both products.
+    """A matrix with an adapter; `llama.project` adds both products.
 
     Attributes:
-      base: The matrix, [*out, *in], or all layers' with a leading axis.
-      a: [rank, *in].
-      b: [*out, rank].
-      scale: Of the difference.
+      base: The matrix [*out, *in]; with a leading axis for stacked layers.
+      a: [rank, *in], or stacked.
+      b: [*out, rank], or stacked.
+      scale: Factor of the difference.
     """
 
     base: Any
@@ -69,7 +70,10 @@ class Adapted:
 
 
 def describe_adapters(description: Params, config: LoraConfig) -> Params:
-    """The adapters of a described policy or reward model; they are split as its matrices are."""
+    """Returns the description of the adapters of a described policy or reward model.
+
+    They are sharded as the matrices are.
+    """
     layers = description.get("trunk", description)["layers"]
 
     def pair(name: str) -> dict[str, ParamSpec]:
@@ -87,7 +91,14 @@ def describe_adapters(description: Params, config: LoraConfig) -> Params:
 
 
 def init_adapters(key: jax.Array, shape: LlamaConfig, config: LoraConfig, mesh: Mesh) -> Params:
-    """Fresh adapters in float32, made where they belong."""
+    """Returns initial adapters in float32, sharded over a mesh.
+
+    Args:
+      key: Random key.
+      shape: Shape of the model.
+      config: The adapters.
+      mesh: The devices.
+    """
     description = describe_adapters(describe(shape), config)
     return jax.jit(
         lambda key: init_of(key, description, jnp.float32),
@@ -96,7 +107,12 @@ def init_adapters(key: jax.Array, shape: LlamaConfig, config: LoraConfig, mesh: 
 
 
 def parts(model: Params, adapters: Params) -> tuple[Params, Params]:
-    """What is trained and what is frozen, of a policy or a reward model (or what describes it)."""
+    """Returns the trained and the frozen parameters of a policy or a reward model.
+
+    Args:
+      model: The parameters, or their description.
+      adapters: The adapters, or their description.
+    """
     head = {name: value for name, value in model.items() if name == "value_head"}
     frozen = {name: value for name, value in model.items() if name != "value_head"}
     return {"adapters": adapters, **head}, frozen
@@ -105,36 +121,37 @@ def parts(model: Params, adapters: Params) -> tuple[Params, Params]:
 def adapted(
     loss_fn: Callable[[Any, Any], Any], config: LoraConfig
 ) -> Callable[[Any, Any, Any], Any]:
-    """A loss of whole models as one of (trained parts, batch, frozen parts)."""
+    """Returns a loss of whole models as a loss of (trained, batch, frozen parameters)."""
 
     def loss(trained: Params, batch: Any, frozen: Params) -> Any:
-        def both(base: Any, own: Params) -> Adapted:
-            return Adapted(base=base, a=own["a"], b=own["b"], scale=config.scale)
+        def with_adapter(base: Any, adapter: Params) -> Adapted:
+            return Adapted(base=base, a=adapter["a"], b=adapter["b"], scale=config.scale)
 
-        return loss_fn(_whole(trained, frozen, both), batch)
+        return loss_fn(_whole(trained, frozen, with_adapter), batch)
 
     return loss
 
 
 def merged(trained: Params, frozen: Params, config: LoraConfig) -> Params:
-    """The model that the parts are, as one without adapters; each matrix keeps its dtype."""
+    """Returns the whole model without adapters; each matrix keeps its dtype."""
 
     @jax.vmap
-    def product(own: Params) -> jax.Array:
-        return jnp.tensordot(own["b"], own["a"], 1, precision="highest")
+    def product(adapter: Params) -> jax.Array:
+        return jnp.tensordot(adapter["b"], adapter["a"], 1, precision="highest")
 
     @jax.jit
-    def add(base: jax.Array, own: Params) -> jax.Array:
-        return (base.astype(jnp.float32) + config.scale * product(own)).astype(base.dtype)
+    def add(base: jax.Array, adapter: Params) -> jax.Array:
+        return (base.astype(jnp.float32) + config.scale * product(adapter)).astype(base.dtype)
 
     return _whole(trained, frozen, add)
 
 
 def _whole(trained: Params, frozen: Params, make: Callable[[Any, Params], Any]) -> Params:
-    """The model with each adapted matrix made of the matrix and its adapter."""
+    """Returns the whole model; each matrix with an adapter is replaced by the result of `make`."""
     trunk = frozen.get("trunk", frozen)
-    made = {name: make(trunk["layers"][name], own) for name, own in trained["adapters"].items()}
-    trunk = {**trunk, "layers": {**trunk["layers"], **made}}
+    layers = trunk["layers"]
+    changed = {name: make(layers[name], adapter) for name, adapter in trained["adapters"].items()}
+    trunk = {**trunk, "layers": {**layers, **changed}}
     if "trunk" not in frozen:
         return trunk
     return {"trunk": trunk, "value_head": trained["value_head"]}

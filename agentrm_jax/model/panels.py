@@ -1,9 +1,9 @@
-"""Matrices in panels, for products with few positions on CPUs with one thread.
+"""Matrices stored in panels, for products with few positions on CPUs with one thread.
 
-A CPU's product copies a matrix into panels of some columns before it multiplies. With few
-positions, as in decoding, this costs more than the product itself, which otherwise waits for
-memory. Here the matrix lies in panels from the beginning, and each is multiplied where it lies.
-By one thread: where there are more, all of them make the copies, and nothing is gained.
+The matrix product of a CPU first copies a matrix into panels of some columns. For few positions, as
+in decoding, this takes longer than the product itself, which is limited by memory. Here the matrix
+is stored in panels, and each panel is multiplied without a copy. With several threads nothing is
+gained, since all of them make the copies.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.runtime.fusion import computed_once
+from agentrm_jax.runtime.fusion import materialize
 
 WIDTH = 64
-"""Columns of a panel: wider ones are copied again, narrower ones are slower."""
+"""Columns of a panel: wider panels are copied again, narrower ones are slower."""
 MOST = 24
-"""Positions up to which panels are faster."""
+"""Largest number of positions for which panels are faster."""
 MATRICES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
-"""Those of a layer that lie in panels, and how many axes their input is."""
+"""The matrices of a layer that are stored in panels, and the number of axes of their input."""
 
 
 @flax.struct.dataclass
 class Panels:
-    """A matrix [*out, in].
+    """A matrix [*out, in], stored in panels.
 
     Attributes:
-      values: [P, in, WIDTH]; the last columns are zero where nothing is left.
-      out: Axes `out`.
+      values: [P, in, WIDTH]; the last panel is padded with zeros.
+      out: Sizes of the axes `out`.
     """
 
     values: jax.Array
@@ -40,7 +40,12 @@ class Panels:
 
 
 def in_panels(matrix: jax.Array, shared: int = 1) -> Panels:
-    """A matrix [*out, *in], copied on the host; `in` is its last `shared` axes."""
+    """Returns a matrix [*out, *in] in panels, copied on the host.
+
+    Args:
+      matrix: The matrix.
+      shared: Number of axes of `in`.
+    """
     out, width = matrix.shape[:-shared], math.prod(matrix.shape[-shared:])
     rows = np.asarray(matrix).reshape(-1, width)
     rows = np.pad(rows, ((0, -len(rows) % WIDTH), (0, 0)))
@@ -49,9 +54,9 @@ def in_panels(matrix: jax.Array, shared: int = 1) -> Panels:
 
 
 def multiply(panels: Panels, x: jax.Array) -> jax.Array:
-    """x [B, T, in] through the matrix: [B, T, *out]."""
+    """Returns the product [B, T, *out] of x [B, T, in] with the matrix."""
     B, T, D = x.shape
-    x = computed_once(x, panels.values[0, 0, 0])  # else anew for every panel
+    x = materialize(x, panels.values[0, 0, 0])  # otherwise recomputed for every panel
     for_each = jnp.broadcast_to(x.reshape(-1, D), (panels.values.shape[0], B * T, D))
     found = jax.lax.dot_general(for_each, panels.values, (((2,), (1,)), ((0,), (0,))))
     found = found.swapaxes(0, 1).reshape(B * T, -1)[:, : math.prod(panels.out)]
@@ -59,8 +64,10 @@ def multiply(panels: Panels, x: jax.Array) -> jax.Array:
 
 
 def for_few_positions(params: Params) -> Params:
-    """Parameters with a tuple of layers, their matrices in panels; tied embeddings stay, and get a
-    head in panels beside them."""
+    """Returns unstacked parameters with their matrices in panels.
+
+    Tied embeddings are kept, and a head in panels is added to them.
+    """
     layers = [
         {**weights, **{name: in_panels(weights[name], n) for name, n in MATRICES.items()}}
         for weights in params["layers"]

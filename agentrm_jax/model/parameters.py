@@ -1,6 +1,7 @@
-"""The parameters of a model, described once: shape, logical axes and initialiser of each.
+"""The parameters of a model: one description from which everything else is derived.
 
-Initial values, shardings and checkpoint targets are all derived from the description.
+The description holds shape, logical axes and initialiser of each parameter. Initial values,
+shardings and checkpoint targets are made from it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """One parameter.
+    """The description of one parameter.
 
     Attributes:
-      shape: Its shape.
-      axes: The logical name of each axis.
-      scale: Standard deviation of the initial values; None begins with ones.
-      dtype: Set where it must not follow the model's.
+      shape: The shape.
+      axes: The logical name of each axis (`runtime.sharding`).
+      scale: Standard deviation of the initial values; None initialises with ones.
+      dtype: A fixed dtype; None for the dtype of the model.
     """
 
     shape: tuple[int, ...]
@@ -39,13 +40,14 @@ class ParamSpec:
 
 
 def describe(config: LlamaConfig) -> Params:
-    """The tree of `ParamSpec`; layers are stacked along a leading axis.
+    """Returns the description of a policy, a tree of `ParamSpec`.
 
-    A matrix is [out, in], as `llama.project` takes it and as Hugging Face stores it.
+    Layers are stacked along a leading axis. A matrix is [out, in], as `llama.project` takes it and
+    as Hugging Face stores it.
     """
     L, D, F, V = config.num_layers, config.d_model, config.d_ff, config.vocab_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-    into, out = 1 / math.sqrt(D), 1 / math.sqrt(2 * L)  # residual branches begin small
+    into, out = 1 / math.sqrt(D), 1 / math.sqrt(2 * L)  # residual branches start small
 
     def layered(shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float | None):
         return ParamSpec((L, *shape), ("layers", *axes), scale)
@@ -82,23 +84,24 @@ def describe(config: LlamaConfig) -> Params:
 
 
 def describe_reward(config: LlamaConfig, outputs: int | None = None) -> Params:
-    """A reward model: a trunk without a language-model head, and a value head in float32.
+    """Returns the description of a reward model: a policy's trunk and a value head in float32.
 
     Args:
+      config: Shape of the trunk.
       outputs: K, the number of the head's outputs (`heads.ValueHead.outputs`).
     """
     trunk = describe(config)
     trunk.pop("lm_head", None)
-    says = () if outputs is None else (outputs,)
+    axes = () if outputs is None else (outputs,)
     head = {
-        "kernel": ParamSpec((*says, config.d_model), (None,) * (len(says) + 1), 0.0, jnp.float32),
-        "bias": ParamSpec(says, (None,) * len(says), 0.0, jnp.float32),
+        "kernel": ParamSpec((*axes, config.d_model), (None,) * (len(axes) + 1), 0.0, jnp.float32),
+        "bias": ParamSpec(axes, (None,) * len(axes), 0.0, jnp.float32),
     }
     return {"trunk": trunk, "value_head": head}
 
 
 DESCRIPTIONS = {"policy": describe, "reward": describe_reward}
-"""By the kind of model."""
+"""The description of a model of each kind, from its shape."""
 
 
 def _is_spec(value: Any) -> bool:
@@ -118,16 +121,20 @@ def _sharding_of(spec: ParamSpec, mesh: Mesh) -> NamedSharding:
 
 
 def shardings_of(description: Params, mesh: Mesh) -> Params:
-    """Where each parameter lives.
+    """Returns the sharding of each parameter of a description.
 
     Raises:
-      UserError: An axis of the mesh does not divide one of the model.
+      UserError: The size of a mesh axis does not divide the axis of a parameter.
     """
     return jax.tree.map(lambda s: _sharding_of(s, mesh), description, is_leaf=_is_spec)
 
 
 def abstract_of(description: Params, dtype: Any, mesh: Mesh) -> Params:
-    """Checkpoint targets: shape, dtype and sharding of every parameter."""
+    """Returns shape, dtype and sharding of each parameter of a description, without memory.
+
+    Raises:
+      UserError: See `shardings_of`.
+    """
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=_sharding_of(s, mesh)),
         description,
@@ -136,7 +143,7 @@ def abstract_of(description: Params, dtype: Any, mesh: Mesh) -> Params:
 
 
 def init_of(key: jax.Array, description: Params, dtype: Any) -> Params:
-    """Initial values, each from its own key: adding a parameter leaves the others as they are."""
+    """Returns initial values, each from its own key, so that a new parameter changes no other."""
     paths, tree = jax.tree_util.tree_flatten_with_path(description, is_leaf=_is_spec)
 
     def make(path: Any, spec: ParamSpec) -> jax.Array:
@@ -144,30 +151,34 @@ def init_of(key: jax.Array, description: Params, dtype: Any) -> Params:
         if spec.scale is None:
             return jnp.ones(spec.shape, kind)
         name = jax.tree_util.keystr(path)
-        own = jax.random.fold_in(key, sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31)
-        values = jax.random.truncated_normal(own, -3, 3, spec.shape, jnp.float32)
+        param_key = jax.random.fold_in(key, sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31)
+        values = jax.random.truncated_normal(param_key, -3, 3, spec.shape, jnp.float32)
         return (spec.scale * values).astype(kind)
 
     return jax.tree.unflatten(tree, [make(path, spec) for path, spec in paths])
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """The parameters in another dtype; None leaves them as they are."""
+    """Returns the parameters in another dtype; None leaves them as they are."""
     return params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def shardings(config: LlamaConfig, mesh: Mesh) -> Params:
+    """Returns the sharding of each parameter of a policy."""
     return shardings_of(describe(config), mesh)
-
-
-def abstract(config: LlamaConfig, dtype: Any, mesh: Mesh) -> Params:
-    return abstract_of(describe(config), dtype, mesh)
 
 
 def init(
     key: jax.Array, config: LlamaConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None
 ) -> Params:
-    """Fresh parameters, made where they belong when there is a mesh."""
+    """Returns the initial parameters of a policy.
+
+    Args:
+      key: Random key.
+      config: The shape.
+      dtype: Dtype of the parameters.
+      mesh: The devices on which they are made, sharded; None for the default device.
+    """
     make = functools.partial(init_of, description=describe(config), dtype=dtype)
     out = None if mesh is None else shardings(config, mesh)
     return jax.jit(make, out_shardings=out)(key)

@@ -1,4 +1,4 @@
-"""Single tensors in a model directory's safetensors: found, checked, read in part, written."""
+"""Finds, checks, reads in part and writes single tensors of safetensors files."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ _INDEX = _WEIGHTS + ".index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 Bounds = tuple[tuple[int, int], ...]
-"""First and last + 1 along each axis."""
+"""The first index and the last index + 1 along each axis."""
 
 Axes = tuple[tuple[int, ...], ...]
-"""For each axis of a stored tensor, which of our axes it runs over. `((0, 1), (2,))` is our
-[N, H, D] stored as [N * H, D], `((), (0,))` our [D] stored as [1, D]."""
+"""For each axis of a stored tensor, the axes of our parameter that are merged in it.
+
+`((0, 1), (2,))` is our [N, H, D] stored as [N * H, D]; `((), (0,))` is our [D] stored as [1, D]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """What a stored tensor holds: one of our parameters, or one layer of it.
+    """The description of a stored tensor, which holds a parameter or one layer of it.
 
     Attributes:
-      name: As stored.
-      layer: Which layer of a stacked parameter, or None.
-      shape: Our shape, of one layer.
-      axes: How it lies.
+      name: Name of the stored tensor.
+      layer: The layer of a stacked parameter; None if it is not stacked.
+      shape: Shape of our parameter, of one layer.
+      axes: The layout of the stored tensor.
     """
 
     name: str
@@ -50,21 +51,23 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the stored tensor."""
         return tuple(math.prod(self.shape[a] for a in group) for group in self.axes)
 
     def to_stored(self, values: np.ndarray) -> np.ndarray:
+        """Returns our values in the layout of the stored tensor."""
         order = [a for group in self.axes for a in group]
         return np.ascontiguousarray(values.transpose(order).reshape(self.stored_shape))
 
     def from_stored(self, stored: Any, bounds: Bounds) -> np.ndarray:
-        """The part of our values between the bounds, reading no more than it must."""
+        """Returns our values within bounds; reads only the slice that holds them."""
         read, dims, order = [], [], []
         within = [slice(None)] * len(self.shape)
         for group in self.axes:
             if not group:
                 read.append(slice(None))
                 continue
-            first, *rest = group  # where axes are merged, the outermost one can be cut
+            first, *rest = group  # of merged axes only the outermost one can be sliced
             inner = math.prod(self.shape[a] for a in rest)
             start, stop = bounds[first]
             read.append(slice(start * inner, stop * inner))
@@ -78,20 +81,21 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """A tensor in an open file; indexing `values` reads only what is asked for."""
+    """A tensor in an open file; indexing `values` reads only the slice."""
 
     file: pathlib.Path
     values: Any
 
 
 def open_tensors(directory: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
-    """The tensors of a directory by name; nothing is read yet.
+    """Returns the tensors of a directory by name, without reading their values.
 
     Args:
-      stack: Keeps the files open.
+      directory: The directory.
+      stack: Keeps the files open until it is closed.
 
     Raises:
-      UserError: No safetensors there, a damaged file, or an index that does not fit them.
+      UserError: There are no safetensors, a file is damaged, or the index does not match the files.
     """
     listed: dict[str, str] | None = None
     if (directory / _WEIGHTS).exists():
@@ -146,10 +150,15 @@ def _is_file_name(name: str) -> bool:
 
 
 def check_tensor(directory: pathlib.Path, found: dict[str, Stored], tensor: Tensor) -> None:
-    """Compares what is stored with what is wanted.
+    """Refuses a stored tensor that does not match its description.
+
+    Args:
+      directory: The directory, for the message.
+      found: The stored tensors by name.
+      tensor: The description.
 
     Raises:
-      UserError: It is missing, of another shape or no floating-point number.
+      UserError: The tensor is missing, of another shape or not of a floating-point dtype.
     """
     if tensor.name not in found:
         raise UserError(f"{directory}: the tensor {tensor.name} is missing from its safetensors")
@@ -167,7 +176,7 @@ def check_tensor(directory: pathlib.Path, found: dict[str, Stored], tensor: Tens
 
 
 def equal(a: Any, b: Any, rows: int = 4096) -> bool:
-    """Whether two stored matrices are the same, a few rows at a time."""
+    """Returns whether two stored matrices are equal; compares a few rows at a time."""
     if a.get_shape() != b.get_shape():
         return False
     total = a.get_shape()[0]
@@ -178,12 +187,12 @@ def equal(a: Any, b: Any, rows: int = 4096) -> bool:
 def write_tensors(
     directory: pathlib.Path, contents: Sequence[tuple[Tensor, Any]], most_bytes: int
 ) -> None:
-    """One file, or several and their index, filled one after another.
+    """Writes tensors to one file, or to several files with an index.
 
     Args:
-      directory: Holds `config.json` already.
-      contents: Tensors, and the parameters that they are or are a layer of.
-      most_bytes: Largest file.
+      directory: The directory; must hold `config.json` already.
+      contents: Descriptions of tensors, each with the parameter that holds its values.
+      most_bytes: Size of the largest file.
     """
     files: list[list[tuple[Tensor, Any]]] = [[]]
     size = total = 0
@@ -207,9 +216,8 @@ def write_tensors(
             safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
         except safetensors.SafetensorError as error:  # a full disk
             raise OSError(first_line(error)) from None
-        shutil.copymode(
-            directory / "config.json", directory / name
-        )  # it comes readable by us alone
+        # safetensors makes files that only their owner can read.
+        shutil.copymode(directory / "config.json", directory / name)
         listed.update(dict.fromkeys(values, name))
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": listed}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead

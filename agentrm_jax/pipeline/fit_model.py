@@ -21,8 +21,9 @@ from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import CHECKPOINTS
 from agentrm_jax.train import held_out
-from agentrm_jax.train.fit import fit
+from agentrm_jax.train.fit import FitInputs, fit
 from agentrm_jax.train.step import LossFn
+from agentrm_jax.train.trainable import make_trainable
 
 _SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # next to the progress bar
 
@@ -124,14 +125,15 @@ def fit_model(
     Returns:
       The trained parameters and the last row of metrics.
     """
-    config, rows, loss = training.config, training.rows, training.loss
-    total, params, frozen = config.fit.total(len(rows.trained)), training.start.params, None
-    if config.lora.rank:
-        key = jax.random.key(workspace.config.seed)
-        shape = training.start.config
-        adapters = lora.init_adapters(key, shape, config.lora, workspace.mesh)
-        params, frozen = lora.parts(params, adapters)
-        loss = lora.adapted(loss, config.lora)
+    config, rows, start = training.config, training.rows, training.start
+    total = config.fit.total(len(rows.trained))
+    key = jax.random.key(workspace.config.seed)
+    model = make_trainable(
+        start.params,
+        training.loss,
+        config.lora,
+        lambda: lora.init_adapters(key, start.config, config.lora, workspace.mesh),
+    )
     fit_key = f"{name.replace('-', '_')}.fit"
     with section(fit_key), progress(name, total, shown=is_first()) as bar:
         done = 0
@@ -144,22 +146,21 @@ def fit_model(
             stage.tick()
 
         params, last = fit(
-            params,
-            loss,
-            rows.trained,
-            config.fit,
-            config.optimizer,
-            directory=workspace.paths.stage(name) / CHECKPOINTS,
-            mesh=workspace.mesh,
-            seed=workspace.config.seed,
-            metrics=workspace.metrics(name),
-            frozen=frozen,
-            held_out=rows.held_out,
-            describe=training.describe,
-            on_update=on_update,
+            FitInputs(
+                model=model,
+                rows=rows.trained,
+                config=config.fit,
+                optimizer=config.optimizer,
+                directory=workspace.paths.stage(name) / CHECKPOINTS,
+                mesh=workspace.mesh,
+                seed=workspace.config.seed,
+                metrics=workspace.metrics(name),
+                held_out=rows.held_out,
+                describe=training.describe,
+                on_update=on_update,
+            )
         )
-    if frozen is not None:
-        params = lora.merged(params, frozen, config.lora)
+    params = model.merged(params)
     if "loss" not in last and is_first():  # killed after its last checkpoint: nothing was left
         written = read_metrics(workspace.paths.metrics)
         row = [row for row in written if row["stage"] == name][-1]

@@ -21,7 +21,7 @@ from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Prompt, Task
 from agentrm_jax.core.text import first_line
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.load_config import load_config

@@ -10,7 +10,8 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.protocols import Policy
 from agentrm_jax.core.records import Prompt
 from agentrm_jax.core.registry import Registry
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.model_folders import Prompts, find_model
 from agentrm_jax.pipeline.models import load_policy

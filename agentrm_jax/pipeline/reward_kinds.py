@@ -16,7 +16,7 @@ from agentrm_jax.pipeline.acting import ActingPolicy
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.models import load_policy
 from agentrm_jax.pipeline.reward_model import explicit_scorer
-from agentrm_jax.reward.implicit import ImplicitScorer
+from agentrm_jax.reward.implicit import ImplicitScorer, ImplicitSettings
 from agentrm_jax.reward.judge import JudgeScorer
 
 
@@ -89,11 +89,13 @@ class Implicit(RewardKind):
             model.config,
             model.tokenizer,
             workspace.prompts,
-            beta=config.train_implicit.objective.beta,
-            limit=config.engine.context,
-            reduction=config.train_implicit.reduction,
-            rows=config.engine.extend_rows,
-            mesh=workspace.engine_mesh,
+            ImplicitSettings(
+                beta=config.train_implicit.objective.beta,
+                limit=config.engine.context,
+                reduction=config.train_implicit.reduction,
+                rows=config.engine.extend_rows,
+                mesh=workspace.engine_mesh,
+            ),
         )
 
 

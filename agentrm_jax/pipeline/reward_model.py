@@ -17,8 +17,10 @@ from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
-from agentrm_jax.engine.cache.prefix_cache import Piece
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine import front
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
 from agentrm_jax.pipeline.models import Model, load_reward
@@ -136,18 +138,22 @@ class RewardModel(ExplicitScorer):
                 yield scored
 
     def _score_steps(self, batch: Sequence[Trajectory]) -> Iterator[Scored]:
-        asked: list[tuple[Trajectory, list[list[Piece] | None], int]] = []
+        asked: list[tuple[Trajectory, list[TokenSequence | None], int]] = []
         for trajectory in batch:
-            self.engine.share(self.renderer.instruction(trajectory.task))
+            shared = self.renderer.instruction(trajectory.task) is not None
             ends, dropped = self.renderer.both_ends(trajectory)
-            parts = [pieces for end in ends for pieces in end]
+            parts = [
+                None if pieces is None else TokenSequence(segments=pieces, shared_prefix=shared)
+                for end in ends
+                for pieces in end
+            ]
             if _lacks_last_answer(trajectory):
                 parts[-1] = None
             asked.append((trajectory, parts, dropped))
-        wanted = [pieces for _, parts, _ in asked for pieces in parts if pieces is not None]
-        found = iter(self.engine.score(wanted))
+        wanted = [part for _, parts, _ in asked for part in parts if part is not None]
+        found = iter(front.score(self.engine, wanted))
         for trajectory, parts, dropped in asked:
-            scores = [None if pieces is None else next(found) for pieces in parts]
+            scores = [None if part is None else next(found) for part in parts]
             start = scores[1]
             assert start is not None  # only a step can be without
             yield Scored(

@@ -23,7 +23,7 @@ from agentrm_jax.pipeline.fit_model import (
     fit_model,
     training_rows,
 )
-from agentrm_jax.pipeline.losses import implicit_loss, loaded_dtype
+from agentrm_jax.pipeline.losses import forward_options, implicit_loss, loaded_dtype
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.sample import sampled_trajectories
 from agentrm_jax.pipeline.workspace import Workspace
@@ -103,15 +103,16 @@ def _reference(
     if from_first(path.exists):
         return read_array(path)
     config = workspace.config.train_implicit
+    options = dataclasses.replace(
+        forward_options(workspace.config, config, workspace.mesh), remat="none", dtype=None
+    )
     with progress("reference", len(rows), shown=is_first()) as bar:
         log_probs = implicit.reference_log_probs(
             cast(model.params, workspace.config.dtype),
             model.config,
             rows,
             config.fit.batch_size // config.fit.accumulation,
-            workspace.mesh,
-            attention=config.fit.attention,
-            vocab_chunks=config.vocab_chunks,
+            options,
             on_rows=bar.advance,
         )
     if is_first():

@@ -1,43 +1,61 @@
-"""An engine without memory: its programs can be compiled for devices that are not there."""
+"""An engine of shapes only: its programs can be compiled for devices that this machine lacks."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.engine.cache.pages import Pool, make_pool
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.programs.compiled import Programs, row_shardings
 from agentrm_jax.engine.programs.decode import decode
-from agentrm_jax.engine.programs.prefill import extend
-from agentrm_jax.engine.schedule.scheduler import Decoder
+from agentrm_jax.engine.programs.prefill import prefill
+from agentrm_jax.engine.schedule.scheduler import Scheduler
+from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.runtime.sharding import named_sharding
 
 
+class AbstractPrograms(Programs):
+    """`Programs` whose parameters and pages are shapes with shardings.
+
+    Args: as of `Programs`; there has to be a mesh, and `cache_tokens` must be set.
+    """
+
+    def _check_memory(
+        self, config: LlamaConfig, sizes: EngineConfig, dtype: Any, mesh: Mesh | None
+    ) -> None:
+        """Checks nothing: the plan reports what does not fit."""
+
+    def _load(
+        self, params: Params, config: LlamaConfig, sizes: EngineConfig, num_pages: int
+    ) -> tuple[Params, Pool]:
+        dtype, mesh = params["embed"].dtype, self.mesh
+        assert mesh is not None
+        pool = jax.eval_shape(
+            lambda: make_pool(config, num_pages, sizes.page_size, dtype, mesh, sizes.attention)
+        )
+        sharding = named_sharding(mesh, ("kv_heads", None, None, None))
+        pool = jax.tree.map(lambda x: _shape(x, sharding), pool)
+        return unstacked(params, mesh), pool
+
+    def put(self, rows: Any) -> Any:
+        """Returns the shapes of host arrays with the shardings that they would have."""
+        assert self.mesh is not None
+        return jax.tree.map(_shape, rows, row_shardings(rows, self.mesh))
+
+
 class AbstractEngine(Engine):
-    """An `Engine` whose parameters and pages are shapes with shardings.
+    """An `Engine` of `AbstractPrograms`.
 
     Args: as of `Engine`; there has to be a mesh, and `cache_tokens` must be set.
     """
 
-    def _check_memory(self, dtype: Any) -> None:
-        """Leaves it to the plan to say what does not fit: these devices are not there."""
-
-    def _on_device(self, params: Params, num_pages: int) -> tuple[Params, Pool]:
-        sizes, dtype, mesh = self.sizes, params["embed"].dtype, self._mesh
-        assert mesh is not None
-        pool = jax.eval_shape(
-            lambda: make_pool(self.config, num_pages, sizes.page_size, dtype, mesh, sizes.attention)
-        )
-        kept = named_sharding(mesh, ("kv_heads", None, None, None))
-        pool = jax.tree.map(lambda x: _shape(x, kept), pool)
-        return unstacked(params, mesh), pool
-
-    def put(self, rows: Any) -> Any:
-        assert self._mesh is not None
-        return jax.tree.map(_shape, rows, self.shardings(rows, self._mesh))
+    programs_type = AbstractPrograms
 
 
 def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -45,7 +63,7 @@ def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def unstacked(params: Params, mesh: Mesh) -> Params:
-    """Shapes of `llama.unstacked`."""
+    """Returns the shapes of `llama.unstacked`."""
 
     def layer(stack: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec(*stack.sharding.spec[1:])  # pyright: ignore[reportOptionalMemberAccess]
@@ -59,16 +77,14 @@ def unstacked(params: Params, mesh: Mesh) -> Params:
 
 
 def lowered_reading(engine: AbstractEngine) -> jax.stages.Lowered:
-    """What `Engine.read` runs."""
-    rows = engine.put(engine.next_portions([]))
-    return extend.lower(
-        engine.params, engine.config, engine.pool, rows, engine.head, readout=engine.readout
-    )
+    """Returns the program of `Engine.prefill`."""
+    rows = engine.programs.put(engine.prefill.rows([]))
+    return prefill.lower(engine.programs.model, rows)
 
 
-def lowered_decoding(decoder: Decoder) -> tuple[jax.stages.Lowered, int]:
-    """What a decoder of an abstract engine runs for its longest conversations; of how many rows."""
-    engine = decoder.engine
-    seats, rows, settings = decoder.prepare(1.0)
-    lowered = decode.lower(engine.params, engine.config, engine.pool, engine.put(rows), **settings)
-    return lowered, len(seats.rows)
+def lowered_decoding(scheduler: Scheduler) -> tuple[jax.stages.Lowered, int]:
+    """Returns the decoding program of an abstract engine for full page tables, and its rows."""
+    programs = scheduler.engine.programs
+    layout, rows, plan = scheduler.prepare(1.0)
+    model = dataclasses.replace(programs.model, head=None, readout=None)
+    return decode.lower(model, programs.put(rows), plan), len(layout.rows)

@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.scheduler import Decoder
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
@@ -30,7 +30,7 @@ from agentrm_jax.runtime.sharding import make_mesh
 STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "evaluate")
 """The stages that use an accelerator."""
 
-_PAGES_SHARE = 0.75  # of the free memory, as `engine.memory.free_tokens`
+_PAGES_SHARE = 0.75  # of the free memory, as `engine.cache.memory.free_tokens`
 
 
 def plan(
@@ -131,15 +131,16 @@ def _engine(
         free = _PAGES_SHARE * (target.topology.chip.hbm - sum(resident.values()))
         sizes = dataclasses.replace(sizes, cache_tokens=max(1, int(free / token)))
     engine = AbstractEngine(params, shape, sizes, mesh=mesh, **options)
-    tokens = engine.pool.num_pages * sizes.page_size
-    resident[f"{name}'s pages ({tokens:,} tokens)"] = bytes_on_chip(engine.pool)
+    pool = engine.programs.model.pool
+    tokens = pool.num_pages * sizes.page_size
+    resident[f"{name}'s pages ({tokens:,} tokens)"] = bytes_on_chip(pool)
     return engine
 
 
 def _prefill(name: str, engine: AbstractEngine, target: Target) -> Program:
     """A prefill call whose rows are all full and follow half of the longest context."""
     sizes = engine.sizes
-    num_rows = math.prod(engine.read_at_once) / sizes.extend_tokens
+    num_rows = math.prod(engine.prefill.shape) / sizes.extend_tokens
 
     def needed(rows: float) -> Work:
         return work.reading(
@@ -162,8 +163,8 @@ def _decoding(
 ) -> Program:
     """Decoding of one token in every row, which follow half of the longest context."""
     name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
-    decoder = Decoder(engine, sampling, Stopping(tokens=(0,)), branches)
-    lowered, num_rows = lowered_decoding(decoder)
+    scheduler = Scheduler(engine, sampling, Stopping(tokens=(0,)), branches)
+    lowered, num_rows = lowered_decoding(scheduler)
     # The branch widths have the same number of rows each; a prompt is read once for its branches.
     shared_by = len(branches) / sum(1 / width for width in branches)
 
@@ -191,4 +192,5 @@ def _on_each_chip(needed: Callable[[float], Work], rows: float, mesh: Mesh) -> W
 
 def _handed(engine: AbstractEngine) -> float:
     """The bytes of the resident arguments of an engine's programs."""
-    return bytes_on_chip((engine.params, engine.pool))
+    model = engine.programs.model
+    return bytes_on_chip((model.params, model.pool))

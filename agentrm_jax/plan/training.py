@@ -26,6 +26,7 @@ from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import named_sharding
 from agentrm_jax.train.optimizer import make_optimizer
 from agentrm_jax.train.step import LossFn, abstract_state, make_train_step
+from agentrm_jax.train.trainable import make_trainable
 
 STAGES = ("sft", "train-rm", "train-implicit")
 
@@ -47,16 +48,14 @@ def plan_training(target: Target, policy: LlamaConfig) -> StagePlan:
     with section(f"{target.stage.replace('-', '_')}.fit"):
         train.fit.check_mesh(mesh)
     optimizer = make_optimizer(train.optimizer, 1000)  # the number of updates is a constant in it
-    frozen = []
-    if train.lora.rank:
-        adapters = lora.describe_adapters(description, train.lora)
-        description, frozen_description = lora.parts(description, adapters)
-        frozen = [target.abstract(frozen_description)]
-        loss = lora.adapted(loss, train.lora)
-    state = abstract_state(parameters.abstract_of(description, MASTER, mesh), optimizer, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, (state, *frozen))
+    model = make_trainable(
+        description, loss, train.lora, lambda: lora.describe_adapters(description, train.lora)
+    )
+    frozen = model.frozen and target.abstract(model.frozen)
+    state = abstract_state(parameters.abstract_of(model.params, MASTER, mesh), optimizer, mesh)
+    placed, frozen_placed = jax.tree.map(lambda x: x.sharding, (state, frozen))
     update = make_train_step(
-        loss, optimizer, shardings[0], mesh, train.fit.accumulation, *shardings[1:]
+        model.loss_fn, optimizer, placed, mesh, train.fit.accumulation, frozen_placed
     )
     resident = {"parameters and optimizer": bytes_on_chip(state)}
     needed = _update_work(target, train, policy, resident["parameters and optimizer"])
@@ -77,7 +76,7 @@ def plan_training(target: Target, policy: LlamaConfig) -> StagePlan:
         handed=sum(resident.values()),
     )
     batch = _batch(target, train)
-    program = target.compiled(program, lambda: update.lower(state, batch, *frozen))
+    program = target.compiled(program, lambda: update.lower(state, batch, frozen))
     plan = StagePlan(
         name=target.stage, resident=resident, programs=[program], hbm=topology.chip.hbm, advice=[]
     )

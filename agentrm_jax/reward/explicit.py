@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from agentrm_jax.core.protocols import Kept, SelectingScorer
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
-from agentrm_jax.engine.cache.prefix_cache import Piece
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.front import score
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import select_states
 
 
@@ -28,8 +29,8 @@ class ExplicitScorer(SelectingScorer):
         return self.engine.usage.read
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
-        flat = [self._conversation(state) for group in groups for state in group]
-        scores = iter(self.engine.score(flat))
+        flat = [self._sequence(state) for group in groups for state in group]
+        scores = iter(score(self.engine, flat))
         return [[next(scores) for _ in group] for group in groups]
 
     def select(
@@ -38,13 +39,10 @@ class ExplicitScorer(SelectingScorer):
         expansion_width: int,
         beam_width: int,
     ) -> list[list[Kept]]:
-        conversations = [
-            ([self._conversation(state) for state in states], finished)
-            for states, finished in tasks
+        sequences = [
+            ([self._sequence(state) for state in states], finished) for states, finished in tasks
         ]
-        choices = select_states(
-            self.engine, conversations, n=expansion_width, beam_width=beam_width
-        )
+        choices = select_states(self.engine, sequences, n=expansion_width, beam_width=beam_width)
         return [
             [
                 Kept(score=score, finished=number)
@@ -55,9 +53,9 @@ class ExplicitScorer(SelectingScorer):
             for choice in choices
         ]
 
-    def _conversation(self, state: Trajectory) -> list[Piece]:
-        self.engine.share(self.renderer.instruction(state.task))
-        return self.renderer.pieces(state)[0]
+    def _sequence(self, state: Trajectory) -> TokenSequence:
+        shared_prefix = self.renderer.instruction(state.task) is not None
+        return TokenSequence(segments=self.renderer.pieces(state)[0], shared_prefix=shared_prefix)
 
     def cost(self, group: Sequence[Trajectory]) -> int:
         """Tokens read to score the group, common beginnings once."""

@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler should not fuse."""
+"""Keeps XLA's CPU compiler from fusing the computation of a value into each of its uses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import jax.numpy as jnp
 Value = TypeVar("Value")
 
 
-def computed_once(value: Value, number: jax.Array) -> Value:
-    """A value that lies in memory, where the compiler would compute it anew for everything that
-    uses it.
+def materialize(value: Value, opaque_scalar: jax.Array) -> Value:
+    """Returns the value, computed once and stored in memory.
 
-    Barriers are dropped before it fuses; a branch that it cannot foresee keeps both sides apart.
+    XLA fuses a cheap computation into everything that uses its result, and so repeats it.
+    `jax.lax.optimization_barrier` does not help, since the CPU compiler removes barriers before it
+    fuses. The result of a conditional is never fused: the condition here is always true, but the
+    compiler cannot know this, because it depends on the opaque scalar.
 
     Args:
       value: Arrays of floats.
-      number: A float scalar that is not NaN, which the compiler does not know.
+      opaque_scalar: A float scalar that is never NaN and that is no constant of the program.
+
+    Returns:
+      The same values.
     """
-    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), value)
-    return jax.lax.cond(number == number, lambda: value, lambda: nothing)
+    never = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), value)
+    return jax.lax.cond(opaque_scalar == opaque_scalar, lambda: value, lambda: never)

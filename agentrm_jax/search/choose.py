@@ -1,7 +1,7 @@
-"""Choosing among n trajectories of one task: best-of-n and the baselines beside it.
+"""Rules that choose among n trajectories of one task: best-of-n and its baselines.
 
-Each rule gives one weight for each trajectory, summing to 1, so that the rule's expected outcome is
-exact and needs no further sampling. All rules look at the same n trajectories.
+A rule returns one weight for each trajectory, summing to 1, so that its expected outcome is exact
+and needs no further sampling. All rules choose among the same n trajectories.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from agentrm_jax.core.records import Task, Trajectory
 
 
 def argmax_weights(scores: Sequence[float]) -> np.ndarray:
-    """All weight on the largest score; the first of equals."""
+    """Returns all weight on the largest score, the first of equals: [n]."""
     weights = np.zeros(len(scores))
     weights[int(np.argmax(scores))] = 1.0
     return weights
 
 
 def best(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
-    """All weight on the largest score of those whose environment did not break, if any."""
+    """Returns all weight on the best trajectory of those that ended, if any did: [n]."""
     return argmax_weights(_ended(trajectories, scores))
 
 
 def best_of_fewer(trajectories: Sequence[Trajectory], scores: Sequence[float]) -> np.ndarray:
-    """The weights of `best` where only k of the n trajectories were sampled, for every k.
+    """Returns the weights of `best` if only k of the n trajectories were sampled, for every k.
 
     Returns:
-      [n, n], k - 1 down: how often each trajectory is the best of k, over all ways to draw them.
+      [n, n]: row k - 1 holds the probability of each trajectory to be the best of k, over all ways
+      to draw k of the n.
     """
     n = len(trajectories)
     order = np.argsort(-np.array(_ended(trajectories, scores)), kind="stable")
     weights = np.zeros((n, n))
     for k in range(1, n + 1):
-        for place, i in enumerate(order):  # the others of the k are drawn from those behind it
+        for place, i in enumerate(order):  # the others of the k are drawn from those after it
             weights[k - 1, i] = math.comb(n - 1 - place, k - 1) / math.comb(n, k)
     return weights
 
@@ -54,14 +55,14 @@ def majority_of_n(
     trajectories: Sequence[Trajectory],
     action_key: Callable[[Task, str], str] = lambda task, action: action.strip(),
 ) -> np.ndarray:
-    """The trajectory whose actions are most like all the others'.
+    """Returns all weight on the trajectory whose actions are most similar to the others': [n].
 
-    With repeated action sequences this is the vote of self-consistency; long agent trajectories
-    seldom repeat exactly, so that likeness (matching actions in order) decides.
+    With repeated action sequences this is the vote of self-consistency. Long agent trajectories
+    seldom repeat exactly, so the similarity (matching actions in order) decides.
 
     Args:
-      trajectories: Of one task.
-      action_key: `EnvironmentPool.action_key`: which actions are the same to the environment.
+      trajectories: The trajectories of one task.
+      action_key: `EnvironmentPool.action_key`; actions with equal keys match.
     """
     actions = [[action_key(t.task, s.action) for s in t.steps] for t in trajectories]
     likeness = [
@@ -76,12 +77,12 @@ def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 
 def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The largest log-probability of all replies under the policy itself."""
+    """Returns all weight on the replies with the largest log-probability under the policy: [n]."""
     return best(trajectories, [sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
 
 
 def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The best outcome: what no chooser can exceed."""
+    """Returns all weight on the best outcome, the upper bound of every rule: [n]."""
     return best(trajectories, [t.outcome for t in trajectories])
 
 

@@ -4,14 +4,12 @@ A turn of the loop (`search.turns`) serves all trees that wait, whatever their p
 expand ask for k turns, trees that roll out ask for one, and all are decoded together. One jitted
 call updates all trees. A finished tree makes room for the next task.
 
-A failure of an environment costs one candidate: the other candidates of an expansion are attached;
-if all fail, turns are sampled again. A node without an open child is closed to selection; a tree
-ends early only if its root is closed.
+A failed environment costs one candidate; if all candidates of a node fail, turns are sampled again.
+A node without an open child is closed to selection; a tree ends early only if its root is closed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +27,13 @@ from agentrm_jax.core.protocols import (
     Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.data.trees import TreeRecord, TreeStore
+from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, as_step
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
 from agentrm_jax.search.tree import NONE
-from agentrm_jax.search.tree_sinks import TreeSink, TreesInMemory
+from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 _UCB = UCB()
@@ -96,8 +94,7 @@ def explore(
       The trees, in the order of `tasks`.
 
     Raises:
-      UserError: A number is out of range, the policy breaks its protocol, or a stored tree is
-        damaged.
+      UserError: A number is out of range, a stored tree is damaged, or the policy is wrong.
     """
     config = SearchConfig(
         num_iterations=num_iterations,
@@ -105,17 +102,11 @@ def explore(
         selection=selection,
         concurrency=concurrency,
     )
-    policy = as_policy(policy, seed)
-    if store is None:
-        memory = TreesInMemory()
-        Explorer(policy, envs, memory, config).run(tasks, {})
-        trees = memory.trees
-    else:
-        directory = pathlib.Path(store)
-        stored = TreeStore.read(directory)
-        with contextlib.closing(TreeStore(directory)) as sink:
-            Explorer(policy, envs, sink, config).run(tasks, stored)
-        trees = TreeStore.read(directory)
+
+    def grow(sink: TreeSink, stored: Mapping[str, TreeRecord]) -> None:
+        Explorer(as_policy(policy, seed), envs, sink, config).run(tasks, stored)
+
+    trees = grown_trees(store, grow)
     return [trees[task.task_id] for task in tasks]
 
 
@@ -228,8 +219,8 @@ class Explorer(TurnSearch[int, None]):
     def _select(self) -> None:
         """Walks down every tree that is between phases, until each needs the policy or is done.
 
-        A walk that ends in a known terminal node is an iteration of its own; a walk that ends in
-        a visited node expands it, and goes on from there after the expansion.
+        A walk to a known terminal node is a whole iteration. A walk to a visited node expands it
+        and continues from there after the expansion.
         """
         while idle := {e: g for e, g in self._live().items() if g.walks}:
             chosen = np.asarray(tree.select(self._trees, self.config.selection))
@@ -285,13 +276,14 @@ class Explorer(TurnSearch[int, None]):
             self._close(e, growing.close_waiting())
         groups = {e: answered[e] for e in waiting if e not in failures}
         expands = {e: self._tree(e).expanding is not None for e in groups}
-        self._expand({e: group for e, group in groups.items() if expands[e]})
-        self._roll({e: group for e, group in groups.items() if not expands[e]})
+        if any(expands.values()):
+            self._expand({e: group for e, group in groups.items() if expands[e]})
+        if not all(expands.values()):
+            self._roll({e: group for e, group in groups.items() if not expands[e]})
         return ()
 
     def _expand(self, answered: Mapping[int, list[Proposal]]) -> None:
-        if not answered:
-            return
+        """Attaches children to the waiting nodes."""
         nodes = {e: self._tree(e).waiting for e in answered}
         candidates: list[tuple[int, Proposal, int]] = []
         requests: list[tuple[int, str, bool]] = []
@@ -317,9 +309,7 @@ class Explorer(TurnSearch[int, None]):
             self._close(e, self._tree(e).end_expansion())
 
     def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
-        """One step of every rollout. The first one leaves the node's own environment as it is."""
-        if not answered:
-            return
+        """Takes one step of every rollout; the first one in a copy of the node's environment."""
         nodes = {e: self._tree(e).waiting for e in answered}
         requests: list[tuple[int, str, bool]] = []
         for e, [proposal] in answered.items():

@@ -91,7 +91,7 @@ class GrowingTree:
         name = f"{purpose}/{self.waiting}"
         if self.attempt:
             name += f"/again/{self.attempt}"
-        # Trees that are behind go first, so that none is left when the others are done.
+        # Trees with fewer iterations go first, so that none is left when the others are done.
         rank = self.iteration + len(state.steps) / (1 + state.task.max_steps)
         return Question(state, name, n, rank)
 

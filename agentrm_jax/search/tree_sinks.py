@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from agentrm_jax.core.records import Task
-from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord
+from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord, TreeStore
 
 
 class TreeSink(Protocol):
@@ -55,3 +57,26 @@ class TreesInMemory:
         self.trees[task_id] = dataclasses.replace(
             self.trees[task_id], finished=True, error=error, last_failures=tuple(failures)
         )
+
+
+def grown_trees(
+    store: str | pathlib.Path | None, grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None]
+) -> Mapping[str, TreeRecord]:
+    """Returns the trees of an exploration by task id.
+
+    Args:
+      store: Folder that keeps the trees, or None for memory.
+      grow: Explores, given a receiver of trees and the trees that are stored already.
+
+    Raises:
+      UserError: A stored tree is damaged.
+    """
+    if store is None:
+        memory = TreesInMemory()
+        grow(memory, {})
+        return memory.trees
+    directory = pathlib.Path(store)
+    stored = TreeStore.read(directory)
+    with contextlib.closing(TreeStore(directory)) as sink:
+        grow(sink, stored)
+    return TreeStore.read(directory)

@@ -1,8 +1,8 @@
 """The explicit reward model: regression to the values of states (paper section 3.3).
 
-All labelled step ends of a packed row, of paths or of whole trees, are trained in one pass. A
-causal model sees at each of them exactly the state, so this equals one sequence per state and costs
-a fraction of its tokens.
+All labelled step ends of a packed row, of paths or of whole trees, are trained in one pass. At each
+of them the input of a causal model is exactly the state, so the loss equals that of one sequence
+per state, for a fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import PAPER_HEAD, ValueHead
+from agentrm_jax.model.options import DEFAULT_OPTIONS, ForwardOptions
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import head_outputs
 from agentrm_jax.train.step import Batch, LossFn, Sums
@@ -24,39 +24,36 @@ from agentrm_jax.train.step import Batch, LossFn, Sums
 
 def make_loss(
     config: LlamaConfig,
-    mesh: Mesh | None = None,
+    options: ForwardOptions = DEFAULT_OPTIONS,
     *,
     head: ValueHead = PAPER_HEAD,
-    remat: str = "none",
-    attention: str = "xla",
-    dtype: Any = None,
     head_bias: bool = True,
 ) -> LossFn:
-    """Sum of w * loss in float32 over all labelled tokens; the paper's is (value - target)^2.
+    """Returns the loss: the sum of w * loss of the value in float32 over all labelled tokens.
 
-    Of rows that tell which tokens these are (`data.packing.only_labelled`), the last layer computes
-    nothing else.
+    For rows with label positions (`data.packing.only_labelled`), the last layer computes only
+    those.
 
     Args:
-      head: What is predicted, and its loss.
-      remat: See `llama.forward`.
-      attention: See `llama.forward`.
-      dtype: Of the trunk's parameters and activations where it is not the parameters' own.
-      head_bias: Whether the head's bias is trained, or left as it is.
+      config: Shape of the trunk.
+      options: How the trunk is computed; the head is always float32.
+      head: The value head; the paper's loss is (value - target)^2.
+      head_bias: Whether the head's bias is trained; if not, it stays as it is.
+
+    Returns:
+      A function of (parameters, batch) to the loss and the sums of `moments`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
         hidden = llama.forward(
-            cast(params["trunk"], dtype),
+            cast(params["trunk"], options.dtype),
             config,
             batch["tokens"],
             batch["positions"],
             batch["segments"],
             batch.get("until"),
             batch.get("only"),
-            mesh=mesh,
-            remat=remat,
-            attention=attention,
+            options,
         )
         value_head = params["value_head"]
         if not head_bias:
@@ -71,7 +68,13 @@ def make_loss(
 
 
 def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
-    """Weighted sums from which `describe` tells how values and targets agree; equal shapes."""
+    """Returns the weighted sums that `describe` turns into metrics.
+
+    Args:
+      weights: Weights of any shape.
+      values: Predicted values of the same shape.
+      targets: Labels of the same shape.
+    """
     return {
         "weight": jnp.sum(weights),
         "squared_error": jnp.sum(weights * jnp.square(values - targets)),
@@ -84,10 +87,14 @@ def moments(weights: jax.Array, values: jax.Array, targets: jax.Array) -> Sums:
 
 
 def describe(means: dict[str, float]) -> dict[str, float]:
-    """Weighted means over states as metrics.
+    """Returns the metrics of weighted means over states.
 
-    `squared_error` is that of the values, whatever the loss is; `correlation` is that of values and
-    targets, 0 where one of them hardly varies.
+    Args:
+      means: The sums of `moments` divided by the sum of the weights, and the mean `loss`.
+
+    Returns:
+      `loss`; `squared_error` of the values, whatever the loss is; the `correlation` of values and
+      targets, 0 if one of them hardly varies; the mean `value` and `target`.
     """
     value, target = means["value"], means["target"]
     spread = (means["value_squared"] - value**2) * (means["target_squared"] - target**2)

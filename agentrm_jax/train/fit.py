@@ -21,35 +21,36 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model.attention import BACKENDS, check_device
-from agentrm_jax.model.llama import REMAT
+from agentrm_jax.model.options import REMAT
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.processes import ended_with_others
 from agentrm_jax.runtime.sharding import named_sharding
 from agentrm_jax.train.held_out import make_measure
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
-from agentrm_jax.train.step import LossFn, Sums, TrainState, make_state, make_train_step
+from agentrm_jax.train.step import Sums, TrainState, make_state, make_train_step
+from agentrm_jax.train.trainable import Trainable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """The loop.
+    """Settings of the training loop.
 
     Attributes:
-      num_updates: Updates in all; 0 follows from `epochs`.
-      epochs: Passes over the rows, where `num_updates` is 0.
+      num_updates: Number of updates; if 0, it follows from `epochs`.
+      epochs: Passes over the rows if `num_updates` is 0.
       batch_size: Rows of a batch.
       length: Tokens of a row.
-      accumulation: Micro-batches of a batch.
-      remat: What of a layer the backward pass computes anew, to save memory: `none`, `dots` (all
-        but the products with its matrices) or `block` (all).
-      attention: What computes attention: `xla` everywhere, `cudnn` on NVIDIA GPUs (it rounds to
-        bfloat16), `pallas` on TPUs (heads of 64 or multiples of it).
+      accumulation: Micro-batches of a batch; must divide `batch_size`.
+      remat: The activations of a layer that the backward pass recomputes to save memory: `none`,
+        `dots` (all but the products with its matrices) or `block` (all).
+      attention: The attention backend: `xla` runs everywhere, `cudnn` on NVIDIA GPUs (it rounds to
+        bfloat16), `pallas` on TPUs (head_dim must be a multiple of 64).
       metrics_every: Updates between two rows of metrics.
       checkpoint_every: Updates between two checkpoints.
-      keep: How many of the newest checkpoints stay until the stage has ended.
-      held_out: Share of the tasks that are not trained on. The loss on them is measured at every
-        checkpoint and at the end, and the model is that of the smallest. 0: all are trained on.
+      keep: Number of newest checkpoints that are kept until the stage has ended.
+      held_out: Fraction of the tasks that is not trained on. The loss on them is measured at every
+        checkpoint and at the end, and the model with the smallest one is kept. 0: none is held out.
     """
 
     num_updates: int = 0
@@ -89,11 +90,13 @@ class FitConfig:
             raise UserError(field="epochs", value=0, expected="above 0 if num_updates is 0")
 
     def check_mesh(self, mesh: Mesh) -> None:
-        """Refuses micro-batches that do not divide among the devices, and attention that they
-        cannot compute.
+        """Refuses micro-batches that do not divide among the devices, and unsupported attention.
+
+        Args:
+          mesh: The devices.
 
         Raises:
-          UserError: They do not, or cannot.
+          UserError: The batch size or the attention backend does not suit the mesh.
         """
         check_device("attention", self.attention, mesh)
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -106,116 +109,162 @@ class FitConfig:
             )
 
     def total(self, num_rows: int) -> int:
-        """Updates for so many rows."""
+        """Returns the number of updates of a training on this number of rows."""
         return self.num_updates or max(1, math.ceil(self.epochs * num_rows / self.batch_size))
 
 
-def fit(
-    params: Any,
-    loss_fn: LossFn,
-    rows: PackedRows,
-    config: FitConfig,
-    optimizer_config: OptimizerConfig,
-    *,
-    directory: pathlib.Path,
-    mesh: Mesh,
-    seed: int,
-    metrics: MetricWriter | None,
-    frozen: Any = None,
-    held_out: PackedRows | None = None,
-    describe: Callable[[dict[str, float]], dict[str, float]] = dict,
-    on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None,
-) -> tuple[Any, dict[str, float]]:
-    """Trains; goes on from the newest checkpoint in `directory`, with the same result to the bit.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitInputs:
+    """One training run: what is trained on which rows, and what is written where.
 
-    After SIGTERM the updates in flight end, at most two, and a checkpoint is saved; of several
-    processes one may get the signal, and all stop at the same update, the next or the one after it.
+    Attributes:
+      model: The parameters and the loss. The parameters are consumed.
+      rows: The rows that are trained on.
+      config: Settings of the loop.
+      optimizer: Settings of the optimizer.
+      directory: The folder of the checkpoints.
+      mesh: The devices.
+      seed: Decides the order of the rows.
+      metrics: Gets the rows of metrics; None in processes that write none.
+      held_out: Rows that decide which checkpoint is the best one; None if the last one is.
+      describe: Turns the weighted means of the loss's sums into a row of metrics.
+      on_update: Called with (finished updates, all updates, metrics) after each row of metrics.
+    """
+
+    model: Trainable
+    rows: PackedRows
+    config: FitConfig
+    optimizer: OptimizerConfig
+    directory: pathlib.Path
+    mesh: Mesh
+    seed: int
+    metrics: MetricWriter | None = None
+    held_out: PackedRows | None = None
+    describe: Callable[[dict[str, float]], dict[str, float]] = dict
+    on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None
+
+
+def fit(inputs: FitInputs) -> tuple[Any, dict[str, float]]:
+    """Trains a model, and resumes from the newest checkpoint with the same result to the bit.
+
+    After SIGTERM the updates in flight end, at most two, and a checkpoint is saved. Of several
+    processes one may get the signal; all stop at the same update, the next or the one after it.
 
     Args:
-      params: Initial parameters. They are consumed.
-      frozen: What the loss reads besides and no update changes; it is in no checkpoint.
-      metrics: None in the processes that write none.
-      held_out: Rows that decide which checkpoint is the best one.
-      describe: From the means of the loss's sums to a row of metrics.
-      on_update: Called with (updates done, of how many, metrics) where metrics were written.
+      inputs: The model, the rows and the settings.
 
     Returns:
-      The trained parameters, of the best checkpoint where there are rows to tell; and the last row
-      of metrics with `updates`, `tokens_per_second` and `compile_seconds` (of this call; absent
-      where it had nothing left to do), and `best_update`.
+      The trained parameters, those of the best checkpoint if there are held-out rows; and a
+      summary: the last row of metrics (absent if no update was left to do) with `updates`, with
+      `tokens_per_second` and `compile_seconds` if this call did two updates or more, and with
+      `best_update` if there are held-out rows.
 
     Raises:
       UserError: The loss is not finite, the batch does not fit the mesh, or the checkpoint is of
         another model.
-      Stopped: By SIGTERM.
+      Stopped: By SIGTERM; everything is saved.
     """
-    config.check_mesh(mesh)
-    total = config.total(len(rows))
-    optimizer = make_optimizer(optimizer_config, total)
-    checkpoints, stopping = TrainingCheckpoints(directory, config.keep), _Stopping(mesh)
+    config = inputs.config
+    config.check_mesh(inputs.mesh)
+    checkpoints = TrainingCheckpoints(inputs.directory, config.keep)
+    stopping = _Stopping(inputs.mesh)
     try:
-        state = make_state(params, optimizer, mesh)
-        placed = jax.tree.map(lambda x: x.sharding, state)
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(_abstract(state))
-        still = () if frozen is None else (frozen,)
-        lie = jax.tree.map(lambda x: x.sharding, frozen)
-        step = make_train_step(loss_fn, optimizer, placed, mesh, config.accumulation, lie)
-        first = int(state.update)
-        measure = None
-        if held_out is not None:
-            measure = make_measure(
-                loss_fn, held_out, config.batch_size // config.accumulation, mesh
-            )
-        source = _placed(rows, config.batch_size, seed, first, mesh)
-        clock, row = _Clock(rows, config.batch_size), {}
-        waiting: list[Sums] = []  # stay on the device until a row is due: fetching would stall it
+        loop = _Loop(inputs, checkpoints)
         with ended_with_others(), stopping:
-            for update in range(first + 1, total + 1):
-                state, sums = step(state, next(source), *still)
-                clock.updated(sums)
-                if waiting:  # two updates in flight keep the device busy; more delay a stop
-                    jax.block_until_ready(waiting[-1])
-                waiting.append(sums)
-                stop = stopping.agreed()
-                due = update % config.checkpoint_every == 0 or update == total
-                save = stop or update % config.checkpoint_every == 0
-                if save or update % config.metrics_every == 0 or update == total:
-                    means, norm = _means(waiting, update)
-                    row = {**describe(means), "grad_norm": norm}
-                    waiting.clear()
-                    if measure is not None and due:
-                        found = describe(measure(state.params, *still))
-                        row |= {f"held_out_{name}": value for name, value in found.items()}
-                    if metrics is not None:
-                        metrics.write(update, row)
-                    on_update(update, total, row)
-                if save:
-                    checkpoints.save(update, state, row.get("held_out_loss"))
+            while loop.update < loop.total:
+                loop.run_update()
+                stop, last = stopping.agreed(), loop.update == loop.total
+                checkpoint_due = loop.update % config.checkpoint_every == 0
+                if stop or last or checkpoint_due or loop.update % config.metrics_every == 0:
+                    # A stop is not measured, so that it changes no result.
+                    loop.report(with_held_out=checkpoint_due or last)
+                if stop or checkpoint_due:
+                    checkpoints.save(loop.update, loop.state, loop.row.get("held_out_loss"))
                 if stop:
-                    raise Stopped(f"stopped at update {update} of {total}, which was saved")
-        jax.block_until_ready(state.params)
-        summary = {"updates": total, **row, **clock.summary()}
-        if held_out is not None:
-            state, chosen = _best(checkpoints, state, total, row.get("held_out_loss", math.inf))
-            summary |= chosen
-        return state.params, summary
+                    raise Stopped(
+                        f"stopped at update {loop.update} of {loop.total}, which was saved"
+                    )
+        return loop.result()
     except Stopped as stopped:
-        checkpoints.close()  # waits until it is on the disk
+        checkpoints.close()  # waits until the checkpoint is on the disk
         raise Stopped(f"{stopped} {stopping.seconds:.1f} s after the signal") from None
     finally:
         checkpoints.close()
 
 
-def _best(
-    checkpoints: TrainingCheckpoints, last: TrainState, update: int, loss: float
-) -> tuple[TrainState, dict[str, float]]:
-    """The last state, or that of a checkpoint with a smaller loss on what is held out."""
-    found = checkpoints.best
-    if found is None or found[1] >= loss:
-        return last, {"best_update": update}
-    state = checkpoints.restore(_abstract(last), found[0])
-    return state, {"best_update": found[0], "held_out_loss": found[1]}
+class _Loop:
+    """The state of a training run and the steps of its loop.
+
+    Attributes:
+      state: Parameters and optimizer after the last update.
+      update: Number of finished updates, those before this call included.
+      total: Number of all updates.
+      row: The last row of metrics; empty before the first one.
+    """
+
+    def __init__(self, inputs: FitInputs, checkpoints: TrainingCheckpoints) -> None:
+        self._inputs, self._checkpoints = inputs, checkpoints
+        config, model, mesh = inputs.config, inputs.model, inputs.mesh
+        self.total = config.total(len(inputs.rows))
+        optimizer = make_optimizer(inputs.optimizer, self.total)
+        self.state = make_state(model.params, optimizer, mesh)
+        placed = _shardings(self.state)
+        if checkpoints.latest is not None:
+            self.state = checkpoints.restore(_abstract(self.state))
+        self.update = int(self.state.update)
+        self.row: dict[str, float] = {}
+        self._step = make_train_step(
+            model.loss_fn, optimizer, placed, mesh, config.accumulation, _shardings(model.frozen)
+        )
+        self._measure = None
+        if inputs.held_out is not None:
+            micro_batch = config.batch_size // config.accumulation
+            self._measure = make_measure(model.loss_fn, inputs.held_out, micro_batch, mesh)
+        self._batches = _placed(inputs.rows, config.batch_size, inputs.seed, self.update, mesh)
+        self._clock = _Clock(inputs.rows, config.batch_size)
+        self._sums: list[Sums] = []  # on the device until a report: fetching would stall it
+
+    def run_update(self) -> None:
+        """Starts the next update and waits for the one before it."""
+        self.state, sums = self._step(self.state, next(self._batches), self._inputs.model.frozen)
+        self.update += 1
+        self._clock.updated(sums)
+        if self._sums:  # two updates in flight keep the device busy; more would delay a stop
+            jax.block_until_ready(self._sums[-1])
+        self._sums.append(sums)
+
+    def report(self, *, with_held_out: bool) -> None:
+        """Makes and writes the row of metrics of the updates since the last report.
+
+        Raises:
+          UserError: A loss or gradient is not finite.
+        """
+        inputs = self._inputs
+        means, norm = _means(self._sums, self.update)
+        self._sums.clear()
+        self.row = {**inputs.describe(means), "grad_norm": norm}
+        if self._measure is not None and with_held_out:
+            measured = inputs.describe(self._measure(self.state.params, inputs.model.frozen))
+            self.row |= {f"held_out_{name}": value for name, value in measured.items()}
+        if inputs.metrics is not None:
+            inputs.metrics.write(self.update, self.row)
+        inputs.on_update(self.update, self.total, self.row)
+
+    def result(self) -> tuple[Any, dict[str, float]]:
+        """Returns the parameters and the summary of a run whose updates are all done."""
+        jax.block_until_ready(self.state.params)
+        summary: dict[str, float] = {"updates": self.total, **self.row, **self._clock.summary()}
+        if self._measure is None:
+            return self.state.params, summary
+        last_loss, best = self.row.get("held_out_loss", math.inf), self._checkpoints.best
+        if best is None or best[1] >= last_loss:
+            return self.state.params, summary | {"best_update": self.total}
+        state = self._checkpoints.restore(_abstract(self.state), best[0])
+        return state.params, summary | {"best_update": best[0], "held_out_loss": best[1]}
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def _abstract(state: TrainState) -> TrainState:
@@ -227,32 +276,39 @@ def _abstract(state: TrainState) -> TrainState:
 def _placed(
     rows: PackedRows, batch_size: int, seed: int, start: int, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
-    """Global batches; this process reads the rows that its devices hold, and no others."""
+    """Yields global batches; this process reads only the rows that its devices hold."""
     sharding = named_sharding(mesh, ("batch", "length"))
     indices = sharding.addressable_devices_indices_map((batch_size, 1)).values()
-    own = sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
-    for batch in batches(rows, batch_size, seed, start_update=start, positions=own):
-        yield {name: _global(value, batch_size, sharding, own) for name, value in batch.items()}
+    local = sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
+    for batch in batches(rows, batch_size, seed, start_update=start, positions=local):
+        yield {name: _global(value, batch_size, sharding, local) for name, value in batch.items()}
 
 
-def _global(value: np.ndarray, rows: int, sharding: NamedSharding, own: Sequence[int]) -> jax.Array:
-    """An array of all processes from the rows `own` of it."""
+def _global(
+    value: np.ndarray, rows: int, sharding: NamedSharding, local: Sequence[int]
+) -> jax.Array:
+    """Returns an array of all processes of which this process holds the rows `local`."""
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        mine = range(rows)[index[0]] if index else range(rows)
-        return value[np.searchsorted(own, mine)]
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        row_indices = range(rows)[index[0]] if index else range(rows)
+        return value[np.searchsorted(local, row_indices)]
 
-    return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, part)
+    return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, shard)
 
 
-def _means(waiting: Sequence[Sums], update: int) -> tuple[dict[str, float], float]:
-    """Sums over the last updates, the newest of them `update`, as weighted means; and the mean norm
-    of the gradients.
+def _means(sums_of_updates: Sequence[Sums], update: int) -> tuple[dict[str, float], float]:
+    """Returns the weighted means of the sums of some updates, and the mean norm of the gradients.
+
+    Args:
+      sums_of_updates: The sums of consecutive updates.
+      update: The number of the last one.
 
     Raises:
       UserError: A loss or gradient is not finite.
     """
-    host = [{name: float(v) for name, v in sums.items()} for sums in jax.device_get(waiting)]
+    host = [
+        {name: float(v) for name, v in sums.items()} for sums in jax.device_get(sums_of_updates)
+    ]
     for number, sums in enumerate(host, start=update - len(host) + 1):
         if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
             raise UserError(
@@ -266,7 +322,7 @@ def _means(waiting: Sequence[Sums], update: int) -> tuple[dict[str, float], floa
 
 
 class _Clock:
-    """Seconds of the first update, which compiles, apart from those of training."""
+    """Times the updates; the first one, which compiles, is timed apart from the others."""
 
     def __init__(self, rows: PackedRows, batch_size: int) -> None:
         self._batch_tokens = batch_size * float((rows.segments > 0).sum()) / len(rows)
@@ -279,7 +335,7 @@ class _Clock:
             self._first = time.monotonic()
 
     def summary(self) -> dict[str, float]:
-        """Nothing where there were less than two updates."""
+        """Returns the speed and the seconds of compilation; nothing if there was one update."""
         if self._updates < 2:
             return {}
         seconds = time.monotonic() - self._first
@@ -290,43 +346,45 @@ class _Clock:
 
 
 class _Stopping:
-    """Turns SIGTERM into a wish, so that the running update ends and a checkpoint is written.
+    """Records SIGTERM, so that the running update ends and a checkpoint is saved.
 
-    Several processes must stop at the same update: each tells the others of its wish in every
-    update, and looks one update later at what they said. So nothing waits for the answer.
+    Several processes must stop at the same update. In every update each process sends the others
+    whether it got the signal, and reads one update later what they sent: nothing waits for it.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._asked: float | None = None
-        self._said = None
-        self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._signalled_at: float | None = None
+        self._sent = None
+        self._one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def agreed(self) -> bool:
-        """Whether to stop now. All processes ask in every update."""
+        """Returns whether to stop now; all processes call it in every update."""
         if jax.process_count() == 1:
-            return self._asked is not None
-        before = self._said
-        asked = np.full(self._each.mesh.size, self._asked is not None)
-        self._said = self._any(
-            jax.make_array_from_callback(asked.shape, self._each, lambda index: asked[index])
+            return self._signalled_at is not None
+        sent_before = self._sent
+        signalled = np.full(self._one_per_device.mesh.size, self._signalled_at is not None)
+        self._sent = self._any(
+            jax.make_array_from_callback(
+                signalled.shape, self._one_per_device, lambda index: signalled[index]
+            )
         )
-        return before is not None and bool(before)
+        return sent_before is not None and bool(sent_before)
 
     def __enter__(self) -> _Stopping:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self._asked is None:
-            self._asked = time.monotonic()
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signalled_at is None:
+            self._signalled_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds since the signal came to this process; 0 if it came to another one."""
-        return 0.0 if self._asked is None else time.monotonic() - self._asked
+        return 0.0 if self._signalled_at is None else time.monotonic() - self._signalled_at
 
     def __exit__(self, *error: object) -> None:
         if self._main:

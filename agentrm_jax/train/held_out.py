@@ -1,7 +1,8 @@
-"""Tasks that are not trained on, and the loss on them: when to stop believing the other one."""
+"""Held-out tasks, and the loss on them, which decides the best checkpoint."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.packing import PackedRows
-from agentrm_jax.train.step import Batch, LossFn, place
+from agentrm_jax.train.step import Batch, LossFn, apply_loss, place
 
 T = TypeVar("T")
 
@@ -21,15 +22,21 @@ T = TypeVar("T")
 def split(
     examples: Iterable[T], task_of: Callable[[T], str], share: float, seed: int
 ) -> tuple[list[T], list[T]]:
-    """Examples of most tasks, and those of the others: a share of the tasks, one at least.
+    """Divides examples into those that are trained on and those of held-out tasks.
 
-    Which ones depends on the seed and on the tasks' names alone.
+    Which tasks are held out depends on the seed and on the names of the tasks only.
 
     Args:
-      share: Above 0 and below 1.
+      examples: The examples.
+      task_of: Returns the id of an example's task.
+      share: The fraction of the tasks that is held out, above 0 and below 1; at least one task is.
+      seed: The seed.
+
+    Returns:
+      The examples to train on, and the held-out ones.
 
     Raises:
-      UserError: Too few tasks to keep some of them apart.
+      UserError: There are too few tasks.
     """
     listed = list(examples)
 
@@ -52,19 +59,26 @@ def split(
 def make_measure(
     loss_fn: LossFn, rows: PackedRows, batch_size: int, mesh: Mesh
 ) -> Callable[..., dict[str, float]]:
-    """A function (params) or (params, frozen parameters) to the loss's sums as weighted means.
+    """Returns a function that computes the loss of rows.
 
-    The same for any batch size and number of processes.
+    The result is the same for any batch size and number of processes.
 
     Args:
-      batch_size: Rows that are read at once; divides among the devices.
-    """
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    read = jax.jit(loss_fn, out_shardings=(everywhere, everywhere))
+      loss_fn: The loss.
+      rows: The held-out rows.
+      batch_size: Rows that are read at once; a multiple of the devices that rows are split over.
+      mesh: The devices.
 
-    def measure(params: Any, *frozen: Any) -> dict[str, float]:
-        found = [read(params, batch, *frozen) for batch in _batches(rows, batch_size, mesh)]
-        host = [{"loss": loss, **sums} for loss, sums in jax.device_get(found)]
+    Returns:
+      A function of (params, frozen parameters or None) to the weighted means of the loss and its
+      sums by name.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    read = jax.jit(functools.partial(apply_loss, loss_fn), out_shardings=(replicated, replicated))
+
+    def measure(params: Any, frozen: Any = None) -> dict[str, float]:
+        results = [read(params, batch, frozen) for batch in _batches(rows, batch_size, mesh)]
+        host = [{"loss": loss, **sums} for loss, sums in jax.device_get(results)]
         totals = {name: math.fsum(float(sums[name]) for sums in host) for name in host[0]}
         weight = max(totals.pop("weight"), 1e-6)
         return {name: value / weight for name, value in totals.items()}
@@ -73,11 +87,11 @@ def make_measure(
 
 
 def _batches(rows: PackedRows, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
-    """All rows, once and in order; the last batch is filled up with padding."""
+    """Yields all rows once, in order; the last batch is filled with padding."""
     for begin in range(0, len(rows), batch_size):
-        wanted: Sequence[int] = range(begin, min(begin + batch_size, len(rows)))
-        batch = rows.take(np.asarray(wanted))
-        if missing := batch_size - len(wanted):
+        row_indices: Sequence[int] = range(begin, min(begin + batch_size, len(rows)))
+        batch = rows.take(np.asarray(row_indices))
+        if missing := batch_size - len(row_indices):
             batch = {
                 name: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
                 for name, value in batch.items()

@@ -1,7 +1,8 @@
 """The implicit reward model: a policy's log-ratio to a reference is the reward (paper section 3.3).
 
-The reward of a step is beta * log(pi(reply | state) / reference(reply | state)), and a trajectory's
-is the sum over its steps. Whole trajectories with their outcomes are enough; no tree is needed.
+The reward of a step is beta * log(pi(reply | state) / reference(reply | state)); the reward of a
+trajectory is the sum over its steps. It is trained on whole trajectories with their outcomes,
+without trees.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.log_probs import token_log_probs
+from agentrm_jax.model.options import DEFAULT_OPTIONS, ForwardOptions
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.train.explicit import moments
 from agentrm_jax.train.step import Batch, LossFn, Sums, place
@@ -27,14 +29,14 @@ from agentrm_jax.train.step import Batch, LossFn, Sums, place
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImplicitConfig:
-    """What is minimised.
+    """The objective of the implicit reward model.
 
     Attributes:
-      loss: `mse`: squared difference of a trajectory's reward and its outcome (the paper's);
-        `cross_entropy`: of the outcome as a soft label, the reward being its logit; `dpo`: -log
-        sigmoid of the difference of two trajectories' rewards, the better one's first (Rafailov et
-        al. 2023, with whole trajectories).
-      beta: How much a log-ratio counts.
+      loss: `mse`: squared difference of a trajectory's reward and its outcome (the paper's loss);
+        `cross_entropy`: cross-entropy with the outcome as a soft label and the reward as its logit;
+        `dpo`: -log sigmoid of the reward of the better of two trajectories minus that of the other
+        (Rafailov et al. 2023, with whole trajectories).
+      beta: The factor of the log-ratios.
     """
 
     loss: Literal["mse", "cross_entropy", "dpo"] = "mse"
@@ -53,53 +55,50 @@ _LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def make_loss(
-    objective: ImplicitConfig,
-    config: LlamaConfig,
-    mesh: Mesh | None = None,
-    *,
-    remat: str = "none",
-    attention: str = "xla",
-    dtype: Any = None,
-    vocab_chunks: int = 1,
+    objective: ImplicitConfig, config: LlamaConfig, options: ForwardOptions = DEFAULT_OPTIONS
 ) -> LossFn:
-    """Sum of the losses of all sequences of a batch, each a trajectory or a pair.
+    """Returns the loss: the sum over all sequences of a batch, each a trajectory or a pair.
 
-    The batch is of `with_reference`. Keywords as in `sft.make_loss`.
+    Args:
+      objective: Loss and scale of the reward.
+      config: Shape of the policy.
+      options: How it is computed.
+
+    Returns:
+      A function of (parameters, batch) to the loss and sums by name; the batch is made of rows
+      from `with_reference`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
-        log_probs, _ = token_log_probs(
-            cast(params, dtype), config, batch,
-            mesh=mesh, remat=remat, attention=attention, vocab_chunks=vocab_chunks,
-        )  # fmt: skip
+        log_probs, _ = token_log_probs(cast(params, options.dtype), config, batch, options)
         weights, targets = batch["weights"], batch["targets"]
         first = (batch["positions"] == 0) & (batch["segments"] > 0)
 
         def by_sequence(values: jax.Array) -> jax.Array:
-            """[B, T] to the sums over the sequences of each row, [B, T + 1]."""
+            """Returns the sums of values [B, T] over the sequences of each row, [B, T + 1]."""
             return jax.vmap(jax.ops.segment_sum, (0, 0, None))(
                 values, batch["segments"], values.shape[1] + 1
             )
 
         rewards = objective.beta * by_sequence(weights * (log_probs - targets))
         outcomes = by_sequence(first * targets)
-        there = by_sequence(first.astype(jnp.float32))
-        loss = jnp.sum(there * _LOSSES[objective.loss](rewards, outcomes))
+        is_sequence = by_sequence(first.astype(jnp.float32))
+        loss = jnp.sum(is_sequence * _LOSSES[objective.loss](rewards, outcomes))
         if objective.loss == "dpo":
-            right = jnp.sum(there * (rewards > 0))
-            return loss, {"weight": jnp.sum(there), "accuracy": right}
+            right = jnp.sum(is_sequence * (rewards > 0))
+            return loss, {"weight": jnp.sum(is_sequence), "accuracy": right}
         values = jax.nn.sigmoid(rewards) if objective.loss == "cross_entropy" else rewards
-        return loss, moments(there, values, outcomes)
+        return loss, moments(is_sequence, values, outcomes)
 
     return loss_fn
 
 
 def with_reference(rows: PackedRows, log_probs: np.ndarray) -> PackedRows:
-    """Rows whose reply tokens have the reference's log-probability as their target.
+    """Returns rows in which the target of each reply token is its log-probability.
 
     Args:
-      rows: Of `outcome_sequences` or `pair_sequences`; what else their targets say stays.
-      log_probs: [R, T] float32.
+      rows: Rows of `outcome_sequences` or `pair_sequences`; their other targets are kept.
+      log_probs: [R, T] float32, the log-probabilities under the reference.
     """
     targets = np.where(rows.weights != 0, log_probs, rows.targets)
     return dataclasses.replace(rows, targets=targets)
@@ -110,30 +109,36 @@ def reference_log_probs(
     config: LlamaConfig,
     rows: PackedRows,
     batch_size: int,
-    mesh: Mesh,
+    options: ForwardOptions,
     *,
-    attention: str = "xla",
-    vocab_chunks: int = 1,
     on_rows: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """The log-probability of each token of all rows, [R, T] float32; computed once for a training.
+    """Returns the log-probability of each token of all rows; computed once before a training.
 
     Every process gets all of them.
 
     Args:
+      params: The reference policy.
+      config: Its shape.
+      rows: Packed rows.
+      batch_size: Rows that are read at once; a multiple of the number of devices that split rows.
+      options: How it is computed; must have a mesh.
       on_rows: Called with the number of rows that were read.
+
+    Returns:
+      [R, T] float32.
     """
+    mesh = options.mesh
+    assert mesh is not None
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def read(params: Any, batch: Batch) -> jax.Array:
-        return token_log_probs(
-            params, config, batch, mesh=mesh, attention=attention, vocab_chunks=vocab_chunks
-        )[0]
+        return token_log_probs(params, config, batch, options)[0]
 
-    found = []
+    log_probs = []
     for begin in range(0, len(rows), batch_size):
-        wanted = np.arange(begin, begin + batch_size)
-        batch = rows.take(np.minimum(wanted, len(rows) - 1))  # the last row fills the last batch up
-        found.append(np.asarray(read(params, place(batch, mesh))))
+        row_indices = np.arange(begin, begin + batch_size)
+        batch = rows.take(np.minimum(row_indices, len(rows) - 1))  # the last row fills the batch
+        log_probs.append(np.asarray(read(params, place(batch, mesh))))
         on_rows(min(batch_size, len(rows) - begin))
-    return np.concatenate(found)[: len(rows)]
+    return np.concatenate(log_probs)[: len(rows)]

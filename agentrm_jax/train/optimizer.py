@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with warm-up and decay."""
+"""The optimizer: AdamW with warm-up and decay."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from agentrm_jax.core.fields import check_choice, check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW.
+    """Settings of AdamW.
 
     Attributes:
-      learning_rate: At its peak.
-      schedule: What follows the warm-up.
-      warmup_fraction: Share of the updates over which the rate rises from zero.
-      final_fraction: Where cosine and linear end, as a share of the peak.
-      weight_decay: Decoupled.
-      clip_norm: Largest norm of the gradient.
+      learning_rate: The peak of the learning rate.
+      schedule: The schedule after the warm-up.
+      warmup_fraction: Fraction of the updates over which the rate rises from zero.
+      final_fraction: Last rate of `cosine` and `linear`, as a fraction of the peak.
+      weight_decay: Decoupled weight decay.
+      clip_norm: Largest norm of the gradient; larger gradients are scaled down to it.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
-      moments: Dtype in which both moments are kept between updates; `bfloat16` takes half of the
+      moments: Dtype in which both moments are stored between updates; `bfloat16` takes half of the
         memory. They are computed in float32.
     """
 
@@ -54,7 +54,7 @@ class OptimizerConfig:
         check_choice("schedule", self.schedule, ("cosine", "linear", "constant"))
         check_choice("moments", self.moments, ("float32", "bfloat16"))
         if self.moments == "bfloat16" and self.b2 > 0.99:
-            # It has 8 bits: what shrinks by less than 1 in 256 is rounded back to what it was.
+            # bfloat16 has 8 bits: a decay of less than 1 in 256 is rounded away.
             raise UserError(
                 "must be at most 0.99 if moments is bfloat16, in which the second moment could not "
                 "decay",
@@ -64,6 +64,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of finished updates."""
     warmup = round(config.warmup_fraction * num_updates)
     peak, rest = config.learning_rate, max(1, num_updates - warmup)
     if config.schedule == "cosine":
@@ -76,9 +77,10 @@ def learning_rate(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
+    """Returns the optimizer for a training of this number of updates."""
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2)
     if config.moments != "float32":
-        adam = _kept_in(adam, config.moments)
+        adam = _with_stored_moments(adam, config.moments)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.chain(  # as optax.adamw
@@ -89,8 +91,10 @@ def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientT
     )
 
 
-def _kept_in(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """Adam with its moments in another dtype between updates."""
+def _with_stored_moments(
+    adam: optax.GradientTransformation, dtype: str
+) -> optax.GradientTransformation:
+    """Returns Adam with its moments stored in another dtype between updates."""
 
     def moments(state: Any, dtype: Any) -> Any:
         rounded = jax.tree.map(lambda x: x.astype(dtype), (state.mu, state.nu))

@@ -17,15 +17,27 @@ from agentrm_jax.runtime.sharding import named_sharding
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Sums]]
-"""(params, batch) to (sum of weighted losses, sums by name). `weight` must be among the sums. What
-of the model is frozen is a third argument."""
+"""A function of (params, batch) to the sum of weighted losses and further sums by name.
+
+One of the sums is `weight`, the sum of the weights. Of a model with frozen parameters, these are a
+third argument."""
+
+
+def apply_loss(
+    loss_fn: LossFn, params: Any, batch: Batch, frozen: Any = None
+) -> tuple[jax.Array, Sums]:
+    """Returns a loss and its sums; the frozen parameters are passed on if there are any."""
+    return loss_fn(params, batch) if frozen is None else loss_fn(params, batch, frozen)
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that an update changes; `update` counts the finished ones (int32 scalar).
+    """Everything that an update changes: arrays, or in their place shapes or shardings.
 
-    The same record holds the shardings of its fields, hence no narrower types.
+    Attributes:
+      params: The trained parameters.
+      opt_state: The optimizer's state.
+      update: Number of finished updates, an int32 scalar.
     """
 
     params: Any
@@ -34,16 +46,23 @@ class TrainState:
 
 
 def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where the state lives: moments beside their parameters, scalars everywhere.
+    """Returns the sharding of each array of a state.
+
+    Moments are sharded as their parameters are; scalars are replicated.
 
     Args:
-      params: Parameters; those that lie on the mesh stay as they lie, others are put everywhere.
+      params: The parameters. Those that are on the mesh keep their sharding; the others are
+        replicated.
+      optimizer: The optimizer.
+      mesh: The devices.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(param: jax.Array) -> NamedSharding:
-        own = param.sharding
-        return own if isinstance(own, NamedSharding) and own.mesh == mesh else everywhere
+        sharding = param.sharding
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh:
+            return sharding
+        return replicated
 
     placed = jax.tree.map(place, params)
     opt_state = optax.tree.map_params(
@@ -51,13 +70,13 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
         lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, params),
         placed,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: replicated,
     )
-    return TrainState(params=placed, opt_state=opt_state, update=everywhere)
+    return TrainState(params=placed, opt_state=opt_state, update=replicated)
 
 
 def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first update. It owns the parameters: the first step frees them."""
+    """Returns the state before the first update; the first update frees the parameters."""
     placed = state_shardings(params, optimizer, mesh)
     params = jax.device_put(params, placed.params)
     # Without out_shardings the moments would all be made on one device.
@@ -70,7 +89,7 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
 
 
 def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of what `make_state` makes, from those of the parameters."""
+    """Returns the shapes and shardings of the state that `make_state` makes of parameters."""
     made = jax.eval_shape(
         lambda p: TrainState(params=p, opt_state=optimizer.init(p), update=jnp.int32(0)), params
     )
@@ -82,7 +101,7 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: M
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch that every process has whole, its rows where training has them."""
+    """Returns a batch with its rows sharded as in training; every process has the whole batch."""
     sharding = named_sharding(mesh, ("batch", "length"))
     return {
         name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
@@ -97,45 +116,53 @@ def make_train_step(
     mesh: Mesh,
     accumulation: int = 1,
     frozen: Any = None,
-) -> Callable[..., tuple[TrainState, Sums]]:
-    """The compiled update.
+) -> jax.stages.Wrapped:
+    """Returns the compiled update.
 
     Losses and weights are summed over micro-batches and devices and divided once, so that the
-    result does not depend on how a batch was cut.
+    result does not depend on how a batch was divided.
 
     Args:
-      placed: Where the state lives, from `state_shardings`. It stays there.
+      loss_fn: The loss.
+      optimizer: The optimizer.
+      placed: Shardings of the state, from `state_shardings`; the next state has the same.
+      mesh: The devices.
       accumulation: Micro-batches of a batch; divides its rows.
-      frozen: Where those parameters live that the loss reads and no update changes, if there are.
+      frozen: Shardings of the frozen parameters; None if there are none.
 
     Returns:
-      A function (state, batch) or (state, batch, frozen parameters) to (next state, sums by name
-      with `loss` and `grad_norm` among them). It consumes the state.
+      A function of (state, batch, frozen parameters or None) to the next state and the sums of the
+      loss function by name, with `loss` and `grad_norm`. It consumes the state.
     """
     rows = named_sharding(mesh, ("batch", "length"))
 
-    def summed(params: Any, batch: Batch, *frozen: Any) -> tuple[Any, Sums]:
-        (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, *frozen)
+    def summed(params: Any, batch: Batch, frozen: Any) -> tuple[Any, Sums]:
+        def loss_and_sums(params: Any) -> tuple[jax.Array, Sums]:
+            return apply_loss(loss_fn, params, batch, frozen)
+
+        (loss, sums), grads = jax.value_and_grad(loss_and_sums, has_aux=True)(params)
         return grads, {"loss": loss, **sums}
 
-    def accumulated(params: Any, batch: Batch, *frozen: Any) -> tuple[Any, Sums]:
-        # Every accumulation-th row goes together, so that no row moves to another device.
-        parts = jax.tree.map(
+    def accumulated(params: Any, batch: Batch, frozen: Any) -> tuple[Any, Sums]:
+        # Every accumulation-th row is in the same one, so that no row moves to another device.
+        micro_batches = jax.tree.map(
             lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        one = jax.tree.map(lambda x: x[0], parts)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(summed, params, one, *frozen)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(summed, params, first, frozen)
         )
 
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            part = jax.lax.with_sharding_constraint(part, rows)
-            return jax.tree.map(jnp.add, total, summed(params, part, *frozen)), None
+        def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+            micro_batch = jax.lax.with_sharding_constraint(micro_batch, rows)
+            return jax.tree.map(jnp.add, total, summed(params, micro_batch, frozen)), None
 
-        return jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Sums]:
-        grads, sums = (summed if accumulation == 1 else accumulated)(state.params, batch, *frozen)
+    gradients = summed if accumulation == 1 else accumulated
+
+    def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, Sums]:
+        grads, sums = gradients(state.params, batch, frozen)
         weight = jnp.maximum(sums["weight"], 1e-6)
         grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -144,5 +171,9 @@ def make_train_step(
         sums = {**sums, "grad_norm": norm}
         return TrainState(params=params, opt_state=opt_state, update=state.update + 1), sums
 
-    given = (placed, rows) if frozen is None else (placed, rows, frozen)
-    return jax.jit(step, in_shardings=given, out_shardings=(placed, None), donate_argnums=0)
+    return jax.jit(
+        step,
+        in_shardings=(placed, rows, frozen),
+        out_shardings=(placed, None),
+        donate_argnums=0,
+    )

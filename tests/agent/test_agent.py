@@ -118,7 +118,7 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
     request, dropped = agent.request(long, "expand/1")
     rendered, expected = render(tokenizer(), PROMPT, long, LIMIT)
     assert dropped == expected > 0
-    np.testing.assert_array_equal(np.concatenate(request.pieces), rendered.tokens)
+    np.testing.assert_array_equal(np.concatenate(request.segments), rendered.tokens)
     whole, _ = render(tokenizer(), PROMPT, long)
     assert len(rendered.tokens) <= LIMIT < len(whole.tokens)
     # The agent answers as if the steps that are left were all there were.

@@ -14,10 +14,11 @@ import pytest
 from cli_cases import CONFIG, agentrm
 
 from agentrm_jax.cli.main import main
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.heads import HLGauss, Quantile
+from agentrm_jax.model.heads import HEADS, HLGauss, Quantile, ValueHead, register_head
 from agentrm_jax.model.value import init_reward, readout
 from agentrm_jax.pipeline import models
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -103,6 +104,50 @@ def test_without_a_bias_the_score_is_the_classifiers(finished, tmp_path):
     assert main(["export", str(run), "--what", "reward", "--to", str(out)]) == 0
     assert "agentrm_value_bias" not in (out / "config.json").read_text()
     assert "agentrm_value_bias" not in (out / "README.md").read_text()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LargestOf(ValueHead):
+    """A head that the package does not have: the largest of some numbers."""
+
+    numbers: int
+    not_linear = "its value is the largest of its outputs"
+
+    @property
+    def outputs(self):
+        return self.numbers
+
+    def value(self, outputs):
+        return outputs.max(axis=-1)
+
+    def losses(self, outputs, targets):
+        return (self.value(outputs) - targets) ** 2
+
+    def initial_bias(self, mean):
+        return np.full(self.numbers, mean)
+
+
+def test_a_head_from_outside_is_stored_and_refused_with_its_reason(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(HEADS, "_registered", {})
+    model = models.load_reward(run / "reward" / "explicit" / "model", "float32", MESH)
+    head = LargestOf(numbers=3)
+    params = init_reward(model.params["trunk"], 0.25, head)
+    changed = dataclasses.replace(model, params=params, head=head)
+    with pytest.raises(UserError, match="LargestOf has no name"):
+        models.save(tmp_path / "in", "reward", changed)
+    register_head("largest_of")(LargestOf)
+    models.save(tmp_path / "in", "reward", changed)
+    found = models.load_reward(tmp_path / "in", "float32", MESH)
+    assert found.head == head
+    assert float(readout(found.params["value_head"], jnp.ones(16), found.head)) == 0.25
+    export = (tmp_path / "in", "--what", "reward", "--to", tmp_path / "out")
+    message = fails(capsys, *export)
+    assert "largest_of cannot be exported: its value is the largest of its outputs" in message
+    monkeypatch.setattr(HEADS, "_registered", {})
+    message = fails(capsys, *export)
+    assert "model.json: value_head: value head 'largest_of' is not registered" in message
 
 
 @pytest.mark.parametrize("head", [Quantile(bins=4), HLGauss(bins=4)], ids=repr)

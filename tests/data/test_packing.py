@@ -261,5 +261,5 @@ def test_sequences_with_nothing_to_learn_are_left_out():
 
 
 def test_an_opening_longer_than_a_row_names_task_and_key():
-    with pytest.raises(UserError, match=r"fit\.length: the opening of task toy/0 takes"):
+    with pytest.raises(UserError, match="length must be at least 41 for the opening of task toy/0"):
         sft_sequences(word_tokenizer(), lambda task: PROMPT, [trajectory(2)], 12)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import STOP, conversation, request, weights
+from engine_cases import STOP, request, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.front import generate, score
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.engine.schedule.beams import (
     Beams,
     _Step,
@@ -20,7 +22,6 @@ from agentrm_jax.engine.schedule.beams import (
     select_states,
     step_beams,
 )
-from agentrm_jax.engine.schedule.scheduler import generate
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.value import readout
 
@@ -37,10 +38,10 @@ def engines():
 
 
 def make_beams(requests, states, finished) -> Beams:
-    """The scorer's pieces are cut elsewhere."""
-    whole = [np.concatenate(r.pieces) for r in requests]
-    conversations = [[tokens[:3], tokens[3:]] for tokens in whole]
-    return Beams(requests=requests, conversations=conversations, states=states, finished=finished)
+    """The scorer's segments are cut elsewhere."""
+    whole = [np.concatenate(r.segments) for r in requests]
+    sequences = [TokenSequence(segments=[tokens[:3], tokens[3:]]) for tokens in whole]
+    return Beams(requests=requests, sequences=sequences, states=states, finished=finished)
 
 
 TASKS = [
@@ -62,10 +63,10 @@ def expected(policy: Engine, scorer: Engine, beams: Beams):
             if (state, reply.tokens) in seen:
                 continue
             seen.add((state, reply.tokens))
-            reply_piece = np.asarray([*reply.tokens, STOP], np.int32)
-            [score] = scorer.score([[*asked.pieces, reply_piece]])
-            candidates.append((score, number, reply.tokens))
-    finished = [(score, number, None) for number, score in enumerate(beams.finished)]
+            ended = np.asarray([*reply.tokens, STOP], np.int32)
+            [value] = score(scorer, [TokenSequence(segments=[*asked.segments, ended])])
+            candidates.append((value, number, reply.tokens))
+    finished = [(value, number, None) for number, value in enumerate(beams.finished)]
     return sorted([*finished, *candidates], key=lambda c: -c[0])[:WIDTH]
 
 
@@ -101,28 +102,28 @@ def test_equal_candidates_of_a_state_are_kept_once(engines):
 def test_the_step_makes_no_trip_to_the_host(engines):
     policy, scorer = engines
     step = _Step(policy, scorer, TASKS, 4, N, WIDTH)
-    _, arguments, length, tiles = step.prepare(SAMPLING, Stopping(tokens=(STOP,)))
+    _, beams, plan = step.prepare(SAMPLING, Stopping(tokens=(STOP,)))
     with jax.transfer_guard("disallow"):
-        choice, _, _ = step.call(arguments, SAMPLING, length, tiles)
+        choice, _, _ = policy.programs.decode_select(scorer.programs, beams, plan)
         jax.block_until_ready(choice)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            step.call(jax.device_get(arguments), SAMPLING, length, tiles)  # the guard would tell
+            policy.programs.decode_select(scorer.programs, jax.device_get(beams), plan)
 
 
 STATES = [
-    ([conversation(seed, 9, 6, length) for length in (3, 5, 8)], finished)
+    ([request(seed, 9, 6, length) for length in (3, 5, 8)], finished)
     for seed, finished in ((40, []), (41, [0.2, -50.0]), (42, [60.0]))
 ]
 
 
 def test_selecting_new_states_equals_scoring_and_sorting(engines):
-    """States behind one beginning, finished beams, and states that were read before."""
+    """States with a common prefix, finished beams, and states that were read before."""
     _, scorer = engines
-    tasks = [*STATES, ([conversation(43, 7), conversation(43, 7, 4)], [])]
+    tasks = [*STATES, ([request(43, 7), request(43, 7, 4)], [])]
     for _ in range(2):
         chosen = select_states(scorer, tasks, n=N, beam_width=WIDTH)
         for (states, finished), found in zip(tasks, chosen, strict=True):
-            scores = [*enumerate(finished), *enumerate(scorer.score(states), start=WIDTH)]
+            scores = [*enumerate(finished), *enumerate(score(scorer, states), start=WIDTH)]
             wanted = sorted(scores, key=lambda one: -one[1])[:WIDTH]
             assert [number for number, _ in found] == [number for number, _ in wanted]
             np.testing.assert_allclose([s for _, s in found], [s for _, s in wanted], atol=1e-5)
@@ -130,11 +131,11 @@ def test_selecting_new_states_equals_scoring_and_sorting(engines):
 
 def test_selection_makes_no_trip_to_the_host(engines):
     _, scorer = engines
-    fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.head)
-    leaves = [[fresh.cache.find(pieces) for pieces in states] for states, _ in STATES]
+    fresh = Engine(weights(1), CONFIG, SIZES, readout=readout, head=scorer.programs.model.head)
+    leaves = [list(map(fresh.cache.find, states)) for states, _ in STATES]
     finished = [scores for _, scores in STATES]
-    arguments, groups = prepare_selection(fresh, leaves, finished, N, WIDTH)
+    candidates, groups = prepare_selection(fresh, leaves, finished, N, WIDTH)
     assert groups  # there is something to read
     with jax.transfer_guard("disallow"):  # what is fetched in the end is fetched explicitly
-        choice = call_selection(fresh, arguments, groups)
-    assert choice.kept.shape == (SIZES.extend_rows, WIDTH)
+        choice = call_selection(fresh, candidates, groups)
+    assert choice.selected.shape == (SIZES.extend_rows, WIDTH)

@@ -1,4 +1,4 @@
-"""The engine against dense attention over whole sequences."""
+"""The engine against `SimpleEngine`, which runs a forward pass over whole sequences."""
 
 from __future__ import annotations
 
@@ -6,49 +6,33 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import REQUESTS, SMALL, STOP, conversation, dense_last, request, weights
+from engine_cases import (
+    REQUESTS,
+    SMALL,
+    STOP,
+    assert_same_replies,
+    request,
+    segments,
+    simple,
+    weights,
+)
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.cache.tables import TableRows
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.front import generate, score
 from agentrm_jax.engine.programs.decode import decode
-from agentrm_jax.engine.programs.sampling import Sampling, sample
-from agentrm_jax.engine.schedule.scheduler import Decoder, Request, generate
+from agentrm_jax.engine.request import Request, TokenSequence
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
-from agentrm_jax.model import llama
 
 
 @pytest.fixture(scope="module")
 def params():
     return weights(0)
-
-
-@jax.jit
-def dense_logits(params, hidden):
-    return llama.logits(params, CONFIG, hidden)[None]
-
-
-def dense_reply(params, request: Request, branch: int, sampling: Sampling):
-    """One reply, a whole forward pass for each token."""
-    pieces = list(request.pieces)
-    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(request.key)), branch)
-    draw = jax.jit(sample, static_argnums=3)
-    found, log_probs = [], []
-    for t in range(sampling.max_tokens):
-        logits = dense_logits(params, dense_last(params, pieces))
-        temperature = jnp.full(1, sampling.temperature)
-        token, log_prob = draw(
-            jax.random.fold_in(key, t)[None], logits, temperature, sampling.filter
-        )
-        log_probs.append(float(log_prob[0]))
-        if int(token[0]) == STOP:
-            break
-        found.append(int(token[0]))
-        pieces.append(np.asarray(token))
-    return tuple(found), log_probs
 
 
 @pytest.mark.parametrize(
@@ -60,19 +44,12 @@ def dense_reply(params, request: Request, branch: int, sampling: Sampling):
     ],
     ids=["sampled", "greedy", "filtered"],
 )
-def test_replies_equal_dense_decoding(params, sampling):
+def test_replies_equal_those_of_full_forward_passes(params, sampling):
     engine = Engine(params, CONFIG, SIZES)
-    stopped = []
-    for given, group in zip(
-        REQUESTS, generate(engine, REQUESTS, n=2, sampling=sampling, stop=STOP), strict=True
-    ):
-        for branch, reply in enumerate(group):
-            tokens, log_probs = dense_reply(params, given, branch, sampling)
-            assert reply.tokens == tokens
-            np.testing.assert_allclose(reply.log_probs, log_probs, atol=1e-4)
-            assert reply.stopped == (len(log_probs) == len(tokens) + 1)
-            stopped.append(reply.stopped)
-    assert set(stopped) == {False, True}  # both ends occur
+    found = generate(engine, REQUESTS, n=2, sampling=sampling, stop=STOP)
+    wanted = simple(0).generate(REQUESTS, n=2, sampling=sampling, stop=STOP)
+    assert_same_replies(found, wanted)
+    assert {reply.stopped for group in wanted for reply in group} == {False, True}
     assert engine.usage.decoded > 0
 
 
@@ -95,7 +72,8 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
     programs = decode._cache_size()
     fresh = Engine(params, config, sizes)
     # so that they enter together
-    fresh.read([fresh.cache.find([other.pieces[0][:-1]]) for other in long])
+    heads = [TokenSequence(segments=[other.segments[0][:-1]]) for other in long]
+    fresh.prefill.run(list(map(fresh.cache.find, heads)))
     together = generate(fresh, [short, *long], n=2, sampling=SAMPLING, stop=STOP)
     assert together[0] == alone
     assert decode._cache_size() == programs + 1
@@ -104,10 +82,10 @@ def test_a_long_conversation_beside_it_changes_nothing(params):
 def test_panels_change_the_last_bits_alone(params, monkeypatch):
     engine, plain = Engine(params, CONFIG, SIZES), Engine(params, CONFIG, SIZES)
     monkeypatch.setenv("NPROC", "2")
-    assert plain.params_for(8) is plain.params
+    assert plain.programs.params_for(8) is plain.programs.model.params
     monkeypatch.setenv("NPROC", "1")
-    assert engine.params_for(8) is not engine.params
-    assert engine.params_for(32) is engine.params
+    assert engine.programs.params_for(8) is not engine.programs.model.params
+    assert engine.programs.params_for(32) is engine.programs.model.params
     found, wanted = (
         generate(e, REQUESTS, n=2, sampling=SAMPLING, stop=STOP) for e in (engine, plain)
     )
@@ -139,7 +117,7 @@ def test_a_small_cache_evicts_and_changes_nothing(params):
         assert generate(small, requests, n=2, sampling=SAMPLING, stop=STOP) == expected
     assert small.usage.read > large.usage.read  # it had to read again
     # The last token before a reply is read by decoding it.
-    assert large.usage.read == sum(sum(map(len, r.pieces)) - 1 for r in requests)
+    assert large.usage.read == sum(r.length - 1 for r in requests)
 
 
 def test_a_cache_that_cannot_hold_one_call_says_what_it_needs(params):
@@ -150,76 +128,81 @@ def test_a_cache_that_cannot_hold_one_call_says_what_it_needs(params):
 
 def test_common_beginnings_are_read_once(params):
     engine = Engine(params, CONFIG, SIZES)
-    prompt = conversation(9, 24)
+    prompt = segments(9, 24)
     requests = [
-        Request(pieces=[*prompt, *conversation(i, 6)], key=np.zeros(2, np.uint32)) for i in range(4)
+        Request(segments=[*prompt, *segments(i, 6)], key=np.zeros(2, np.uint32)) for i in range(4)
     ]
     generate(engine, requests, n=2, sampling=SAMPLING, stop=STOP)
     assert engine.usage.read == 24 + 4 * 5
 
 
 @pytest.mark.parametrize("instruction_tokens", [64, 16], ids=["room", "room for one"])
-def test_instructions_are_stored_and_read_once(params, instruction_tokens):
-    """Two environments' tasks in one batch; where there is no room, they are as other pieces."""
+def test_shared_prefixes_are_stored_and_read_once(params, instruction_tokens):
+    """Two environments' tasks in one batch; without room, prefixes are as other segments."""
     sizes = dataclasses.replace(SIZES, instruction_tokens=instruction_tokens)
     engine = Engine(params, CONFIG, sizes)
-    first, second = conversation(9, 11, 21)
+    first, second = segments(9, 11, 21)
     requests = [
-        dataclasses.replace(given, pieces=[piece, *given.pieces])
+        dataclasses.replace(
+            given, segments=[(first, second)[i % 2], *given.segments], shared_prefix=True
+        )
         for i, given in enumerate(REQUESTS)
-        for piece in [(first, second)[i % 2]]
     ]
-    for piece in (first, second):
-        engine.share(piece)
-    for i, given in enumerate(generate(engine, requests, n=2, sampling=SAMPLING, stop=STOP)):
-        for branch, reply in enumerate(given):
-            tokens, log_probs = dense_reply(params, requests[i], branch, SAMPLING)
-            assert reply.tokens == tokens
-            np.testing.assert_allclose(reply.log_probs, log_probs, atol=1e-4)
-    assert engine.usage.read == 11 + 21 + sum(sum(map(len, r.pieces)) - 1 for r in REQUESTS)
-    leaves = [engine.cache.find(r.pieces[:-1]) for r in requests]
-    context = engine.context([(leaf, leaf.end) for leaf in leaves], 4, range(4))
+    found = generate(engine, requests, n=2, sampling=SAMPLING, stop=STOP)
+    assert_same_replies(found, simple(0).generate(requests, n=2, sampling=SAMPLING, stop=STOP))
+    assert engine.usage.read == 11 + 21 + sum(r.length - 1 for r in REQUESTS)
+    heads = [TokenSequence(segments=r.segments[:-1]) for r in requests]
+    leaves = list(map(engine.cache.find, heads))
+    rows = TableRows(4, range(4), [(leaf, leaf.end) for leaf in leaves])
+    context = engine.tables.context(rows)
     shared = 11 if instruction_tokens == 16 else 11 + 21
-    assert context.instructions.fills.sum() == shared  # once, for two conversations each
+    assert context.shared.fills.sum() == shared  # once, for two sequences each
     assert context.own.fills.sum() == sum(leaf.end for leaf in leaves) - 2 * shared
 
 
-def test_scores_equal_the_dense_readout(params):
+def test_scores_equal_those_of_full_forward_passes(params):
     head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
 
     def readout(head, hidden):
         return hidden @ head
 
     engine = Engine(params, CONFIG, SIZES, readout=readout, head=head)
-    conversations = [r.pieces for r in REQUESTS] + [REQUESTS[2].pieces[:3]]
-    scores = engine.score(conversations)
-    for pieces, score in zip(conversations, scores, strict=True):
-        assert score == pytest.approx(float(dense_last(params, pieces) @ head), abs=1e-4)
+    sequences = [*REQUESTS, TokenSequence(segments=REQUESTS[2].segments[:3])]
+    scores = score(engine, sequences)
+    wanted = simple(0, readout=readout, head=head).score(sequences)
+    np.testing.assert_allclose(scores, wanted, atol=1e-4)
     read = engine.usage.read
-    assert engine.score(conversations) == scores
+    assert score(engine, sequences) == scores
     assert engine.usage.read == read  # told from memory
 
 
 @pytest.mark.parametrize("siblings", [1, 2])
 @pytest.mark.parametrize("batch", [16, 40, 64], ids=["least", "packed", "not packed"])
-def test_pieces_are_packed_into_calls_and_read_as_in_the_dense_pass(params, batch, siblings):
-    """Pieces of all lengths up to a row's: as many of them in a call as there is room for."""
+def test_segments_are_packed_into_calls_and_read_as_in_full_forward_passes(params, batch, siblings):
+    """Segments of all lengths up to a row's: as many of them in a call as there is room for."""
     sizes = dataclasses.replace(SIZES, extend_batch=batch, siblings=siblings)
     head = jax.random.normal(jax.random.key(5), (CONFIG.d_model,))
-    engine = Engine(params, CONFIG, sizes, readout=lambda head, h: h @ head, head=head)
-    shared = request(40, 9).pieces
-    conversations = [[*shared, *request(i, length).pieces] for i, length in enumerate(range(1, 17))]
+
+    def readout(head, hidden):
+        return hidden @ head
+
+    engine = Engine(params, CONFIG, sizes, readout=readout, head=head)
+    shared = segments(40, 9)
+    sequences = [
+        TokenSequence(segments=[*shared, *segments(i, length)])
+        for i, length in enumerate(range(1, 17))
+    ]
     calls: list[list[int]] = []
-    extend = engine._extend
+    record = engine.prefill.record
 
-    def counted(groups):
-        calls.append([len(engine.cache.next_portion(entry)) for group in groups for entry in group])
-        extend(groups)
+    def counted(groups, readouts):
+        calls.append([len(engine.cache.next_chunk(node)) for group in groups for node in group])
+        record(groups, readouts)
 
-    engine._extend = counted
-    scores = engine.score(conversations)
-    for pieces, score in zip(conversations, scores, strict=True):
-        assert score == pytest.approx(float(dense_last(params, pieces) @ head), abs=1e-4)
+    engine.prefill.record = counted
+    scores = score(engine, sequences)
+    wanted = simple(0, readout=readout, head=head).score(sequences)
+    np.testing.assert_allclose(scores, wanted, atol=1e-4)
     room = max(batch, siblings * sizes.extend_tokens)
     assert all(sum(lengths) <= room and len(lengths) <= sizes.extend_rows for lengths in calls)
     assert sum(map(sum, calls)) == engine.usage.read
@@ -229,7 +212,7 @@ def test_pieces_are_packed_into_calls_and_read_as_in_the_dense_pass(params, batc
         assert more or sum(lengths) + sum(after[:siblings]) > room
 
 
-def test_how_pieces_are_packed_is_checked():
+def test_sizes_of_packing_are_checked():
     for name in ("extend_batch", "extend_tokens"):
         with pytest.raises(UserError, match=rf"^{name} must be a multiple of page_size, 4"):
             dataclasses.replace(SIZES, **{name: 6})
@@ -237,7 +220,7 @@ def test_how_pieces_are_packed_is_checked():
 
 def test_context_that_is_too_short_is_one_clear_error(params):
     engine = Engine(params, CONFIG, SIZES)
-    with pytest.raises(UserError, match=r"engine\.context: a conversation of 250 tokens"):
+    with pytest.raises(UserError, match=r"engine\.context: a sequence of 250 tokens"):
         generate(engine, [request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
     with pytest.raises(UserError, match=r"the model reads at most 512"):
         Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))
@@ -245,14 +228,14 @@ def test_context_that_is_too_short_is_one_clear_error(params):
 
 def test_requests_of_lower_rank_go_first(params):
     engine = Engine(params, CONFIG, dataclasses.replace(SIZES, decode_rows=2))
-    decoder = Decoder(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
+    scheduler = Scheduler(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
     ranks = {
-        decoder.submit(request(i, 5), 1 + i % 2, rank): rank for i, rank in enumerate((2, 0, 1, 0))
+        scheduler.submit(request(i, 5), 1 + i % 2, rank): rank
+        for i, rank in enumerate((2, 0, 1, 0))
     }
-    assert decoder.room() == 0
+    assert scheduler.room() == 0
     done: list[float] = []
     while len(done) < 4:
-        decoder.start()
-        done += sorted(ranks[ticket] for ticket, _ in decoder.collect())
+        done += sorted(ranks[ticket] for ticket, _ in scheduler.collect())
     assert done == sorted(done)
-    assert decoder.room() == 2
+    assert scheduler.room() == 2

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import REQUESTS, STOP
+from engine_cases import REQUESTS, STOP, assert_same_replies
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.schedule.scheduler import generate
-from agentrm_jax.model import llama, parameters
+from agentrm_jax.engine.front import generate, score
+from agentrm_jax.engine.simple import SimpleEngine
+from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
@@ -48,25 +49,10 @@ def test_replies_and_scores_equal_a_dense_forward_pass(family, tensor):
     placed = jax.device_put(params, mesh and parameters.shardings(config, mesh))
     engine = Engine(placed, config, SIZES, readout=readout, head=head, mesh=mesh)
     replies = generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
-    scores = engine.score([request.pieces for request in REQUESTS])
-
-    @jax.jit
-    def dense(tokens):
-        positions = jnp.arange(len(tokens))[None]
-        hidden = llama.forward(params, config, tokens[None], positions, jnp.ones_like(positions))
-        logits = llama.logits(params, config, hidden)
-        return jax.nn.log_softmax(logits[0]), hidden[0] @ head
-
-    for request, group, score in zip(REQUESTS, replies, scores, strict=True):
-        before = np.concatenate(request.pieces)
-        for reply in group:
-            said = [*reply.tokens, STOP] if reply.stopped else reply.tokens
-            row = np.zeros(128, np.int32)
-            row[: len(before) + len(said)] = [*before, *said]
-            log_probs, values = dense(row)
-            at = len(before) - 1 + np.arange(len(said))
-            np.testing.assert_allclose(reply.log_probs, log_probs[at, row[at + 1]], atol=1e-4)
-            assert score == pytest.approx(float(values[len(before) - 1]), abs=1e-4)
+    dense = SimpleEngine(params=params, config=config, readout=readout, head=head)
+    wanted = dense.generate(REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+    assert_same_replies(replies, wanted)
+    np.testing.assert_allclose(score(engine, REQUESTS), dense.score(REQUESTS), atol=1e-4)
 
 
 def test_a_context_beyond_the_sliding_window_is_refused():

@@ -16,14 +16,18 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.attention import pallas as paged_attention
+from agentrm_jax.engine.attention import pallas, readers
 from agentrm_jax.engine.attention.parts import Part
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool, commit, make_pool
-from agentrm_jax.engine.engine import Engine, EngineConfig
-from agentrm_jax.engine.programs import decode
-from agentrm_jax.engine.programs.prefill import ExtendRows, extend
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.front import generate, score
+from agentrm_jax.engine.programs.decode import DecodePlan, decode
+from agentrm_jax.engine.programs.model import LoadedModel
+from agentrm_jax.engine.programs.prefill import prefill
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.engine.schedule.scheduler import generate
+from agentrm_jax.engine.request import TokenSequence
+from agentrm_jax.engine.rows import DecodeRows, PrefillRows
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -42,14 +46,14 @@ def random_pool(head_dim: int, page_size: int) -> Pool:
 
 
 def plainly(pool: Pool, head_dim: int) -> Pool:
-    """The same pool as it is where no kernel reads it."""
+    """The same pool for a backend without a kernel."""
     shape = (K, NUM_PAGES, pool.page_size, head_dim)
     (k,), (v,) = pool.k, pool.v
     return Pool(k=(k.reshape(shape),), v=(v.reshape(shape),), page_size=pool.page_size)
 
 
-def conversations(page_size: int) -> PageTable:
-    """Four conversations of partly filled pages: some, none, all, and one."""
+def sequences(page_size: int) -> PageTable:
+    """Four sequences of partly filled pages: some, none, all, and one."""
     rng = np.random.default_rng(1)
     counts, width = (3, 0, 8, 1), 8
     pages = rng.permutation(NUM_PAGES)[: 4 * width // 2]
@@ -59,19 +63,19 @@ def conversations(page_size: int) -> PageTable:
     return PageTable(pages=jnp.asarray(pages * used), fills=jnp.asarray(fills * used))
 
 
-def instructed(page_size: int) -> Context:
-    """The four with two instructions, each from the beginning of a chunk; the third has none."""
+def with_shared_prefixes(page_size: int) -> Context:
+    """The four with two shared prefixes, each from the start of a block; the third has none."""
     pages, fills = np.zeros((1, 24), np.int32), np.zeros((1, 24), np.int32)
-    owners = np.full(24, -1, np.int32)
-    for first, count, owner in ((0, 3, 5), (8, 2, 0)):
+    ids = np.full(24, -1, np.int32)
+    for first, count, number in ((0, 3, 5), (8, 2, 0)):
         there = slice(first, first + count)
-        pages[0, there], fills[0, there], owners[there] = range(count), page_size, owner
+        pages[0, there], fills[0, there], ids[there] = range(count), page_size, number
         fills[0, first + count - 1] = 5
     return Context(
-        instructions=PageTable(pages=jnp.asarray(pages), fills=jnp.asarray(fills)),
-        owners=jnp.asarray(owners),
-        begins_with=jnp.asarray([0, 5, -1, 0], jnp.int32),
-        own=conversations(page_size),
+        shared=PageTable(pages=jnp.asarray(pages), fills=jnp.asarray(fills)),
+        shared_ids=jnp.asarray(ids),
+        prefix_ids=jnp.asarray([0, 5, -1, 0], jnp.int32),
+        own=sequences(page_size),
     )
 
 
@@ -92,7 +96,7 @@ def attended(pool: Pool, q: np.ndarray, pages: np.ndarray, fills: np.ndarray):
 
 
 def check(part: Part, wanted) -> None:
-    """A part [K, G, M, ...] against a list of (output, log-sum-exp) for each conversation."""
+    """A part [K, G, M, ...] against a list of (output, log-sum-exp) for each sequence."""
     out, log_total = (np.stack(x, axis=1) for x in zip(*wanted, strict=True))
     empty = np.isneginf(log_total)
     total = np.asarray(part.total)
@@ -106,12 +110,12 @@ def check(part: Part, wanted) -> None:
 
 
 def read_both(pool: Pool, context: Context, q: jax.Array) -> tuple[Part, Part]:
-    """Queries [K, 4, M, H] to their own pages, and to the instructions."""
-    rows_of = jnp.repeat(jnp.arange(4), q.shape[2])
+    """Queries [K, 4, M, H] to their own pages, and to shared prefixes."""
+    sequence_of = jnp.repeat(jnp.arange(4), q.shape[2])
     together = q.reshape(K, 1, -1, q.shape[-1])
     return (
-        decode.read_own(pool, context.own, 8, 4 * context.own.pages.shape[1] // 8)(0, q),
-        decode.read_instructions(pool, context, rows_of)(0, together),
+        readers.decode_own(pool, context.own, 8, 4 * context.own.pages.shape[1] // 8)(0, q),
+        readers.decode_shared(pool, context, sequence_of)(0, together),
     )
 
 
@@ -120,17 +124,17 @@ def read_both(pool: Pool, context: Context, q: jax.Array) -> tuple[Part, Part]:
     [(128, 64, None), (32, 128, None), (64, 128, (2, 1, 2))],
 )
 def test_parts_equal_plain_attention(head_dim, page_size, mesh, monkeypatch):
-    """Also where queries do not fit into one block, and with a device for each half of the rows and
-    of the heads. To the bit, a conversation's part is the same without the others."""
-    monkeypatch.setattr(paged_attention, "_MOST_QUERIES", 8)
-    pool, context, M = random_pool(head_dim, page_size), instructed(page_size), 6
+    """Also if queries do not fit into one block, and with a device for each half of the rows and
+    of the heads. To the bit, a sequence's part is the same without the others."""
+    monkeypatch.setattr(pallas, "_MOST_QUERIES", 8)
+    pool, context, M = random_pool(head_dim, page_size), with_shared_prefixes(page_size), 6
     q = np.random.default_rng(2).standard_normal((K, 4, M, head_dim)).astype(np.float32)
     host = jax.device_get(context)
     own = [attended(pool, q[:, g], host.own.pages[g], host.own.fills[g]) for g in range(4)]
     shared = []
-    for g, instruction in enumerate(host.begins_with):
-        fills = host.instructions.fills[0] * (host.owners == instruction)
-        shared.append(attended(pool, q[:, g], host.instructions.pages[0], fills))
+    for g, number in enumerate(host.prefix_ids):
+        fills = host.shared.fills[0] * (host.shared_ids == number)
+        shared.append(attended(pool, q[:, g], host.shared.pages[0], fills))
     if mesh is None:
         ways = [plainly(pool, head_dim), pool]
     else:
@@ -139,7 +143,7 @@ def test_parts_equal_plain_attention(head_dim, page_size, mesh, monkeypatch):
     alone = dataclasses.replace(
         context,
         own=jax.tree.map(lambda x: x.at[1:].set(0), context.own),
-        begins_with=context.begins_with.at[1:].set(-1),
+        prefix_ids=context.prefix_ids.at[1:].set(-1),
     )
     for way in ways:
         read = jax.jit(read_both)
@@ -182,22 +186,27 @@ def engine_with(attention: str) -> Engine:
     engine = Engine(params, WIDE, PAGES_OF_64, readout=lambda head, hidden: hidden[:, 0], head=None)
     pool = make_pool(WIDE, engine.cache.num_pages, 64, jnp.float32, None, attention)
     backend = dataclasses.replace(pool.backend, interpret=True)
-    engine.pool = dataclasses.replace(pool, backend=backend)
+    programs = engine.programs
+    pool = dataclasses.replace(pool, backend=backend)
+    programs.model = dataclasses.replace(programs.model, pool=pool)
     return engine
 
 
 def outcomes(attention: str):
-    """Replies behind shared instructions and branches of them, and scores of siblings."""
+    """Replies after shared prefixes and branches of them, and scores of siblings."""
     engine = engine_with(attention)
     requests = [
-        dataclasses.replace(r, pieces=[REQUESTS[2].pieces[0], *r.pieces]) for r in REQUESTS
+        dataclasses.replace(r, segments=[REQUESTS[2].segments[0], *r.segments]) for r in REQUESTS
     ] + [request(9, 30, 1)]
-    engine.share(requests[0].pieces[0])
-    engine.share(requests[-1].pieces[0])
+    requests = [dataclasses.replace(r, shared_prefix=True) for r in requests]
     sampling = dataclasses.replace(SAMPLING, max_tokens=4)
     replies = generate(engine, requests, n=2, sampling=sampling, stop=STOP)
-    conversations = [[*r.pieces, request(g, 5).pieces[0]] for r in requests for g in (1, 2)]
-    return replies, engine.score(conversations)
+    siblings = [
+        TokenSequence(segments=[*r.segments, request(g, 5).segments[0]], shared_prefix=True)
+        for r in requests
+        for g in (1, 2)
+    ]
+    return replies, score(engine, siblings)
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +234,14 @@ def test_refusals():
             message = f"^engine.attention: '{name}' needs {needs}; this machine has cpu$"
             with pytest.raises(UserError, match=message):
                 Engine(params, WIDE, dataclasses.replace(PAGES_OF_64, attention=name))
-    paged_attention.check_shapes(WIDE, 16)
+    pallas.check_shapes(WIDE, 16)
     with pytest.raises(UserError, match=r"^engine.page_size .* multiple of 16 for heads of 64"):
-        paged_attention.check_shapes(WIDE, 8)
+        pallas.check_shapes(WIDE, 8)
     with pytest.raises(UserError, match=r"^engine.attention must be xla .*, not 16$"):
-        paged_attention.check_shapes(CONFIG, 16)
+        pallas.check_shapes(CONFIG, 16)
     many = PageTable(pages=jnp.zeros((512, 600), jnp.int32), fills=jnp.zeros((512, 600), jnp.int32))
     with pytest.raises(UserError, match=r"^engine.attention .*take fewer engine.decode_rows"):
-        paged_attention.make_steps(random_pool(128, 32), many)
+        pallas.make_steps(random_pool(128, 32), many)
 
 
 @pytest.mark.tpu_compile
@@ -255,32 +264,32 @@ def test_tpu_compiler_takes_the_engine(kind, head_dim):
         return abstract(jax.ShapeDtypeStruct(shape, dtype), kind)
 
     context = Context(
-        instructions=PageTable(pages=ints(1, 16), fills=ints(1, 16)),
-        owners=ints(16),
-        begins_with=ints(G),
+        shared=PageTable(pages=ints(1, 16), fills=ints(1, 16)),
+        shared_ids=ints(16),
+        prefix_ids=ints(G),
         own=PageTable(pages=ints(G, C), fills=ints(G, C)),
     )
     R = G * n
-    rows = decode.DecodeRows(
+    rows = DecodeRows(
         contexts=(context,), slots=None, tails=PageTable(pages=ints(R, 4), fills=ints(R, 4)),
         last_tokens=ints(R), positions=ints(R), offsets=ints(R), keys=ints(R, 2, dtype=jnp.uint32),
         branches=ints(R), temperature=ints(R, dtype=jnp.float32), limits=ints(R),
         active=ints(R, dtype=bool), ends=ints(config.vocab_size, dtype=bool),
     )  # fmt: skip
-    new = ExtendRows(
+    new = PrefillRows(
         tokens=ints(R, T), lengths=ints(R), starts=ints(G), context=context,
         pages=ints(R, T // page_size),
     )  # fmt: skip
-    decoding = decode.decode.lower(
-        params, config, pool, rows,
-        branches=(n,), length=16, tile=4, tiles=(G * C // 4,), filter=Sampling().filter,
-    ).compile()  # fmt: skip
-    assert num_kernels(decoding) == 2 * 3  # own pages, instructions and tails
-    reading = extend.lower(
-        params, config, pool, new, None, readout=lambda _, hidden: hidden
-    ).compile()
+    plan = DecodePlan(
+        branches=(n,), length=16, tile=4, num_tiles=(G * C // 4,), filter=Sampling().filter
+    )
+    model = LoadedModel(params, pool, config=config)
+    decoding = decode.lower(model, rows, plan).compile()
+    assert num_kernels(decoding) == 2 * 3  # own pages, shared prefixes and tails
+    scorer = dataclasses.replace(model, readout=lambda _, hidden: hidden)
+    reading = prefill.lower(scorer, new).compile()
     assert num_kernels(reading) == 2 * 2
-    layers = abstract(jax.eval_shape(lambda: extend(params, config, pool, new)[0]), kind)
+    layers = abstract(jax.eval_shape(lambda: prefill(model, new)[0]), kind)
     writing = commit.lower(pool, layers, new.pages).compile()
     pool_bytes = sum(2 * x.size for x in jax.tree.leaves(pool))
     for compiled in (decoding, reading, writing):

@@ -12,67 +12,73 @@ from hypothesis import strategies as st
 from tiny_model import CONFIG, SIZES
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.cache.prefix_cache import Entry, PrefixCache
+from agentrm_jax.engine.cache.prefix_cache import Node, PrefixCache
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.front import score
+from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import readout
 
-PAGE, PORTION = 4, 8
+PAGE, CHUNK = 4, 8
 
 
 def make_cache(num_pages: int) -> PrefixCache:
-    return PrefixCache(num_pages=num_pages, page_size=PAGE, portion=PORTION)
+    return PrefixCache(num_pages=num_pages, page_size=PAGE, chunk_tokens=CHUNK)
 
 
-def piece(name: int) -> np.ndarray:
-    """A piece that its number decides: 1 to 11 tokens."""
+def segment(name: int) -> np.ndarray:
+    """A segment that depends on its number: 1 to 11 tokens."""
     return np.full(1 + 5 * name % 11, name, np.int32)
 
 
-def read_all(cache: PrefixCache, leaves: list[Entry]) -> None:
+def find(cache: PrefixCache, *segments: np.ndarray) -> Node:
+    return cache.find(TokenSequence(segments=segments))
+
+
+def read_all(cache: PrefixCache, leaves: list[Node]) -> None:
     """What the engine does, without a model."""
     cache.reserve(leaves)
-    for entry in cache.missing(leaves):  # parents come first
-        assert all(before.portions_read for before in entry.path()[:-1])
-        entry.portions_read = cache.portions(entry)
+    for node in cache.missing(leaves):  # parents come first
+        assert all(before.chunks_read for before in node.path()[:-1])
+        node.chunks_read = cache.num_chunks(node)
 
 
-def test_conversations_that_begin_alike_share_entries():
+def test_sequences_with_a_common_prefix_share_nodes():
     cache = make_cache(32)
-    a = cache.find([piece(1), piece(2), piece(3)])
-    b = cache.find([piece(1), piece(2), piece(4)])
+    a = find(cache, segment(1), segment(2), segment(3))
+    b = find(cache, segment(1), segment(2), segment(4))
     assert a.parent is b.parent
-    assert cache.find([piece(1), piece(2)]) is a.parent
-    assert cache.find([piece(1), piece(2), piece(3)]) is a
-    assert cache.find([piece(2)]) is not a.parent  # the same text behind another beginning
+    assert find(cache, segment(1), segment(2)) is a.parent
+    assert find(cache, segment(1), segment(2), segment(3)) is a
+    assert find(cache, segment(2)) is not a.parent  # the same tokens after another prefix
     assert (a.start, a.end) == (6 + 11, 6 + 11 + 5)
     read_all(cache, [a, b])
     assert a.path()[0].pages == b.path()[0].pages != []
     assert not set(a.pages) & set(b.pages)
-    with pytest.raises(ValueError, match="at least one piece"):
-        cache.find([])
+    with pytest.raises(ValueError, match="at least one segment"):
+        find(cache)
 
 
 def test_the_least_recently_used_is_given_up():
     cache = make_cache(8)
-    old, kept, new = (cache.find([np.full(12, i, np.int32)]) for i in range(3))
+    old, kept, new = (find(cache, np.full(12, i, np.int32)) for i in range(3))
     for leaf in (old, kept, old, kept):
         read_all(cache, [leaf])
     read_all(cache, [new])
     assert old.pages == []
-    assert old.portions_read == 0
+    assert old.chunks_read == 0
     assert kept.pages
     assert new.pages
-    assert cache.find([np.full(12, 1, np.int32)]) is kept
-    assert cache.find([np.full(12, 0, np.int32)]) is not old  # nothing was left to remember
+    assert find(cache, np.full(12, 1, np.int32)) is kept
+    assert find(cache, np.full(12, 0, np.int32)) is not old  # nothing was left to remember
 
 
 def test_a_pool_that_is_too_small_names_what_it_needs():
     cache = make_cache(6)
-    read_all(cache, [cache.find([piece(8)])])
-    path = [piece(1), piece(2), piece(3)]  # 6, 11 and 5 tokens: 2 + 3 + 2 pages
+    read_all(cache, [find(cache, segment(8))])
+    path = [segment(1), segment(2), segment(3)]  # 6, 11 and 5 tokens: 2 + 3 + 2 pages
     with pytest.raises(UserError, match=r"engine\.cache_tokens: .* 7 pages of 4 .* at least 28"):
-        cache.reserve([cache.find(path)])
-    read_all(cache, [cache.find(path[:2])])  # it is as it was
+        cache.reserve([find(cache, *path)])
+    read_all(cache, [find(cache, *path[:2])])  # it is as it was
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,32 +89,30 @@ def test_a_pool_that_is_too_small_names_what_it_needs():
         max_size=25,
     ),
 )
-def test_pages_belong_to_one_entry_each(num_pages, calls):
+def test_pages_belong_to_one_node_each(num_pages, calls):
     """Whatever is asked: no page is lost or held twice, and every path reads back in order."""
     cache = make_cache(num_pages)
     for call in calls:
-        leaves = [cache.find([piece(name) for name in names]) for names in call]
+        leaves = [find(cache, *map(segment, names)) for names in call]
         try:
             read_all(cache, leaves)
         except UserError:
-            entries = {entry for leaf in leaves for entry in leaf.path()}
-            assert sum(-(-len(e.tokens) // PAGE) for e in entries) > num_pages
+            nodes = {node for leaf in leaves for node in leaf.path()}
+            assert sum(-(-len(node.tokens) // PAGE) for node in nodes) > num_pages
             continue
-        for entry in cache._resident:  # so that a piece whose parent is read can be read
-            assert all(before.pages for before in entry.path())
-        held = [page for entry in cache._resident for page in entry.pages]
+        for node in cache._resident:  # so that a segment whose parent is read can be read
+            assert all(before.pages for before in node.path())
+        held = [page for node in cache._resident for page in node.pages]
         assert sorted(held + cache._free) == list(range(num_pages))
         for names, leaf in zip(call, leaves, strict=True):
-            tokens = np.concatenate([piece(name) for name in names])
-            owner = {
-                page: (entry, i) for entry in leaf.path() for i, page in enumerate(entry.pages)
-            }
+            tokens = np.concatenate(list(map(segment, names)))
+            owner = {page: (node, i) for node in leaf.path() for i, page in enumerate(node.pages)}
             for end in range(len(tokens) + 1):
                 read = []
-                for page, fill in zip(*cache.prefix(leaf, end), strict=True):
+                for page, fill in zip(*cache.pages_before(leaf, end), strict=True):
                     assert 0 < fill <= PAGE
-                    entry, i = owner[page]
-                    read.extend(entry.tokens[i * PAGE : i * PAGE + fill])
+                    node, i = owner[page]
+                    read.extend(node.tokens[i * PAGE : i * PAGE + fill])
                 np.testing.assert_array_equal(read, tokens[:end])
 
 
@@ -117,20 +121,21 @@ def test_read_again_to_the_bit():
 
     head = {"kernel": np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32), "bias": np.float32(0)}
     engine = Engine(weights(0), CONFIG, SMALL, readout=readout, head=head)
-    pieces = request(1, 20, 7, 1).pieces
+    sequence = request(1, 20, 7, 1)
 
     def snapshot():
-        [score] = engine.score([pieces])
-        pages, fills = engine.cache.prefix(engine.cache.find(pieces), 28)
-        layers = [np.asarray(x)[:, pages] for x in (*engine.pool.k, *engine.pool.v)]
+        [value] = score(engine, [sequence])
+        pages, fills = engine.cache.pages_before(engine.cache.find(sequence), 28)
+        pool = engine.programs.model.pool
+        layers = [np.asarray(x)[:, pages] for x in (*pool.k, *pool.v)]
         used = np.arange(SMALL.page_size) < np.asarray(fills)[:, None]
-        return score, [layer[:, used] for layer in layers]
+        return value, [layer[:, used] for layer in layers]
 
     before = snapshot()
     read = engine.usage.read
     for seed in range(2, 12):  # others push it out
-        engine.score([request(seed, 30, 9).pieces])
-    assert engine.cache.find(pieces).pages == []
+        score(engine, [request(seed, 30, 9)])
+    assert engine.cache.find(sequence).pages == []
     others = engine.usage.read
     after = snapshot()
     assert engine.usage.read - others == read == 28
@@ -140,21 +145,24 @@ def test_read_again_to_the_bit():
 
 
 def test_a_crowded_cache_changes_no_score():
-    """Conversations of many pieces, of which any part may have been given up."""
+    """Sequences of many segments, any of which may have been evicted."""
     head = {"kernel": np.linspace(-1, 1, CONFIG.d_model, dtype=np.float32), "bias": np.float32(0)}
     large, small = (
         Engine(weights(0), CONFIG, sizes, readout=readout, head=head) for sizes in (SIZES, SMALL)
     )
     rng = np.random.default_rng(0)
-    stems = [request(seed, *rng.integers(1, 9, size=14)).pieces for seed in range(4)]
+    stems = [request(seed, *rng.integers(1, 9, size=14)).segments for seed in range(4)]
     for _ in range(40):
-        asked = [stems[i][: rng.integers(1, 15)] for i in rng.integers(0, 4, size=2)]
-        assert small.score(asked) == large.score(asked)
+        asked = [
+            TokenSequence(segments=stems[i][: rng.integers(1, 15)])
+            for i in rng.integers(0, 4, size=2)
+        ]
+        assert score(small, asked) == score(large, asked)
     assert small.usage.read > large.usage.read
 
 
-def test_more_pieces_than_fit_the_tables_is_one_clear_error():
+def test_more_segments_than_fit_the_tables_is_one_clear_error():
     sizes = dataclasses.replace(SIZES, context=120, max_pieces=1)
     engine = Engine(weights(0), CONFIG, sizes)
     with pytest.raises(UserError, match=r"engine\.max_pieces"):
-        engine.read([engine.cache.find(request(0, *[1] * 65).pieces)])
+        engine.prefill.run([engine.cache.find(request(0, *[1] * 65))])

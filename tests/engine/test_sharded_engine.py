@@ -1,4 +1,4 @@
-"""Eight simulated devices: KV heads over `tensor`, rows and conversations over `data`."""
+"""Eight simulated devices: KV heads over `tensor`, rows and sequences over `data`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from engine_cases import REQUESTS, STOP, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.schedule.scheduler import Decoder, generate
+from agentrm_jax.engine.front import generate, score
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import parameters
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -23,14 +24,13 @@ def readout(head, hidden):
     return hidden @ head
 
 
-def in_lanes(engine):
+def in_groups(engine):
     """Replies to requests for two and for one."""
-    decoder = Decoder(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
-    tickets = [decoder.submit(given, 2 - i % 2) for i, given in enumerate(REQUESTS)]
+    scheduler = Scheduler(engine, SAMPLING, Stopping(tokens=(STOP,)), (2, 1))
+    tickets = [scheduler.submit(given, 2 - i % 2) for i, given in enumerate(REQUESTS)]
     found = {}
     while len(found) < len(tickets):
-        decoder.start()
-        found.update(decoder.collect())
+        found.update(scheduler.collect())
     return [found[ticket] for ticket in tickets]
 
 
@@ -39,11 +39,13 @@ def answers(mesh):
     if mesh is not None:
         params = jax.device_put(params, parameters.shardings(CONFIG, mesh))
     engine = Engine(params, CONFIG, SIZES, readout=readout, head=HEAD, mesh=mesh)
-    placed = engine.pool.k[0].sharding, engine.pool.k[0].shape
+    pool = engine.programs.model.pool.k[0]
+    placed = pool.sharding, pool.shape
     replies = generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
-    replies += in_lanes(engine)
-    scores = engine.score([r.pieces for r in REQUESTS])
-    assert (engine.pool.k[0].sharding, engine.pool.k[0].shape) == placed  # writing moves nothing
+    replies += in_groups(engine)
+    scores = score(engine, REQUESTS)
+    pool = engine.programs.model.pool.k[0]
+    assert (pool.sharding, pool.shape) == placed  # writing moves nothing
     return engine, replies, scores
 
 
@@ -64,6 +66,6 @@ def test_replies_and_scores_are_those_of_one_device(alone, sizes):
             )
             np.testing.assert_allclose(reply.log_probs, other.log_probs, atol=1e-4)
     np.testing.assert_allclose(scores, expected_scores, atol=1e-4)
-    shard = engine.pool.k[0].addressable_shards[0].data.shape
+    shard = engine.programs.model.pool.k[0].addressable_shards[0].data.shape
     assert shard[0] == CONFIG.num_kv_heads // sizes[2]
-    assert len(engine.pool.k[0].sharding.device_set) == np.prod(sizes)
+    assert len(engine.programs.model.pool.k[0].sharding.device_set) == np.prod(sizes)

@@ -10,7 +10,7 @@ from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.engine.schedule.scheduler import Decoder
+from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping, stopping_at
 
 WORDS = ["<end>", "go", " ", "to", "Obs", "ervation", ":", " Obs", "x\nObservation: y", "É"]
@@ -24,7 +24,7 @@ STOPPING = stopping_at(["Observation:"], [0], len(WORDS), text)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "kept"),
+    ("tokens", "length"),
     [
         ([1, 2, 3], None),
         ([1, 2, 3, 0], 3),
@@ -37,8 +37,8 @@ STOPPING = stopping_at(["Observation:"], [0], len(WORDS), text)
         ([4, 5, 6], 0),
     ],
 )
-def test_tokens_before_the_string_are_kept(tokens, kept):
-    assert STOPPING.kept(tokens) == kept
+def test_tokens_before_the_string_are_kept(tokens, length):
+    assert STOPPING.reply_length(tokens) == length
 
 
 def test_only_tokens_that_hold_a_whole_string_stop_the_device():
@@ -56,13 +56,12 @@ def test_an_empty_string_is_refused():
 
 
 def _replies(stopping: Stopping):
-    decoder = Decoder(Engine(weights(0), CONFIG, SIZES), SAMPLING, stopping, [2])
-    tickets = [decoder.submit(request(seed, 9, 4 + seed), 2) for seed in range(6)]
+    scheduler = Scheduler(Engine(weights(0), CONFIG, SIZES), SAMPLING, stopping, [2])
+    tickets = [scheduler.submit(request(seed, 9, 4 + seed), 2) for seed in range(6)]
     found = {}
     while len(found) < len(tickets):
-        decoder.start()
-        found.update(decoder.collect())
-    return [reply for ticket in tickets for reply in found[ticket]], decoder.engine.usage.decoded
+        found.update(scheduler.collect())
+    return [reply for ticket in tickets for reply in found[ticket]], scheduler.engine.usage.decoded
 
 
 def test_replies_are_cut_at_strings_of_several_tokens_and_of_one():

@@ -19,11 +19,13 @@ from agentrm_jax.model.attention import (
     masked_attention,
 )
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.train.fit import FitConfig
 
 NAMES = ("xla", "cudnn", "pallas")
+PALLAS = ForwardOptions(attention="pallas")
 PLATFORM = jax.devices()[0].platform
 
 
@@ -80,9 +82,12 @@ def test_each_device_computes_its_part(name):
 
 
 def random_trees(length: int, rows: int):
-    """`until` of random trees with up to six nodes, in preorder; and the mask that it means."""
+    """Returns `subtree_ends` of random trees of up to six nodes in preorder, and their mask."""
     rng = np.random.default_rng(3)
-    until, mask = np.full((rows, length), length, np.int32), np.zeros((rows, length, length), bool)
+    subtree_ends, mask = (
+        np.full((rows, length), length, np.int32),
+        np.zeros((rows, length, length), bool),
+    )
     for row in range(rows):
         ends = [0, *np.sort(rng.choice(np.arange(1, length - 8), 6, replace=False))]
         on_path: list[int] = []  # ancestors of the node, itself the last
@@ -93,9 +98,9 @@ def random_trees(length: int, rows: int):
             for other in on_path:
                 mask[row, own, ends[other] : ends[other + 1]] = True
         for key in range(ends[-1]):
-            until[row, key] = 1 + np.flatnonzero(mask[row, :, key]).max()
+            subtree_ends[row, key] = 1 + np.flatnonzero(mask[row, :, key]).max()
         mask[row, ends[-1] :, ends[-1] :] = True  # padding sees itself
-    return jnp.asarray(until), jnp.asarray(mask & np.tri(length, dtype=bool))
+    return jnp.asarray(subtree_ends), jnp.asarray(mask & np.tri(length, dtype=bool))
 
 
 @pytest.mark.parametrize(
@@ -103,19 +108,19 @@ def random_trees(length: int, rows: int):
 )
 def test_trees_with_gradients(name, mesh):
     q, k, v, segments = packed(141, rows=4)
-    until, mask = random_trees(141, 4)
+    subtree_ends, mask = random_trees(141, 4)
     backend = Backend(name=name, mesh=mesh and mesh_of(*mesh), interpret=True)
     wanted = with_gradients(lambda *x: dense_attention(*x, mask), q, k, v)
-    ours = with_gradients(lambda *x: causal_attention(*x, segments, backend, until), q, k, v)
+    ours = with_gradients(lambda *x: causal_attention(*x, segments, backend, subtree_ends), q, k, v)
     assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize("size", [8, 24, 128])
 def test_tiles_of_all_sizes(size):
     q, k, v, _ = packed(141, rows=4)
-    until, mask = random_trees(141, 4)
+    subtree_ends, mask = random_trees(141, 4)
     wanted = with_gradients(lambda *x: dense_attention(*x, mask), q, k, v)
-    ours = with_gradients(lambda *x: attend_tiles(*x, until, size), q, k, v)
+    ours = with_gradients(lambda *x: attend_tiles(*x, subtree_ends, size), q, k, v)
     assert_close(ours, wanted)
 
 
@@ -123,11 +128,13 @@ def test_tiles_that_nobody_sees_are_left_out():
     """Two branches behind an opening of 16: what the second tile of each row holds can't matter to
     the third, not even by a product with zero."""
     q, k, v, _ = packed(48)
-    until = jnp.asarray([[48] * 16 + [32] * 16 + [48] * 16, [16] * 16 + [32] * 16 + [48] * 16])
+    subtree_ends = jnp.asarray(
+        [[48] * 16 + [32] * 16 + [48] * 16, [16] * 16 + [32] * 16 + [48] * 16]
+    )
     at = slice(16, 32)
     broken = [x.at[:, at].set(jnp.nan) for x in (q, k, v)]
-    wanted = with_gradients(lambda *x: attend_tiles(*x, until, 16), q, k, v)
-    ours = with_gradients(lambda *x: attend_tiles(*x, until, 16), *broken)
+    wanted = with_gradients(lambda *x: attend_tiles(*x, subtree_ends, 16), q, k, v)
+    ours = with_gradients(lambda *x: attend_tiles(*x, subtree_ends, 16), *broken)
     for x, y in zip(ours, wanted, strict=True):
         np.testing.assert_array_equal(x[:, 32:], y[:, 32:])
     for x, y in zip(ours, wanted, strict=True):  # in the second row nobody sees them
@@ -183,7 +190,7 @@ def test_tpu_compiler_takes_the_forward_and_backward_pass(kind, head_dim):
     @jax.jit
     @jax.grad
     def gradient(params, tokens, positions, segments):
-        hidden = llama.forward(params, config, tokens, positions, segments, attention="pallas")
+        hidden = llama.forward(params, config, tokens, positions, segments, options=PALLAS)
         return jnp.sum(hidden)
 
     compiled = gradient.lower(params, tokens, tokens, tokens).compile()
@@ -194,7 +201,7 @@ def test_the_forward_pass_asks_the_backend():
     config = FAMILIES["mha"]
     params = jax.tree.map(jnp.asarray, params_of(config, tensors_of(config)))
     with pytest.raises(UserError, match=r"^model.head_dim must be a multiple of 64 .*\(got 8\)"):
-        llama.forward(params, config, TOKENS, TOKENS, TOKENS, attention="pallas")
+        llama.forward(params, config, TOKENS, TOKENS, TOKENS, options=PALLAS)
 
 
 def test_heads_that_cudnn_does_not_know():

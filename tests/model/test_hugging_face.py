@@ -257,10 +257,10 @@ def test_written_config_is_read_again(config):
     [
         (
             {"model_type": "gpt2"},
-            r"config\.json: model_type: llama, .*, qwen3 are read, not 'gpt2'",
+            r"config\.json: model_type: must be one of llama, .*, qwen3 \(got 'gpt2'\)",
         ),
-        ({"model_type": ["llama"]}, r"config\.json: model_type: .* are read, not \['llama'\]"),
-        ({"model_type": None}, r"config\.json: model_type: .* are read, not None"),
+        ({"model_type": ["llama"]}, r"config\.json: model_type: must be .* \(got \['llama'\]\)"),
+        ({"model_type": None}, r"config\.json: model_type: must be .* \(got None\)"),
         (
             {"model_type": "mistral", "sliding_window": 0},
             r"config\.json: sliding_window: must be at",

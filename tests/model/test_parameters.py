@@ -35,7 +35,7 @@ def spread():
 def test_every_derived_tree_agrees_with_the_description(config):
     mesh = mesh_of()
     params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), config, jnp.bfloat16))
-    target = parameters.abstract(config, jnp.bfloat16, mesh)
+    target = parameters.abstract_of(parameters.describe(config), jnp.bfloat16, mesh)
     placed = parameters.shardings(config, mesh)
     assert jax.tree.structure(params) == jax.tree.structure(target) == jax.tree.structure(placed)
     for array, wanted, sharding, spec in zip(
@@ -117,7 +117,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_named():
         parameters.shardings(CONFIG, mesh_of(tensor=4))
     odd = dataclasses.replace(CONFIG, d_model=33)
     with pytest.raises(UserError, match=r"mesh\.fsdp: 2 does not divide .*embed \(33\)"):
-        parameters.abstract(odd, jnp.float32, mesh_of(fsdp=2))
+        parameters.abstract_of(parameters.describe(odd), jnp.float32, mesh_of(fsdp=2))
 
 
 @pytest.mark.parametrize(

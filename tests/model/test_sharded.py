@@ -19,6 +19,7 @@ from model_cases import (
 
 from agentrm_jax.model import hugging_face, llama, parameters
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.options import ForwardOptions
 
 CONFIG = LlamaConfig(
     vocab_size=64, d_model=32, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=6, d_ff=48
@@ -46,7 +47,8 @@ def loss_and_logits(params, tokens, mesh, remat):
     at = jnp.arange(tokens.shape[1])
     positions = jnp.broadcast_to(at % 12, tokens.shape)
     segments = jnp.broadcast_to(1 + at // 12, tokens.shape)
-    hidden = llama.forward(params, CONFIG, tokens, positions, segments, mesh=mesh, remat=remat)
+    options = ForwardOptions(mesh=mesh, remat=remat)
+    hidden = llama.forward(params, CONFIG, tokens, positions, segments, options=options)
     logits = llama.logits(params, CONFIG, hidden)
     log_probs = jax.nn.log_softmax(logits[:, :-1])
     return -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean(), logits

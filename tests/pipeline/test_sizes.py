@@ -11,7 +11,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.cache import memory as engine_memory
 from agentrm_jax.engine.cache.memory import check_memory
-from agentrm_jax.engine.engine import EngineConfig
+from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.pipeline import fit_model, sizes
 from agentrm_jax.pipeline.load_config import load_config

@@ -52,7 +52,7 @@ def test_what_is_compiled_is_what_training_holds():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     optimizer = make_optimizer(OptimizerConfig(), 10)
     params = jax.device_put(drawn(RNG), parameters.shardings(SHAPE, mesh))
-    abstract = parameters.abstract(SHAPE, "float32", mesh)
+    abstract = parameters.abstract_of(parameters.describe(SHAPE), "float32", mesh)
     assert_alike(abstract_state(abstract, optimizer, mesh), make_state(params, optimizer, mesh))
 
 
@@ -61,11 +61,13 @@ def test_what_is_compiled_is_what_an_engine_holds():
     sizes = SIZES
     params = jax.device_put(drawn(RNG), parameters.shardings(SHAPE, mesh))
     engine = Engine(llama.unstacked(params, consume=True), SHAPE, sizes, mesh=mesh)
-    planned = AbstractEngine(parameters.abstract(SHAPE, "float32", mesh), SHAPE, sizes, mesh=mesh)
-    assert_alike(planned.params, engine.params)
-    assert_alike(planned.pool, engine.pool)
-    rows = engine.next_portions([])
-    assert_alike(planned.put(rows), engine.put(rows))
+    planned = AbstractEngine(
+        parameters.abstract_of(parameters.describe(SHAPE), "float32", mesh), SHAPE, sizes, mesh=mesh
+    )
+    assert_alike(planned.programs.model.params, engine.programs.model.params)
+    assert_alike(planned.programs.model.pool, engine.programs.model.pool)
+    rows = engine.prefill.rows([])
+    assert_alike(planned.programs.put(rows), engine.programs.put(rows))
     assert params["layers"]["q"].is_deleted()
     assert not params["embed"].is_deleted()
 

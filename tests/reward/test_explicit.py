@@ -15,7 +15,8 @@ from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
-from agentrm_jax.engine.engine import Engine, EngineConfig
+from agentrm_jax.engine.config import EngineConfig
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer

@@ -12,7 +12,7 @@ from tiny_model import CONFIG, drawn
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.model import llama
-from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer
+from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 BETA, LIMIT = 0.1, 256
@@ -31,10 +31,8 @@ def models():
 
 def make_scorer(models, tokenizer, limit=LIMIT, **changed) -> ImplicitScorer:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return ImplicitScorer(
-        *models, CONFIG, tokenizer, lambda task: PROMPT, beta=BETA, limit=limit, mesh=mesh,
-        **changed,
-    )  # fmt: skip
+    settings = ImplicitSettings(beta=BETA, limit=limit, mesh=mesh, **changed)
+    return ImplicitScorer(*models, CONFIG, tokenizer, lambda task: PROMPT, settings)
 
 
 @jax.jit

@@ -12,13 +12,15 @@ from train_cases import CONFIG, mesh_of, policy_params, reward_params, rows_of
 from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.data.pipeline import batches
 from agentrm_jax.model import parameters
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train import fit as fit_module
-from agentrm_jax.train.fit import FitConfig, fit
+from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import abstract_state, make_state
+from agentrm_jax.train.trainable import Trainable
 
 ROWS = rows_of(60)
 LOOP = FitConfig(num_updates=12, batch_size=4, length=32, metrics_every=2, checkpoint_every=4)
@@ -26,17 +28,19 @@ LOOP = FitConfig(num_updates=12, batch_size=4, length=32, metrics_every=2, check
 
 def _fit(directory, *, on_update=lambda *_: None, loss=None, rows=ROWS, loop=LOOP, mesh=None):
     mesh = mesh or mesh_of()
+    loss = loss or sft.make_loss(CONFIG, ForwardOptions(mesh=mesh))
     return fit(
-        policy_params(mesh),
-        loss or sft.make_loss(CONFIG, mesh),
-        rows,
-        loop,
-        OptimizerConfig(learning_rate=1e-2),
-        directory=directory / "training",
-        mesh=mesh,
-        seed=1,
-        metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
-        on_update=on_update,
+        FitInputs(
+            model=Trainable(params=policy_params(mesh), loss_fn=loss),
+            rows=rows,
+            config=loop,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            directory=directory / "training",
+            mesh=mesh,
+            seed=1,
+            metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
+            on_update=on_update,
+        )
     )
 
 
@@ -116,7 +120,7 @@ def test_two_updates_are_in_flight_at_most(tmp_path, monkeypatch):
     handed, in_flight = [], []
 
     def loss(params, batch):
-        total, sums = sft.make_loss(CONFIG, None)(params, batch)
+        total, sums = sft.make_loss(CONFIG)(params, batch)
         slow = jax.lax.fori_loop(0, 100, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), 0.1))
         return total + 0 * jax.lax.stop_gradient(slow.sum()), sums
 
@@ -150,18 +154,19 @@ def test_a_stop_does_not_wait_for_the_measure(tmp_path, monkeypatch):
 
     def run(directory, on_update):
         mesh = mesh_of()
+        loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh))
         return fit(
-            policy_params(mesh),
-            sft.make_loss(CONFIG, mesh),
-            ROWS,
-            LOOP,
-            OptimizerConfig(learning_rate=1e-2),
-            directory=directory,
-            mesh=mesh,
-            seed=1,
-            metrics=None,
-            held_out=rows_of(8),
-            on_update=on_update,
+            FitInputs(
+                model=Trainable(params=policy_params(mesh), loss_fn=loss),
+                rows=ROWS,
+                config=LOOP,
+                optimizer=OptimizerConfig(learning_rate=1e-2),
+                directory=directory,
+                mesh=mesh,
+                seed=1,
+                held_out=rows_of(8),
+                on_update=on_update,
+            )
         )
 
     with pytest.raises(Stopped):
@@ -173,7 +178,7 @@ def test_a_stop_does_not_wait_for_the_measure(tmp_path, monkeypatch):
     assert [resumed[key] for key in keys] == [whole[key] for key in keys]
 
 
-def test_a_checkpoint_goes_on_on_another_mesh(tmp_path):
+def test_a_checkpoint_is_resumed_on_another_mesh(tmp_path):
     """Killed on 1 x 8 devices behind a checkpoint, resumed on 2 x 4: the losses of 1 x 8."""
     loop = dataclasses.replace(LOOP, num_updates=8, batch_size=8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -194,7 +199,9 @@ def test_every_leaf_is_restored_to_its_place_on_another_mesh(tmp_path):
     checkpoints.save(1, saved)
     checkpoints.close()
     mesh = mesh_of(1, 4, 2)
-    wanted = abstract_state(parameters.abstract(CONFIG, jnp.float32, mesh), optimizer, mesh)
+    wanted = abstract_state(
+        parameters.abstract_of(parameters.describe(CONFIG), jnp.float32, mesh), optimizer, mesh
+    )
     checkpoints = TrainingCheckpoints(tmp_path, keep=1)
     found = checkpoints.restore(wanted)
     checkpoints.close()
@@ -233,17 +240,19 @@ def test_a_loss_that_is_not_finite_names_its_update(tmp_path):
 
 def test_the_reward_model_learns_its_targets(tmp_path):
     mesh = mesh_of()
+    loss = explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh))
     _, summary = fit(
-        reward_params(mesh),
-        explicit.make_loss(CONFIG, mesh),
-        rows_of(4),
-        FitConfig(num_updates=60, batch_size=2, length=32, metrics_every=10),
-        OptimizerConfig(learning_rate=1e-2),
-        directory=tmp_path / "training",
-        mesh=mesh,
-        seed=0,
-        metrics=MetricWriter(tmp_path / "metrics.jsonl", "reward"),
-        describe=explicit.describe,
+        FitInputs(
+            model=Trainable(params=reward_params(mesh), loss_fn=loss),
+            rows=rows_of(4),
+            config=FitConfig(num_updates=60, batch_size=2, length=32, metrics_every=10),
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            directory=tmp_path / "training",
+            mesh=mesh,
+            seed=0,
+            metrics=MetricWriter(tmp_path / "metrics.jsonl", "reward"),
+            describe=explicit.describe,
+        )
     )
     assert summary["loss"] < 0.01
     assert summary["correlation"] > 0.9

@@ -10,11 +10,13 @@ import pytest
 from train_cases import CONFIG, batch_of, mesh_of, policy_params, rows_of
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.checkpoints import TrainingCheckpoints
 from agentrm_jax.runtime.metrics import MetricWriter, read_metrics
 from agentrm_jax.train import held_out, sft
-from agentrm_jax.train.fit import FitConfig, fit
+from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.trainable import Trainable
 
 EXAMPLES = [(f"task {i % 7}", i) for i in range(20)]
 LOOP = FitConfig(num_updates=30, batch_size=4, length=32, metrics_every=5, checkpoint_every=5)
@@ -49,28 +51,30 @@ def test_one_task_cannot_be_split() -> None:
 def test_the_loss_is_that_of_all_rows_at_once(batch_size: int, mesh: tuple[int, ...]) -> None:
     rows, where = rows_of(11, seed=3), mesh_of(*mesh)
     assert len(rows) % 3  # the last batch is not full
-    loss = sft.make_loss(CONFIG, mesh_of())
+    loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of()))
     total, sums = loss(policy_params(), batch_of(rows))
-    found = held_out.make_measure(sft.make_loss(CONFIG, where), rows, batch_size, where)(
-        policy_params(where)
-    )
+    found = held_out.make_measure(
+        sft.make_loss(CONFIG, ForwardOptions(mesh=where)), rows, batch_size, where
+    )(policy_params(where))
     assert found["loss"] == pytest.approx(float(total / sums["weight"]), rel=1e-5)
     assert set(found) == {"loss", *sums} - {"weight"}
 
 
 def trained(directory, on_update=lambda *_: None, loop=LOOP, rows=None):
+    loss = sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of()))
     return fit(
-        policy_params(mesh_of()),
-        sft.make_loss(CONFIG, mesh_of()),
-        rows or rows_of(20),
-        loop,
-        OptimizerConfig(learning_rate=1e-2),
-        directory=directory / "training",
-        mesh=mesh_of(),
-        seed=1,
-        metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
-        held_out=rows_of(12, seed=5),
-        on_update=on_update,
+        FitInputs(
+            model=Trainable(params=policy_params(mesh_of()), loss_fn=loss),
+            rows=rows or rows_of(20),
+            config=loop,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            directory=directory / "training",
+            mesh=mesh_of(),
+            seed=1,
+            metrics=MetricWriter(directory / "metrics.jsonl", "sft"),
+            held_out=rows_of(12, seed=5),
+            on_update=on_update,
+        )
     )
 
 
@@ -86,7 +90,7 @@ def test_the_best_checkpoint_is_the_model_also_where_training_was_killed(tmp_pat
     assert best < 25
     assert (summary["best_update"], summary["held_out_loss"]) == (best, losses[best])
     measure = held_out.make_measure(
-        sft.make_loss(CONFIG, mesh_of()), rows_of(12, seed=5), 4, mesh_of()
+        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh_of())), rows_of(12, seed=5), 4, mesh_of()
     )
     assert measure(params)["loss"] == pytest.approx(losses[best], rel=1e-6)
 

@@ -14,6 +14,7 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import pack
 from agentrm_jax.data.sequences import outcome_sequences, pair_sequences
 from agentrm_jax.model import llama
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import implicit
 from agentrm_jax.train.implicit import ImplicitConfig
 
@@ -90,7 +91,7 @@ def _batch(name):
         sequences, left_out = outcome_sequences(Letters(), lambda task: None, TRAJECTORIES, LENGTH)
     assert left_out == 0
     rows = pack(sequences, LENGTH)
-    found = implicit.reference_log_probs(REFERENCE, CONFIG, rows, 2, mesh_of())
+    found = implicit.reference_log_probs(REFERENCE, CONFIG, rows, 2, ForwardOptions(mesh=mesh_of()))
     return batch_of(implicit.with_reference(rows, found))
 
 

@@ -12,11 +12,13 @@ from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params,
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import llama, lora, parameters
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.train import explicit, sft
-from agentrm_jax.train.fit import FitConfig, fit
+from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import abstract_state, make_state
+from agentrm_jax.train.trainable import make_trainable
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 FEW = LoraConfig(rank=3, alpha=6.0, matrices=("v", "o"))
@@ -116,24 +118,27 @@ class _Killed(Exception):
 
 
 def _fit(directory, mesh, on_update=lambda *_: None):
-    trained, frozen = lora.parts(reward_params(mesh), fresh(mesh))
-    before = jax.tree.map(np.array, frozen)
+    loss = explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh))
+    model = make_trainable(reward_params(mesh), loss, LORA, lambda: fresh(mesh))
+    before = jax.tree.map(np.array, model.frozen)
     found, row = fit(
-        trained,
-        lora.adapted(explicit.make_loss(CONFIG, mesh), LORA),
-        rows_of(8),
-        FitConfig(num_updates=24, batch_size=4, length=32, metrics_every=4, checkpoint_every=8,
-                  accumulation=2 if mesh.size == 1 else 1),
-        OptimizerConfig(learning_rate=1e-2),
-        directory=directory / "training",
-        mesh=mesh,
-        seed=0,
-        metrics=MetricWriter(directory / "metrics.jsonl", "reward"),
-        frozen=frozen,
-        describe=explicit.describe,
-        on_update=on_update,
+        FitInputs(
+            model=model,
+            rows=rows_of(8),
+            config=FitConfig(
+                num_updates=24, batch_size=4, length=32, metrics_every=4, checkpoint_every=8,
+                accumulation=2 if mesh.size == 1 else 1,
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            directory=directory / "training",
+            mesh=mesh,
+            seed=0,
+            metrics=MetricWriter(directory / "metrics.jsonl", "reward"),
+            describe=explicit.describe,
+            on_update=on_update,
+        )
     )  # fmt: skip
-    chex.assert_trees_all_equal(before, frozen)
+    chex.assert_trees_all_equal(before, model.frozen)
     return found, row
 
 

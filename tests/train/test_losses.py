@@ -19,6 +19,7 @@ from train_cases import (
 from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.model import llama
 from agentrm_jax.model.heads import MSE, HLGauss
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import explicit, sft
 
 CASES = sequences(12, seed=3)
@@ -90,7 +91,9 @@ def test_eight_devices_give_the_same_gradients(make_loss, params_of):
     rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 
     def gradients(mesh, batch):
-        loss = make_loss(CONFIG, mesh, remat="block" if mesh is not None else "none")
+        loss = make_loss(
+            CONFIG, ForwardOptions(mesh=mesh, remat="block" if mesh is not None else "none")
+        )
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params_of(mesh), batch)
 
     (loss, sums), grads = gradients(mesh, jax.device_put(batch, rows))
@@ -112,7 +115,7 @@ def test_the_last_layer_of_labelled_tokens_alone_gives_the_same(remat, head):
     rows = pack(CASES, 48)
     least, most = np.sort((rows.weights != 0).sum(axis=1))[[0, -1]]
     assert least < most
-    loss_fn = explicit.make_loss(CONFIG, head=head, remat=remat)
+    loss_fn = explicit.make_loss(CONFIG, ForwardOptions(remat=remat), head=head)
     params = reward_params(head=head)
     (loss, sums), grads = _differentiated(loss_fn, params, batch_of(only_labelled(rows)))
     (wanted, wanted_sums), wanted_grads = _differentiated(loss_fn, params, batch_of(rows))
@@ -126,7 +129,7 @@ def test_the_last_layer_of_labelled_tokens_alone_gives_the_same(remat, head):
 def test_chunks_of_the_vocabulary_change_memory_only(chunks):
     batch = batch_of(pack(CASES, 48))
     (loss, sums), grads = _differentiated(
-        sft.make_loss(CONFIG, vocab_chunks=chunks), policy_params(), batch
+        sft.make_loss(CONFIG, ForwardOptions(vocab_chunks=chunks)), policy_params(), batch
     )
     (whole, whole_sums), whole_grads = _differentiated(
         sft.make_loss(CONFIG), policy_params(), batch
@@ -141,7 +144,7 @@ def test_chunks_of_the_vocabulary_never_make_all_logits():
     logits = f"tensor<{len(batch['tokens'])}x47x{CONFIG.vocab_size}xf32>"
 
     def program(chunks):
-        step = jax.grad(sft.make_loss(CONFIG, vocab_chunks=chunks), has_aux=True)
+        step = jax.grad(sft.make_loss(CONFIG, ForwardOptions(vocab_chunks=chunks)), has_aux=True)
         return jax.jit(step).lower(policy_params(), batch).as_text()
 
     assert logits in program(1)
@@ -160,7 +163,7 @@ def test_bfloat16_has_float32_gradients_of_the_rounded_model(make_loss, params_o
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     if head is not None:
         params, rounded = {**params, "value_head": head}, {**rounded, "value_head": head}
-    loss_fn = make_loss(CONFIG, dtype=jnp.bfloat16)
+    loss_fn = make_loss(CONFIG, ForwardOptions(dtype=jnp.bfloat16))
     (loss, _), grads = _differentiated(loss_fn, params, batch)
     (wanted, _), wanted_grads = _differentiated(make_loss(CONFIG), rounded, batch)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

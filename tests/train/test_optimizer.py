@@ -88,7 +88,9 @@ def test_they_lie_beside_their_parameters_and_plan_sees_them():
     for name, param in state.params["layers"].items():
         for moments in (adam.mu, adam.nu):
             assert moments["layers"][name].sharding == param.sharding
-    planned = abstract_state(parameters.abstract(CONFIG, "float32", mesh), optimizer, mesh)
+    planned = abstract_state(
+        parameters.abstract_of(parameters.describe(CONFIG), "float32", mesh), optimizer, mesh
+    )
 
     def alike(x, y):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)

@@ -17,7 +17,8 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import only_labelled, pack
 from agentrm_jax.data.sequences import tree_sequences, value_sequences
 from agentrm_jax.model import llama
-from agentrm_jax.model.heads import MSE, HLGauss, Quantile
+from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import explicit
 
 
@@ -38,8 +39,27 @@ def states(trees):
     return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signed(ValueHead):
+    """A head that the package does not have: the difference of two numbers, cubed error."""
+
+    outputs = 2
+
+    def value(self, outputs):
+        return outputs[..., 0] - outputs[..., 1]
+
+    def losses(self, outputs, targets):
+        return jnp.abs(self.value(outputs) - targets) ** 3
+
+    def initial_bias(self, mean):
+        return np.array([mean, 0.0])
+
+
 def slow_losses(outputs, targets, head):
     """Squared error; cross-entropy to a histogram made bin by bin; pinball loss level by level."""
+    if isinstance(head, Signed):
+        errors = [abs(a - b - target) for (a, b), target in zip(outputs, targets, strict=True)]
+        return jnp.stack(errors) ** 3
     if head == MSE():
         return (outputs - targets) ** 2
     if isinstance(head, HLGauss):
@@ -95,7 +115,7 @@ def test_trees_equal_one_sequence_per_state(seed, length):
 
 
 @pytest.mark.parametrize("make", [value_sequences, tree_sequences], ids=["paths", "trees"])
-@pytest.mark.parametrize("head", [HLGauss(bins=7), Quantile(bins=7, huber=0.2)], ids=repr)
+@pytest.mark.parametrize("head", [HLGauss(bins=7), Quantile(bins=7, huber=0.2), Signed()], ids=repr)
 def test_other_heads_equal_one_sequence_per_state(make, head):
     assert_equal_to_states(random_trees(4), make, 200, head)
 
@@ -174,7 +194,9 @@ def test_eight_devices_give_the_same_gradients():
     placed = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
 
     def gradients(mesh, batch):
-        loss = explicit.make_loss(CONFIG, mesh, remat="block" if mesh is not None else "none")
+        loss = explicit.make_loss(
+            CONFIG, ForwardOptions(mesh=mesh, remat="block" if mesh is not None else "none")
+        )
         return jax.jit(jax.grad(loss, has_aux=True))(reward_params(mesh), batch)[0]
 
     assert_gradients_close(

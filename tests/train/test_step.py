@@ -5,6 +5,7 @@ import pytest
 from train_cases import CONFIG, batch_of, mesh_of, policy_params, reward_params, rows_of
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.train import explicit, sft
 from agentrm_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from agentrm_jax.train.step import make_state, make_train_step, state_shardings
@@ -20,10 +21,12 @@ def _trained(mesh, accumulation=1, optimizer=PLAIN):
     params = policy_params(mesh)
     placed = state_shardings(params, optimizer, mesh)
     state = make_state(params, optimizer, mesh)
-    step = make_train_step(sft.make_loss(CONFIG, mesh), optimizer, placed, mesh, accumulation)
+    step = make_train_step(
+        sft.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh, accumulation
+    )
     sums = {}
     for _ in range(3):
-        state, sums = step(state, BATCH)
+        state, sums = step(state, BATCH, None)
     assert jax.tree.map(lambda x: x.sharding, state) == placed
     return state, sums
 
@@ -80,10 +83,12 @@ def test_parameters_off_the_mesh_are_brought_to_it():
     params = reward_params(mesh)
     placed = state_shardings(params, optimizer, mesh)
     state = make_state(params, optimizer, mesh)
-    step = make_train_step(explicit.make_loss(CONFIG, mesh), optimizer, placed, mesh)
+    step = make_train_step(
+        explicit.make_loss(CONFIG, ForwardOptions(mesh=mesh)), optimizer, placed, mesh
+    )
     losses = []
     for _ in range(8):
-        state, sums = step(state, BATCH)
+        state, sums = step(state, BATCH, None)
         losses.append(float(sums["loss"]))
     assert losses[-1] < 0.7 * losses[0]
     assert len(state.params["value_head"]["bias"].sharding.device_set) == 8

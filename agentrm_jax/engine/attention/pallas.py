@@ -1,16 +1,15 @@
-"""Attention over pages by a TPU kernel that finds them by their numbers.
+"""Paged attention on TPUs: a kernel that reads pages by their numbers.
 
-It gives the same part as `attention.attend_chunks` over a page table, but copies nothing out of the
-pool: what is to be read is laid out as a list of steps, each of which brings some pages of one
-conversation, for all of its queries and KV heads, and adds them to the conversation's part (a
-softmax that goes on from step to step, in float32). Conversations take as many steps as they have
-pages; the list's end is known at run time only.
+It gives the same part as `parts.attend_blocks` over a page table and copies nothing out of the
+pool. The pages are cut into steps: a step loads some pages of one sequence, for all of its queries
+and KV heads, and adds them to the sequence's part (a running softmax in float32). Sequences take as
+many steps as they have pages; the number of steps is known at run time only.
 
-Rows of a page are 128 numbers wide. Where a head is narrower, F = 128 / H slots stand side by side
-in a row, and each query is F queries: one for each place in a row, with zeros at the others. Their
+Rows of a page are 128 numbers wide. If a head is narrower, F = 128 / H tokens lie side by side in a
+row, and each query becomes F queries: one for each token of a row, with zeros for the others. Their
 parts are merged.
 
-Shapes as in `attention`: K KV heads, G conversations, M queries of each that share the keys.
+Shapes as in `parts`: K KV heads, G sequences, M queries of each that share the keys.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import logical_to_spec
 
-_LANES = 128  # width of a register; rows that a step reads, about
-_MOST_QUERIES = 128  # of a conversation at once; with more, its pages are read again
-_MOST_NUMBERS = 240_000  # of pages and steps: they lie in the scalar memory, of 1 MiB
-_NOBODY = -2  # label of a slot without a token; no query reads it
+_WIDTH = 128  # numbers of a register; about as many rows of pages are read by a step
+_MOST_QUERIES = 128  # of a sequence in a step; with more, its pages are read again
+_MOST_NUMBERS = 240_000  # page and step numbers in the scalar memory of 1 MiB
+_UNUSED = -2  # label of a position without a token; no query reads it
 
 
 def check_shapes(config: LlamaConfig, page_size: int) -> None:
-    """Refuses models and pages that the kernel cannot read.
+    """Checks that the kernel can read a model's heads and the pages.
 
     Raises:
-      UserError: It cannot.
+      UserError: The size of the heads or of the pages is not supported.
     """
     H = config.head_dim
-    if H % _LANES and H != _LANES // 2:
+    if H % _WIDTH and H != _WIDTH // 2:
         raise UserError(
             f"must be xla because pallas needs heads of 64 or multiples of 128, not {H}",
             field="engine.attention",
         )
-    least = 8 * _LANES // min(H, _LANES)
+    least = 8 * _WIDTH // min(H, _WIDTH)
     if page_size % least:
         raise UserError(
             f"must be a multiple of {least} for heads of {H} with engine.attention: pallas",
@@ -57,14 +56,14 @@ def check_shapes(config: LlamaConfig, page_size: int) -> None:
 
 @flax.struct.dataclass
 class Steps:
-    """What the kernel reads, step by step: S steps at most, of P pages each.
+    """The steps of the kernel: at most S, of P pages each.
 
     Attributes:
-      groups: [S] int32, the conversation of each step; those of one stand together.
+      groups: [S] int32, the sequence of each step; the steps of a sequence are consecutive.
       pages: [S * P] int32 page numbers.
-      labels: [S, F, P * page_size / F] int32: queries read the slots with their label.
-      count: [1] int32, how many steps there are. Each conversation has at least one.
-      split: Whether all this is made for each device's share of the conversations.
+      labels: [S, F, P * page_size / F] int32: a query reads the positions with its label.
+      count: [1] int32, the number of steps. Each sequence has at least one.
+      split: Whether each device has the steps of its own sequences.
     """
 
     groups: jax.Array
@@ -74,43 +73,43 @@ class Steps:
     split: bool = flax.struct.field(pytree_node=False)
 
 
-def make_steps(pool: Pool, table: PageTable, owners: jax.Array | None = None) -> Steps:
-    """The steps that read a page table.
+def make_steps(pool: Pool, table: PageTable, labels: jax.Array | None = None) -> Steps:
+    """Returns the steps that read a page table.
 
     Args:
-      owners: [C] int32 labels of the pages; 0 for all by default.
+      labels: [C] int32 labels of the pages; 0 for all by default.
     """
     G, C = table.pages.shape
-    labels = jnp.zeros(C, jnp.int32) if owners is None else owners
+    labels = jnp.zeros(C, jnp.int32) if labels is None else labels
     mesh, rows_of_page = pool.backend.mesh, pool.k[0].shape[2]
-    listed = functools.partial(
-        _list_steps,
-        together=min(max(1, _LANES // rows_of_page), C),
+    cut = functools.partial(
+        _cut_steps,
+        together=min(max(1, _WIDTH // rows_of_page), C),
         page_size=pool.page_size,
         side_by_side=pool.page_size // rows_of_page,
     )
     if mesh is None or G % mesh.shape["data"]:
-        return Steps(*listed(table.pages, table.fills, labels), split=False)
+        return Steps(*cut(table.pages, table.fills, labels), split=False)
     rows, everywhere = logical_to_spec(("rows",)), logical_to_spec(())
     on_each = jax.shard_map(
-        listed, mesh=mesh, in_specs=(rows, rows, everywhere), out_specs=rows, check_vma=False
+        cut, mesh=mesh, in_specs=(rows, rows, everywhere), out_specs=rows, check_vma=False
     )
     return Steps(*on_each(table.pages, table.fills, labels), split=True)
 
 
-def _list_steps(
+def _cut_steps(
     pages: jax.Array,
     fills: jax.Array,
-    owners: jax.Array,
+    page_labels: jax.Array,
     *,
     together: int,
     page_size: int,
     side_by_side: int,
 ) -> tuple[jax.Array, ...]:
-    """Page tables [G, C] and labels [C] to the arrays of `Steps`.
+    """Cuts page tables [G, C] with labels [C] into the arrays of `Steps`.
 
     Raises:
-      UserError: There are too many.
+      UserError: There are more page numbers than the scalar memory holds.
     """
     G, C = pages.shape
     missing = -C % together
@@ -121,10 +120,10 @@ def _list_steps(
             field="engine.attention",
         )
     pages, fills = (jnp.pad(x, ((0, 0), (0, missing))) for x in (pages, fills))
-    owners = jnp.pad(owners, (0, missing))
+    page_labels = jnp.pad(page_labels, (0, missing))
     C += missing
     filled = jnp.arange(page_size) < fills[..., None]  # [G, C, page_size]
-    labels = jnp.where(filled, owners[:, None], _NOBODY)
+    labels = jnp.where(filled, page_labels[:, None], _UNUSED)
     labels = labels.reshape(G, C // together, -1, side_by_side).swapaxes(2, 3)
     ends = jnp.max(jnp.where(fills > 0, jnp.arange(1, C + 1), 0), axis=1)
     counts = jnp.maximum(1, -(-ends // together))  # [G]
@@ -141,13 +140,13 @@ def _list_steps(
 
 
 def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labelled: bool):
-    """One step.
+    """Runs one step.
 
     Args:
-      groups, pages: Of all steps.
-      q: [K, M, W] queries, W numbers in a row; M counts those of all places in a row.
-      labels: [F, S] of the slots, S rows.
-      refs: The queries' labels [M, 1], if there are any; `together` pages of k and as many of v
+      groups, pages: As in `Steps`.
+      q: [K, M, W] queries, W numbers in a row; M counts the F queries of each.
+      labels: [F, S] labels of the positions, S rows.
+      refs: The queries' labels [M, 1], if `labelled`; `together` pages of k and as many of v
         [K, rows of a page, W]; and the part: weighted [K, M, W], maximum and total [K, M, 1].
     """
     from jax.experimental import pallas as pl
@@ -165,12 +164,12 @@ def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labell
         total[...] = jnp.zeros_like(total)
 
     F, M = labels.shape[0], q.shape[1]
-    slots = labels[0:1]
-    if F > 1:  # queries of a place in the row see the slots there
-        place = jax.lax.broadcasted_iota(jnp.int32, (M, 1), 0) % F
+    keys = labels[0:1]
+    if F > 1:  # each of a query's F queries reads one token of a row
+        column = jax.lax.broadcasted_iota(jnp.int32, (M, 1), 0) % F
         for f in range(1, F):
-            slots = jnp.where(place == f, labels[f : f + 1], slots)
-    seen = slots >= 0 if readers is None else slots == readers[...]  # [1 or M, S]
+            keys = jnp.where(column == f, labels[f : f + 1], keys)
+    seen = keys >= 0 if readers is None else keys == readers[...]  # [1 or M, S]
     for head in range(q.shape[0]):
         k = jnp.concatenate([page[head] for page in k_pages])
         v = jnp.concatenate([page[head] for page in v_pages])
@@ -195,7 +194,7 @@ def _kernel(groups, pages, q, labels, *refs, scale: float, together: int, labell
 def _attend(steps: Steps, readers: jax.Array | None, q, k, v, interpret: bool) -> Part:
     """`attend_pages` on one device."""
     F, H = steps.labels.shape[1], q.shape[-1]
-    # Each query once for each place in a row, with zeros at the others.
+    # Each query once for each token of a row, with zeros for the others.
     q = (q[..., None, None, :] * jnp.eye(F, dtype=q.dtype)[:, :, None]).reshape(
         *q.shape[:2], -1, F * H
     )
@@ -212,7 +211,7 @@ def _attend(steps: Steps, readers: jax.Array | None, q, k, v, interpret: bool) -
 
 
 def _run(steps: Steps, readers, q, k, v, scale: float, interpret: bool) -> list[jax.Array]:
-    """The kernel: the part of queries [K, G, M, W], its last two as [K, G, M, 1]."""
+    """Calls the kernel: the part of queries [K, G, M, W]; maximum and total are [K, G, M, 1]."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -265,11 +264,12 @@ def attend_pages(
     backend: Backend,
     readers: jax.Array | None = None,
 ) -> Part:
-    """Attention of queries [K, G, M, H] over pages of one layer's k and v, as in `Pool`.
+    """Returns the part of queries [K, G, M, H] over pages of one layer's k and v, as in `Pool`.
 
     Args:
-      steps: Which pages the G conversations have.
-      readers: [G, M] int32: a query reads the slots with its label; all by default.
+      steps: The pages of the G sequences.
+      readers: [G, M] int32 labels of the queries: a query reads the positions with its label. By
+        default it reads all.
     """
     attend = functools.partial(_attend, interpret=backend.interpret)
     if backend.mesh is None:
@@ -288,18 +288,18 @@ def attend_pages(
     )(steps, readers, q, k, v)
 
 
-def read_own(pool: Pool, table: PageTable) -> Reader:
-    """Attention of each conversation to its own pages."""
+def own_pages(pool: Pool, table: PageTable) -> Reader:
+    """Returns attention of each sequence to its own pages."""
     steps = make_steps(pool, table)
     return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend)
 
 
-def read_instructions(pool: Pool, context: Context, rows_of: jax.Array) -> Reader:
-    """Attention of all queries [K, 1, M, H] together to the instructions, each to its own.
+def shared_pages(pool: Pool, context: Context, sequence_of: jax.Array) -> Reader:
+    """Returns attention of queries [K, 1, M, H] to shared prefixes, each to that of its sequence.
 
     Args:
-      rows_of: [M] int32, the conversation of each query.
+      sequence_of: [M] int32, the sequence of each query.
     """
-    steps = make_steps(pool, context.instructions, context.owners)
-    readers = context.begins_with[rows_of][None]
+    steps = make_steps(pool, context.shared, context.shared_ids)
+    readers = context.prefix_ids[sequence_of][None]
     return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend, readers)

@@ -1,4 +1,4 @@
-"""What an engine's sizes need of a device's memory, reckoned before anything is allocated."""
+"""The memory that an engine needs on a device, computed before anything is allocated."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.memory import check_need, host_bytes, smallest_device_bytes
 
 OTHERS = ("page_size", "siblings")
-"""Sizes that decide no memory of their own."""
+"""Sizes that need no memory of their own."""
 
 
 def least_bytes(
     shape: Mapping[str, int], sizes: Mapping[str, int], number: int, tensor: int, data: int
 ) -> int:
-    """Returns the bytes that an engine needs on each device besides parameters, at least.
+    """Returns the least bytes that an engine needs on each device, without the parameters.
 
     Args:
       shape: `num_layers`, `num_kv_heads`, `head_dim`, `d_model` and `vocab_size` of the model.
       sizes: The engine's sizes, by name.
       number: Bytes of a number.
       tensor: Devices over which heads and vocabulary are split.
-      data: Devices over which conversations are divided.
+      data: Devices over which sequences are divided.
     """
     heads = math.ceil(shape["num_kv_heads"] / tensor)
     token = 2 * shape["num_layers"] * heads * shape["head_dim"] * number  # keys and values
@@ -45,16 +45,16 @@ def least_bytes(
 def check_memory(
     config: LlamaConfig, sizes: Any, dtype: Any, mesh: jax.sharding.Mesh | None
 ) -> None:
-    """Refuses an engine that no device can hold.
+    """Checks that a device can hold an engine.
 
     Args:
       config: The model's shape.
       sizes: An `EngineConfig`.
-      dtype: Of the parameters.
+      dtype: The type of the parameters.
       mesh: The devices, or None for the first one.
 
     Raises:
-      UserError: Names the size that is too large and the largest one that could fit.
+      UserError: A size is too large; the message names it and the largest value that could fit.
     """
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     tensor, data = (1, 1) if mesh is None else (mesh.shape["tensor"], mesh.shape["data"])
@@ -71,9 +71,9 @@ def check_memory(
 
 
 def free_tokens(config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
-    """How many tokens of keys and values fit into three quarters of the device's free memory.
+    """Returns the tokens whose keys and values fit into three quarters of the free memory.
 
-    If the device does not say (CPUs), into a sixteenth of the machine's memory.
+    For devices that do not report their memory (CPUs): into a sixteenth of the machine's memory.
     """
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     split = 1 if mesh is None else mesh.shape["tensor"]

@@ -1,9 +1,11 @@
-"""The page pool: keys and values of every piece of text that a model has read.
+"""The page pool and the page tables that attention reads, on the device.
 
-A page holds the keys and values of up to `page_size` consecutive tokens of one piece (a prompt, an
-observation, a reply). A conversation is a list of pages, so that conversations with a common
-beginning share its pages and nothing is copied when they branch. Keys are stored rotated to their
-true position: a page can be read without knowing where it stands.
+A page holds the keys and values of up to `page_size` consecutive tokens of one segment. A sequence
+is a row of a page table. Sequences with a common prefix name the same pages, and nothing is copied
+when they branch. Keys are stored rotated to their true position: a page can be read without its
+position.
+
+G sequences, K KV heads, H numbers of a head.
 """
 
 from __future__ import annotations
@@ -20,13 +22,28 @@ from agentrm_jax.model.attention import XLA, Backend
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import named_sharding
 
+PAGE_BLOCK = 8
+"""Pages of a page table that attention reads at a time. Each shared prefix starts a block."""
+
+Array = Any
+"""A jax.Array on the device or a numpy array on the host."""
+
+KeyValues = list[tuple[jax.Array, jax.Array]]
+"""New keys and values of each layer, [K, R, T, H] each."""
+
 
 @flax.struct.dataclass
 class Pool:
-    """Keys and values, for each layer [K, pages, page_size, H], and what reads them.
+    """The keys and values of all pages.
 
-    A TPU keeps rows of 128 numbers: there narrow heads are laid side by side, a page is
+    TPUs store rows of 128 numbers: for `pallas`, narrow heads lie side by side and a page is
     [page_size * H / 128, 128].
+
+    Attributes:
+      k: For each layer [K, pages, page_size, H].
+      v: For each layer [K, pages, page_size, H].
+      page_size: Tokens of a page.
+      backend: The attention backend that reads the pool.
     """
 
     k: tuple[jax.Array, ...]
@@ -36,58 +53,58 @@ class Pool:
 
     @property
     def num_pages(self) -> int:
+        """The number of pages."""
         return self.k[0].shape[1]
-
-
-Array = Any
-"""A jax.Array, or a numpy array where it is still, or again, on the host."""
 
 
 @flax.struct.dataclass
 class PageTable:
-    """The pages of G conversations, in order.
+    """The pages of G sequences, in order.
 
     Attributes:
-      pages: [G, C] int32 page numbers; unused entries are 0.
-      fills: [G, C] int32 number of tokens in each page; 0 for unused entries.
+      pages: [G, C] int32 page numbers; 0 if unused.
+      fills: [G, C] int32 number of tokens in each page; 0 if unused.
     """
 
     pages: Array
     fills: Array
 
-    def num_chunks(self, chunk: int) -> jax.Array:
-        """How many chunks of `chunk` pages hold all that is in use: int32 scalar.
+    def num_blocks(self, size: int) -> jax.Array:
+        """Returns the number of blocks of `size` pages up to the last used page: int32 scalar.
 
-        Between instructions there are unused pages: what counts is where the last one in use is.
+        There may be unused pages between shared prefixes.
         """
         used = jnp.max(jnp.where(self.fills > 0, jnp.arange(1, self.fills.shape[1] + 1), 0))
-        return (used + chunk - 1) // chunk
+        return (used + size - 1) // size
 
 
 @flax.struct.dataclass
 class Context:
-    """What G conversations have in the pages: an instruction that others share, and their own.
+    """The cached keys and values that G sequences attend to: shared prefixes and own pages.
 
     Attributes:
-      instructions: Page table of one row [1, S]: every instruction of the batch, one after the
-        other, each from the beginning of a chunk.
-      owners: [S] int32, which instruction a page belongs to; -1 for unused entries.
-      begins_with: [G] int32, the instruction of each conversation; -1 for none.
-      own: What follows it.
+      shared: Page table of one row [1, S]: every shared prefix of the batch, one after the other,
+        each from the beginning of a block.
+      shared_ids: [S] int32, the number of the shared prefix that a page belongs to; -1 if unused.
+      prefix_ids: [G] int32, the number of each sequence's shared prefix; -1 if it has none.
+      own: The pages of each sequence after its shared prefix.
     """
 
-    instructions: PageTable
-    owners: Array
-    begins_with: Array
+    shared: PageTable
+    shared_ids: Array
+    prefix_ids: Array
     own: PageTable
 
     def joined(self) -> PageTable:
-        """All pages of each conversation [G, S + C], those in use first. Their order says nothing
-        about positions, which the keys bear."""
-        shared = self.instructions
-        mine = jnp.where(self.owners == self.begins_with[:, None], shared.fills, 0)
-        pages = jnp.concatenate([jnp.broadcast_to(shared.pages, mine.shape), self.own.pages], 1)
-        fills = jnp.concatenate([mine, self.own.fills], axis=1)
+        """Returns all pages of each sequence [G, S + C], used pages first.
+
+        Their order carries no meaning: keys are rotated to their positions.
+        """
+        fills = jnp.where(self.shared_ids == self.prefix_ids[:, None], self.shared.fills, 0)
+        pages = jnp.concatenate(
+            [jnp.broadcast_to(self.shared.pages, fills.shape), self.own.pages], 1
+        )
+        fills = jnp.concatenate([fills, self.own.fills], axis=1)
         order = jnp.argsort(fills == 0, axis=1, stable=True)
         return PageTable(*(jnp.take_along_axis(x, order, axis=1) for x in (pages, fills)))
 
@@ -100,7 +117,7 @@ def make_pool(
     mesh: jax.sharding.Mesh | None,
     attention: str = "xla",
 ) -> Pool:
-    """An empty pool; KV heads are sharded over `tensor` when there is a mesh."""
+    """Returns an empty pool; with a mesh, KV heads are sharded over `tensor`."""
     row = 128 if attention == "pallas" and config.head_dim < 128 else config.head_dim
     shape = (config.num_kv_heads, num_pages, page_size * config.head_dim // row, row)
     sharding = None if mesh is None else named_sharding(mesh, ("kv_heads", None, None, None))
@@ -112,33 +129,44 @@ def make_pool(
     return jax.jit(make, out_shardings=sharding)()
 
 
-def read_chunk(layer: jax.Array, table: PageTable, c: jax.Array | int, chunk: int) -> jax.Array:
-    """Chunk `c` of every conversation from one layer's k or v: [K, G, chunk * page_size, H]."""
-    pages = jax.lax.dynamic_slice_in_dim(table.pages, c * chunk, chunk, axis=1)
+def read_block(layer: jax.Array, table: PageTable, block: jax.Array | int, size: int) -> jax.Array:
+    """Returns a block of `size` pages of every sequence from one layer's keys or values.
+
+    Shape: [K, G, size * page_size, H].
+    """
+    pages = jax.lax.dynamic_slice_in_dim(table.pages, block * size, size, axis=1)
     K, _, page_size, H = layer.shape
-    return layer[:, pages].reshape(K, pages.shape[0], chunk * page_size, H)
+    return layer[:, pages].reshape(K, pages.shape[0], size * page_size, H)
 
 
-def chunk_mask(table: PageTable, c: jax.Array | int, chunk: int, page_size: int) -> jax.Array:
-    """Which slots of chunk `c` hold tokens: [G, chunk * page_size] bool."""
-    fills = jax.lax.dynamic_slice_in_dim(table.fills, c * chunk, chunk, axis=1)
+def block_mask(table: PageTable, block: jax.Array | int, size: int, page_size: int) -> jax.Array:
+    """Returns which positions of a block hold tokens: [G, size * page_size] bool."""
+    fills = jax.lax.dynamic_slice_in_dim(table.fills, block * size, size, axis=1)
     valid = jnp.arange(page_size) < fills[:, :, None]
-    return valid.reshape(fills.shape[0], chunk * page_size)
+    return valid.reshape(fills.shape[0], size * page_size)
 
 
-def instruction_mask(context: Context, c: jax.Array | int, chunk: int, page_size: int) -> jax.Array:
-    """Which conversations see which slots of instruction chunk `c`: [G, chunk * page_size] bool."""
-    owners = jax.lax.dynamic_slice_in_dim(context.owners, c * chunk, chunk)
-    seen = context.begins_with[:, None] == jnp.repeat(owners, page_size)
-    return seen & chunk_mask(context.instructions, c, chunk, page_size)
+def shared_mask(context: Context, block: jax.Array | int, size: int, page_size: int) -> jax.Array:
+    """Returns which positions of a block of shared prefixes each sequence attends to.
+
+    Shape: [G, size * page_size] bool.
+    """
+    ids = jax.lax.dynamic_slice_in_dim(context.shared_ids, block * size, size)
+    own = context.prefix_ids[:, None] == jnp.repeat(ids, page_size)
+    return own & block_mask(context.shared, block, size, page_size)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def commit(pool: Pool, new: list[tuple[jax.Array, jax.Array]], pages: jax.Array) -> Pool:
-    """Writes each layer's new (k, v) [K, R, T, H] into pages [R, T / page_size].
+def commit(pool: Pool, new: KeyValues, pages: jax.Array) -> Pool:
+    """Writes new keys and values into pages.
 
-    A page number past the end is dropped. This is a program of its own: in one that also reads the
-    pool in a loop, the compiler copies the whole pool before it writes.
+    This is a separate program: in one that also reads the pool in a loop, the compiler copies the
+    whole pool before it writes.
+
+    Args:
+      pool: Donated.
+      new: For each layer (k, v) [K, R, T, H].
+      pages: [R, T / page_size] int32; numbers beyond the pool are not written.
     """
 
     def write(layer: jax.Array, values: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
-"""Which pages hold which text: a tree of the pieces that a model has read, on the host.
+"""The prefix cache: which pages hold which tokens, as a tree of segments on the host.
 
-A conversation is a sequence of pieces of tokens (the prompt, the first observation, then one piece
-for each step). Conversations that begin alike share the entries of their common pieces. Pages that
-have not been used for longest are given up when the pool is full; their text is read again when it
-is needed. A piece always starts a page and is always read in the same portions, so that reading it
-again gives the same keys and values, to the bit.
+Sequences with a common prefix share the nodes of their common segments. If the pool is full, the
+least recently used pages are evicted; their tokens are read again when they are needed. A segment
+always starts a page and is always read in the same chunks, so that reading it again gives the same
+keys and values, to the bit.
 """
 
 from __future__ import annotations
@@ -12,229 +11,246 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from agentrm_jax.core.errors import UserError
-
-Piece = np.ndarray
-"""int32 [T] tokens, at least one."""
+from agentrm_jax.engine.cache.pages import PAGE_BLOCK
+from agentrm_jax.engine.request import Tokens, TokenSequence
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Entry:
-    """One piece behind a given beginning.
+class Node:
+    """One segment after a given prefix.
 
     Attributes:
+      parent: The segment before it, or None.
+      tokens: int32 [length].
       start: Position of its first token.
-      pages: Where it is in the pool; empty when it is not there.
-      portions_read: How many of its portions are in the pool.
-      used: When it was last needed, on the cache's clock.
-      pins: How many conversations that are being decoded need it; it stays as long.
-      instruction: Its number, for a piece that many conversations begin with.
-      readout: What the model said at its last token, for models that score.
+      children: The segments that follow it, by the bytes of their tokens.
+      pages: Its pages in the pool; empty if it is not in the pool.
+      chunks_read: The number of its chunks that are in the pool.
+      last_used: When a call last needed it, on the cache's clock.
+      pins: The number of running requests that need it; a pinned node is not evicted.
+      prefix_id: Its number, if it is a shared prefix.
+      readout: The model's readout at its last token, for models that score.
     """
 
-    parent: Entry | None
-    tokens: Piece
+    parent: Node | None
+    tokens: Tokens
     start: int
-    children: dict[bytes, Entry] = dataclasses.field(default_factory=dict)
+    children: dict[bytes, Node] = dataclasses.field(default_factory=dict)
     pages: list[int] = dataclasses.field(default_factory=list)
-    portions_read: int = 0
-    used: int = 0
+    chunks_read: int = 0
+    last_used: int = 0
     pins: int = 0
-    instruction: int | None = None
+    prefix_id: int | None = None
     readout: float | None = None
 
     @property
     def end(self) -> int:
+        """The position after its last token."""
         return self.start + len(self.tokens)
 
     @property
     def score(self) -> float:
+        """The readout, which must be there."""
         assert self.readout is not None, "read by an engine without a readout"
         return self.readout
 
-    def path(self) -> list[Entry]:
-        """The entries from the conversation's beginning to this one."""
-        entries: list[Entry] = []
-        entry: Entry | None = self
-        while entry is not None:
-            entries.append(entry)
-            entry = entry.parent
-        return entries[::-1]
+    def path(self) -> list[Node]:
+        """Returns the nodes from the sequence's beginning to this one."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
 
 
 class PrefixCache:
-    """Entries and free pages of one pool.
+    """The nodes and the free pages of one pool.
 
     Args:
       num_pages: Pages of the pool.
       page_size: Tokens of a page.
-      portion: Most tokens that one row of `extend` reads; a multiple of `page_size`.
+      chunk_tokens: Tokens of a prefill chunk; a multiple of `page_size`.
+      shared_pages: Most pages of all shared prefixes, each rounded up to blocks of `PAGE_BLOCK`.
     """
 
-    def __init__(self, *, num_pages: int, page_size: int, portion: int) -> None:
+    def __init__(
+        self, *, num_pages: int, page_size: int, chunk_tokens: int, shared_pages: int = 0
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self.portion = portion
-        self._roots: dict[bytes, Entry] = {}
+        self.chunk_tokens = chunk_tokens
+        self._roots: dict[bytes, Node] = {}
         self._free = list(range(num_pages - 1, -1, -1))
-        self._resident: set[Entry] = set()
+        self._resident: set[Node] = set()
         self._clock = 0
-        self._num_instructions = 0
-        self._instruction_chunks = 0
+        self._num_shared = 0
+        self._free_shared_blocks = shared_pages // PAGE_BLOCK
 
-    def share(self, piece: Piece, most_chunks: int, chunk: int) -> None:
-        """Makes a piece an instruction unless there are as many chunks of pages of them already."""
-        entry = self.find([piece])
-        chunks = -(-len(piece) // (self.page_size * chunk))
-        if entry.instruction is None and self._instruction_chunks + chunks <= most_chunks:
-            entry.instruction = self._num_instructions
-            self._num_instructions += 1
-            self._instruction_chunks += chunks
-
-    def find(self, pieces: Sequence[Piece]) -> Entry:
-        """The entry of a conversation's last piece; what is new is entered, not yet read."""
-        entry: Entry | None = None
-        for piece in pieces:
-            siblings = self._roots if entry is None else entry.children
-            key = piece.tobytes()
-            found = siblings.get(key)
-            if found is None:
-                found = Entry(parent=entry, tokens=piece, start=0 if entry is None else entry.end)
-                siblings[key] = found
-            entry = found
-        if entry is None:
-            raise ValueError("a conversation has at least one piece")
-        return entry
-
-    def portions(self, entry: Entry) -> int:
-        return -(-len(entry.tokens) // self.portion)
-
-    def next_portion(self, entry: Entry) -> Piece:
-        """What is to be read of an entry next."""
-        return entry.tokens[entry.portions_read * self.portion :][: self.portion]
-
-    def num_pages_of(self, entry: Entry) -> int:
-        return -(-len(entry.tokens) // self.page_size)
-
-    def missing(self, leaves: Iterable[Entry]) -> list[Entry]:
-        """Entries on the way to the leaves that are not wholly read, each once, parents first."""
-        found: dict[Entry, None] = {}
-        for leaf in leaves:
-            for entry in leaf.path():
-                if entry.portions_read < self.portions(entry):
-                    found.setdefault(entry)
-        return list(found)
-
-    def reserve(self, leaves: Sequence[Entry], more: int = 0) -> bool:
-        """Finds pages for everything on the way to the leaves, giving up what is used least.
-
-        Args:
-          more: So many free pages are needed besides.
-
-        Returns:
-          Whether it could: not where too much is pinned.
+    def find(self, sequence: TokenSequence) -> Node:
+        """Returns the node of a sequence's last segment; new segments are added, not yet read.
 
         Raises:
-          UserError: the pool cannot hold these conversations at once.
+          ValueError: The sequence has no segment.
+        """
+        node: Node | None = None
+        for tokens in sequence.segments:
+            node = self._child(node, tokens)
+            if node.parent is None and sequence.shared_prefix:
+                self._share(node)
+        if node is None:
+            raise ValueError("a sequence must have at least one segment")
+        return node
+
+    def _child(self, parent: Node | None, tokens: Tokens) -> Node:
+        siblings = self._roots if parent is None else parent.children
+        key = tokens.tobytes()
+        node = siblings.get(key)
+        if node is None:
+            start = 0 if parent is None else parent.end
+            node = siblings[key] = Node(parent=parent, tokens=tokens, start=start)
+        return node
+
+    def _share(self, root: Node) -> None:
+        """Makes a root a shared prefix if the table of shared prefixes has room for it."""
+        blocks = -(-len(root.tokens) // (self.page_size * PAGE_BLOCK))
+        if root.prefix_id is None and blocks <= self._free_shared_blocks:
+            root.prefix_id = self._num_shared
+            self._num_shared += 1
+            self._free_shared_blocks -= blocks
+
+    def num_chunks(self, node: Node) -> int:
+        """Returns the number of prefill chunks of a node."""
+        return -(-len(node.tokens) // self.chunk_tokens)
+
+    def next_chunk(self, node: Node) -> Tokens:
+        """Returns the tokens of the first chunk that is not in the pool."""
+        return node.tokens[node.chunks_read * self.chunk_tokens :][: self.chunk_tokens]
+
+    def num_pages_of(self, node: Node) -> int:
+        """Returns the number of pages that a node's tokens take."""
+        return -(-len(node.tokens) // self.page_size)
+
+    def missing(self, leaves: Iterable[Node]) -> list[Node]:
+        """Returns the nodes on the paths to the leaves that are not completely read.
+
+        Each of them once, parents first.
+        """
+        missing: dict[Node, None] = {}
+        for leaf in leaves:
+            for node in leaf.path():
+                if node.chunks_read < self.num_chunks(node):
+                    missing.setdefault(node)
+        return list(missing)
+
+    def reserve(self, leaves: Sequence[Node], more: int = 0) -> bool:
+        """Gives pages to all nodes on the paths to the leaves, evicting what is used least.
+
+        Args:
+          leaves: The last nodes of some sequences.
+          more: Further free pages that must be there afterwards.
+
+        Returns:
+          False if too many pages are pinned.
+
+        Raises:
+          UserError: The pool cannot hold these sequences at the same time.
         """
         self._clock += 1
-        needed: dict[Entry, int] = {}
+        needed: dict[Node, int] = {}
         total = more
         for leaf in leaves:
-            for entry in leaf.path():
-                if entry.used == self._clock:
+            for node in leaf.path():
+                if node.last_used == self._clock:
                     continue
-                entry.used = self._clock
-                count = self.num_pages_of(entry)
+                node.last_used = self._clock
+                count = self.num_pages_of(node)
                 total += count
-                if not entry.pages:
-                    needed[entry] = count
+                if not node.pages:
+                    needed[node] = count
         if total > self.num_pages:
             raise UserError(
-                f"must be at least {total * self.page_size} for the conversations of one call",
+                f"must be at least {total * self.page_size} for the sequences of one call",
                 field="engine.cache_tokens",
                 value=self.num_pages * self.page_size,
             )
         if not self._evict(sum(needed.values()) + more):
             return False
-        for entry, count in needed.items():
-            entry.pages = self.take(count)
-            self._resident.add(entry)
+        for node, count in needed.items():
+            node.pages = self.allocate(count)
+            self._resident.add(node)
         return True
 
-    def pin(self, leaf: Entry, by: int) -> None:
-        """Keeps a conversation in the pool; with -1, no longer."""
-        for entry in leaf.path():
-            entry.pins += by
+    def pin(self, leaf: Node, count: int) -> None:
+        """Adds `count` (1 or -1) to the pins of all nodes on the path to the leaf."""
+        for node in leaf.path():
+            node.pins += count
 
-    def take(self, count: int) -> list[int]:
-        """So many of the free pages, for what is being decoded."""
+    def allocate(self, count: int) -> list[int]:
+        """Takes free pages, which must be there."""
         return [self._free.pop() for _ in range(count)]
 
-    def give(self, pages: Iterable[int]) -> None:
-        """Pages that are needed no longer."""
+    def free(self, pages: Iterable[int]) -> None:
+        """Returns pages to the free pages."""
         self._free.extend(pages)
 
-    def adopt(self, parent: Entry | None, tokens: Piece, pages: list[int]) -> None:
-        """Enters a piece that is in the pages already; they are freed where it was known."""
-        siblings = self._roots if parent is None else parent.children
-        entry = siblings.get(tokens.tobytes())
-        if entry is None:
-            start = 0 if parent is None else parent.end
-            entry = siblings[tokens.tobytes()] = Entry(parent=parent, tokens=tokens, start=start)
-        if entry.pages:
-            self.give(pages)
+    def insert(self, parent: Node | None, tokens: Tokens, pages: list[int]) -> None:
+        """Adds a segment whose keys and values are in `pages`; frees them if it is resident."""
+        node = self._child(parent, tokens)
+        if node.pages:
+            self.free(pages)
             return
-        entry.pages, entry.portions_read = pages, self.portions(entry)
-        self._resident.add(entry)
-        for own in entry.path():
-            own.used = self._clock
+        node.pages, node.chunks_read = pages, self.num_chunks(node)
+        self._resident.add(node)
+        for before in node.path():
+            before.last_used = self._clock
 
     def _evict(self, pages: int) -> bool:
-        """Makes at least `pages` pages free, if it can; what is in use on this clock stays.
+        """Makes at least `pages` pages free, if possible; nodes of the current call stay.
 
-        Among entries that were used last at the same time the later piece goes first: whatever is
-        in the pool has its whole beginning there. Else a piece could be read while a part of its
-        beginning was still to be read again.
+        Of nodes that were last used at the same time, the later segment is evicted first, so that
+        a resident node always has its whole prefix in the pool. Else a segment could be read while
+        its prefix is incomplete.
         """
         if pages <= len(self._free):
             return True
         goal = max(pages, self.num_pages // 8)  # some more, so that the next call need not sort
-        for entry in sorted(self._resident, key=lambda entry: (entry.used, -entry.start)):
-            if len(self._free) >= goal or entry.used == self._clock:
+        for node in sorted(self._resident, key=lambda node: (node.last_used, -node.start)):
+            if len(self._free) >= goal or node.last_used == self._clock:
                 break
-            if entry.pins:
+            if node.pins:
                 continue
-            self.give(entry.pages)
-            entry.pages, entry.portions_read = [], 0
-            self._resident.discard(entry)
-            self._forget(entry)
+            self.free(node.pages)
+            node.pages, node.chunks_read = [], 0
+            self._resident.discard(node)
+            self._remove_empty(node)
         return pages <= len(self._free)
 
-    def _forget(self, entry: Entry | None) -> None:
-        """Drops entries that hold nothing: no pages, no children."""
-        while entry is not None and not entry.children and not entry.pages and not entry.pins:
-            if entry.instruction is not None:
+    def _remove_empty(self, node: Node | None) -> None:
+        """Removes a node without pages, children and pins, and then its parent if it is empty."""
+        while node is not None and not node.children and not node.pages and not node.pins:
+            if node.prefix_id is not None:
                 return
-            siblings = self._roots if entry.parent is None else entry.parent.children
-            key = entry.tokens.tobytes()
-            if siblings.get(key) is entry:
+            siblings = self._roots if node.parent is None else node.parent.children
+            key = node.tokens.tobytes()
+            if siblings.get(key) is node:
                 del siblings[key]
-            entry = entry.parent
+            node = node.parent
 
-    def prefix(self, leaf: Entry | None, end: int) -> tuple[list[int], list[int]]:
-        """Pages and fills of the conversation's tokens before position `end`, its instruction
-        left out."""
+    def pages_before(self, leaf: Node | None, end: int) -> tuple[list[int], list[int]]:
+        """Returns the pages and fills of a sequence's tokens before position `end`.
+
+        The pages of its shared prefix are not among them.
+        """
         pages: list[int] = []
         fills: list[int] = []
-        for entry in leaf.path() if leaf is not None else []:
-            if entry.instruction is not None and end >= entry.end:
+        for node in leaf.path() if leaf is not None else []:
+            if node.prefix_id is not None and end >= node.end:
                 continue
-            for number, page in enumerate(entry.pages):
-                first = entry.start + number * self.page_size
-                fill = min(self.page_size, entry.end - first, end - first)
+            for number, page in enumerate(node.pages):
+                first = node.start + number * self.page_size
+                fill = min(self.page_size, node.end - first, end - first)
                 if fill > 0:
                     pages.append(page)
                     fills.append(fill)

@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""Sampling of the next token: temperature and filters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentrm_jax.core.fields import check_fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """The part of `Sampling` that shapes the compiled program."""
+    """The settings of `Sampling` that are compiled into the program."""
 
     top_k: int = 0
     top_p: float = 1.0
@@ -25,10 +25,10 @@ class Sampling:
 
     Attributes:
       temperature: 0 takes the likeliest token.
-      top_k: Only the k likeliest tokens; 0 keeps all.
-      top_p: Only the likeliest tokens that together reach this probability.
-      min_p: Only tokens at least this share as likely as the likeliest.
-      max_tokens: Longest reply.
+      top_k: Keeps the k likeliest tokens; 0 keeps all.
+      top_p: Keeps the likeliest tokens that together reach this probability.
+      min_p: Keeps tokens with at least this fraction of the likeliest token's probability.
+      max_tokens: Longest reply, in tokens.
     """
 
     temperature: float = 1.0
@@ -49,11 +49,12 @@ class Sampling:
 
     @property
     def filter(self) -> Filter:
+        """The settings that are compiled into the program."""
         return Filter(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
 
 def keep(logits: jax.Array, filter: Filter) -> jax.Array:
-    """Logits [..., V] float32 with what the filter excludes set to -inf. Ties are kept."""
+    """Returns logits [..., V] float32 with excluded tokens set to -inf. Ties are kept."""
     if filter.top_k:
         kth = jax.lax.top_k(logits, min(filter.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits >= kth, logits, -jnp.inf)
@@ -71,21 +72,23 @@ def keep(logits: jax.Array, filter: Filter) -> jax.Array:
 
 
 def largest(x: jax.Array) -> jax.Array:
-    """`argmax` over the last axis, int32, the first of equals; by two plain reductions, which CPUs
-    make several numbers at a time."""
-    there = x == x.max(axis=-1, keepdims=True)
-    return jnp.min(jnp.where(there, jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape[-1] - 1), -1)
+    """Returns the `argmax` over the last axis, int32, the first of equals.
+
+    It takes two plain reductions, which CPUs vectorize.
+    """
+    equal = x == x.max(axis=-1, keepdims=True)
+    return jnp.min(jnp.where(equal, jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape[-1] - 1), -1)
 
 
 def sample(
     keys: jax.Array, logits: jax.Array, temperature: jax.Array, filter: Filter
 ) -> tuple[jax.Array, jax.Array]:
-    """One token for each row.
+    """Samples one token for each row.
 
     Args:
-      keys: [R] random keys, one for each row: a row's token depends on its own key and logits.
+      keys: [R] random keys: a row's token depends only on its own key and logits.
       logits: [R, V] float32.
-      temperature: [R]; where 0, the likeliest token.
+      temperature: [R] float32; 0 takes the likeliest token.
 
     Returns:
       Tokens [R] int32 and their log-probabilities [R] at temperature 1, before any filter.

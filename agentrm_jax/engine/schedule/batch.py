@@ -1,48 +1,48 @@
-"""Where replies in the making stand in a call of the decoder, and pieces in one that reads."""
+"""The layout of a decode batch: which branch of which request is decoded in which row.
+
+Requests stand in groups by their number of branches n. In a group, each request has n slots. With
+one group, rows and slots are the same; with several groups, rows are given to the branches that are
+not done.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from agentrm_jax.engine.cache.prefix_cache import Entry
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """One decoded reply.
-
-    Attributes:
-      tokens: Without what ended it.
-      log_probs: Of each token, at temperature 1; one more, of the token behind, where it was ended.
-      stopped: Whether the model ended it, rather than the length limit.
-    """
-
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    stopped: bool
+from agentrm_jax.engine.cache.prefix_cache import Node
+from agentrm_jax.engine.request import Reply
 
 
 @dataclasses.dataclass(slots=True)
-class Row:
-    """A reply in the making; `pages` hold what was read of it, the token before it first."""
+class Branch:
+    """A reply that is being decoded.
+
+    Attributes:
+      pages: Pages for what decoding reads: first the token before the reply.
+      tokens: The tokens decoded so far.
+      log_probs: The log-probability of each of them.
+      reply_length: The number of tokens of the reply, once it has ended.
+      done: Whether it has ended or reached the length limit.
+    """
 
     pages: list[int]
     tokens: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
-    kept: int | None = None
+    reply_length: int | None = None
     done: bool = False
 
-    def take(self, tokens: np.ndarray, log_probs: np.ndarray) -> None:
+    def append(self, tokens: np.ndarray, log_probs: np.ndarray) -> None:
+        """Adds the tokens that a call has decoded."""
         self.tokens += tokens.tolist()
         self.log_probs += log_probs.tolist()
 
     def reply(self) -> Reply:
-        stopped = self.kept is not None
-        count = self.kept if self.kept is not None else len(self.tokens)
+        """Returns the reply."""
+        stopped = self.reply_length is not None
+        count = self.reply_length if self.reply_length is not None else len(self.tokens)
         return Reply(
             tokens=tuple(self.tokens[:count]),
             log_probs=tuple(self.log_probs[: count + stopped]),
@@ -51,161 +51,134 @@ class Row:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Conversation:
-    """A request whose rows are being decoded; `last_token` stands at position `end`. Rank and
-    ticket are those of a `Decoder`'s queue."""
+class RunningRequest:
+    """A request that has pages.
+
+    Attributes:
+      key: [2] uint32 random key data.
+      leaf: The last node of its sequence without the last token, or None if nothing is before it.
+      end: The position of the last token.
+      last_token: The last token, which decoding reads first.
+      branches: Its replies.
+      rank: Requests of lower rank go first.
+      ticket: Its number in the scheduler.
+    """
 
     key: np.ndarray
-    leaf: Entry | None
+    leaf: Node | None
     end: int
     last_token: int
-    rows: list[Row]
+    branches: list[Branch]
     rank: float = 0.0
     ticket: int = 0
 
     @property
-    def undone(self) -> list[int]:
-        """The branches that go on."""
-        return [branch for branch, row in enumerate(self.rows) if not row.done]
+    def open_branches(self) -> list[int]:
+        """The numbers of the branches that are not done."""
+        return [number for number, branch in enumerate(self.branches) if not branch.done]
 
 
-Lane = list[Conversation | None]
-"""The places of conversations with equally many branches."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Seats:
-    """Where the conversations and rows of one call stand; see `DecodeRows`."""
-
-    lanes: Sequence[Lane]
-    rows: Sequence[tuple[Conversation, int] | None]
-    slots: np.ndarray | None
-
-    def taken(self) -> Iterator[tuple[int, Conversation, int]]:
-        """(row number, conversation, branch) of every row that is not padding."""
-        for r, row in enumerate(self.rows):
-            if row is not None:
-                yield r, *row
+Group = list[RunningRequest | None]
+"""Requests with equally many branches; None for padding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Seating:
-    """How many rows and places there are, of them equally many on each device along `data`.
+class BatchLayout:
+    """The groups, rows and slots of one call, see `DecodeRows`.
 
     Attributes:
-      num_rows: Rows.
-      branches: Of each lane, the slots of a place.
-      places: Of each lane, its places.
+      groups: The requests of each group.
+      rows: For each row the request and the number of its branch; None for padding.
+      slots: [D, R / D] int32, see `DecodeRows`.
+    """
+
+    groups: Sequence[Group]
+    rows: Sequence[tuple[RunningRequest, int] | None]
+    slots: np.ndarray | None
+
+    def active_rows(self) -> Iterator[tuple[int, RunningRequest, Branch, int]]:
+        """Yields (row, request, branch, number of the branch) of every row but padding."""
+        for r, row in enumerate(self.rows):
+            if row is not None:
+                request, number = row
+                yield r, request, request.branches[number], number
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchShape:
+    """The fixed sizes of a decode batch; every device along `data` has equally many of each.
+
+    Attributes:
+      num_rows: Decode rows.
+      branches: For each group, the branches of a request.
+      capacities: For each group, its requests.
       data: The number of devices.
     """
 
     num_rows: int
     branches: tuple[int, ...]
-    places: tuple[int, ...]
+    capacities: tuple[int, ...]
     data: int
 
     @classmethod
-    def of(cls, rows: int, branches: Sequence[int], data: int) -> Seating:
-        """Places that each lane could fill all rows with; for at least one conversation."""
-        lanes = tuple(sorted(set(branches), reverse=True))
-        each = -(-rows // data)
-        if len(lanes) == 1:  # rows and slots are one
-            each = max(1, each // lanes[0]) * lanes[0]
-        places = tuple(data * max(1, each // n) for n in lanes)
-        return cls(num_rows=data * each, branches=lanes, places=places, data=data)
+    def of(cls, rows: int, branches: Sequence[int], data: int) -> BatchShape:
+        """Returns the shape in which each group alone could fill all rows.
 
-    def takes(self, running: Sequence[Conversation], one: Conversation) -> bool:
-        """Whether there are a row and a place for one more conversation."""
-        n = len(one.rows)
-        beside = sum(len(c.rows) == n for c in running)
-        return num_undone(running) < self.num_rows and beside < self.places[self.branches.index(n)]
-
-    def seat(self, running: Sequence[Conversation]) -> Seats:
-        """Gives rows to what the conversations still have to decode, the first of them first.
+        Each group has a capacity of at least one request on every device.
 
         Args:
-          running: Not more of each lane than it has places.
+          rows: The number of rows, about.
+          branches: The numbers of branches that requests have.
+          data: The number of devices.
         """
-        lanes: list[Lane] = [[None] * count for count in self.places]
-        rows: list[tuple[Conversation, int] | None] = [None] * self.num_rows
-        own_places = [count // self.data for count in self.places]
-        own_slots = [n * count for n, count in zip(self.branches, own_places, strict=True)]
-        R, S = self.num_rows // self.data, sum(own_slots)
+        groups = tuple(sorted(set(branches), reverse=True))
+        each = -(-rows // data)
+        if len(groups) == 1:  # rows and slots are the same
+            each = max(1, each // groups[0]) * groups[0]
+        capacities = tuple(data * max(1, each // n) for n in groups)
+        return cls(num_rows=data * each, branches=groups, capacities=capacities, data=data)
+
+    def admits(self, running: Sequence[RunningRequest], request: RunningRequest) -> bool:
+        """Returns whether there is a row and a capacity for one more request."""
+        n = len(request.branches)
+        of_group = sum(len(other.branches) == n for other in running)
+        return (
+            num_open_branches(running) < self.num_rows
+            and of_group < self.capacities[self.branches.index(n)]
+        )
+
+    def layout(self, running: Sequence[RunningRequest]) -> BatchLayout:
+        """Gives rows to the open branches of requests, in the order of the requests.
+
+        Args:
+          running: At most as many of each group as its capacity.
+        """
+        groups: list[Group] = [[None] * count for count in self.capacities]
+        rows: list[tuple[RunningRequest, int] | None] = [None] * self.num_rows
+        on_device = [count // self.data for count in self.capacities]
+        group_slots = [n * count for n, count in zip(self.branches, on_device, strict=True)]
+        R, S = self.num_rows // self.data, sum(group_slots)
         slots = np.full((self.data, R), S, np.int32)
-        num_seated = np.zeros((len(lanes), self.data), int)
+        num_requests = np.zeros((len(groups), self.data), int)
         num_rows = np.zeros(self.data, int)
-        for conversation in running:
-            lane = self.branches.index(len(conversation.rows))
-            free = np.where(num_seated[lane] < own_places[lane], R - num_rows, -1)
+        for request in running:
+            g = self.branches.index(len(request.branches))
+            free = np.where(num_requests[g] < on_device[g], R - num_rows, -1)
             device = int(free.argmax())
             if free[device] <= 0:
                 continue
-            place = num_seated[lane, device]
-            slot = sum(own_slots[:lane]) + place * len(conversation.rows)
-            for branch in conversation.undone[: free[device]]:
-                r = slot + branch if S == R else num_rows[device]
-                rows[device * R + r] = conversation, branch
-                slots[device, r] = slot + branch
+            index = num_requests[g, device]
+            slot = sum(group_slots[:g]) + index * len(request.branches)
+            for number in request.open_branches[: free[device]]:
+                r = slot + number if S == R else num_rows[device]
+                rows[device * R + r] = request, number
+                slots[device, r] = slot + number
                 num_rows[device] += 1
-            lanes[lane][device * own_places[lane] + place] = conversation
-            num_seated[lane, device] += 1
-        return Seats(lanes=lanes, rows=rows, slots=None if S == R else slots)
+            groups[g][device * on_device[g] + index] = request
+            num_requests[g, device] += 1
+        return BatchLayout(groups=groups, rows=rows, slots=None if S == R else slots)
 
 
-def num_undone(conversations: Sequence[Conversation]) -> int:
-    return sum(len(conversation.undone) for conversation in conversations)
-
-
-def seat_pieces(lengths: Iterable[int], blocks: int, places: int, room: int) -> list[int]:
-    """The places of pieces that are packed into blocks, of as many of the first ones as fit.
-
-    Args:
-      lengths: Of each piece; at most `room`.
-      places: Of a block.
-      room: Tokens of a block.
-    """
-    found: list[int] = []
-    block, taken, tokens = 0, 0, 0
-    for length in lengths:
-        if taken == places or tokens + length > room:
-            block, taken, tokens = block + 1, 0, 0
-        if block == blocks:
-            break
-        found.append(block * places + taken)
-        taken, tokens = taken + 1, tokens + length
-    return found
-
-
-def sibling_groups(entries: Iterable[Entry], most: int) -> list[list[Entry]]:
-    """Groups entries that follow the same pages, at most so many in a group.
-
-    An entry of which a portion was read stands alone.
-    """
-    open_groups: dict[Entry | None, list[Entry]] = {}
-    groups: list[list[Entry]] = []
-    for entry in entries:
-        group = None if entry.portions_read else open_groups.get(entry.parent)
-        if group is None or len(group) == most:
-            group = []
-            groups.append(group)
-            if not entry.portions_read:
-                open_groups[entry.parent] = group
-        group.append(entry)
-    return groups
-
-
-def block_shape(sizes: Any, data: int) -> tuple[int, int]:
-    """Returns the number of blocks in which pieces are packed, and the tokens of each.
-
-    There is a block for each device if the devices have equally many rows; siblings fit into a
-    block whatever their length.
-
-    Args:
-      sizes: An `EngineConfig`.
-      data: Devices over which conversations are divided.
-    """
-    T = sizes.extend_tokens
-    blocks = 1 if sizes.extend_rows // sizes.siblings % data else data
-    batch = sizes.extend_batch or sizes.extend_rows * T // 2
-    tokens = -(-batch // (blocks * sizes.page_size)) * sizes.page_size
-    return blocks, max(sizes.siblings * T, tokens)
+def num_open_branches(requests: Sequence[RunningRequest]) -> int:
+    """Returns the number of branches of some requests that are not done."""
+    return sum(len(request.open_branches) for request in requests)

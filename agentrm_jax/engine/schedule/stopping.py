@@ -1,4 +1,4 @@
-"""When a reply is over: told by token on the device, and by text on the host."""
+"""When a reply ends: by token on the device, by stop strings on the host."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from agentrm_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Stopping:
-    """What ends a reply.
+    """The tokens and strings that end a reply.
 
     Attributes:
-      tokens: They end it and do not belong to it: ends of text and all other control tokens, so
-        that no reply holds one. In a conversation the first stands after every reply.
-      halting: Tokens whose own text contains a stop string: decoding stops behind them, and `cut`
-        says what stays.
-      cut: (tokens of a reply) to how many of them stand before a stop string, or None without one.
+      tokens: Tokens that end a reply and are not part of it: ends of text and all other control
+        tokens, so that no reply contains one. In a sequence the first follows every reply.
+      halting: Tokens whose own text contains a stop string: decoding stops after them, and `cut`
+        gives the length of the reply.
+      cut: (tokens of a reply) to the number of tokens before a stop string, or None without one.
     """
 
     tokens: tuple[int, ...]
@@ -27,13 +27,13 @@ class Stopping:
     cut: Callable[[Sequence[int]], int | None] | None = None
 
     def ends(self, vocab_size: int) -> np.ndarray:
-        """[V] bool, the tokens after which decoding stops."""
-        found = np.zeros(vocab_size, bool)
-        found[[t for t in (*self.tokens, *self.halting) if 0 <= t < vocab_size]] = True
-        return found
+        """Returns the tokens after which decoding stops: [V] bool."""
+        ends = np.zeros(vocab_size, bool)
+        ends[[t for t in (*self.tokens, *self.halting) if 0 <= t < vocab_size]] = True
+        return ends
 
-    def kept(self, tokens: Sequence[int]) -> int | None:
-        """How many tokens belong to the reply, or None where it is not over."""
+    def reply_length(self, tokens: Sequence[int]) -> int | None:
+        """Returns the number of tokens of the reply, or None if it has not ended."""
         before = len(tokens) - 1 if tokens and tokens[-1] in self.tokens else None
         if self.cut is None:
             return before
@@ -47,14 +47,19 @@ def stopping_at(
     vocab_size: int,
     decode: Callable[[Sequence[int]], str],
 ) -> Stopping:
-    """Returns what ends replies: stop tokens, and strings that stand after them.
+    """Returns the stopping rule for stop tokens and stop strings.
 
-    The tokens that stand wholly before the string are kept: a token that holds its beginning and
-    other text goes with it.
+    A reply keeps the tokens that lie completely before the string: a token that contains other text
+    and the beginning of the string is cut off.
 
     Args:
-      stops: The tokens that end a reply, the chat's own first.
+      strings: The stop strings.
+      stops: The tokens that end a reply, the chat format's own first.
+      vocab_size: The number of tokens V.
       decode: Tokens to text.
+
+    Raises:
+      UserError: A string is empty.
     """
     if not all(strings):
         raise UserError("stop_strings: an empty string would end every reply at once")
@@ -66,7 +71,7 @@ def stopping_at(
 
     def cut(tokens: Sequence[int]) -> int | None:
         text = decode(tokens)
-        at = min((place for s in strings if (place := text.find(s)) >= 0), default=None)
+        at = min((start for s in strings if (start := text.find(s)) >= 0), default=None)
         if at is None:
             return None
         kept = len(tokens)

@@ -1,0 +1,87 @@
+"""Which attention a backend uses for prefill and for decoding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles
+from agentrm_jax.engine.attention.parts import (
+    AttendTo,
+    Reader,
+    attend,
+    by_kv_head,
+    by_position,
+    merge,
+    output,
+)
+from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
+from agentrm_jax.engine.rows import PrefillRows
+from agentrm_jax.model.config import LlamaConfig
+
+
+def decode_own(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reader:
+    """Returns attention of decoding to the sequences' own pages.
+
+    Args:
+      tile: Pages of a tile.
+      num_tiles: Most tiles of all sequences together.
+    """
+    if pool.backend.name == "pallas":
+        return pallas.own_pages(pool, table)
+    return tiles.own_tiles(pool, table, tile, num_tiles)
+
+
+def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reader:
+    """Returns attention of decoding to shared prefixes: queries [K, 1, M, H] read them together.
+
+    Args:
+      sequence_of: [M] int32, the sequence of each query.
+    """
+    if pool.backend.name == "pallas":
+        return pallas.shared_pages(pool, context, sequence_of)
+    return blocks.copied_shared_blocks(pool, context, sequence_of)
+
+
+def prefill_attention(
+    config: LlamaConfig, pool: Pool, rows: PrefillRows, queries: jax.Array
+) -> AttendTo:
+    """Returns attention of prefill.
+
+    Args:
+      queries: [R, Q] int32, the index of each query's token in its row.
+    """
+    if pool.backend.name == "cudnn":
+        return cudnn.contiguous_attention(pool, rows, queries)
+    return _merged_attention(config, pool, rows, queries)
+
+
+def _merged_attention(
+    config: LlamaConfig, pool: Pool, rows: PrefillRows, queries: jax.Array
+) -> AttendTo:
+    """Attention to shared prefixes, own pages and new tokens, each a part, and then merged."""
+    (R, Q), K, G = queries.shape, config.num_kv_heads, rows.starts.shape[0]
+    shared_by = config.num_heads // K
+    offset = jnp.arange(rows.most_tokens(pool.page_size))
+    causal = (queries[..., None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, Q, T]
+    causal = jnp.repeat(causal, shared_by, axis=1)  # [R, Q * N / K, T]
+    sequence_of = jnp.repeat(jnp.arange(G), (R // G) * Q * shared_by)
+    if pool.backend.name == "pallas":
+        shared = pallas.shared_pages(pool, rows.context, sequence_of)
+        own = pallas.own_pages(pool, rows.context.own)
+    else:
+        shared = blocks.shared_blocks(pool, rows.context, sequence_of)
+        own = blocks.own_blocks(pool, rows.context.own)
+
+    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        grouped = by_kv_head(q, K)  # [K, R, Q * N / K, H]
+        k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
+        new = attend(grouped, k.swapaxes(2, 3), v, causal)
+        before = []
+        for num_groups, read in ((1, shared), (G, own)):
+            part = read(l, grouped.reshape(K, num_groups, -1, q.shape[-1]))
+            before.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, new))
+        out = output(merge(merge(*before), new))
+        return by_position(out, Q).astype(q.dtype)
+
+    return attend_to
