@@ -1,0 +1,145 @@
+"""Comparison of test-time methods from Python: means with intervals, paired over tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.evaluate.statistics import Estimate, bootstrap, paired_bootstrap
+from agentrm_jax.search.best_of_n import BestOfN
+from agentrm_jax.search.choose import BASELINES
+from agentrm_jax.search.rollouts import Rollout
+
+Answers = Sequence[BestOfN] | Sequence[Rollout]
+"""One answer for each task, of best-of-n or of any method that gives trajectories."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MethodScore:
+    """The score of one method.
+
+    Attributes:
+      name: Name of the method.
+      score: Mean outcome over the tasks, in [0, 1], with its 95% interval.
+      difference: Mean of the first method's outcome minus this one's on the same tasks, with its
+        95% interval; None for the first method, and if the two have no task in common.
+    """
+
+    name: str
+    score: Estimate
+    difference: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MethodComparison:
+    """Scores of several methods; as text a table.
+
+    Attributes:
+      methods: The methods, in the order in which they were given, then the baselines.
+    """
+
+    methods: tuple[MethodScore, ...]
+
+    def __str__(self) -> str:
+        head = ("method", "tasks", "mean", "95% interval", f"{self.methods[0].name} is better by")
+        rows: list[tuple[str, ...]] = [head]
+        for method in self.methods:
+            score = method.score
+            gain = "" if method.difference is None else _with_interval(method.difference)
+            interval = f"[{score.low:.3f}, {score.high:.3f}]"
+            rows.append((method.name, str(score.n), f"{score.mean:.3f}", interval, gain))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    results: Answers | Mapping[str, Answers], baselines: Sequence[str] = ()
+) -> MethodComparison:
+    """Compares methods with each other and with rules that choose without a reward model.
+
+    Args:
+      results: The answers of one method (of `best_of_n`, `beam_search` or `rollouts`), or those of
+        several by name. A trajectory that ended by an error has outcome 0.
+      baselines: Of `random`, `majority`, `shortest`, `likeliest` and `oracle`: rules that choose
+        among the trajectories of the first best-of-n. `oracle` is the upper bound.
+
+    Returns:
+      A row for each method, in which the first method is compared with all others.
+
+    Raises:
+      UserError: There are no answers, a baseline is not known, or baselines are wanted and no
+        result is of `best_of_n`.
+    """
+    named = dict(results) if isinstance(results, Mapping) else {_name_of(results): results}
+    outcomes = {name: _outcomes(name, answers) for name, answers in named.items()}
+    if baselines:
+        sampled = [a for answers in named.values() for a in answers if isinstance(a, BestOfN)]
+        first = {a.task.task_id: a for a in reversed(sampled)}
+        if not first:
+            raise UserError("baselines choose among the trajectories of best_of_n; none is given")
+        for name in baselines:
+            outcomes[f"{name} of {len(sampled[0].rollouts)}"] = _baseline(name, first)
+    best, *_ = outcomes.values()
+    scores = [
+        MethodScore(
+            name=name,
+            score=bootstrap(list(own.values()), bounds=(0.0, 1.0)),
+            difference=None if i == 0 else _difference(best, own),
+        )
+        for i, (name, own) in enumerate(outcomes.items())
+    ]
+    return MethodComparison(methods=tuple(scores))
+
+
+def _name_of(results: Answers) -> str:
+    if results and isinstance(results[0], BestOfN):
+        return f"best of {len(results[0].rollouts)}"
+    return "method"
+
+
+def _outcomes(name: str, answers: Answers) -> dict[str, float]:
+    """The outcome of each task."""
+    found: dict[str, float] = {}
+    for answer in answers:
+        rollout = answer.rollout if isinstance(answer, BestOfN) else answer
+        task = answer.task if isinstance(answer, BestOfN) else answer.trajectory.task
+        if task.task_id in found:
+            raise UserError(f"{name}: must have one answer for task {task.task_id} (got two)")
+        found[task.task_id] = 0.0 if rollout is None else _outcome(rollout)
+    if not found:
+        raise UserError(f"{name}: must have an answer for at least one task (got none)")
+    return found
+
+
+def _outcome(rollout: Rollout) -> float:
+    return rollout.trajectory.outcome if rollout.error is None else 0.0
+
+
+def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
+    """The outcome that a rule is expected to have on each task."""
+    rules = {rule.removesuffix("_of_n"): function for rule, function in BASELINES.items()}
+    if name not in rules:
+        raise UserError(field="baselines", value=name, expected=f"of {', '.join(rules)}")
+    found = {}
+    for task_id, result in results.items():
+        weights = rules[name]([rollout.trajectory for rollout in result.rollouts])
+        found[task_id] = float(weights @ np.array([_outcome(r) for r in result.rollouts]))
+    return found
+
+
+def _difference(first: Mapping[str, float], other: Mapping[str, float]) -> Estimate | None:
+    common = [task_id for task_id in first if task_id in other]
+    if not common:
+        return None
+    return paired_bootstrap([first[i] for i in common], [other[i] for i in common])
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

@@ -1,0 +1,270 @@
+"""Training of a reward model from Python: on search trees, labelled trees or logged trajectories.
+
+The stage `train-rm` of a run does the same with the keys of its configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.records import Prompt, Trajectory
+from agentrm_jax.data.packing import PackedRows, only_labelled, pack
+from agentrm_jax.data.sequences import TokenSequence, value_sequences
+from agentrm_jax.data.states import LabelledTree
+from agentrm_jax.data.tokenizer import train_tokenizer
+from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.model.heads import MSE, ValueHead, head_to_json
+from agentrm_jax.model.options import ForwardOptions
+from agentrm_jax.model.value import init_reward
+from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.losses import MASTER
+from agentrm_jax.pipeline.model_folders import Prompts, find_model, write_prompts
+from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.reward_model import RewardModel
+from agentrm_jax.runtime.json_files import write_json_atomic
+from agentrm_jax.runtime.metrics import MetricWriter
+from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.run_paths import CHECKPOINTS, MODEL
+from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.search.labels import label_trajectories, label_tree
+from agentrm_jax.train import explicit
+from agentrm_jax.train.fit import FitConfig, FitInputs
+from agentrm_jax.train.fit import fit as run_fit
+from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.trainable import Trainable
+
+Example = TreeRecord | LabelledTree | Trajectory
+"""What a reward model learns from."""
+
+_SETTINGS = "training.json"
+_LONGEST = 4096
+_FRESH_CONTEXT = 2048
+_SHOWN = ("loss", "correlation")  # next to the progress bar
+
+
+def train_reward_model(
+    examples: Sequence[Example],
+    output: str | os.PathLike[str],
+    *,
+    init: str | os.PathLike[str] | ModelConfig | None = None,
+    prompts: Mapping[str, Prompt | None] | None = None,
+    head: ValueHead | None = None,
+    fit: FitConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    seed: int = 0,
+) -> RewardModel:
+    """Trains a reward model of states and saves it.
+
+    An interrupted training resumes if it is called again with the same arguments; one that has
+    ended is loaded. No environment is needed.
+
+    Args:
+      examples: Search trees (`explore`), labelled trees (`label`), or finished trajectories, whose
+        states all have the outcome as value. They may be mixed.
+      output: Folder to write: `model/` (what `RewardModel.load` and `agentrm export` read),
+        `prompts.json` and `metrics.jsonl`.
+      init: Policy that the reward model starts from: a folder (as of `ModelPolicy.load`), or the
+        sizes of a new model, whose tokenizer is trained on the examples. None: sizes of about a
+        million parameters.
+      prompts: Prompts by environment; None as a value: the model reads no prompt there.
+        Environments that are not named have their registered prompt, or none.
+      head: The value head; default: `MSE()`, the paper's.
+      fit: The training loop; default: three epochs of batches of 8 rows as long as the longest
+        example.
+      optimizer: The optimizer; default: `OptimizerConfig()`.
+      seed: Seed of a new model and of the order of rows.
+
+    Returns:
+      The trained reward model.
+
+    Raises:
+      UserError: There are no labels, an outcome is not in [0, 1], the folder holds something else
+        or the training of other arguments, or a setting is refused.
+    """
+    directory, trees = pathlib.Path(output), list(_labelled(examples))
+    if not any(tree.num_labels for tree in trees):
+        raise UserError("examples must hold a labelled state; none of them has one")
+    head, optimizer = head or MSE(), optimizer or OptimizerConfig()
+    known = _prompts(trees, prompts or {})
+    settings = {
+        "init": dataclasses.asdict(init) if isinstance(init, ModelConfig) else init and str(init),
+        "prompts": {name: prompt and dataclasses.asdict(prompt) for name, prompt in known.items()},
+        "head": head_to_json(head),
+        "fit": fit and dataclasses.asdict(fit),
+        "optimizer": dataclasses.asdict(optimizer),
+        "seed": seed,
+        "examples": _digest(trees),
+    }
+    _claim(directory, json.loads(json.dumps(settings)))
+    if not models.is_model_directory(directory / MODEL):
+        write_prompts(directory, known)
+        mesh = make_mesh(MeshConfig())
+        policy = _start(init, trees, fit, mesh, seed)
+        rows, fit = _rows(policy, Prompts(known), trees, fit)
+        model = _untrained(policy, head, rows, trees)
+        _train(directory, model, rows, fit, optimizer, mesh, seed)
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    return RewardModel.load(directory)
+
+
+def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
+    for example in examples:
+        match example:
+            case TreeRecord():
+                yield label_tree(example)
+            case LabelledTree():
+                yield example
+            case Trajectory():
+                yield from label_trajectories([example])
+            case _:
+                raise UserError(
+                    "examples must be trees, labelled trees or trajectories "
+                    f"(got {type(example).__name__})"
+                )
+
+
+def _prompts(
+    trees: Sequence[LabelledTree], given: Mapping[str, Prompt | None]
+) -> dict[str, Prompt | None]:
+    """The prompts of all environments of the trees, and those that were given besides."""
+    names = {tree.task.environment for tree in trees} - set(given)
+    registered = names & set(environment_names())
+    found = {name: load_family(name).prompt() if name in registered else None for name in names}
+    return dict(sorted({**found, **given}.items()))
+
+
+def _digest(trees: Sequence[LabelledTree]) -> str:
+    digest = hashlib.sha256()
+    for tree in trees:
+        digest.update(json.dumps(dataclasses.asdict(tree), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _claim(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Records the settings in the folder, or compares them with those that it has.
+
+    Raises:
+      UserError: They differ, or the folder holds something else.
+    """
+    path = directory / _SETTINGS
+    if path.exists():
+        try:
+            stored = parse_json(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({error}); delete {directory}") from None
+        for name, value in settings.items():
+            if stored.get(name) != value:
+                raise UserError(
+                    f"{directory}: holds a training with other {name}; choose another folder, or "
+                    "delete it"
+                )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory}: is not empty; choose another folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, settings)
+
+
+def _start(
+    init: str | os.PathLike[str] | ModelConfig | None,
+    trees: Sequence[LabelledTree],
+    fit: FitConfig | None,
+    mesh: Mesh,
+    seed: int,
+) -> Model:
+    """The policy that training starts from, in float32."""
+    if init is not None and not isinstance(init, ModelConfig):
+        return models.load_policy(find_model(init, "policy").directory, MASTER, mesh)
+    config = init or ModelConfig()
+    tokenizer = train_tokenizer(_texts(trees), config.vocab_size)
+    context = max(_FRESH_CONTEXT, fit.length if fit else 0)
+    return models.fresh_policy(config, tokenizer, context, MASTER, mesh, seed)
+
+
+def _texts(trees: Sequence[LabelledTree]) -> list[str]:
+    return [
+        text
+        for tree in trees
+        for text in (
+            tree.first_observation,
+            *(t for step in tree.steps for t in (step.reply, step.transition.observation)),
+        )
+    ]
+
+
+def _rows(
+    start: Model, prompts: Prompts, trees: Sequence[LabelledTree], fit: FitConfig | None
+) -> tuple[PackedRows, FitConfig]:
+    """The packed rows of all trees, and the loop with the length of the rows."""
+    longest = min(fit.length if fit else _LONGEST, start.config.longest)
+    sequences: list[TokenSequence]
+    sequences, _ = value_sequences(start.tokenizer, prompts, trees, longest)
+    if fit is None:
+        length = max(len(sequence.tokens) for sequence in sequences)
+        fit = FitConfig(length=min(longest, -(-length // 64) * 64), batch_size=8)
+    return only_labelled(pack(sequences, fit.length)), fit
+
+
+def _untrained(
+    policy: Model, head: ValueHead, rows: PackedRows, trees: Sequence[LabelledTree]
+) -> Model:
+    """A reward model with the policy's trunk that predicts the mean of the labels."""
+    labelled = rows.weights > 0
+    head.check_targets(rows.targets[labelled])
+    mean = float(np.sum(rows.weights * rows.targets) / np.sum(rows.weights))
+    return dataclasses.replace(
+        policy,
+        params=init_reward(policy.params, mean, head),
+        head=head,
+        trained_on=frozenset(tree.task.problem for tree in trees),
+    )
+
+
+def _train(
+    directory: pathlib.Path,
+    model: Model,
+    rows: PackedRows,
+    fit: FitConfig,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    seed: int,
+) -> None:
+    """Trains a reward model from where it starts, and saves it."""
+    options = ForwardOptions(mesh=mesh, remat=fit.remat, attention=fit.attention)
+    loss = explicit.make_loss(model.config, options, head=model.head)
+    with progress("train-reward", fit.total(len(rows))) as bar:
+        done = 0
+
+        def on_update(update: int, total: int, row: dict[str, float]) -> None:
+            nonlocal done
+            bar.advance(update - done, **{key: row[key] for key in _SHOWN if key in row})
+            done = update
+
+        inputs = FitInputs(
+            model=Trainable(params=model.params, loss_fn=loss),
+            rows=rows,
+            config=fit,
+            optimizer=optimizer,
+            directory=directory / CHECKPOINTS,
+            mesh=mesh,
+            seed=seed,
+            metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
+            describe=explicit.describe,
+            on_update=on_update,
+        )
+        params, _ = run_fit(inputs)
+    models.save(directory / MODEL, "reward", dataclasses.replace(model, params=params))
