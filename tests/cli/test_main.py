@@ -444,7 +444,7 @@ def test_what_cannot_be_held_out(tmp_path) -> None:
     maze = EnvironmentConfig(name="maze", train=False)
     for held_out in ({"train": False}, {"held_out": ["generated", "double_t"]}):
         named = RunConfig(environments=[EnvironmentConfig(name="maze", **held_out)])
-        with pytest.raises(UserError, match="environments: all is held out"):
+        with pytest.raises(UserError, match="environments are all held out"):
             _ = Tasks(named).explored
     with pytest.raises(UserError, match=r"maze is held out as a whole \(train: false\)"):
         dataclasses.replace(maze, held_out=["double_t"])
