@@ -191,7 +191,7 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     shutil.rmtree(copy / "eval")
     own = finished / "reward" / "explicit" / "model"
     message = fails(capsys, "train-rm", CONFIG, "--output", copy, f"--reward_init={own}", *given)
-    assert "train_rm.head: must be that of reward_init, {'kind': 'mse'" in message
+    assert "train_rm.head must be that of reward_init, {'kind': 'mse'" in message
 
 
 def test_a_policy_is_adapted_in_bfloat16(finished, copy) -> None:
@@ -345,7 +345,8 @@ def test_a_given_model_that_reads_less_is_refused_at_once(finished, tmp_path, ca
             f"--policy={policy}", f"--reward_model={finished / 'reward' / 'explicit' / 'model'}",
             "--rewards=[explicit]", "--engine.context=4096",
         )  # fmt: skip
-        assert f"{policy}: engine.context: 4096 tokens, but the model reads at most" in message
+        assert "engine.context must be at most" in message
+        assert f"the longest input of {policy}" in message
         assert not (tmp_path / command / "eval" / "greedy").exists()
 
 
