@@ -62,7 +62,12 @@ class Agent(BackgroundPolicy):
         self.truncated_steps = 0  # summed over all requests
 
     def request(self, trajectory: Trajectory, purpose: str) -> tuple[Request, int]:
-        """Returns the engine's request for a state, and the number of its truncated steps."""
+        """Returns the engine's request for a state, and the number of its truncated steps.
+
+        Args:
+          trajectory: The state.
+          purpose: Name of the turn within its task; part of the random key.
+        """
         segments, truncated = self.renderer.decoded_pieces(trajectory)
         shared_prefix = self.renderer.instruction(trajectory.task) is not None
         key = random_key(self._seed, trajectory.task.task_id, purpose)
@@ -109,6 +114,12 @@ class Agent(BackgroundPolicy):
             scheduler.start()
 
     def proposal(self, reply: Reply, truncated_steps: int) -> Proposal:
+        """Returns a reply of the engine as text with its action.
+
+        Args:
+          reply: The tokens.
+          truncated_steps: Number of steps of the state that were truncated.
+        """
         text = self.tokenizer.decode(list(reply.tokens))
         return Proposal(
             reply=text,

@@ -18,7 +18,6 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.beam import BeamConfig, beam_search, search_beams
-from agentrm_jax.search.growing import as_step
 
 TASKS = [game(i) for i in range(7)]
 CONFIG = BeamConfig(beam_width=3, expansion_width=2, concurrency=4)
@@ -107,7 +106,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
         for score, state, proposal in new:
             actions = [step.action for step in state.steps] + [proposal.action]
             if not breaks(task, actions):
-                step = as_step(proposal, answer(task, actions))
+                step = proposal.as_step(answer(task, actions))
                 beams.append((score, state.extended(step)))
                 env_steps += 1
         kept = sorted(beams, key=lambda b: -b[0])[: config.beam_width]
