@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from agentrm_jax.reward.judge import JudgeScorer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardKind:
+class RewardKind(abc.ABC):
     """Base class of the kinds of reward models.
 
     Attributes:
@@ -36,6 +37,7 @@ class RewardKind:
     compares: ClassVar[bool] = False
     scores_actions: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def open(self, policy: ActingPolicy) -> Scorer:
         """Returns the scorer of a run.
 
@@ -45,7 +47,6 @@ class RewardKind:
         Raises:
           UserError: There is no such reward model, or it cannot be read.
         """
-        raise NotImplementedError
 
 
 def register_reward_kind(name: str) -> Callable[[Any], Any]:

@@ -38,7 +38,7 @@ from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.progress import progress
-from agentrm_jax.runtime.run_paths import CHECKPOINTS, MODEL
+from agentrm_jax.runtime.run_paths import CHECKPOINTS, METRICS, MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.search.labels import label_trajectories, label_tree
 from agentrm_jax.train import explicit
@@ -263,7 +263,7 @@ def _train(
                 directory=directory / CHECKPOINTS,
                 mesh=mesh,
                 seed=seed,
-                metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
+                metrics=MetricWriter(directory / METRICS, "train-reward"),
                 describe=explicit.describe,
                 on_update=on_update,
             )

@@ -1,4 +1,4 @@
-"""Several processes of one run: joining, sharing values and work, waiting.
+"""Several processes of one run: how they find each other, share values and work, and wait.
 
 Every process runs the same program on the same global arrays. What only one of them may do, such
 as writing a file, the first does.
@@ -118,8 +118,8 @@ def check_joined() -> None:
 def ended_with_others() -> Iterator[None]:
     """Ends this process with one line if a computation that several share fails in the block.
 
-    Another process has ended then. JAX would wait for it until its heartbeat is missed, and so
-    would everything that is done together, such as closing checkpoints.
+    Another process is gone then. JAX would wait for it until its heartbeat is missed, and so would
+    everything that is done together, such as to close checkpoints.
     """
     try:
         yield
@@ -137,7 +137,7 @@ def ended_with_others() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Returns whether this is the first process, which writes the files that one process writes."""
+    """Whether this is the process that writes what only one may write."""
     return jax.process_index() == 0
 
 
@@ -201,9 +201,9 @@ def own_part(path: pathlib.Path) -> pathlib.Path:
 
 
 def gather(path: pathlib.Path) -> None:
-    """Moves the lines of all processes, also of earlier runs, into their common file.
+    """Moves what processes have written into the file it belongs to, also those of earlier runs.
 
-    It waits for all processes.
+    It waits for all of them.
     """
     from_all(None)
     from_first(lambda: move_records(path.parent.glob(f"{path.stem}.part*{path.suffix}"), path))

@@ -1,4 +1,4 @@
-"""The records of stages in the folder of a run: which ones have ended, and with what.
+"""The folder of a run: JSON files that are whole or absent, and which stages are done.
 
 A stage leaves `stage.json` in its folder when it has ended: the part of the configuration that it
 depends on, the versions that it was made with, its seconds, a summary, and the sha256 of all this.
@@ -59,7 +59,7 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit(directory: pathlib.Path) -> str | None:
-    """The commit of the checkout that holds the package; it ends with `-dirty` if files changed."""
+    """The commit of the checkout that the package lies in, `-dirty` where it was changed."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # An installed package may lie inside somebody else's repository: only our own counts.
         tracked = ("git", "ls-files", "--error-unmatch", pathlib.Path(__file__).name)
@@ -155,7 +155,7 @@ def _as_json(value: Any) -> Any:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns nested mappings, and lists of mappings, as one mapping with dotted keys, in order."""
+    """Nested mappings, and lists of mappings, as dotted keys, in their order."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
@@ -206,12 +206,12 @@ class Stage:
         return self._before + time.monotonic() - self._start
 
     def tick(self) -> None:
-        """Stores the seconds from time to time, so that a killed run loses only some of them."""
+        """Called now and then; so a killed run loses at most some seconds of its time."""
         if time.monotonic() - self._saved >= 5.0:
             self._save()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Marks the stage as ended. All its files must be on disk before."""
+        """Marks the stage as done. Everything that it makes must be on disk by then."""
         self._write(STAGE_FILE, {**self._record(), "summary": dict(summary)})
         (self._directory / SECONDS_FILE).unlink()
 

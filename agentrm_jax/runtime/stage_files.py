@@ -1,6 +1,6 @@
 """The files of a finished stage: the number of lines and the sha256 of each JSON file.
 
-The list is part of the stage's summary. Readers of a finished stage compare its files first:
+The list is part of the stage's summary. Whoever reads a finished stage compares its files first:
 checksums of single records do not notice records that are missing, doubled or from elsewhere.
 """
 
