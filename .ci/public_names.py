@@ -18,6 +18,7 @@ from typing import Any
 
 import agentrm_jax
 import agentrm_jax.testing
+from agentrm_jax.core.protocols import SelectingScorer
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "reference" / "python.md"
 MODULES = {"arm": agentrm_jax, "agentrm_jax.testing": agentrm_jax.testing}
@@ -47,7 +48,7 @@ class Docstring:
 
 def parsed(value: Any) -> Docstring:
     """Returns the docstring of an object; without one all parts are empty."""
-    text = inspect.cleandoc(getattr(value, "__doc__", None) or "")
+    text = inspect.getdoc(value) or ""
     parts = _SECTION.split(text)
     sections = {
         name: textwrap.dedent(body) for name, body in zip(parts[1::2], parts[2::2], strict=True)
@@ -107,10 +108,21 @@ def _methods(kind: type) -> Iterator[tuple[str, Any]]:
             if isinstance(value, classmethod | staticmethod):
                 value = value.__func__
             wanted = isinstance(value, property) or inspect.isfunction(value)
-            generated = name == "replace" and not (value.__doc__ or "").strip().endswith(".")
+            generated = not getattr(value, "__module__", base.__module__).startswith("agentrm_jax")
             if wanted and not name.startswith("_") and name not in seen and not generated:
                 seen.add(name)
-                yield name, value
+                yield name, _documented(kind, name, value)
+
+
+def _documented(kind: type, name: str, value: Any) -> Any:
+    """The member, or the one of a base class or protocol that has its docstring."""
+    protocols = (agentrm_jax.Policy, agentrm_jax.Scorer, agentrm_jax.Environment, SelectingScorer)
+    for owner in (kind, *protocols, *kind.__mro__):
+        found = vars(owner).get(name)
+        found = getattr(found, "__func__", found)
+        if found is not None and getattr(found, "__doc__", None):
+            return found
+    return value
 
 
 def _function_problems(function: Callable[..., Any], name: str) -> Iterator[str]:

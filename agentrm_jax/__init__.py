@@ -12,39 +12,155 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentrm_jax.agent.function import FunctionPolicy
     from agentrm_jax.core.errors import UserError
-    from agentrm_jax.core.protocols import Environment, Policy, Proposal, Scorer
+    from agentrm_jax.core.protocols import (
+        Environment,
+        EnvironmentFailure,
+        Policy,
+        Proposal,
+        Scorer,
+        propose,
+    )
     from agentrm_jax.core.records import Prompt, Step, Task, Trajectory, Transition
+    from agentrm_jax.data.states import LabelledTree
+    from agentrm_jax.data.trees import TreeRecord
     from agentrm_jax.envs.pool import EnvPool
+    from agentrm_jax.evaluate.compare import MethodComparison, compare, evaluate_methods
+    from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead, register_head
+    from agentrm_jax.pipeline.export_model import export_model
+    from agentrm_jax.pipeline.policies import ModelPolicy, register_policy
+    from agentrm_jax.pipeline.reward_kinds import register_reward_kind
+    from agentrm_jax.pipeline.reward_model import RewardModel, Scored
+    from agentrm_jax.pipeline.train_reward_model import train_reward_model
     from agentrm_jax.reward.function import FunctionScorer
+    from agentrm_jax.search.beam import beam_search
+    from agentrm_jax.search.best_of_n import BestOfN, best_of_n
+    from agentrm_jax.search.explore import explore
+    from agentrm_jax.search.labels import LabelConfig, label, label_trajectories
+    from agentrm_jax.search.methods import Method, register_method
     from agentrm_jax.search.rollouts import Rollout, rollouts
+    from agentrm_jax.search.selection import PUCT, UCB, Children, register_selection_rule
 
 _MODULES = {
     "agent.function": ("FunctionPolicy",),
     "core.errors": ("UserError",),
-    "core.protocols": ("Environment", "Policy", "Proposal", "Scorer"),
-    "core.records": ("Prompt", "Step", "Task", "Trajectory", "Transition"),
+    "core.protocols": (
+        "Environment",
+        "EnvironmentFailure",
+        "Policy",
+        "Proposal",
+        "Scorer",
+        "propose",
+    ),
+    "core.records": (
+        "Prompt",
+        "Step",
+        "Task",
+        "Trajectory",
+        "Transition",
+    ),
+    "data.states": ("LabelledTree",),
+    "data.trees": ("TreeRecord",),
     "envs.pool": ("EnvPool",),
+    "evaluate.compare": (
+        "MethodComparison",
+        "compare",
+        "evaluate_methods",
+    ),
+    "model.heads": (
+        "HLGauss",
+        "MSE",
+        "Quantile",
+        "ValueHead",
+        "register_head",
+    ),
+    "pipeline.export_model": ("export_model",),
+    "pipeline.policies": (
+        "ModelPolicy",
+        "register_policy",
+    ),
+    "pipeline.reward_kinds": ("register_reward_kind",),
+    "pipeline.reward_model": (
+        "RewardModel",
+        "Scored",
+    ),
+    "pipeline.train_reward_model": ("train_reward_model",),
     "reward.function": ("FunctionScorer",),
-    "search.rollouts": ("Rollout", "rollouts"),
+    "search.beam": ("beam_search",),
+    "search.best_of_n": (
+        "BestOfN",
+        "best_of_n",
+    ),
+    "search.explore": ("explore",),
+    "search.labels": (
+        "LabelConfig",
+        "label",
+        "label_trajectories",
+    ),
+    "search.methods": (
+        "Method",
+        "register_method",
+    ),
+    "search.rollouts": (
+        "Rollout",
+        "rollouts",
+    ),
+    "search.selection": (
+        "Children",
+        "PUCT",
+        "UCB",
+        "register_selection_rule",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "MSE",
+    "PUCT",
+    "UCB",
+    "BestOfN",
+    "Children",
     "EnvPool",
     "Environment",
+    "EnvironmentFailure",
     "FunctionPolicy",
     "FunctionScorer",
+    "HLGauss",
+    "LabelConfig",
+    "LabelledTree",
+    "Method",
+    "MethodComparison",
+    "ModelPolicy",
     "Policy",
     "Prompt",
     "Proposal",
+    "Quantile",
+    "RewardModel",
     "Rollout",
+    "Scored",
     "Scorer",
     "Step",
     "Task",
     "Trajectory",
     "Transition",
+    "TreeRecord",
     "UserError",
+    "ValueHead",
+    "beam_search",
+    "best_of_n",
+    "compare",
+    "evaluate_methods",
+    "explore",
+    "export_model",
+    "label",
+    "label_trajectories",
+    "propose",
+    "register_head",
+    "register_method",
+    "register_policy",
+    "register_reward_kind",
+    "register_selection_rule",
     "rollouts",
+    "train_reward_model",
 ]
 
 

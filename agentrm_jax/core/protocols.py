@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from agentrm_jax.core.records import Prompt, Split, Task, Trajectory, Transition
+from agentrm_jax.core.records import Prompt, Split, Step, Task, Trajectory, Transition
 
 
 class Environment(Protocol):
@@ -18,15 +18,33 @@ class Environment(Protocol):
     """
 
     def reset(self, task: Task) -> str:
-        """Starts the episode and returns the first observation (it states the goal)."""
+        """Starts an episode.
+
+        Args:
+          task: The task; `task.spec` holds what the episode is made from.
+
+        Returns:
+          The first observation, which states the goal.
+        """
         ...
 
     def step(self, action: str) -> Transition:
-        """Performs one action. After `max_steps` the transition is `done`."""
+        """Performs one action.
+
+        Args:
+          action: Any text; one that is not understood is answered by a text that says so.
+
+        Returns:
+          The answer. After `max_steps` actions it is `done`.
+        """
         ...
 
     def fork(self) -> Environment:
-        """An independent environment in the same state."""
+        """Copies the episode.
+
+        Returns:
+          An independent environment in the same state, never `self`.
+        """
         ...
 
 
@@ -157,7 +175,11 @@ class EnvironmentPool(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentFailure:
-    """The result of a request to an environment that failed; `reason` is one line."""
+    """The failure of an environment, in place of its answer.
+
+    Attributes:
+      reason: One line with the environment, the task and the reason.
+    """
 
     reason: str
 
@@ -182,6 +204,20 @@ class Proposal:
     log_probs: tuple[float, ...]
     stopped: bool = True
     truncated_steps: int = 0
+
+    def as_step(self, transition: Transition) -> Step:
+        """Returns the turn as a step of a trajectory.
+
+        Args:
+          transition: The environment's answer to `action`.
+        """
+        return Step(
+            reply=self.reply,
+            action=self.action,
+            transition=transition,
+            token_ids=self.token_ids,
+            log_probs=self.log_probs,
+        )
 
 
 class Question(NamedTuple):
@@ -218,6 +254,9 @@ class Policy(Protocol):
         get equal proposals, whatever else is requested. A purpose is used once for each thing that
         should be independent, for example `expand/12` or `sample/3/0`.
 
+        Args:
+          questions: The requests.
+
         Returns:
           A ticket for each request.
         """
@@ -240,10 +279,31 @@ class Policy(Protocol):
         ...
 
 
+class BackgroundPolicy(abc.ABC):
+    """A policy whose model works in the background: a base class that is asked for by type.
+
+    `Policy.collect` starts the model if need be. A search starts it earlier, with `start`, if it
+    has environments to move meanwhile.
+    """
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Starts the model on open requests, unless it works already. It does not wait."""
+
+
 def propose(
     policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
 ) -> list[list[Proposal]]:
-    """Returns n turns for each (state, purpose), in order; waits for all of them."""
+    """Asks a policy for turns and waits for all of them.
+
+    Args:
+      policy: The policy.
+      requests: (state, purpose) of each; see `Policy.submit`.
+      n: Turns for each request.
+
+    Returns:
+      n turns for each request, in order.
+    """
     if not requests:
         return []
     tickets = policy.submit([Question(state, purpose, n) for state, purpose in requests])
@@ -262,12 +322,24 @@ class Scorer(Protocol):
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         """Returns a score for each trajectory of each group. A judge ranks within the group.
 
-        NaN for the whole group means that the reward model could not decide.
+        Args:
+          groups: Each holds trajectories of one task.
+
+        Returns:
+          For each group a score for each trajectory. NaN for the whole group means that the reward
+          model could not decide.
         """
         ...
 
     def cost(self, group: Sequence[Trajectory]) -> int:
-        """Returns the number of tokens read to score the group; common beginnings count once."""
+        """Returns the number of tokens that scoring a group reads.
+
+        Args:
+          group: Trajectories of one task.
+
+        Returns:
+          The tokens, a common beginning counted once.
+        """
         ...
 
 

@@ -106,7 +106,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
-    """A task, its first observation and the steps so far; every prefix of it is a state."""
+    """A task, its first observation and the steps so far; every prefix of it is a state.
+
+    Attributes:
+      task: The task.
+      first_observation: The environment's first text; it states the goal.
+      steps: The steps so far.
+    """
 
     task: Task
     first_observation: str

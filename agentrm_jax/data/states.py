@@ -63,14 +63,22 @@ class LabelledTree:
         return sum(weight > 0 for weight in self.weights)
 
     def path(self, node: int) -> tuple[int, ...]:
-        """Returns the numbers of the nodes from the root to a node, both included."""
+        """Returns the numbers of the nodes from the root to a node, both included.
+
+        Args:
+          node: Number of the node.
+        """
         nodes = [node]
         while nodes[-1]:
             nodes.append(self.parents[nodes[-1]])
         return tuple(reversed(nodes))
 
     def state(self, node: int) -> Trajectory:
-        """Returns the state of a node: the steps from the root to it."""
+        """Returns the state of a node: the steps from the root to it.
+
+        Args:
+          node: Number of the node.
+        """
         return Trajectory(
             task=self.task,
             first_observation=self.first_observation,

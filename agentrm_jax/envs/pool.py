@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
-from agentrm_jax.core.records import Task, Transition
+from agentrm_jax.core.records import Split, Task, Transition
+from agentrm_jax.envs.contract import listed_tasks, missing_of
 from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
 from agentrm_jax.envs.given import Families, check_class, location_of
 from agentrm_jax.envs.perturbations import SEPARATOR
@@ -165,6 +166,35 @@ class EnvPool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def tasks(
+        self,
+        environment: str,
+        n: int,
+        *,
+        split: Split = "train",
+        kinds: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> list[Task]:
+        """Lists tasks of an environment that has lists, as all registered ones do.
+
+        Args:
+          environment: Its name.
+          n: Most tasks, spread evenly over the kinds.
+          split: `train`, `test` (other problems) or `paper`.
+          kinds: Levels or domains; None takes all.
+          seed: Seed of generated tasks.
+
+        Returns:
+          Tasks with distinct problems, the same each time.
+
+        Raises:
+          UserError: The environment is not registered, or lacks a package or file.
+        """
+        family = self._families.find(environment) or load_family(environment)
+        if reason := missing_of(family):
+            raise UserError(reason)
+        return listed_tasks(family, split, n=n, kinds=kinds, seed=seed)
 
     def reset(self, tasks: Sequence[Task]) -> list[tuple[int, str] | EnvironmentFailure]:
         """Starts an episode for each task.

@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
+from agentrm_jax.core.records import Task
 from agentrm_jax.evaluate.statistics import Estimate, bootstrap, paired_bootstrap
+from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.best_of_n import BestOfN
 from agentrm_jax.search.choose import BASELINES
+from agentrm_jax.search.methods import METHODS, Method
 from agentrm_jax.search.rollouts import Rollout
 
 Answers = Sequence[BestOfN] | Sequence[Rollout]
@@ -96,6 +101,42 @@ def compare(
         for i, (name, own) in enumerate(outcomes.items())
     ]
     return MethodComparison(methods=tuple(scores))
+
+
+def evaluate_methods(
+    methods: Mapping[str, Method] | Sequence[str],
+    policy: Policy | PolicyFunction,
+    scorer: Scorer | ScoreFunction,
+    envs: EnvironmentPool,
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+) -> MethodComparison:
+    """Runs test-time methods on the same tasks and compares them.
+
+    Args:
+      methods: Registered names, or methods by the name of their row, for example
+        `{"beam 3x3": Beam(beam_width=3, expansion_width=3)}`. `greedy` needs a policy that samples
+        at temperature 0.
+      policy: A policy, or a function `(state, n, seed) -> texts`.
+      scorer: A reward model, or a function `(states) -> scores`.
+      envs: The environments.
+      tasks: The tasks, each once.
+      seed: Seed of the run.
+
+    Returns:
+      A row for each method, in which the first method is compared with all others.
+
+    Raises:
+      UserError: A method is not registered, or the policy or the scorer breaks its protocol.
+    """
+    if not isinstance(methods, Mapping):
+        methods = {name: METHODS.load(name)() for name in methods}
+    answers = {
+        name: list(method.run(as_policy(policy, seed), as_scorer(scorer), envs, tasks, seed))
+        for name, method in methods.items()
+    }
+    return compare(answers)
 
 
 def _name_of(results: Answers) -> str:

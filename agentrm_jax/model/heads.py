@@ -254,6 +254,9 @@ class HLGauss(ValueHead):
         """Returns targets as distributions over the bins: normal ones, cut off at the outer edges.
 
         A target outside of the bins counts as at the nearest edge.
+
+        Args:
+          targets: [...] float32.
         """
         edges = np.linspace(self.low, self.high, self.bins + 1, dtype=np.float32)
         spread = self.sigma * (self.high - self.low) / self.bins

@@ -15,7 +15,7 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.trained_on import write_trained_on
 from agentrm_jax.runtime.array_checksums import named_leaves
 from agentrm_jax.runtime.output_folders import check_output_folder
-from agentrm_jax.runtime.run_paths import RunPaths
+from agentrm_jax.runtime.run_paths import MODEL, RunPaths
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 Kind = Literal["policy", "reward"]
@@ -55,22 +55,28 @@ _BIAS_CODE = """ + model.config.{name}
 def model_folder(run: pathlib.Path, kind: Kind) -> pathlib.Path:
     """Returns the folder of a run's model, or the given folder if it is not that of a run."""
     paths = RunPaths(run)
-    folder = {"policy": paths.policy_model, "reward": paths.explicit_model}[kind]
-    return folder if folder.exists() else run
+    stage = {"policy": paths.policy_model, "reward": paths.explicit_model}[kind]
+    return next(folder for folder in (stage, run / MODEL, run) if folder.exists() or folder is run)
 
 
-def export_model(source: pathlib.Path, kind: Kind, to: pathlib.Path, dtype: str) -> int:
-    """Writes weights, tokenizer, chat template and manifest; returns the parameter count.
+def export_model(
+    path: str | pathlib.Path, kind: Kind, to: str | pathlib.Path, dtype: str = "float32"
+) -> int:
+    """Writes a model as a Hugging Face directory: weights, tokenizer, chat template, manifest.
 
     Args:
-      source: The model's folder.
+      path: Folder of a run or of `train_reward_model`, or a model folder.
       kind: `policy` or `reward`.
       to: The folder to write.
       dtype: Of the weights, `float32` or `bfloat16`; the head of a reward model is float32.
 
+    Returns:
+      The number of parameters.
+
     Raises:
       UserError: There is no such model, its weights are not finite, or its head is not linear.
     """
+    source, to = model_folder(pathlib.Path(path), kind), pathlib.Path(to)
     check_output_folder(to, [source])
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     load = {"policy": models.load_policy, "reward": models.load_reward}[kind]

@@ -32,17 +32,18 @@ _BATCH = 64  # trajectories whose scores are made together
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """A trajectory's scores. `after_action` and `after_observation` have one for each step.
+    """The scores of a trajectory; `after_action` and `after_observation` have one for each step.
 
     Attributes:
-      outcome: The return that is stored with it.
-      start: Before any step.
-      after_action: Before the environment has answered; None where the step is longer than all
-        that may be kept.
-      after_observation: The state behind the step; None behind a last step whose answer the file
-        of conversations does not have.
-      dropped_steps: How many steps did not fit into the context at the end: the oldest, which were
-        left out, and those that were shortened.
+      task_id: The task.
+      outcome: The return that is stored with the trajectory.
+      start: The score before any step.
+      after_action: Scores before the environment has answered; None if the step alone is longer
+        than the context.
+      after_observation: Scores of the states after the steps; None after a last step whose answer
+        is not in the file of conversations.
+      dropped_steps: Number of truncated steps at the end: the oldest, which were left out, and
+        those that were shortened.
     """
 
     task_id: str
@@ -54,11 +55,12 @@ class Scored:
 
     @property
     def score(self) -> float:
-        """Of the whole trajectory: the last that there is."""
+        """The score of the whole trajectory: the last one that is not None."""
         ends = (self.start, *self.after_action[-1:], *self.after_observation[-1:])
         return [end for end in ends if end is not None][-1]
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the scores as plain JSON values."""
         return {"task_id": self.task_id, "score": self.score, **dataclasses.asdict(self)}
 
 

@@ -244,7 +244,7 @@ def _train(
     seed: int,
 ) -> None:
     """Trains a reward model from where it starts, and saves it."""
-    options = ForwardOptions(mesh=mesh, remat=fit.remat, attention=fit.attention)
+    options = ForwardOptions(mesh=mesh, attention=fit.attention, remat=fit.remat)
     loss = explicit.make_loss(model.config, options, head=model.head)
     with progress("train-reward", fit.total(len(rows))) as bar:
         done = 0
@@ -254,17 +254,18 @@ def _train(
             bar.advance(update - done, **{key: row[key] for key in _SHOWN if key in row})
             done = update
 
-        inputs = FitInputs(
-            model=Trainable(params=model.params, loss_fn=loss),
-            rows=rows,
-            config=fit,
-            optimizer=optimizer,
-            directory=directory / CHECKPOINTS,
-            mesh=mesh,
-            seed=seed,
-            metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
-            describe=explicit.describe,
-            on_update=on_update,
+        params, _ = run_fit(
+            FitInputs(
+                model=Trainable(params=model.params, loss_fn=loss),
+                rows=rows,
+                config=fit,
+                optimizer=optimizer,
+                directory=directory / CHECKPOINTS,
+                mesh=mesh,
+                seed=seed,
+                metrics=MetricWriter(directory / "metrics.jsonl", "train-reward"),
+                describe=explicit.describe,
+                on_update=on_update,
+            )
         )
-        params, _ = run_fit(inputs)
     models.save(directory / MODEL, "reward", dataclasses.replace(model, params=params))

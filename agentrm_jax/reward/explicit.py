@@ -26,6 +26,7 @@ class ExplicitScorer(SelectingScorer):
 
     @property
     def tokens_read(self) -> int:
+        """Number of tokens that the model has read."""
         return self.engine.usage.read
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
@@ -58,7 +59,6 @@ class ExplicitScorer(SelectingScorer):
         return TokenSequence(segments=self.renderer.pieces(state)[0], shared_prefix=shared_prefix)
 
     def cost(self, group: Sequence[Trajectory]) -> int:
-        """Tokens read to score the group, common beginnings once."""
         read: dict[tuple[bytes, ...], int] = {}
         for trajectory in group:
             beginning: tuple[bytes, ...] = ()

@@ -31,7 +31,6 @@ from agentrm_jax.core.protocols import (
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.environments import act
-from agentrm_jax.search.growing import as_step
 from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.turns import ATTEMPTS, StepSearch, run_steps
 
@@ -85,6 +84,9 @@ def beam_search(
       expansion_width: Turns sampled from each state.
       seed: Seed of a policy function.
       concurrency: Tasks searched at the same time. It changes speed, never results.
+
+    Yields:
+      The answer to each task, as it is found.
 
     Raises:
       UserError: A width or `concurrency` is out of range, or the policy or the scorer breaks its
@@ -343,7 +345,7 @@ class _BeamSearch(StepSearch[Rollout]):
                 search.env_steps += 1
                 if transition.done:
                     self._pool.release([handle])
-                step = as_step(candidate.proposal, transition)
+                step = candidate.proposal.as_step(transition)
                 trajectory = live[candidate.parent].trajectory.extended(step)
                 beams.append(_Beam(trajectory, None if transition.done else handle))
             successors.append(beams)

@@ -30,7 +30,7 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
-from agentrm_jax.search.growing import GrowingTree, Node, as_step
+from agentrm_jax.search.growing import GrowingTree, Node
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
@@ -302,7 +302,7 @@ class Explorer(TurnSearch[int, None]):
             if transition.done:
                 self.pool.release([handle])
                 handle = None
-            step = as_step(proposal, transition)
+            step = proposal.as_step(transition)
             new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
         self._attach(nodes, new, expands=True)
         for e in nodes:
@@ -328,7 +328,7 @@ class Explorer(TurnSearch[int, None]):
                 continue
             growing.attempt = 0
             growing.rollout_handle, transition = answer
-            number = growing.add(nodes[e], as_step(proposal, transition), 1, None)
+            number = growing.add(nodes[e], proposal.as_step(transition), 1, None)
             growing.rolling, new[e] = number, [number]
             if transition.done:
                 ended[e] = number

@@ -6,20 +6,10 @@ import dataclasses
 from collections.abc import Callable
 
 from agentrm_jax.core.protocols import Proposal, Question
-from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.turns import ATTEMPTS
-
-
-def as_step(proposal: Proposal, transition: Transition) -> Step:
-    return Step(
-        reply=proposal.reply,
-        action=proposal.action,
-        transition=transition,
-        token_ids=proposal.token_ids,
-        log_probs=proposal.log_probs,
-    )
 
 
 @dataclasses.dataclass(slots=True)

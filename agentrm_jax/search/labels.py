@@ -42,7 +42,12 @@ class LabelConfig:
         check_choice("target", self.target, ("mean", "td"))
 
     def weight(self, visit_count: int, terminal: bool) -> float:
-        """Returns the weight of a state's label; 0 if it has none."""
+        """Returns the weight of a state's label; 0 means that it has none.
+
+        Args:
+          visit_count: Number of returns that were backed up through the state.
+          terminal: Whether the state ends its episode.
+        """
         if self.weighting == "faithful":
             return 1.0 if visit_count >= self.min_visits else 0.0
         if visit_count == 0:

@@ -17,7 +17,6 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.environments import act
-from agentrm_jax.search.growing import as_step
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 
@@ -38,11 +37,11 @@ class Rollout:
     """
 
     trajectory: Trajectory
-    sample: int
-    policy_tokens: int
-    truncated_steps: int
-    env_steps: int
-    wall_seconds: float
+    sample: int = 0
+    policy_tokens: int = 0
+    truncated_steps: int = 0
+    env_steps: int = 0
+    wall_seconds: float = 0.0
     failed_candidates: int = 0
     reward_tokens: int = 0
     error: str | None = None
@@ -75,6 +74,9 @@ def rollouts(
       n: Trajectories of each task, numbered from 0.
       seed: Seed of a policy function.
       concurrency: Trajectories that run at the same time. It changes speed, never results.
+
+    Yields:
+      A rollout for each trajectory, as it ends.
 
     Raises:
       UserError: n or concurrency is below 1, or the policy breaks its protocol.
@@ -167,7 +169,7 @@ class _Rollouts(TurnSearch[_Episode, Rollout]):
             if isinstance(answer, EnvironmentFailure):
                 error = _replayed(self._pool, episode, answer)
             else:
-                step = as_step(proposal, answer[1])
+                step = proposal.as_step(answer[1])
                 episode.trajectory, episode.attempt = episode.trajectory.extended(step), 0
             if error is None and not episode.trajectory.done:
                 self._ready.append(episode)

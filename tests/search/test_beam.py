@@ -18,7 +18,6 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.beam import BeamConfig, beam_search, search_beams
-from agentrm_jax.search.growing import as_step
 
 TASKS = [game(i) for i in range(7)]
 CONFIG = BeamConfig(beam_width=3, expansion_width=2, concurrency=4)
@@ -107,7 +106,7 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
         for score, state, proposal in new:
             actions = [step.action for step in state.steps] + [proposal.action]
             if not breaks(task, actions):
-                step = as_step(proposal, answer(task, actions))
+                step = proposal.as_step(answer(task, actions))
                 beams.append((score, state.extended(step)))
                 env_steps += 1
         kept = sorted(beams, key=lambda b: -b[0])[: config.beam_width]
@@ -295,7 +294,7 @@ def test_finished_beams_compete_until_the_end():
 
 
 def test_scoring_at_the_action_needs_a_policy_that_can():
-    with pytest.raises(UserError, match=r"beam\.score_at"):
+    with pytest.raises(UserError, match=r"score_at must be observation"):
         search_beams(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION)
     with pytest.raises(UserError, match=r"beam_width must be at least 1"):
         BeamConfig(beam_width=0)

@@ -17,7 +17,6 @@ from agentrm_jax.data.trees import FILE, TreeStore, back_up
 from agentrm_jax.search import explore as search
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
-from agentrm_jax.search.growing import as_step
 from agentrm_jax.search.selection import UCB
 
 
@@ -47,7 +46,7 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
         actions = [s.action for s in parent.trajectory.steps] + [proposal.action]
         if breaks(task, actions):
             return None
-        step = as_step(proposal, answer(task, actions))
+        step = proposal.as_step(answer(task, actions))
         node = PlainNode(len(nodes), parent, parent.trajectory.extended(step))
         nodes.append(node)
         parent.children.append(node)

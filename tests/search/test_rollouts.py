@@ -10,7 +10,6 @@ from random_game import GamePolicy, GamePool, answer, game
 
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.search.growing import as_step
 from agentrm_jax.search.rollouts import Rollout, rollouts
 
 EPISODES = [(game(i), sample) for i in range(4) for sample in range(3)]
@@ -27,7 +26,7 @@ def plain(task, sample) -> Rollout:
         actions = [step.action for step in trajectory.steps] + [proposal.action]
         truncated += max(0, len(trajectory.steps) - REMEMBERS)
         tokens += len(proposal.log_probs)
-        trajectory = trajectory.extended(as_step(proposal, answer(task, actions)))
+        trajectory = trajectory.extended(proposal.as_step(answer(task, actions)))
     return Rollout(
         trajectory=trajectory, sample=sample, policy_tokens=tokens, truncated_steps=truncated,
         env_steps=len(trajectory.steps), wall_seconds=0.0,
