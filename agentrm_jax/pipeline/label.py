@@ -17,7 +17,7 @@ from agentrm_jax.search import labels
 
 
 class LabelSummary(TypedDict):
-    """What stage `label` wrote; `value_mean` is the weighted mean of all labels."""
+    """The summary of stage `label`; `value_mean` is the weighted mean of all labels."""
 
     paths: int
     states: int

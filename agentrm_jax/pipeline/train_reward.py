@@ -26,7 +26,7 @@ from agentrm_jax.train import explicit
 
 
 class RewardSummary(FitSummary):
-    """What stage `train-rm` trained; `target_mean` is the weighted mean of the labels."""
+    """The summary of stage `train-rm`; `target_mean` is the weighted mean of the labels."""
 
     rows: int
     labels_left_out: int
