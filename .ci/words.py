@@ -36,7 +36,6 @@ MOST = {
     "engine": 5,
     "envs": 83,
     "model": 3,
-    "pipeline": 17,
     "plan": 3,
     "search": 1,
     "train": 1,

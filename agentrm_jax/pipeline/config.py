@@ -38,7 +38,7 @@ class EnvironmentConfig:
       train: Whether anything is learned here. With false the environment is held out as a whole.
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
-      max_steps: Ends episodes after so many steps; 0 leaves the environment's own limit.
+      max_steps: Ends episodes after this number of steps; 0 leaves the environment's own limit.
       prompt: Whether the agent reads the environment's instruction and example. A model that was
         trained from nothing on this environment alone needs neither.
       prompt_dir: A folder with prompts in place of ours, in the files of the paper's authors: see
@@ -253,7 +253,7 @@ class RunConfig:
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
         one that hangs.
       step_seconds: How long an environment process may take for one action.
-      trackers: Where the metrics of training go besides `metrics.jsonl`: `tensorboard` (event
+      trackers: Destinations of training metrics as well as `metrics.jsonl`: `tensorboard` (event
         files in the run's folder), `wandb` (WANDB_PROJECT, WANDB_MODE and so on say where to).
         Each has an extra of its own.
       dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps

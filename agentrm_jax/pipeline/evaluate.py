@@ -41,7 +41,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class EvaluateSummary(TypedDict):
-    """What stage `evaluate` ran, over all methods. Tokens are counted since the last start."""
+    """The summary of stage `evaluate`. Tokens are counted since the last start."""
 
     tasks: int
     test_problems_trained_on: int

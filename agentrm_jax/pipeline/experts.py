@@ -16,7 +16,7 @@ from agentrm_jax.runtime.run_directory import Stage
 
 
 class ExpertsSummary(TypedDict):
-    """What stage `experts` wrote; `success_rate` is the fraction of tasks that were solved."""
+    """The summary of stage `experts`; `success_rate` is the fraction of tasks that were solved."""
 
     trajectories: int
     tasks: int

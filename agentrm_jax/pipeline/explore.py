@@ -33,7 +33,7 @@ class TreeSummary(TypedDict):
 
 
 class ExploreSummary(TreeSummary):
-    """What stage `explore` wrote. Tokens and truncated steps are counted since the last start."""
+    """The summary of stage `explore`. Tokens and truncated steps count since the last start."""
 
     tokens_decoded: int
     tokens_read: int

@@ -37,7 +37,7 @@ class RunPrompts:
             if task.environment not in self._environments:
                 raise UserError(
                     f"task {task.task_id}: `environments` does not name {task.environment}, so "
-                    "nothing says what a model is told there"
+                    "no prompt is known there"
                 )
             self._read[key] = _prompt(self._environments[task.environment], task.kind)
         return self._read[key]

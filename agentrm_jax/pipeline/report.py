@@ -96,6 +96,6 @@ def _episodes(workspace: Workspace) -> list[Episode]:
 
 
 def _runs(config: EvaluateConfig, rewards: tuple[str, ...]) -> list[MethodRun]:
-    """What an evaluation runs, in the order in which it is shown."""
+    """The runs of an evaluation, in the order in which they are shown."""
     runs = method_runs(config, rewards)
     return sorted(runs, key=lambda r: _ORDER.index(r.name) if r.name in _ORDER else len(_ORDER))

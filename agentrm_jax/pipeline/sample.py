@@ -31,7 +31,7 @@ class RolloutSummary(TypedDict):
 
 
 class SampleSummary(RolloutSummary):
-    """What stage `sample` wrote. Tokens are counted since the last start."""
+    """The summary of stage `sample`. Tokens are counted since the last start."""
 
     tokens_decoded: int
     tokens_read: int

@@ -22,7 +22,7 @@ _LONGEST_LINE = 1 << 24
 
 
 class ScoreSummary(NamedTuple):
-    """What `score_trajectories` did.
+    """The counts of `score_trajectories`.
 
     Attributes:
       trajectories: Number of trajectories.

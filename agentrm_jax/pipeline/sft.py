@@ -24,7 +24,7 @@ from agentrm_jax.runtime.run_paths import MODEL
 
 
 class SftSummary(FitSummary):
-    """What stage `sft` trained; `parameters` is their number."""
+    """The summary of stage `sft`; `parameters` is their number."""
 
     parameters: int
     trajectories: int

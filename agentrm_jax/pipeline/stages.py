@@ -34,7 +34,7 @@ class StageSpec:
     Attributes:
       name: Also the name of its command.
       after: The stages whose output it reads.
-      sections: Keys of the configuration that its output depends on, besides those of the stages
+      sections: Keys of the configuration that its output depends on, as well as those of the stages
         that it reads.
       wanted: Whether a run with this configuration needs it.
       work: Does the work of the stage; returns its summary.

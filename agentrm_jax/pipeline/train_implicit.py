@@ -36,7 +36,7 @@ from agentrm_jax.train import explicit, implicit
 
 
 class ImplicitSummary(FitSummary):
-    """What stage `train-implicit` trained."""
+    """The summary of stage `train-implicit`."""
 
     rows: int
     steps_left_out: int

@@ -140,7 +140,7 @@ def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
 def _prompts(
     trees: Sequence[LabelledTree], given: Mapping[str, Prompt | None]
 ) -> dict[str, Prompt | None]:
-    """The prompts of all environments of the trees, and those that were given besides."""
+    """The prompts of all environments of the trees, and those that were given."""
     names = {tree.task.environment for tree in trees} - set(given)
     registered = names & set(environment_names())
     found = {name: load_family(name).prompt() if name in registered else None for name in names}

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.runtime import processes
 from agentrm_jax.runtime.processes import (
     DistributedConfig,
     check_joined,
@@ -42,6 +43,26 @@ def test_a_pod_that_was_not_joined_is_refused(monkeypatch):
         UserError, match=r"distributed\.coordinator must be auto .* one of 4 processes"
     ):
         check_joined()
+
+
+def test_other_processes_get_the_error_with_its_field(monkeypatch):
+    sent: list[str] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_send", sent.append)
+    monkeypatch.setattr(processes, "_received", lambda: sent[-1])
+
+    def fails() -> None:
+        raise UserError(field="sft.fit.length", value=8, expected="at least 9")
+
+    errors = []
+    for first in (True, False):
+        monkeypatch.setattr(processes, "is_first", lambda first=first: first)
+        with pytest.raises(UserError) as raised:
+            from_first(fails)
+        errors.append(raised.value)
+    ours, theirs = errors
+    assert str(theirs) == str(ours) == "sft.fit.length must be at least 9 (got 8)"
+    assert theirs.field == "sft.fit.length"
 
 
 def test_one_process_alone_keeps_its_values_and_errors():
