@@ -35,7 +35,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.core.protocols import EnvironmentPool, Policy, Proposal, Question
+from agentrm_jax.core.protocols import (
+    BackgroundPolicy,
+    EnvironmentPool,
+    Proposal,
+    Question,
+)
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeRecord, TreeStore
@@ -117,10 +122,10 @@ def tiny_sizes() -> Sizes:
     )
 
 
-class Recorder:
+class Recorder(BackgroundPolicy):
     """A policy that remembers what it was asked and what it proposed."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Agent) -> None:
         self.policy = policy
         self.found: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]] = {}
         self._asked: dict[int, tuple[Trajectory, str]] = {}
@@ -130,6 +135,9 @@ class Recorder:
         for ticket, (state, purpose, *_) in zip(tickets, questions, strict=True):
             self._asked[ticket] = (state, purpose)
         return tickets
+
+    def start(self) -> None:
+        self.policy.start()
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         found = self.policy.collect()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Prompt, Proposal, Question
+from agentrm_jax.core.protocols import BackgroundPolicy, Prompt, Proposal, Question
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.seeds import seeded_bytes
@@ -20,7 +20,7 @@ from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 
 
-class Agent:
+class Agent(BackgroundPolicy):
     """The `Policy` of a language model.
 
     Args:
@@ -53,10 +53,10 @@ class Agent:
         self.renderer = Renderer(tokenizer, prompt_of, limit)
         self.stopping = Stopping(tokens=tuple(tokenizer.stops))
         self._seed = seed
-        self._decoders: dict[int, Scheduler] = {}
+        self._schedulers: dict[int, Scheduler] = {}
         if branches:
-            decoder = Scheduler(engine, sampling, self.stopping, branches)
-            self._decoders = dict.fromkeys(branches, decoder)
+            scheduler = Scheduler(engine, sampling, self.stopping, branches)
+            self._schedulers = dict.fromkeys(branches, scheduler)
         self._tickets: dict[tuple[Scheduler, int], tuple[int, int]] = {}
         self._asked = 0
         self.truncated_steps = 0  # summed over all requests
@@ -75,47 +75,43 @@ class Agent:
 
     def warm_up(self) -> None:
         """Compiles the programs that `branches` need."""
-        for decoder in self._schedulers_once():
-            decoder.warm_up()
+        for scheduler in self._distinct_schedulers():
+            scheduler.warm_up()
 
     def submit(self, questions: Sequence[Question]) -> list[int]:
         tickets = []
         for state, purpose, n, rank in questions:
             request, truncated = self.request(state, purpose)
             self.truncated_steps += truncated
-            if n not in self._decoders:
-                self._decoders[n] = Scheduler(self.engine, self.sampling, self.stopping, [n])
-            decoder = self._decoders[n]
+            if n not in self._schedulers:
+                self._schedulers[n] = Scheduler(self.engine, self.sampling, self.stopping, [n])
+            scheduler = self._schedulers[n]
             self._asked += 1
-            self._tickets[decoder, decoder.submit(request, n, rank)] = (self._asked, truncated)
+            self._tickets[scheduler, scheduler.submit(request, n, rank)] = (self._asked, truncated)
             tickets.append(self._asked)
-        self._start()
+        self.start()
         return tickets
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = []
         while self._tickets and not answers:
-            self._start()
-            for decoder in self._schedulers_once():
-                for number, replies in decoder.collect():
-                    ticket, truncated = self._tickets.pop((decoder, number))
+            self.start()
+            for scheduler in self._distinct_schedulers():
+                for number, replies in scheduler.collect():
+                    ticket, truncated = self._tickets.pop((scheduler, number))
                     answers.append((ticket, [self.proposal(reply, truncated) for reply in replies]))
-        if self._tickets and self.room() == 0:
-            # A new request could not enter the next call, so the call starts now: the device works
-            # while the caller's environments act on the answers.
-            self._start()
         return answers
 
     def room(self) -> int:
-        return sum(decoder.room() for decoder in self._schedulers_once())
+        return sum(scheduler.room() for scheduler in self._distinct_schedulers())
 
-    def _schedulers_once(self) -> list[Scheduler]:
-        return list(dict.fromkeys(self._decoders.values()))
+    def _distinct_schedulers(self) -> list[Scheduler]:
+        return list(dict.fromkeys(self._schedulers.values()))
 
-    def _start(self) -> None:
-        """Starts the next call of every decoder that has requests and no call in flight."""
-        for decoder in self._schedulers_once():
-            decoder.start()
+    def start(self) -> None:
+        """Starts the next call of every scheduler that has requests and no call in flight."""
+        for scheduler in self._distinct_schedulers():
+            scheduler.start()
 
     def proposal(self, reply: Reply, truncated_steps: int) -> Proposal:
         """Returns a reply of the engine as text with its action.

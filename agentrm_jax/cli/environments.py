@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -18,9 +18,9 @@ from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
-from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.text import admit_text, first_line, printable
-from agentrm_jax.envs.conformance import Finding, findings
+from agentrm_jax.envs.checking import checked
+from agentrm_jax.envs.conformance import Finding
 from agentrm_jax.envs.contract import (
     Episode,
     admit_prompt,
@@ -30,13 +30,12 @@ from agentrm_jax.envs.contract import (
     missing_of,
     reset,
 )
-from agentrm_jax.envs.measuring import Check, check
+from agentrm_jax.envs.measuring import Check
 from agentrm_jax.envs.registry import environment_names, family_at, load_family
 from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
 _MOST = 100_000  # tasks
-_MOST_TRIED = 3  # tasks on which the contract is tried
 
 
 def list_add_arguments(parser: Parser) -> None:
@@ -87,29 +86,20 @@ def check_add_arguments(parser: Parser) -> None:
 
 def check_run(given: argparse.Namespace) -> int:
     families = [_family(name) for name in given.names or environment_names()]
-    rows: list[Check] = []
-    tried: dict[str, list[Finding]] = {}
+    results: list[tuple[Check, list[Finding]]] = []
     # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
         for family in families:
             with progress(printable(family.name), given.n) as bar:
-                row = check(family, given.n, given.split, bar.advance)
-            tried[family.name] = [] if row.expert is None else list(_findings(family, given))
-            broken = [f"{f.name}: {f.broken}" for f in tried[family.name] if f.broken]
-            if row.ok and broken:
-                row = dataclasses.replace(row, ok=False, reason=broken[0])
-            rows.append(row)
+                results.append(checked(family, given.n, given.split, bar.advance))
+    rows = [row for row, _ in results]
     if given.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
     else:
         Console().print(_table(rows))
-        for row in rows:
-            _print_findings(row, tried[row.name])
+        for row, tried in results:
+            _print_findings(row, tried)
     return 0 if all(row.ok for row in rows) else 1
-
-
-def _findings(family: EnvironmentFamily, given: argparse.Namespace) -> Iterator[Finding]:
-    return findings(family, parse_action, min(given.n, _MOST_TRIED), given.split)
 
 
 def _print_findings(row: Check, tried: Sequence[Finding]) -> None:

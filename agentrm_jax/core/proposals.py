@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Policy, Proposal, Question, Scorer
+from agentrm_jax.core.protocols import BackgroundPolicy, Policy, Proposal, Question, Scorer
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import admit_text, first_line, printable
 
@@ -42,6 +42,11 @@ class AdmittedPolicy:
                 )
             self._open[int(ticket)] = question
         return [int(ticket) for ticket in tickets]
+
+    def start(self) -> None:
+        """Starts the model if the policy is a `BackgroundPolicy`."""
+        if isinstance(self._policy, BackgroundPolicy):
+            self._policy.start()
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = self._policy.collect()

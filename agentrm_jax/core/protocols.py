@@ -279,6 +279,18 @@ class Policy(Protocol):
         ...
 
 
+class BackgroundPolicy(abc.ABC):
+    """A policy whose model works in the background: a base class that is asked for by type.
+
+    `Policy.collect` starts the model if need be. A search starts it earlier, with `start`, if it
+    has environments to move meanwhile.
+    """
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Starts the model on open requests, unless it works already. It does not wait."""
+
+
 def propose(
     policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
 ) -> list[list[Proposal]]:

@@ -21,8 +21,8 @@ class PackedRows:
       positions: [R, T] int32, counted within each sequence, or along each path of a tree.
       weights: [R, T] float32; or [R, L], of the tokens `only`.
       targets: As weights.
-      until: [R, T] int32, if any sequence is a tree: which tokens see each one
-        (`model.attention.causal_attention`).
+      subtree_ends: [R, T] int32, if any sequence is a tree: the index after the last token that
+        attends to each one (`model.attention.causal_attention`).
       only: [R, L] int32, the tokens that weights and targets are of, where it is not all. What
         fills up a row has no weight.
     """
@@ -32,7 +32,7 @@ class PackedRows:
     positions: np.ndarray
     weights: np.ndarray
     targets: np.ndarray
-    until: np.ndarray | None = None
+    subtree_ends: np.ndarray | None = None
     only: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ def _fill(
     shape = (len(rows), length)
     tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     weights, targets = (np.zeros(shape, np.float32) for _ in range(2))
-    until = np.full(shape, length, np.int32)
+    subtree_ends = np.full(shape, length, np.int32)
     for r, members in enumerate(rows):
         begin = 0
         for number, i in enumerate(members, start=1):
@@ -97,7 +97,7 @@ def _fill(
             segments[r, at] = number
             own = sequence.positions
             positions[r, at] = np.arange(len(sequence.tokens)) if own is None else own
-            until[r, at] = (
+            subtree_ends[r, at] = (
                 at.stop if sequence.subtree_ends is None else begin + sequence.subtree_ends
             )
             weights[r, at] = sequence.weights
@@ -110,5 +110,5 @@ def _fill(
         positions=positions,
         weights=weights,
         targets=targets,
-        until=until if trees else None,
+        subtree_ends=subtree_ends if trees else None,
     )

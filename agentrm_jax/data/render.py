@@ -104,9 +104,9 @@ class Renderer:
                 pieces.insert(0, instruction)
             if before + len(first) > self.limit:
                 raise UserError(
-                    f"engine.context: the prompt of task {task.task_id} and what stands around its "
-                    f"first observation take {before + len(first)} tokens, and {self.limit} are "
-                    "left for them"
+                    f"must leave {before + len(first)} tokens for the prompt of task "
+                    f"{task.task_id} and its first observation (it leaves {self.limit})",
+                    field="engine.context",
                 )
             self._openings[key] = Opening(pieces, shortened)
         return self._openings[key]
@@ -125,8 +125,9 @@ class Renderer:
             fitted = self._fitted(step.reply, step.token_ids, step.transition.observation, room)
             if fitted.length > room:
                 raise UserError(
-                    f"engine.context: a step of task {trajectory.task.task_id} takes at least "
-                    f"{fitted.length} tokens and the opening leaves {room} for it"
+                    f"must leave at least {fitted.length} tokens for a step of task "
+                    f"{trajectory.task.task_id} (it leaves {room})",
+                    field="engine.context",
                 )
             reply, observation = tuple(fitted.reply), tuple(fitted.observation)
             turns.append(Turn(reply, observation, step, fitted.shortened))

@@ -39,7 +39,8 @@ def token_log_probs(
     """
     tokens, segments = batch["tokens"], batch["segments"]
     hidden = llama.forward(
-        params, config, tokens, batch["positions"], segments, batch.get("until"), options=options
+        params, config, tokens, batch["positions"], segments, batch.get("subtree_ends"),
+        options=options,
     )  # fmt: skip
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
     if options.vocab_chunks == 1:

@@ -156,7 +156,7 @@ def upgraded(recorded: Mapping[str, Any], config: Any) -> dict[str, Any]:
       recorded: Values by dotted key, for example of the `depends_on` of a `stage.json`.
       config: The configuration class that the keys belong to.
     """
-    moved = {new_key(key, config): value for key, value in recorded.items()}
+    moved = {MOVED.get(key, key): value for key, value in recorded.items()}
     for section, names in SHARED_ONCE.items():
         kept = known_keys(config, section, moved.get(f"{section}.{KIND}"))
         if kept is not None:
@@ -164,18 +164,6 @@ def upgraded(recorded: Mapping[str, Any], config: Any) -> dict[str, Any]:
                 if name not in kept:
                     moved.pop(f"{section}.{name}", None)
     return moved
-
-
-def new_key(key: str, config: Any) -> str:
-    """Returns the key of this version for the key of any version."""
-    return key if has_key(config, key) else MOVED.get(key, key)
-
-
-def has_key(config: Any, key: str) -> bool:
-    """Returns whether a configuration class has a key outside of open sections."""
-    name, _, rest = key.partition(".")
-    known = types_of(config) if dataclasses.is_dataclass(config) else {}
-    return name in known and (not rest or has_key(known[name], rest))
 
 
 def known_keys(config: Any, section: str, kind: str | None) -> set[str] | None:

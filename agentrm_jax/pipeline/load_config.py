@@ -27,7 +27,6 @@ from agentrm_jax.pipeline.config_values import (
     SHARED_ONCE,
     OpenSection,
     default_of,
-    has_key,
     known_keys,
     open_section,
     types_of,
@@ -127,7 +126,7 @@ def _sections(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _moved(kind: Any, layer: Node) -> Node:
     """The layer with the keys of earlier versions under their present names."""
     for old, new in MOVED.items():
-        if has_key(kind, old) or (node := _at(layer, old)) is None:
+        if (node := _at(layer, old)) is None:
             continue
         if _at(layer, new) is not None:
             raise _refused(node, old, f"is the earlier name of {new}, which is set too; delete it")

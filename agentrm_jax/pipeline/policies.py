@@ -85,7 +85,7 @@ class ModelPolicy(Agent):
         folder = find_model(path, "policy", prompts)
         mesh, sizes = folder.mesh(), engine or folder.engine("policy")
         model = load_policy(folder.directory, dtype or folder.dtype(), mesh)
-        model.config.check_length(f"{folder.directory}: engine.context", sizes.context)
+        model.config.check_length("engine.context", sizes.context, str(folder.directory))
         if sampling is None:
             sampling = Sampling() if folder.config is None else folder.config.evaluate.sampling
         running = Engine.of(model.params, model.config, sizes, mesh=mesh)

@@ -103,7 +103,7 @@ class RewardModel(ExplicitScorer):
     ) -> RewardModel:
         mesh, sizes = folder.mesh(), engine or folder.engine("reward")
         model = load_reward(folder.directory, dtype or folder.dtype(), mesh)
-        model.config.check_length(f"{folder.directory}: engine.context", sizes.context)
+        model.config.check_length("engine.context", sizes.context, str(folder.directory))
         # `score_steps` reads a reply and its answer as two pieces; a search reads them as one.
         sizes = dataclasses.replace(sizes, max_pieces=2 * sizes.max_pieces)
         closed = model.tokenizer.foreign

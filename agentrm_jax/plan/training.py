@@ -108,7 +108,7 @@ def _batch(target: Target, train: TrainConfig) -> dict[str, jax.ShapeDtypeStruct
     if labels is not None:
         batch["only"] = field(jnp.int32, labels)
     if _rows_are_trees(train):
-        batch["until"] = field(jnp.int32)
+        batch["subtree_ends"] = field(jnp.int32)
     return batch
 
 

@@ -96,6 +96,7 @@ def run_turns(
             yield from search.play(acting)
             questions += search.questions()
         submit(questions)
+        policy.start()
         # The other environments act, and new ones are reset, while the model decodes.
         yield from search.play(answered)
         free = min(concurrency - search.num_running, search.num_waiting)

@@ -51,7 +51,7 @@ def make_loss(
             batch["tokens"],
             batch["positions"],
             batch["segments"],
-            batch.get("until"),
+            batch.get("subtree_ends"),
             batch.get("only"),
             options,
         )

@@ -16,7 +16,7 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import RopeScaling
-from agentrm_jax.pipeline import models
+from agentrm_jax.pipeline import convert_gguf, models
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 gguf = pytest.importorskip("gguf", reason="needs the extra [gguf]")
@@ -302,14 +302,12 @@ def test_tokenizers_that_do_not_fit_are_named(change, message, tokenizer, tmp_pa
 
 
 def test_nothing_is_left_when_a_conversion_is_interrupted(tokenizer, tmp_path, monkeypatch):
-    from agentrm_jax.data import gguf_tokenizer
-
     def interrupted(metadata, folder):
         assert (folder / "model.safetensors").exists()
         raise KeyboardInterrupt
 
     file = write(tmp_path / "x.gguf", tensors(), tokenizer)
-    monkeypatch.setattr(gguf_tokenizer, "write_gguf_tokenizer", interrupted)
+    monkeypatch.setattr(convert_gguf, "write_gguf_tokenizer", interrupted)
     with pytest.raises(BaseException) as error:  # noqa: PT011 (main may answer it)
         raise SystemExit(main(["convert", str(file), "--to", str(tmp_path / "out")]))
     assert isinstance(error.value, KeyboardInterrupt | SystemExit)

@@ -122,7 +122,7 @@ def test_a_small_cache_evicts_and_changes_nothing(params):
 
 def test_a_cache_that_cannot_hold_one_call_says_what_it_needs(params):
     engine = Engine(params, CONFIG, dataclasses.replace(SIZES, cache_tokens=60))
-    with pytest.raises(UserError, match=r"engine\.cache_tokens: .* need 31 pages .* at least 124"):
+    with pytest.raises(UserError, match=r"engine\.cache_tokens must be at least 124 .* \(got 60\)"):
         generate(engine, [REQUESTS[2]], n=2, sampling=SAMPLING, stop=STOP)
 
 
@@ -220,9 +220,11 @@ def test_sizes_of_packing_are_checked():
 
 def test_context_that_is_too_short_is_one_clear_error(params):
     engine = Engine(params, CONFIG, SIZES)
-    with pytest.raises(UserError, match=r"engine\.context: a sequence of 250 tokens"):
+    with pytest.raises(
+        UserError, match=r"engine\.context must be at least 260 for a sequence of 250 tokens"
+    ):
         generate(engine, [request(0, 250)], n=1, sampling=SAMPLING, stop=STOP)
-    with pytest.raises(UserError, match=r"the model reads at most 512"):
+    with pytest.raises(UserError, match=r"^engine\.context must be at most 512, the longest input"):
         Engine(params, CONFIG, dataclasses.replace(SIZES, context=1024))
 
 

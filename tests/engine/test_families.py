@@ -57,7 +57,9 @@ def test_replies_and_scores_equal_a_dense_forward_pass(family, tensor):
 
 def test_a_context_beyond_the_sliding_window_is_refused():
     config = dataclasses.replace(CONFIG, family="mistral", sliding_window=SIZES.context - 1)
-    with pytest.raises(UserError, match=r"engine\.context: 256 .* at most 255 \(its sliding wind"):
+    with pytest.raises(
+        UserError, match=r"engine\.context must be at most 255, .*\(its sliding wind"
+    ):
         Engine(drawn(config), config, SIZES)
     whole = dataclasses.replace(config, sliding_window=SIZES.context)
     assert Engine(drawn(whole), whole, SIZES).config.longest == SIZES.context

@@ -231,7 +231,7 @@ def test_refusals():
     params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), WIDE, jnp.float32, None))
     if jax.devices()[0].platform == "cpu":
         for name, needs in (("cudnn", "an NVIDIA GPU"), ("pallas", "a TPU")):
-            message = f"^engine.attention: '{name}' needs {needs}; this machine has cpu$"
+            message = f"^engine.attention is '{name}', which needs {needs}; this machine has cpu$"
             with pytest.raises(UserError, match=message):
                 Engine(params, WIDE, dataclasses.replace(PAGES_OF_64, attention=name))
     pallas.check_shapes(WIDE, 16)

@@ -8,12 +8,20 @@ import typing
 
 import numpy as np
 import pytest
+import yaml
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
-from agentrm_jax.pipeline.config_values import default_of, open_section, types_of
+from agentrm_jax.pipeline.config_values import (
+    MOVED,
+    default_of,
+    open_section,
+    plain,
+    types_of,
+)
 from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.runtime.run_directory import flat
 from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
 
@@ -270,6 +278,31 @@ def test_every_key_refuses_wrong_values_with_its_name_and_line(written, key: str
             assert found or default == "", value
         if found is None:
             assert type(None) in typing.get_args(kind), value
+
+
+OLD = """\
+environments: [{name: maze}]
+explore: {search: {exploration: 0.75, num_slots: 3}}
+sample: {slots: 4}
+evaluate: {slots: 5, beam: {num_slots: 6}}
+train_rm: {head: {kind: mse, bins: 51, low: 0.0, high: 1.0, sigma: 0.75, huber: 0.25}}
+"""
+NEW = """\
+environments: [{name: maze}]
+explore: {search: {selection: {kind: ucb, exploration: 0.75}, concurrency: 3}}
+sample: {concurrency: 4}
+evaluate: {concurrency: 5, beam: {concurrency: 6}}
+train_rm: {head: {kind: mse}}
+"""
+
+
+def test_files_of_earlier_versions_load(written) -> None:
+    config = load(written(OLD))
+    assert config == load(written(NEW))
+    values = flat(plain(config))
+    assert set(MOVED.values()) <= set(values)
+    assert not set(MOVED) & set(values)
+    assert load(written(yaml.safe_dump(plain(config)))) == config
 
 
 def test_a_configuration_made_in_python_is_checked_as_well() -> None:

@@ -40,7 +40,7 @@ def test_meshes_are_laid_over_the_torus():
     devices = parse_topology("v6e:4x4").devices()
     mesh = make_mesh(MeshConfig(data=2, tensor=8), devices)  # splits an axis of the torus
     assert len(set(mesh.devices.flat)) == 16
-    with pytest.raises(UserError, match=r"^mesh: data=1 fsdp=3 tensor=1 cannot be laid"):
+    with pytest.raises(UserError, match=r"^mesh data=1 fsdp=3 tensor=1 cannot be laid"):
         make_mesh(MeshConfig(fsdp=3), devices)
 
 

@@ -38,7 +38,9 @@ def test_bad_values_name_the_key(values, message):
 def test_a_pod_that_was_not_joined_is_refused(monkeypatch):
     check_joined()
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match=r"distributed\.coordinator: this is one of 4 processes"):
+    with pytest.raises(
+        UserError, match=r"distributed\.coordinator must be auto .* one of 4 processes"
+    ):
         check_joined()
 
 

@@ -95,5 +95,7 @@ def test_one_that_fails_is_left_out_and_said_once(fake_runs, tmp_path, capsys) -
 
 def test_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"trackers: wandb needs wandb: pip install 'agentrm-jax"):
+    with pytest.raises(
+        UserError, match=r"trackers needs wandb for wandb: pip install 'agentrm-jax"
+    ):
         check_installed(["wandb"])

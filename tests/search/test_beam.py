@@ -294,7 +294,7 @@ def test_finished_beams_compete_until_the_end():
 
 
 def test_scoring_at_the_action_needs_a_policy_that_can():
-    with pytest.raises(UserError, match=r"beam\.score_at"):
+    with pytest.raises(UserError, match=r"score_at must be observation"):
         search_beams(GamePolicy(), GameScorer(), GamePool(), TASKS, AT_ACTION)
     with pytest.raises(UserError, match=r"beam_width must be at least 1"):
         BeamConfig(beam_width=0)
