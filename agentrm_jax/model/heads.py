@@ -268,6 +268,9 @@ class HLGauss(ValueHead):
         """Returns logits [K] whose distribution has the mean: of all these, the flattest ones.
 
         They are a linear function of the bin's number; its slope is found by bisection.
+
+        Args:
+          mean: Weighted mean of the labels.
         """
         centres = self._centres()
         bins = np.arange(self.bins) - (self.bins - 1) / 2

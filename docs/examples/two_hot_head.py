@@ -8,7 +8,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import agentrm_jax as arm
 from agentrm_jax.testing import Guess, guess_policy, guess_tasks
@@ -28,7 +27,7 @@ class TwoHot(arm.ValueHead):
         return -jnp.sum(jnp.maximum(0, 1 - distance) * jax.nn.log_softmax(outputs), axis=-1)
 
     def initial_bias(self, mean):
-        return np.zeros(self.outputs)
+        return jnp.zeros(self.outputs)
 
 
 with arm.EnvPool({"guess": Guess}) as envs:
