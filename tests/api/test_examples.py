@@ -98,17 +98,17 @@ def test_a_selection_rule_as_an_argument(policy, tmp_path):
 
 
 def test_a_method_from_outside_has_its_own_row(policy, reward_model, tmp_path):
-    run(
-        "-m", "agentrm_jax.cli.main", "evaluate", ROOT / "configs" / "tiny.yaml",
-        "--output", tmp_path / "run", f"--policy={policy / 'model'}", "--train_policy=false",
+    settings = (
+        ROOT / "configs" / "tiny.yaml", "--output", tmp_path / "run",
+        f"--policy={policy / 'model'}", "--train_policy=false",
         f"--reward_model={reward_model / 'model'}", "--rewards=[explicit]",
         f"--plugins=[{EXAMPLES / 'lookahead.py'}]", "--evaluate.methods=[greedy, lookahead]",
         "--evaluate.options.lookahead.depth=2", "--evaluate.num_tasks=2",
-        "--evaluate.beam.score_at=observation", folder=tmp_path,
     )  # fmt: skip
+    run("-m", "agentrm_jax.cli.main", "evaluate", *settings, folder=tmp_path)
     rows = json.loads((tmp_path / "run" / "eval" / "lookahead" / "results.json").read_text())
     assert {row["method"] for row in rows} == {"lookahead"}
-    run("-m", "agentrm_jax.cli.main", "report", tmp_path / "run", folder=tmp_path)
+    run("-m", "agentrm_jax.cli.main", "report", *settings, folder=tmp_path)
     assert "lookahead" in (tmp_path / "run" / "report.html").read_text()
 
 
