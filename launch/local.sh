@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The quickstart, stage by stage, on this machine. Each stage reads what the one before it wrote, is
-# skipped when its output is there, and goes on where it was when it was interrupted.
+# The quickstart, stage by stage, on this machine. Each stage reads the output of the stages before
+# it. A stage whose output exists is skipped; one that was interrupted resumes.
 #
 #   launch/local.sh [CONFIG] [OUTPUT]
 set -euo pipefail

@@ -27,7 +27,7 @@ from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.json_lines import JsonLines
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "reward_models.md"
 MODEL = pathlib.Path("reward", "explicit", "model")
 
 
@@ -138,13 +138,13 @@ def test_every_folder_of_a_run_is_read(finished) -> None:
     assert len(read_trajectories(finished / "eval")) == 8 + 3 * 8 + 2 * 4
 
 
-def test_the_readme_scores_in_five_lines(finished, monkeypatch, tmp_path, capsys) -> None:
-    [program] = re.findall(r"```python\n(.*?open_reward_model.*?)```", README.read_text(), re.S)
+def test_the_guide_scores_in_five_lines(finished, monkeypatch, tmp_path, capsys) -> None:
+    [program] = re.findall(r"```python\n(.*?score_steps.*?)```", GUIDE.read_text(), re.S)
     assert len([line for line in program.splitlines() if line.strip()]) == 5
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(finished)
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, str(README), "exec"), {})
+    exec(compile(program, str(GUIDE), "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == len(read_trajectories(finished / "experts"))
 

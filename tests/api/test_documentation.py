@@ -1,0 +1,210 @@
+"""The documentation: its programs run, and the modules, files and names in it exist."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import io
+import pathlib
+import re
+import sys
+
+import pytest
+
+import agentrm_jax as arm
+from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.pipeline.plugins import import_plugin
+from agentrm_jax.pipeline.policies import POLICIES
+from agentrm_jax.testing import Guess, guess_policy, guess_scorer, guess_tasks
+from agentrm_jax.train.fit import FitConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "agentrm_jax"
+FLOORS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
+CHANGELOG = ROOT / "CHANGELOG.md"
+PAGES = sorted(
+    {ROOT / "README.md", ROOT / "CONTRIBUTING.md"}
+    | set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "log.md"}
+)
+"""All pages but those that tell what was: they name modules of earlier versions."""
+CONFIG = ROOT / "configs" / "tiny.yaml"
+TINY = ModelConfig(
+    vocab_size=320, d_model=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48
+)
+
+
+def programs(page: pathlib.Path) -> str:
+    """The Python blocks of a page, in order; blocks marked `py` are fragments."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+def quoted(page: pathlib.Path) -> set[str]:
+    """Texts in backticks, outside of blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Reward models of programs are tiny and trained for three updates."""
+    fit = FitConfig(num_updates=3, batch_size=4, length=512)
+    train = functools.partial(arm.train_reward_model, init=TINY, fit=fit)
+    monkeypatch.setattr(arm, "train_reward_model", train)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start/python.md"])
+def test_programs_run_as_printed(page, quick_training, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(programs(ROOT / page), page, "exec"), {})
+    rows = [line.split("  ")[0] for line in printed.getvalue().splitlines()]
+    assert {"best of 5", "oracle of 5"} <= set(rows)
+
+
+def test_the_readme_s_program_takes_fifteen_lines():
+    assert len([line for line in programs(ROOT / "README.md").splitlines() if line]) <= 15
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory):
+    """The files of docs/extending.md, imported as plugins, by their name."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    files = dict(re.findall(r"```python (\w+)\.py\n(.*?)```", text, re.DOTALL))
+    assert set(files) == {"rule", "method", "head", "kind", "server"}
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, program in files.items():
+        (folder / f"{name}.py").write_text(program)
+        import_plugin(str(folder / f"{name}.py"))
+    yield {name: sys.modules[f"agentrm_plugin_{name}"] for name in files}
+    for name in files:
+        del sys.modules[f"agentrm_plugin_{name}"]
+
+
+def test_a_selection_rule(guide):
+    config = load_config(CONFIG, ["--explore.search.selection.kind=greedy_after"])
+    assert config.explore.search.selection == guide["rule"].GreedyAfter(visits=2)
+    rule = guide["rule"].GreedyAfter(visits=3)
+    with arm.EnvPool({"guess": Guess}) as envs:
+        tasks = guess_tasks(2)
+        trees = arm.explore(guess_policy, envs, tasks, selection=rule, num_iterations=4)
+    assert all(tree.num_nodes > 4 for tree in trees)
+
+
+def test_a_method(guide):
+    with arm.EnvPool({"guess": Guess}) as envs:
+        method = guide["method"].FewestSteps
+        methods = {"of one": method(n=1), "of five": method(n=5)}
+        compared = arm.evaluate_methods(
+            methods, guess_policy, guess_scorer, envs, guess_tasks(12, max_steps=5)
+        )
+    one, five = (method.score.mean for method in compared.methods)
+    assert five > one
+
+
+def test_a_value_head(guide, tmp_path):
+    with arm.EnvPool({"guess": Guess}) as envs:
+        logged = [r.trajectory for r in arm.rollouts(guess_policy, envs, guess_tasks(8))]
+    fit = FitConfig(num_updates=3, batch_size=4, length=512)
+    head = guide["head"].Difference()
+    model = arm.train_reward_model(logged, tmp_path / "model", init=TINY, head=head, fit=fit)
+    assert len(model.score([logged[:3]])[0]) == 3
+
+
+def test_a_reward_kind_and_a_policy(guide):
+    scorer = guide["kind"].Shortest().open(None)
+    policy = POLICIES.load("server").load("hello", seed=1)
+    with arm.EnvPool({"guess": Guess}) as envs:
+        [answer] = arm.best_of_n(policy, scorer, envs, guess_tasks(1, max_steps=2), n=2)
+    assert [step.action for step in answer.rollouts[0].trajectory.steps] == ["echo 1", "echo 3"]
+    assert answer.scores == (-2.0, -2.0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page):
+    names = quoted(page)
+    missing = [name for name in names if _is_path(name) and not _path_exists(name, page)]
+    missing += [name for name in names if _is_module(name) and not _module_exists(name)]
+    missing += [
+        name
+        for name in names
+        if (match := re.fullmatch(r"arm\.(\w+)", name)) and match[1] not in arm.__all__
+    ]
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing += [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_a_wrong_name_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    assert not _path_exists("search/no_such_module.py", page)
+    assert not _module_exists("agentrm_jax.search.tree.no_such_name")
+    assert not _module_exists("search.no_such_module")
+    assert _module_exists("search.tree.advance")
+    assert _module_exists("engine.cache_tokens")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*(page for page in PAGES if page.parent.name != "reference"), CHANGELOG],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_lines_have_at_most_100_columns(page):
+    """Tables and commands cannot be wrapped; the reference is generated."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "    "))]
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def _is_path(name: str) -> bool:
+    """Whether a text is the path of a file of the repository, such as `search/tree.py`."""
+    match = re.fullmatch(r"([\w.-]+)/[\w./-]+\.(py|md|sh|yaml|html|pddl)", name)
+    return match is not None and match[1] not in ("runs", "my", "models")
+
+
+def _path_exists(name: str, page: pathlib.Path) -> bool:
+    roots = [ROOT, PACKAGE, page.parent]
+    if page.name == "engine.md":
+        roots.append(PACKAGE / "engine")
+    return any((root / name).exists() for root in roots)
+
+
+def _is_module(name: str) -> bool:
+    """Whether a text is a dotted name of the package, such as `search.tree.advance`."""
+    match = re.fullmatch(r"(\w+)(\.\w+)+", name)
+    return match is not None and match[1] in ("agentrm_jax", *FLOORS)
+
+
+def _module_exists(name: str) -> bool:
+    parts = name.removeprefix("agentrm_jax.").split(".")
+    if parts[-1] in ("py", "json", "safetensors"):
+        return True  # a file, such as `model.json`
+    if f'"{name}"' in (ROOT / "pyproject.toml").read_text():
+        return True  # a group of entry points
+    return _is_key(parts) or _attribute_exists(parts)
+
+
+def _is_key(parts: list[str]) -> bool:
+    """Whether the parts are a key of the configuration, such as `engine.cache_tokens`."""
+    config: object = load_config(CONFIG)
+    for part in parts:
+        if not (dataclasses.is_dataclass(config) and hasattr(config, part)):
+            return False
+        config = getattr(config, part)
+    return True
+
+
+def _attribute_exists(parts: list[str]) -> bool:
+    for length in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            found: object = importlib.import_module(".".join(["agentrm_jax", *parts[:length]]))
+            for part in parts[length:]:
+                if not hasattr(found, part):
+                    return False
+                found = getattr(found, part)
+            return True
+    return False
