@@ -18,7 +18,7 @@ from typing import Any
 
 import agentrm_jax
 import agentrm_jax.testing
-from agentrm_jax.core.protocols import SelectingScorer
+from agentrm_jax.core.beams import SelectingScorer
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "reference" / "python.md"
 MODULES = {"arm": agentrm_jax, "agentrm_jax.testing": agentrm_jax.testing}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agentrm_jax.agent.agent import Agent
+from agentrm_jax.core.beams import BeamStep, Candidate, InStepPolicy, Kept, ScoredStep
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import BeamStep, Candidate, InStepPolicy, Kept, ScoredStep
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.request import TokenSequence

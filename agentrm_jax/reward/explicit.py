@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentrm_jax.core.protocols import Kept, SelectingScorer
+from agentrm_jax.core.beams import Kept, SelectingScorer
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.engine.engine import Engine

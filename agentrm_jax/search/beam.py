@@ -13,21 +13,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from agentrm_jax.agent.function import PolicyFunction, as_policy
+from agentrm_jax.core.beams import BeamStep, Candidate, InStepPolicy, Kept, SelectingScorer
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy, admitted, scores_of
-from agentrm_jax.core.protocols import (
-    BeamStep,
-    Candidate,
-    EnvironmentFailure,
-    EnvironmentPool,
-    InStepPolicy,
-    Kept,
-    Policy,
-    Scorer,
-    SelectingScorer,
-    propose,
-)
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool, Policy, Scorer, propose
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.environments import act

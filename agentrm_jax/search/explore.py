@@ -73,13 +73,13 @@ def explore(
     num_iterations: int = 40,
     expansion_width: int = 5,
     concurrency: int = 64,
-    seed: int = 0,
     store: str | pathlib.Path | None = None,
 ) -> list[TreeRecord]:
     """Grows a search tree for each task (paper section 3.2).
 
     Args:
-      policy: A policy, or a function `(state, n, seed) -> texts`.
+      policy: A policy, or a function `(state, n, seed) -> texts`; `FunctionPolicy` gives such a
+        function another seed than 0.
       envs: The environments.
       tasks: The tasks, each once.
       selection: The rule by which the search enters the children of a node: `UCB()`, `PUCT()`, or a
@@ -87,7 +87,6 @@ def explore(
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
       concurrency: Trees that grow at the same time. It changes speed, never results.
-      seed: Seed of a policy function.
       store: Folder that keeps the trees; its trees are resumed. None keeps them in memory only.
 
     Returns:
@@ -104,7 +103,7 @@ def explore(
     )
 
     def grow(sink: TreeSink, stored: Mapping[str, TreeRecord]) -> None:
-        Explorer(as_policy(policy, seed), envs, sink, config).run(tasks, stored)
+        Explorer(as_policy(policy, 0), envs, sink, config).run(tasks, stored)
 
     trees = grown_trees(store, grow)
     return [trees[task.task_id] for task in tasks]

@@ -12,8 +12,9 @@ from agent_cases import PROMPT, make_agent, state, tokenizer, weights
 from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.in_step import InStepAgent
+from agentrm_jax.core.beams import BeamStep
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import BeamStep, propose
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine

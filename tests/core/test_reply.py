@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from agentrm_jax.agent import reply as of_agents
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.envs.registry import environment_names, load_family
@@ -95,7 +94,6 @@ CALL = 'get_x with Action Input: {"a": 1}'
 )
 def test_parse_action(reply, action):
     assert parse_action(reply) == action
-    assert of_agents.parse_action(reply) == action
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,9 @@ import dataclasses
 import pytest
 from random_game import FAILURE, GamePolicy, GamePool, action_key, answer, draw, game
 
+from agentrm_jax.core.beams import Candidate, InStepPolicy, Kept, ScoredStep, SelectingScorer
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import (
-    Candidate,
-    InStepPolicy,
-    Kept,
-    ScoredStep,
-    SelectingScorer,
-    propose,
-)
+from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.beam import BeamConfig, beam_search, search_beams
 

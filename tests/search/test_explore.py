@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_game import GamePolicy, GamePool, action_key, answer, draw, game
 
+from agentrm_jax.agent.function import FunctionPolicy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
@@ -424,7 +425,8 @@ def test_exploring_with_a_function(tmp_path):
         return [f"Action: go {'NESW'[(seed + k) % 4]}" for k in range(n)]
 
     def run(seed):
-        return search.explore(policy, GamePool(), [game(0)], num_iterations=6, seed=seed)
+        seeded = FunctionPolicy(policy, seed=seed)
+        return search.explore(seeded, GamePool(), [game(0)], num_iterations=6)
 
     [tree], again, other = run(0), run(0), run(1)
     assert len(tree.iterations) == 6
