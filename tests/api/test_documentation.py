@@ -114,13 +114,19 @@ def test_a_value_head(guide, tmp_path):
     assert len(model.score([logged[:3]])[0]) == 3
 
 
-def test_a_reward_kind_and_a_policy(guide):
+def test_a_reward_kind(guide):
     scorer = guide["kind"].Shortest().open(None)
+    with arm.EnvPool({"guess": Guess}) as envs:
+        [answer] = arm.best_of_n(guess_policy, scorer, envs, guess_tasks(1), n=4)
+    lengths = [len(rollout.trajectory.steps) for rollout in answer.rollouts]
+    assert answer.chosen == lengths.index(min(lengths))
+
+
+def test_a_policy(guide):
     policy = POLICIES.load("server").load("hello", seed=1)
     with arm.EnvPool({"guess": Guess}) as envs:
-        [answer] = arm.best_of_n(policy, scorer, envs, guess_tasks(1, max_steps=2), n=2)
-    assert [step.action for step in answer.rollouts[0].trajectory.steps] == ["echo 1", "echo 3"]
-    assert answer.scores == (-2.0, -2.0)
+        [rollout] = arm.rollouts(policy, envs, guess_tasks(1, max_steps=2))
+    assert [step.action for step in rollout.trajectory.steps] == ["echo 1", "echo 3"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
