@@ -196,7 +196,7 @@ def _module_exists(name: str) -> bool:
 def _is_key(parts: list[str]) -> bool:
     """Whether the parts are a key of the configuration, such as `engine.cache_tokens`."""
     config: object = load_config(CONFIG)
-    for part in parts:
+    for part in parts if parts[-1] != "kind" else parts[:-1]:  # `kind` of an open section
         if not (dataclasses.is_dataclass(config) and hasattr(config, part)):
             return False
         config = getattr(config, part)
