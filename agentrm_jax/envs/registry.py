@@ -95,7 +95,7 @@ def _usable(where: str, point: EntryPoint) -> EnvironmentFamily:
 
 
 def _members() -> list[str]:
-    """What the protocol asks for: its annotated attributes and its methods."""
+    """Returns the members that the protocol asks for: annotated attributes and methods."""
     methods = (key for key, value in vars(EnvironmentFamily).items() if callable(value))
     names = (*EnvironmentFamily.__annotations__, *methods)
     return sorted(name for name in names if not name.startswith("_"))

@@ -141,7 +141,7 @@ class WorkerProcess:
         self.lost = reason
 
     def _death(self) -> str:
-        """How the process ended, with the last line that it wrote."""
+        """Returns how the process ended, with the last line that it wrote."""
         assert self._process is not None
         try:
             code = self._process.wait(timeout=1.0)
