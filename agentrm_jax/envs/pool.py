@@ -242,7 +242,7 @@ class EnvPool:
         return min(self._workers, key=lambda place: place.episodes)
 
     def _perform(self, jobs: Sequence[Job]) -> None:
-        """Answers all jobs, trying those again that an environment or a worker let down."""
+        """Answers all jobs; a job whose environment or worker failed is tried again."""
         waiting = list(jobs)
         while waiting:
             plans: dict[Place, Plan] = {}
@@ -259,7 +259,7 @@ class EnvPool:
             waiting = [job for job in waiting if job.answer is None]
 
     def _settle(self, place: Place, plan: Plan) -> None:
-        """Takes in a place's answers, in their order."""
+        """Assigns the answers of a place to its jobs, in their order."""
         doubtful: set[int] = set()  # handles whose later answers are ignored
         answers = place.process.answers
         for (job, _, expected), answer in zip(plan, answers, strict=False):
@@ -277,7 +277,7 @@ class EnvPool:
                 continue
             doubtful.add(job.request.handle)
         if place.process.lost is not None:
-            job, _, expected = plan[len(answers)]  # the one that it was at when it was lost
+            job, _, expected = plan[len(answers)]  # the job during which it was lost
             if job.request.handle not in doubtful:
                 self._blame(job, Fault(place.process.lost), in_replay=expected is not None)
 

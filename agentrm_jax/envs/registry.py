@@ -69,7 +69,7 @@ def key_of(family_of: Callable[[], EnvironmentFamily], action: str) -> str:
 
 
 def family_at(path: str) -> EnvironmentFamily:
-    """The environment of a class, `module:Class`, that need not be registered.
+    """Returns the environment of a class, `module:Class`, that need not be registered.
 
     Raises:
       UserError: It cannot be imported or used.
