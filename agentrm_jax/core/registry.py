@@ -7,6 +7,8 @@ ones do, or `register` at run time. Both are found by the same name.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -32,8 +34,9 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[Any], Any]:
         """Returns a decorator that adds an object under a name.
 
-        Registering an object of the same module and name again replaces it, as running a notebook
-        cell twice does. A name that another object or an installed package has is refused.
+        Registering an object of the same file and name again replaces it, as running a notebook
+        cell twice does, or a script that is its own plugin. A name that another object or an
+        installed package has is refused.
 
         Args:
           name: The name in configuration files and in result rows.
@@ -48,7 +51,7 @@ class Registry(Generic[T]):
 
         def add(member: Any) -> Any:
             before = self._registered.get(name)
-            if before is not None and _place(before) != _place(member):
+            if before is not None and _source(before) != _source(member):
                 raise UserError(
                     f"{self.noun} {name!r} is registered already, by {'.'.join(_place(before))}; "
                     "choose another name"
@@ -111,6 +114,13 @@ def _place(member: Any) -> tuple[str, str]:
     """The module and the name with which a class or function is defined."""
     kind = member if hasattr(member, "__qualname__") else type(member)
     return kind.__module__, kind.__qualname__
+
+
+def _source(member: Any) -> tuple[str, str]:
+    """The file, or without one the module, and the name with which an object is defined."""
+    module, name = _place(member)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return (os.path.realpath(file) if file else module), name
 
 
 def _origin(point: EntryPoint) -> str:
