@@ -197,7 +197,7 @@ class Fuzzer:
     def _controls(
         self, trajectory: Trajectory, control: set[int] | None
     ) -> tuple[collections.Counter[int], set[int]]:
-        tokens = np.concatenate(self._renderer.pieces(trajectory)[0]).tolist()
+        tokens = np.concatenate(self._renderer.state(trajectory).segments).tolist()
         if control is None:
             control = set(tokens) - set(self.tokenizer.encode("x"))
         return collections.Counter(token for token in tokens if token in control), control

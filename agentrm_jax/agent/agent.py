@@ -68,10 +68,10 @@ class Agent(BackgroundPolicy):
           trajectory: The state.
           purpose: Name of the turn within its task; part of the random key.
         """
-        segments, truncated = self.renderer.decoded_pieces(trajectory)
-        shared_prefix = self.renderer.instruction(trajectory.task) is not None
+        state = self.renderer.decoded_state(trajectory)
         key = random_key(self._seed, trajectory.task.task_id, purpose)
-        return Request(segments=segments, shared_prefix=shared_prefix, key=key), truncated
+        request = Request(segments=state.segments, shared_prefix=state.shared_prefix, key=key)
+        return request, state.truncated_steps
 
     def warm_up(self) -> None:
         """Compiles the programs that `branches` need."""

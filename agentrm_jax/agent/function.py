@@ -99,19 +99,32 @@ class FunctionPolicy:
           (ticket, replies) of at least one request if any is open.
         """
         if self.concurrency > 1:
-            done, _ = concurrent.futures.wait(
-                self._running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            answers = []
-            for future in sorted(done, key=self._running.__getitem__):
-                ticket = self._running.pop(future)
-                del self._open[ticket]
-                answers.append((ticket, future.result()))
-            return answers
+            try:
+                return self._collect_running()
+            except BaseException:
+                self._cancel()
+                raise
+        tickets = sorted(self._open, key=lambda ticket: self._open[ticket].rank)
+        return [(ticket, self._answer(self._open.pop(ticket))) for ticket in tickets]
+
+    def _collect_running(self) -> list[tuple[int, list[Proposal]]]:
+        done, _ = concurrent.futures.wait(
+            self._running, return_when=concurrent.futures.FIRST_COMPLETED
+        )
         answers = []
-        for ticket in sorted(self._open, key=lambda ticket: self._open[ticket].rank):
-            answers.append((ticket, self._answer(self._open.pop(ticket))))
+        for future in sorted(done, key=self._running.__getitem__):
+            ticket = self._running.pop(future)
+            del self._open[ticket]
+            answers.append((ticket, future.result()))
         return answers
+
+    def _cancel(self) -> None:
+        """Forgets all open requests, so that no more calls are made after one has failed."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = None
+        self._running.clear()
+        self._open.clear()
 
     def room(self) -> int:
         """Returns how many more requests run at once.

@@ -67,9 +67,8 @@ class InStepAgent(InStepPolicy):
 
     def _sequence(self, state: Trajectory) -> TokenSequence:
         """Returns a state as the scoring model reads it."""
-        renderer = self.agent.renderer
-        shared_prefix = renderer.instruction(state.task) is not None
-        return TokenSequence(segments=renderer.pieces(state)[0], shared_prefix=shared_prefix)
+        rendered = self.agent.renderer.state(state)
+        return TokenSequence(segments=rendered.segments, shared_prefix=rendered.shared_prefix)
 
     def _scored(
         self, step: BeamStep, truncated: Sequence[int], beam: Sequence[KeptReply], decoded: int

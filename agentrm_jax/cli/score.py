@@ -22,8 +22,8 @@ Scores trajectories with a reward model, without an environment, and writes one 
   after_action       for each step, before the environment has answered
   after_observation  for each step, after the observation; null if a conversation ends with a
                      reply
-  dropped_steps      the number of truncated steps: the oldest, which did not fit into the
-                     context, and those that were shortened
+  truncated_steps    the number of steps that did not fit into the context: the oldest, which
+                     were left out, and those that were shortened
 
 FILE is a folder of a run ({_FOLDERS}; of trees: each path that was
 backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or a JSON list

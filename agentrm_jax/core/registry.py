@@ -7,6 +7,8 @@ ones do, or `register` at run time. Both are found by the same name.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -32,14 +34,15 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[Any], Any]:
         """Returns a decorator that adds an object under a name.
 
-        Registering a name again replaces the object, as running a notebook cell twice does. A name
-        that an installed package provides is refused.
+        Registering an object of the same file and name again replaces it, as running a notebook
+        cell twice does, or a script that is its own plugin. A name that another object or an
+        installed package has is refused.
 
         Args:
           name: The name in configuration files and in result rows.
 
         Raises:
-          UserError: An installed package provides the name.
+          UserError: An installed package provides the name, or another object has it.
         """
         if not name.isidentifier():
             raise UserError(f"{self.noun} name {printable(name)!r} must be letters, digits and _")
@@ -47,6 +50,12 @@ class Registry(Generic[T]):
             raise UserError(f"{self.noun} {name!r} is provided by {_origin(points[0])} already")
 
         def add(member: Any) -> Any:
+            before = self._registered.get(name)
+            if before is not None and _source(before) != _source(member):
+                raise UserError(
+                    f"{self.noun} {name!r} is registered already, by {'.'.join(_place(before))}; "
+                    "choose another name"
+                )
             self._registered[name] = member
             return member
 
@@ -93,13 +102,25 @@ class Registry(Generic[T]):
                 return name
         for point in entry_points(group=self.group):
             module, _, attribute = point.value.partition(":")
-            own = (getattr(member, "__module__", None), getattr(member, "__qualname__", None))
-            if own == (module, attribute):
+            if _place(member) == (module, attribute):
                 return point.name
         return None
 
     def _points(self, name: str) -> list[EntryPoint]:
         return list(entry_points(group=self.group, name=name))
+
+
+def _place(member: Any) -> tuple[str, str]:
+    """The module and the name with which a class or function is defined."""
+    kind = member if hasattr(member, "__qualname__") else type(member)
+    return kind.__module__, kind.__qualname__
+
+
+def _source(member: Any) -> tuple[str, str]:
+    """The file, or without one the module, and the name with which an object is defined."""
+    module, name = _place(member)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return (os.path.realpath(file) if file else module), name
 
 
 def _origin(point: EntryPoint) -> str:

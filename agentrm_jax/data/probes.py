@@ -49,7 +49,7 @@ PROBES: Mapping[str, tuple[str, ...]] = {
         "100 % done   ",
     ),
     "long turns": (
-        "There is a door, and behind it another one.\n" * 200,
+        "There is a door, and after it another one.\n" * 200,
         "Thought: I think about every door in turn. " * 100 + "\nAction: open",
         "A corridor of 12 doors, all of them shut. " * 200,
         "Action: open door",

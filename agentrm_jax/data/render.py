@@ -1,7 +1,8 @@
-"""States as pieces of tokens: the opening, then one piece for each step."""
+"""States as segments of tokens: the opening, then one segment for each step."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,16 +23,33 @@ from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observat
 from agentrm_jax.data.tokenizer import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RenderedState:
+    """A state as the tokens that a model reads.
+
+    Attributes:
+      segments: int32 [length] each; see `Renderer.state` and `Renderer.decoded_state`.
+      shared_prefix: Whether the first segment is the instruction, which all states of a prompt
+        begin with.
+      truncated_steps: Number of steps that did not fit: the oldest, which are left out, and those
+        that were shortened. A first observation that was shortened counts as one.
+    """
+
+    segments: list[np.ndarray]
+    shared_prefix: bool
+    truncated_steps: int
+
+
 class Renderer:
     """Renders states for one model.
 
     Args:
       tokenizer: The model's.
       prompt_of: The prompt of a task, or None for a model that was trained without one.
-      limit: Most tokens of a state. Longer ones lose whole steps, the oldest first; an observation
-        that alone is too long loses its middle.
-      closed: Whether `both_ends` reads an action at the end of what the template writes after the
-        last reply, in place of the stop token.
+      limit: Most tokens of a state. Longer states lose whole steps, the oldest first; an
+        observation that alone is too long loses its middle.
+      closed: Whether `both_ends` reads an action at the end of the text that the template writes
+        after the last reply, in place of the stop token.
     """
 
     def __init__(
@@ -48,7 +66,7 @@ class Renderer:
         self._prompt_of = prompt_of
         self._openings: dict[tuple[Prompt | None, str], Opening] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
-        # They repeat between branches, and every state repeats those before it.
+        # Steps repeat between branches, and every state repeats the steps before it.
         self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
         self._reply = functools.lru_cache(maxsize=65_536)(self._encode_reply)
         self._fitted = functools.lru_cache(maxsize=65_536)(self._fit)
@@ -84,7 +102,7 @@ class Renderer:
         Raises:
           UserError: The prompt leaves no room for a first observation.
         """
-        return self._fitted_opening(trajectory).pieces
+        return self._fitted_opening(trajectory).segments
 
     def _fitted_opening(self, trajectory: Trajectory) -> Opening:
         task, prompt = trajectory.task, self._prompt_of(trajectory.task)
@@ -99,27 +117,35 @@ class Renderer:
                 self.limit,
                 lambda text: first_observation_tokens(self.tokenizer, text, prompt),
             )
-            pieces = [np.asarray([*begin, *first], np.int32)]
+            segments = [np.asarray([*begin, *first], np.int32)]
             if instruction is not None:
-                pieces.insert(0, instruction)
+                segments.insert(0, instruction)
             if before + len(first) > self.limit:
                 raise UserError(
                     f"must leave {before + len(first)} tokens for the prompt of task "
                     f"{task.task_id} and its first observation (it leaves {self.limit})",
                     field="engine.context",
                 )
-            self._openings[key] = Opening(pieces, shortened)
+            self._openings[key] = Opening(segments, shortened)
         return self._openings[key]
 
-    def kept(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], int]:
-        """Returns the opening, the steps that fit, and how many of the oldest do not."""
+    def _fitted_steps(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], int]:
+        """Returns the opening, the steps that fit, and the number of the oldest that do not."""
         opening, turns, firsts = self._read(trajectory)
         return opening, turns[firsts[-1] :], firsts[-1]
 
+    def _rendered(
+        self, segments: list[np.ndarray], trajectory: Trajectory, truncated: int
+    ) -> RenderedState:
+        shared_prefix = self.instruction(trajectory.task) is not None
+        return RenderedState(
+            segments=segments, shared_prefix=shared_prefix, truncated_steps=truncated
+        )
+
     def _read(self, trajectory: Trajectory) -> tuple[Opening, list[Turn], list[int]]:
-        """The opening, all steps, and the first step that each state keeps."""
+        """Returns the opening, all steps, and the first step that each state keeps."""
         opening = self._fitted_opening(trajectory)
-        room = self.limit - sum(map(len, opening.pieces))
+        room = self.limit - sum(map(len, opening.segments))
         turns = []
         for step in trajectory.steps:
             fitted = self._fitted(step.reply, step.token_ids, step.transition.observation, room)
@@ -133,88 +159,95 @@ class Renderer:
             turns.append(Turn(reply, observation, step, fitted.shortened))
         return opening, turns, first_steps([len(t.reply) + len(t.observation) for t in turns], room)
 
-    def pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
-        """The state's pieces (int32 [T] each), and how many of its oldest steps did not fit.
+    def state(self, trajectory: Trajectory) -> RenderedState:
+        """Renders a state with one segment for each step: reply, stop token and observation.
 
-        One piece for each step: the reply, its stop token and the observation.
+        Raises:
+          UserError: The prompt and the first observation, or a step alone, exceed the limit.
         """
-        opening, turns, dropped = self.kept(trajectory)
+        opening, turns, left_out = self._fitted_steps(trajectory)
         steps = [np.asarray([*t.reply, *t.observation], np.int32) for t in turns]
-        return [*opening.pieces, *steps], dropped
+        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        return self._rendered([*opening.segments, *steps], trajectory, truncated)
 
     def both_ends(self, trajectory: Trajectory) -> tuple[list[Ends], int]:
-        """Returns what a reward model reads at both ends of each step, where values are trained.
+        """Renders both ends of each step, at which values are trained.
 
-        Replies and observations are pieces of their own, so that the last end's pieces hold those
-        of all ends before it, as long as the same steps are kept.
+        Replies and observations have segments of their own, so that the segments of the last end
+        begin with those of all ends before it, as long as the same steps are kept.
 
         Returns:
-          The ends of each state, the one before any step first; and how many steps did not fit
-          after the last one: the oldest, which are left out, and those that were shortened. A
-          first observation that was shortened counts as one.
+          The ends of each state, the one before any step first; and the number of truncated steps
+          of the last state (see `RenderedState`).
+
+        Raises:
+          UserError: As of `state`.
         """
         (opening, shortened), turns, firsts = self._read(trajectory)
-        steps = [self._step_pieces(turn) for turn in turns]
+        steps = [self._step_segments(turn) for turn in turns]
         ends = [Ends(None, opening)]
         for step, first in enumerate(firsts[1:]):
-            earlier = [piece for _, kept in steps[first:step] for piece in kept]
+            earlier = [segment for _, kept in steps[first:step] for segment in kept]
             action, state = steps[step]
             ends.append(Ends([*opening, *earlier, action], [*opening, *earlier, *state]))
         shortened += sum(turn.shortened for turn in turns[firsts[-1] :])
         return ends, firsts[-1] + shortened
 
-    def _step_pieces(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
-        """A step's piece up to the end of its action, and its pieces up to the state after it."""
+    def _step_segments(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Returns the segment up to the end of the action, and those up to the state after it."""
         action, n = np.asarray([*turn.reply, *self._closing], np.int32), len(self._closing)
-        if turn.observation[:n] == self._closing:  # it begins with what ends a conversation
+        if turn.observation[:n] == self._closing:  # it begins with the end of a conversation
             return action, [action, np.asarray(turn.observation[n:], np.int32)]
-        pieces = [np.asarray(part, np.int32) for part in (turn.reply, turn.observation)]
-        return action, pieces
+        segments = [np.asarray(part, np.int32) for part in (turn.reply, turn.observation)]
+        return action, segments
 
-    def decoded_pieces(self, trajectory: Trajectory) -> tuple[list[np.ndarray], int]:
-        """Returns the same tokens, cut where decoding cuts them: what was read while a reply was
-        decoded is a piece, and what lies between two replies is one.
+    def decoded_state(self, trajectory: Trajectory) -> RenderedState:
+        """Renders a state with the segments that decoding left in the prefix cache.
 
-        The number counts the steps that did not fit: the oldest ones, which are left out, and
-        those that were shortened. A first observation that was shortened counts as one.
+        The tokens that were read while a reply was decoded are a segment, and the tokens between
+        two replies are one. If the oldest steps did not fit, no token after them was read in its
+        present position before, and all steps are one segment.
 
-        If the oldest steps did not fit, nothing after them was read before in this position, and
-        all that is left is one piece.
+        Raises:
+          UserError: As of `state`.
         """
-        (opening, shortened), turns, dropped = self.kept(trajectory)
-        truncated = dropped + shortened + sum(turn.shortened for turn in turns)
-        pieces = list(opening)
-        if dropped:
+        opening, turns, left_out = self._fitted_steps(trajectory)
+        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        segments = list(opening.segments)
+        if left_out:
             rest = [token for t in turns for token in (*t.reply, *t.observation)]
-            return [*pieces, *([np.asarray(rest, np.int32)] if rest else [])], truncated
+            segments += [np.asarray(rest, np.int32)] if rest else []
+            return self._rendered(segments, trajectory, truncated)
         for turn in turns:
-            # Decoding begins at the last token before the reply; it never reads what ended it, nor
-            # the last token of a reply that was cut off.
-            before, go = pieces[-1][:-1], pieces[-1][-1:]
+            # Decoding begins at the last token before the reply; it never reads the token that
+            # ended it, nor the last token of a reply that was cut off.
+            before, last = segments[-1][:-1], segments[-1][-1:]
             read = len(turn.reply) - 1 - turn.cut_off
-            pieces[-1:] = [before] if len(before) else []
-            pieces.append(np.asarray([*go, *turn.reply[:read]], np.int32))
-            pieces.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
-        return pieces, truncated
+            segments[-1:] = [before] if len(before) else []
+            segments.append(np.asarray([*last, *turn.reply[:read]], np.int32))
+            segments.append(np.asarray([*turn.reply[read:], *turn.observation], np.int32))
+        return self._rendered(segments, trajectory, truncated)
 
 
 class Opening(NamedTuple):
-    """The pieces before the first reply, and whether the first observation lost its middle."""
+    """The segments before the first reply, and whether the first observation lost its middle."""
 
-    pieces: list[np.ndarray]
+    segments: list[np.ndarray]
     shortened: bool
 
 
 class Ends(NamedTuple):
-    """Pieces up to the end of a step's action, and up to the state after it. There is no action
-    before the first step."""
+    """Segments up to the end of a step's action, and up to the state after it.
+
+    There is no action before the first step.
+    """
 
     action: list[np.ndarray] | None
     state: list[np.ndarray]
 
 
 class Turn(NamedTuple):
-    """A step's tokens: the reply with its stop token, and what follows."""
+    """The tokens of a step: the reply with its stop token, and the text up to the next reply."""
 
     reply: tuple[int, ...]
     observation: tuple[int, ...]

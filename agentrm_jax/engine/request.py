@@ -1,4 +1,4 @@
-"""What callers hand to the engine and get back: token sequences, requests and replies."""
+"""The input and the output of the engine: token sequences, requests and replies."""
 
 from __future__ import annotations
 

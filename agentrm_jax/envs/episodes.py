@@ -28,7 +28,7 @@ class Reset:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Act:
-    """Act in the episode: in place where `into` is its own handle, else in a fork named `into`."""
+    """Act in the episode: in place if `into` is its own handle, else in a fork named `into`."""
 
     handle: int
     action: str
@@ -50,11 +50,11 @@ class Fault:
 
 Request = Reset | Act
 Answer = str | Transition | Fault
-"""The first observation, what an action led to, or why there is neither."""
+"""The first observation, the transition of an action, or the fault in their place."""
 
 
 class Episodes:
-    """Environments by handle. No method raises for what an environment does.
+    """Environments by handle. No method raises an exception of an environment.
 
     Every answer passes `envs.contract`, in this process and in workers alike.
 
@@ -67,7 +67,7 @@ class Episodes:
         self._families = families or Families({})
 
     def perform(self, request: Request) -> Answer:
-        """Carries out one request. An episode that took part in a fault is dropped."""
+        """Carries out one request. The episode of a fault is forgotten."""
         try:
             if isinstance(request, Reset):
                 return self._reset(request)

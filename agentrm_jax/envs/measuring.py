@@ -25,7 +25,7 @@ class Check:
     Attributes:
       name: Of the environment.
       ok: Whether it can be played.
-      reason: Why not, one line; empty where it can.
+      reason: The reason why not, in one line; empty if it can.
       reset_ms: Milliseconds of a reset, the median, as of the others.
       step_ms: Of an expert's action.
       fork_ms: Of a fork and an action in both, less the two actions: what is copied, or gone again.

@@ -1,6 +1,6 @@
 """Many episodes at once (`core.protocols.EnvironmentPool`), in this process and in workers.
 
-Each episode lives in one place, its forks with it. What happened to it is kept here, as a chain
+Each episode lives in one place, its forks with it. Its history is kept in this process, as a chain
 of moments that forks share: when a worker is lost, or an environment raises, the episode is played
 again from its task and must answer as before.
 """
@@ -14,91 +14,23 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.records import Split, Task, Transition
 from agentrm_jax.envs.contract import listed_tasks, missing_of
-from agentrm_jax.envs.episodes import Act, Answer, Episodes, Fault, Request, Reset
+from agentrm_jax.envs.episodes import Act, Fault, Reset
 from agentrm_jax.envs.given import Families, check_class, location_of
 from agentrm_jax.envs.perturbations import SEPARATOR
+from agentrm_jax.envs.places import (
+    EpisodeHistory,
+    Here,
+    Job,
+    Moment,
+    Place,
+    Plan,
+    exchange,
+    extend_plan,
+)
 from agentrm_jax.envs.registry import action_key, key_of, load_family
-from agentrm_jax.envs.worker_process import WorkerProcess, read_answers
+from agentrm_jax.envs.worker_process import WorkerProcess
 
 _ATTEMPTS = 2
-
-
-class _Here:
-    """This process as a place for episodes: it works when it is sent something."""
-
-    lost = None
-
-    def __init__(self, families: Families) -> None:
-        self.answers: list[Answer] = []
-        self.incarnation = 0
-        self._families = families
-        self._episodes = Episodes(families)
-
-    def send(self, released: Sequence[int], requests: Sequence[Request]) -> None:
-        self._episodes.release(released)
-        self.answers = [self._episodes.perform(request) for request in requests]
-
-    def stop(self) -> None:
-        self._episodes = Episodes(self._families)
-        self.incarnation += 1
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class _Place:
-    """Where episodes live, how many, and which of them it may forget."""
-
-    process: _Here | WorkerProcess
-    episodes: int = 0
-    released: list[int] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Moment:
-    """An action and its answer, after those of `before`; the first is the reset."""
-
-    before: _Moment | None
-    action: str
-    answer: str | Transition
-
-
-@dataclasses.dataclass(slots=True)
-class _Episode:
-    """What is known of a handle.
-
-    Attributes:
-      last: The end of its history; None until it was reset.
-      incarnation: Of the process that has the environment; None where it must be played again.
-      failure: Why the handle is dead, or None.
-    """
-
-    task: Task
-    place: _Place
-    last: _Moment | None = None
-    incarnation: int | None = None
-    failure: EnvironmentFailure | None = None
-
-    def replay(self, handle: int) -> list[tuple[Request, str | Transition]]:
-        """The requests that build the episode anew, with the answers they must get."""
-        steps: list[tuple[Request, str | Transition]] = []
-        moment = self.last
-        while moment is not None:
-            request = Act(handle, moment.action, handle) if moment.before else None
-            steps.append((request or Reset(handle, self.task), moment.answer))
-            moment = moment.before
-        return steps[::-1]
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class _Job:
-    """One request of the caller's and, in the end, its answer."""
-
-    request: Request
-    attempts: int = 0
-    answer: str | Transition | EnvironmentFailure | None = None
-
-
-_Plan = list[tuple[_Job, Request, str | Transition | None]]
-"""Requests to one place: for which job, and the answer that a replayed one must get."""
 
 
 class EnvPool:
@@ -153,12 +85,12 @@ class EnvPool:
         self._here_only = {name for name, location in located.items() if location is None}
         classes = {name: location for name, location in located.items() if location is not None}
         self._families = Families(given)
-        self._here = _Place(_Here(self._families))
+        self._here = Place(Here(self._families))
         memory = int(memory_gib * 2**30)
         self._workers = [
-            _Place(WorkerProcess(step_seconds, memory, classes)) for _ in range(workers)
+            Place(WorkerProcess(step_seconds, memory, classes)) for _ in range(workers)
         ]
-        self._episodes: dict[int, _Episode] = {}
+        self._episodes: dict[int, EpisodeHistory] = {}
         self._next_handle = 0
 
     def __enter__(self) -> EnvPool:
@@ -208,11 +140,11 @@ class EnvPool:
         Raises:
           UserError: An environment is not registered, or lacks a package or file.
         """
-        jobs = [_Job(Reset(self._new_handle(), task)) for task in tasks]
+        jobs = [Job(Reset(self._new_handle(), task)) for task in tasks]
         for job, task in zip(jobs, tasks, strict=True):
             place = self._place_for(task)
             place.episodes += 1
-            self._episodes[job.request.handle] = _Episode(task, place)
+            self._episodes[job.request.handle] = EpisodeHistory(task, place)
         self._perform(jobs)
         self.release([j.request.handle for j in jobs if isinstance(j.answer, EnvironmentFailure)])
         return [
@@ -232,7 +164,7 @@ class EnvPool:
           For each request the handle of the copy and its transition, or a failure.
         """
         acts = [Act(handle, action, self._new_handle()) for handle, action in requests]
-        jobs = [_Job(act) for act in acts]
+        jobs = [Job(act) for act in acts]
         self._perform(jobs)
         return [
             (act.into, job.answer) if isinstance(job.answer, Transition) else _failure(job)
@@ -248,7 +180,7 @@ class EnvPool:
         Returns:
           For each request its transition, or a failure.
         """
-        jobs = [_Job(Act(handle, action, handle)) for handle, action in requests]
+        jobs = [Job(Act(handle, action, handle)) for handle, action in requests]
         self._perform(jobs)
         return [job.answer if isinstance(job.answer, Transition) else _failure(job) for job in jobs]
 
@@ -304,31 +236,31 @@ class EnvPool:
             return False
         return (self._families.find(name) or load_family(name)).pooled
 
-    def _place_for(self, task: Task) -> _Place:
+    def _place_for(self, task: Task) -> Place:
         if not self.elsewhere(task):
             return self._here
         return min(self._workers, key=lambda place: place.episodes)
 
-    def _perform(self, jobs: Sequence[_Job]) -> None:
-        """Answers all jobs, trying those again that an environment or a worker let down."""
+    def _perform(self, jobs: Sequence[Job]) -> None:
+        """Answers all jobs; a job whose environment or worker failed is tried again."""
         waiting = list(jobs)
         while waiting:
-            plans: dict[_Place, _Plan] = {}
+            plans: dict[Place, Plan] = {}
             for job in waiting:
                 episode = self._episodes[job.request.handle]
                 if episode.failure is not None:
                     job.answer = episode.failure
                 else:
-                    _extend_plan(plans.setdefault(episode.place, []), job, episode)
-            _exchange(plans)
+                    extend_plan(plans.setdefault(episode.place, []), job, episode)
+            exchange(plans)
             for place, plan in plans.items():
                 self._settle(place, plan)
             # Each round answers the first job of every place or uses up one of its attempts.
             waiting = [job for job in waiting if job.answer is None]
 
-    def _settle(self, place: _Place, plan: _Plan) -> None:
-        """Takes in a place's answers, in their order."""
-        doubtful: set[int] = set()  # their later answers count for nothing
+    def _settle(self, place: Place, plan: Plan) -> None:
+        """Assigns the answers of a place to its jobs, in their order."""
+        doubtful: set[int] = set()  # handles whose later answers are ignored
         answers = place.process.answers
         for (job, _, expected), answer in zip(plan, answers, strict=False):
             if job.request.handle in doubtful:
@@ -345,24 +277,24 @@ class EnvPool:
                 continue
             doubtful.add(job.request.handle)
         if place.process.lost is not None:
-            job, _, expected = plan[len(answers)]  # the one that it was at when it was lost
+            job, _, expected = plan[len(answers)]  # the job during which it was lost
             if job.request.handle not in doubtful:
                 self._blame(job, Fault(place.process.lost), in_replay=expected is not None)
 
-    def _record(self, job: _Job, answer: str | Transition) -> None:
+    def _record(self, job: Job, answer: str | Transition) -> None:
         request, episode = job.request, self._episodes[job.request.handle]
         job.answer = answer
         if isinstance(request, Reset):
-            episode.last = _Moment(None, "", answer)
+            episode.last = Moment(None, "", answer)
             return
-        moment = _Moment(episode.last, request.action, answer)
+        moment = Moment(episode.last, request.action, answer)
         if request.into == request.handle:
             episode.last = moment
         else:
             self._episodes[request.into] = dataclasses.replace(episode, last=moment)
             episode.place.episodes += 1
 
-    def _blame(self, job: _Job, fault: Fault, *, in_replay: bool) -> None:
+    def _blame(self, job: Job, fault: Fault, *, in_replay: bool) -> None:
         """Counts a fault; the second ends the job, and the episode unless only a fork failed."""
         if fault.mendable:
             raise UserError(fault.reason)
@@ -376,35 +308,6 @@ class EnvPool:
                 episode.failure = job.answer
 
 
-def _extend_plan(plan: _Plan, job: _Job, episode: _Episode) -> None:
-    """Adds a job's request, and before it the replay where its environment is not there."""
-    process, handle = episode.place.process, job.request.handle
-    if episode.incarnation != process.incarnation:
-        plan.extend((job, request, answer) for request, answer in episode.replay(handle))
-        episode.incarnation = process.incarnation
-    plan.append((job, job.request, None))
-
-
-def _exchange(plans: dict[_Place, _Plan]) -> None:
-    """Sends each place its requests and awaits the answers; workers and this process in parallel.
-
-    An interruption (Ctrl-C) leaves neither an answer that a later request could take for its own
-    nor an environment in the middle of an action: episodes are played again where still needed.
-    """
-    workers = [p.process for p in plans if isinstance(p.process, WorkerProcess)]
-    for worker in workers:
-        worker.start()
-    try:
-        for place in sorted(plans, key=lambda place: isinstance(place.process, _Here)):
-            released, place.released = place.released, []
-            place.process.send(released, [request for _, request, _ in plans[place]])
-        read_answers(workers)
-    except BaseException:
-        for place in plans:
-            place.process.stop()
-        raise
-
-
-def _failure(job: _Job) -> EnvironmentFailure:
+def _failure(job: Job) -> EnvironmentFailure:
     assert isinstance(job.answer, EnvironmentFailure)
     return job.answer

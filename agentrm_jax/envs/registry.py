@@ -69,7 +69,7 @@ def key_of(family_of: Callable[[], EnvironmentFamily], action: str) -> str:
 
 
 def family_at(path: str) -> EnvironmentFamily:
-    """The environment of a class, `module:Class`, that need not be registered.
+    """Returns the environment of a class, `module:Class`, that need not be registered.
 
     Raises:
       UserError: It cannot be imported or used.
@@ -95,7 +95,7 @@ def _usable(where: str, point: EntryPoint) -> EnvironmentFamily:
 
 
 def _members() -> list[str]:
-    """What the protocol asks for: its annotated attributes and its methods."""
+    """Returns the members that the protocol asks for: annotated attributes and methods."""
     methods = (key for key, value in vars(EnvironmentFamily).items() if callable(value))
     names = (*EnvironmentFamily.__annotations__, *methods)
     return sorted(name for name in names if not name.startswith("_"))

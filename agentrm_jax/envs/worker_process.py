@@ -1,4 +1,4 @@
-"""The near end of a worker: starting it, talking to it, noticing that it hangs or died."""
+"""A worker as seen by its parent: starts it, exchanges messages, detects a hang or its death."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class WorkerProcess:
       classes: Locations of the environments that are given as classes, by name.
 
     Attributes:
-      answers: To the latest requests, in their order; fewer where the worker was lost.
-      lost: Why the worker was lost during the latest requests, or None.
+      answers: To the latest requests, in their order; fewer if the worker was lost.
+      lost: The reason why the worker was lost during the latest requests, or None.
       incarnation: Counts losses. Episodes live in one incarnation only.
     """
 
@@ -61,7 +61,7 @@ class WorkerProcess:
         return self._connection
 
     def start(self) -> None:
-        """Starts the process, where none runs, without waiting for it."""
+        """Starts the process if none runs, without waiting for it."""
         if self._process is not None:
             return
         self._connection, theirs = socket.socketpair()
@@ -72,7 +72,7 @@ class WorkerProcess:
         arguments = (str(theirs.fileno()), str(self._memory_bytes), self._classes)
         with theirs:
             self._process = subprocess.Popen(
-                # -P: the folder that the user happens to be in is no place for modules.
+                # -P: modules are not imported from the current folder.
                 [sys.executable, "-P", "-m", "agentrm_jax.envs.worker", *arguments],
                 stdin=subprocess.PIPE,  # closes when this process dies: see worker._die_with_parent
                 stdout=subprocess.DEVNULL,
@@ -99,7 +99,7 @@ class WorkerProcess:
             self._lose(self._death())
 
     def read(self) -> None:
-        """Takes in what has arrived; to be called when there is something or the end."""
+        """Reads the answers that have arrived; to be called when there are some, or at the end."""
         with contextlib.suppress(OSError):
             if data := self._connection.recv(1 << 16):
                 *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -110,7 +110,7 @@ class WorkerProcess:
         self._lose(self._death())
 
     def seconds_left(self) -> float:
-        """Until the next answer is overdue."""
+        """Returns the seconds until the next answer is overdue."""
         return self._deadline - time.monotonic()
 
     def give_up(self) -> None:
@@ -141,7 +141,7 @@ class WorkerProcess:
         self.lost = reason
 
     def _death(self) -> str:
-        """How the process ended, with the last line that it wrote."""
+        """Returns how the process ended, with the last line that it wrote."""
         assert self._process is not None
         try:
             code = self._process.wait(timeout=1.0)
@@ -177,7 +177,7 @@ def _environment_variables() -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> None:
-    """Kills the process and whatever it started. Also runs when the interpreter exits."""
+    """Kills the process and its children. Also runs when the interpreter exits."""
     connection.close()
     if os.getpid() != owner:  # a fork of the owner exits: the worker is not its to kill
         return

@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
-from agentrm_jax.core.records import Task
+from agentrm_jax.core.records import Task, check_distinct
 from agentrm_jax.evaluate.statistics import Estimate, bootstrap, paired_bootstrap
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.best_of_n import BestOfN
@@ -83,6 +83,8 @@ def compare(
         result is of `best_of_n`.
     """
     named = dict(results) if isinstance(results, Mapping) else {_name_of(results): results}
+    if not named:
+        raise UserError("results must hold the answers of at least one method (got none)")
     outcomes = {name: _outcomes(name, answers) for name, answers in named.items()}
     if baselines:
         sampled = [a for answers in named.values() for a in answers if isinstance(a, BestOfN)]
@@ -128,8 +130,10 @@ def evaluate_methods(
       A row for each method, in which the first method is compared with all others.
 
     Raises:
-      UserError: A method is not registered, or the policy or the scorer breaks its protocol.
+      UserError: A method is not registered, a task is given twice, or the policy or the scorer
+        breaks its protocol.
     """
+    check_distinct(tasks)
     if not isinstance(methods, Mapping):
         methods = {name: METHODS.load(name)() for name in methods}
     answers = {
@@ -167,7 +171,7 @@ def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
     """The outcome that a rule is expected to have on each task."""
     rules = {rule.removesuffix("_of_n"): function for rule, function in BASELINES.items()}
     if name not in rules:
-        raise UserError(field="baselines", value=name, expected=f"of {', '.join(rules)}")
+        raise UserError(field="baselines", value=name, expected=f"one of {', '.join(rules)}")
     found = {}
     for task_id, result in results.items():
         weights = rules[name]([rollout.trajectory for rollout in result.rollouts])

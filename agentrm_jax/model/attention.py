@@ -37,7 +37,7 @@ _TILE, _LARGE_TILE = {"cpu": 128}, 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Backend:
-    """What computes attention; a static argument of compiled programs.
+    """The implementation of attention; a static argument of compiled programs.
 
     Attributes:
       name: `xla`, `cudnn` (16 bits only: wider numbers are rounded to bfloat16) or `pallas`.

@@ -303,7 +303,9 @@ def _check_tensors(
         if name in wanted or name.endswith("rotary_emb.inv_freq"):  # a buffer of old versions
             continue
         if name != _HEAD or not config.tie_embeddings:
-            raise UserError(f"{tensor.file}: {name} is left over, {_CONFIG} knows no such tensor")
+            raise UserError(
+                f"{tensor.file}: {name} is left over: the model of {_CONFIG} has no such tensor"
+            )
         if not equal(tensor.values, stored[_EMBED].values):
             raise UserError(
                 f"{tensor.file}: {_HEAD} differs from {_EMBED}, but {_CONFIG} says "

@@ -21,7 +21,7 @@ layer is recomputed) or the products with its matrices (`dots`: everything else 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ForwardOptions:
-    """How a forward pass is computed; none of the options changes what is computed, but rounding.
+    """Options of a forward pass: they change memory, speed and rounding, never what is computed.
 
     Attributes:
       mesh: The devices over which arrays are split, or None for one device.

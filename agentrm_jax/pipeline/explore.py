@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import TypedDict
 
@@ -51,18 +52,19 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     agent.warm_up()
     gather(directory / FILE)
     stored = TreeStore.read(directory)
-    store = TreeStore(directory)
     total = len(tasks) * config.search.num_iterations
     begun = (stored[task.task_id] for task in tasks if task.task_id in stored)
     done = sum(len(tree.iterations) for tree in begun)
-    with progress("explore", total, done=done, shown=is_first()) as bar:
+    with (
+        contextlib.closing(TreeStore(directory)) as store,
+        progress("explore", total, done=done, shown=is_first()) as bar,
+    ):
 
         def on_iteration() -> None:
             bar.advance()
             stage.tick()
 
         Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
-    store.close()
     gather(directory / FILE)
     return {
         **from_first(lambda: _tree_summary(directory)),

@@ -42,7 +42,7 @@ def label(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> LabelS
             if failed
             else f"no state was visited label.min_visits = {config.min_visits} times"
         )
-        raise UserError(f"label: no state has a label; {reason}")
+        raise UserError(f"no state of the trees has a label: {reason}")
     write_labels(workspace.paths.labels, labelled)
     branches = [(tree, branch) for tree in labelled for branch in tree.branches()]
     values = np.array([tree.values[node] for tree, branch in branches for node in branch.nodes])

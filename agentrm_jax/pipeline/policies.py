@@ -104,5 +104,5 @@ class ModelPolicy(Agent):
         """
         own = seed if self._own_seed is None else self._own_seed
         policy = ModelPolicy(self.engine, self.tokenizer, self._prompts, self.sampling, own)
-        policy._prompts, policy._own_seed = self._prompts, self._own_seed
+        policy._prompts, policy._own_seed = self._prompts, own
         return policy

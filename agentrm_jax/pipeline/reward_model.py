@@ -42,8 +42,8 @@ class Scored:
         than the context.
       after_observation: Scores of the states after the steps; None after a last step whose answer
         is not in the file of conversations.
-      dropped_steps: Number of truncated steps at the end: the oldest, which were left out, and
-        those that were shortened.
+      truncated_steps: Number of truncated steps of the last state: the oldest, which were left out,
+        and those that were shortened.
     """
 
     task_id: str
@@ -51,7 +51,7 @@ class Scored:
     start: float
     after_action: tuple[float | None, ...]
     after_observation: tuple[float | None, ...]
-    dropped_steps: int
+    truncated_steps: int
 
     @property
     def score(self) -> float:
@@ -104,7 +104,7 @@ class RewardModel(ExplicitScorer):
         mesh, sizes = folder.mesh(), engine or folder.engine("reward")
         model = load_reward(folder.directory, dtype or folder.dtype(), mesh)
         model.config.check_length("engine.context", sizes.context, str(folder.directory))
-        # `score_steps` reads a reply and its answer as two pieces; a search reads them as one.
+        # `score_steps` reads a reply and its answer as two segments; a search as one.
         sizes = dataclasses.replace(sizes, max_pieces=2 * sizes.max_pieces)
         closed = model.tokenizer.foreign
         if folder.config is not None:
@@ -143,28 +143,28 @@ class RewardModel(ExplicitScorer):
         asked: list[tuple[Trajectory, list[TokenSequence | None], int]] = []
         for trajectory in batch:
             shared = self.renderer.instruction(trajectory.task) is not None
-            ends, dropped = self.renderer.both_ends(trajectory)
-            parts = [
-                None if pieces is None else TokenSequence(segments=pieces, shared_prefix=shared)
+            ends, truncated = self.renderer.both_ends(trajectory)
+            sequences = [
+                None if segments is None else TokenSequence(segments=segments, shared_prefix=shared)
                 for end in ends
-                for pieces in end
+                for segments in end
             ]
             if _lacks_last_answer(trajectory):
-                parts[-1] = None
-            asked.append((trajectory, parts, dropped))
-        wanted = [part for _, parts, _ in asked for part in parts if part is not None]
-        found = iter(front.score(self.engine, wanted))
-        for trajectory, parts, dropped in asked:
-            scores = [None if part is None else next(found) for part in parts]
+                sequences[-1] = None
+            asked.append((trajectory, sequences, truncated))
+        present = [each for _, sequences, _ in asked for each in sequences if each is not None]
+        values = iter(front.score(self.engine, present))
+        for trajectory, sequences, truncated in asked:
+            scores = [None if sequence is None else next(values) for sequence in sequences]
             start = scores[1]
-            assert start is not None  # only a step can be without
+            assert start is not None  # only the end of a step can lack a score
             yield Scored(
                 task_id=trajectory.task.task_id,
                 outcome=trajectory.outcome,
                 start=start,
                 after_action=tuple(scores[2::2]),
                 after_observation=tuple(scores[3::2]),
-                dropped_steps=dropped,
+                truncated_steps=truncated,
             )
 
 

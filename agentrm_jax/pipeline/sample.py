@@ -63,7 +63,9 @@ def _rollout_summary(path: pathlib.Path) -> RolloutSummary:
     found = list(read_rollouts(path))
     sound = [rollout.trajectory for rollout in found if rollout.error is None]
     if not sound:
-        raise UserError(f"sample: every environment failed, the first with: {found[0].error}")
+        raise UserError(
+            f"no trajectory was sampled: every environment failed, the first with: {found[0].error}"
+        )
     return {
         "trajectories": len(sound),
         "errors": len(found) - len(sound),

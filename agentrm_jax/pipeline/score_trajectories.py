@@ -65,7 +65,7 @@ def score_trajectories(
     with _written(output) as lines, progress("score", len(trajectories)) as bar:
         for scored in reward_model.score_steps(trajectories):
             print(json.dumps(scored.to_json(), allow_nan=False), file=lines)
-            truncated += scored.dropped_steps > 0
+            truncated += scored.truncated_steps > 0
             bar.advance()
     return ScoreSummary(len(trajectories), truncated, reward_model.context)
 

@@ -121,7 +121,10 @@ class Tasks:
           UserError: There are some.
         """
         if overlap := self.overlap():
-            raise UserError(f"evaluate: {overlap} test tasks pose problems that are trained on")
+            raise UserError(
+                f"{overlap} test tasks have problems that are trained on or explored; an "
+                "environment must list other problems for test than for train"
+            )
 
 
 def _spread(n: int, environments: int) -> list[int]:

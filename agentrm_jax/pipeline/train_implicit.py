@@ -58,7 +58,11 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
             return outcome_sequences(model.tokenizer, workspace.prompts, trajectories, longest)
         pairs = preference_pairs(groups)
         if not pairs:
-            raise UserError("sample: no two trajectories of a task differ in outcome")
+            raise UserError(
+                "must be larger or train_implicit.objective.loss another: no two sampled "
+                "trajectories of a task differ in outcome",
+                field="sample.num_samples",
+            )
         return pair_sequences(model.tokenizer, workspace.prompts, pairs, longest)
 
     rows = training_rows(

@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.data.packing import PackedRows, only_labelled, pack
 from agentrm_jax.data.sequences import TokenSequence, value_sequences
@@ -35,7 +34,7 @@ from agentrm_jax.pipeline.losses import MASTER
 from agentrm_jax.pipeline.model_folders import Prompts, find_model, write_prompts
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.reward_model import RewardModel
-from agentrm_jax.runtime.json_files import write_json_atomic
+from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_paths import CHECKPOINTS, METRICS, MODEL
@@ -161,17 +160,7 @@ def _claim(directory: pathlib.Path, settings: dict[str, Any]) -> None:
       UserError: They differ, or the folder holds something else.
     """
     path = directory / _SETTINGS
-    if path.exists():
-        try:
-            stored = parse_json(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{path}: damaged ({error}); delete {directory}") from None
-        for name, value in settings.items():
-            if stored.get(name) != value:
-                raise UserError(
-                    f"{directory}: holds a training with other {name}; choose another folder, or "
-                    "delete it"
-                )
+    if same_settings(path, settings, "a training"):
         return
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory}: is not empty; choose another folder")

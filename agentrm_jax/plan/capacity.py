@@ -95,7 +95,7 @@ def _plan_inference(target: Target, policy: LlamaConfig) -> StagePlan:
 
 
 def _decoders(target: Target) -> tuple[Sampling, list[tuple[int, ...]]]:
-    """How a stage samples, and the branch widths of each decoder that it makes."""
+    """Returns the sampling of a stage, and the branch widths of each decoder that it makes."""
     config = target.config
     if target.stage == "explore":
         return config.explore.sampling, [(config.explore.search.expansion_width, 1)]

@@ -57,7 +57,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """What a stage needs of each chip.
+    """The needs of a stage on each chip.
 
     Attributes:
       name: The stage.

@@ -1,4 +1,4 @@
-"""What `agentrm plan` prints: plans of stages as text and as JSON."""
+"""The output of `agentrm plan`: plans of stages as text and as JSON."""
 
 from __future__ import annotations
 

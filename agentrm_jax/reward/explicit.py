@@ -55,14 +55,14 @@ class ExplicitScorer(SelectingScorer):
         ]
 
     def _sequence(self, state: Trajectory) -> TokenSequence:
-        shared_prefix = self.renderer.instruction(state.task) is not None
-        return TokenSequence(segments=self.renderer.pieces(state)[0], shared_prefix=shared_prefix)
+        rendered = self.renderer.state(state)
+        return TokenSequence(segments=rendered.segments, shared_prefix=rendered.shared_prefix)
 
     def cost(self, group: Sequence[Trajectory]) -> int:
         read: dict[tuple[bytes, ...], int] = {}
         for trajectory in group:
             beginning: tuple[bytes, ...] = ()
-            for piece in self.renderer.pieces(trajectory)[0]:
-                beginning = (*beginning, piece.tobytes())
-                read[beginning] = len(piece)
+            for segment in self.renderer.state(trajectory).segments:
+                beginning = (*beginning, segment.tobytes())
+                read[beginning] = len(segment)
         return sum(read.values())

@@ -37,7 +37,7 @@ class JudgeConfig:
     Attributes:
       policy: A Hugging Face directory or a `model/` directory of a run; without one the policy that
         acts also judges.
-      max_tokens: Of an answer.
+      max_tokens: Most tokens of an answer.
       most: Attempts in one question; more are asked about in rounds, as in a tournament.
     """
 
@@ -128,8 +128,9 @@ class JudgeScorer:
         room = (self._limit - self._count(self._question(group[0], ["", ""]))) // 2
         if room < 1:
             raise UserError(
-                f"judge: the task {group[0].task.task_id} alone fills a question of {self._limit} "
-                "tokens; take a larger engine.context"
+                f"must be larger: the task {group[0].task.task_id} alone fills a question of the "
+                f"judge, {self._limit} tokens",
+                field="engine.context",
             )
         return [self._shortened(trajectory, room) for trajectory in group]
 
@@ -139,8 +140,9 @@ class JudgeScorer:
             if self._count(text) <= room:
                 return text
         raise UserError(
-            f"judge: no step of an attempt at {trajectory.task.task_id} fits into half of a "
-            f"question of {self._limit} tokens; take a larger engine.context"
+            f"must be larger: no step of an attempt at {trajectory.task.task_id} fits into half of "
+            f"a question of the judge, {self._limit} tokens",
+            field="engine.context",
         )
 
     def _parts(self, texts: Sequence[str], contenders: Sequence[int]) -> list[list[int]]:

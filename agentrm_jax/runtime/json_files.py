@@ -104,6 +104,29 @@ def read_rows(path: pathlib.Path, **kinds: Any) -> list[dict[str, Any]]:
     return [_checked(path, row, kinds) for row in rows]
 
 
+def same_settings(path: pathlib.Path, settings: Mapping[str, Any], noun: str) -> bool:
+    """Returns whether a file of settings is there; compares it then.
+
+    Args:
+      path: The file, in the folder that was made with the settings.
+      settings: The settings of this call, plain JSON values.
+      noun: What was made with the settings, for the error.
+
+    Raises:
+      UserError: The file is damaged, or a setting differs.
+    """
+    if not path.exists():
+        return False
+    stored = read_record(path)
+    for name, value in settings.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"{path.parent}: holds {noun} with other {name}; choose another folder, or delete "
+                "it"
+            )
+    return True
+
+
 def _checked(path: pathlib.Path, value: Any, kinds: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold JSON objects; restore or delete the file")

@@ -223,6 +223,10 @@ class _BeamSearch(StepSearch[Rollout]):
                 search.beams = [_Beam(trajectory, answer[0])]
                 self._searches.append(search)
 
+    def close(self) -> None:
+        for search in self._searches:
+            self._pool.release([beam.environment for beam in search.live])
+
     def step(self) -> Iterator[Rollout]:
         if self._in_step is None:
             self._step_scored_after()
@@ -240,11 +244,13 @@ class _BeamSearch(StepSearch[Rollout]):
             if not search.attempt and search.error is None
         ]
         states = [[beam.trajectory for beam in beams] for _, beams in acted]
-        finished = [[beam.score for beam in search.beams] for search, _ in acted]
-        choices = _choose(self._scorer, list(zip(states, finished, strict=True)), self._config)
-        for (search, beams), choice in zip(acted, choices, strict=True):
+        finished = [search.beams for search, _ in acted]
+        scores = [[beam.score for beam in done] for done in finished]
+        for search, beams in acted:  # an error of the scorer releases them
+            search.beams = [*search.beams, *beams]
+        choices = _choose(self._scorer, list(zip(states, scores, strict=True)), self._config)
+        for (search, beams), done, choice in zip(acted, finished, choices, strict=True):
             search.scored += [beam.trajectory for beam in beams]
-            done = search.beams
             search.beams = [
                 dataclasses.replace(_member(kept, done, beams), score=kept.score) for kept in choice
             ]

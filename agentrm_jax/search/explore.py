@@ -87,13 +87,15 @@ def explore(
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
       concurrency: Trees that grow at the same time. It changes speed, never results.
-      store: Folder that keeps the trees; its trees are resumed. None keeps them in memory only.
+      store: Folder that keeps the trees; its trees are resumed, with the same settings only. None
+        keeps them in memory only.
 
     Returns:
       The trees, in the order of `tasks`.
 
     Raises:
-      UserError: A number is out of range, a stored tree is damaged, or the policy is wrong.
+      UserError: A number is out of range, a task is given twice, the policy is wrong, or `store`
+        holds a damaged tree or trees of other settings or tasks.
     """
     config = SearchConfig(
         num_iterations=num_iterations,
@@ -102,11 +104,10 @@ def explore(
         concurrency=concurrency,
     )
 
-    def grow(sink: TreeSink, stored: Mapping[str, TreeRecord]) -> None:
-        Explorer(as_policy(policy, 0), envs, sink, config).run(tasks, stored)
-
-    trees = grown_trees(store, grow)
-    return [trees[task.task_id] for task in tasks]
+    asked = as_policy(policy, 0)
+    return grown_trees(
+        store, tasks, config, lambda sink, old: Explorer(asked, envs, sink, config).run(tasks, old)
+    )
 
 
 class Explorer(TurnSearch[int, None]):
@@ -168,6 +169,10 @@ class Explorer(TurnSearch[int, None]):
 
     def overlaps(self, player: int) -> bool:
         return self.pool.elsewhere(self._tree(player).task)
+
+    def close(self) -> None:
+        for growing in self._live().values():
+            self.pool.release(growing.handles)
 
     def _live(self) -> dict[int, GrowingTree]:
         return {e: growing for e, growing in enumerate(self._slots) if growing is not None}
@@ -261,13 +266,9 @@ class Explorer(TurnSearch[int, None]):
         for e in answered:
             self._tree(e).asked = False
         waiting = {e: self._tree(e).waiting for e in sorted(answered)}
+        trees = {e: (self._tree(e), node) for e, node in waiting.items()}
         failures = bring_environments(
-            self.pool,
-            {
-                e: (self._tree(e), node)
-                for e, node in waiting.items()
-                if self._tree(e).rollout_handle is None
-            },
+            self.pool, {e: each for e, each in trees.items() if each[0].rollout_handle is None}
         )
         for e, reason in failures.items():
             growing = self._tree(e)
@@ -394,6 +395,5 @@ class Explorer(TurnSearch[int, None]):
         """Ends a tree; its finished iterations are kept, also after an error."""
         growing = self._tree(e)
         self.store.finish(growing.task.task_id, error=error, failures=growing.failures)
-        handles = [node.handle for node in growing.nodes] + [growing.rollout_handle]
-        self.pool.release([handle for handle in handles if handle is not None])
+        self.pool.release(growing.handles)
         self._slots[e] = None

@@ -74,6 +74,12 @@ class GrowingTree:
         assert node is not None
         return node
 
+    @property
+    def handles(self) -> list[int]:
+        """The environments of its nodes and of its rollout."""
+        handles = [node.handle for node in self.nodes] + [self.rollout_handle]
+        return [handle for handle in handles if handle is not None]
+
     def question(self, expansion_width: int) -> Question:
         """Returns the request for the waiting node: turns to expand it, or one for its rollout."""
         purpose, n = ("rollout", 1) if self.expanding is None else ("expand", expansion_width)

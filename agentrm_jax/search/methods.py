@@ -87,7 +87,7 @@ class SamplingMethod(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MethodTraits:
-    """What an evaluation asks of a method's class, with the values of a class that says nothing.
+    """Class variables of a method that an evaluation reads, with their defaults.
 
     Attributes:
       temperature: The temperature of the policy that the method is given; None keeps the one of
@@ -108,13 +108,17 @@ def method_traits(method: Method) -> MethodTraits:
 
 def options_text(method: Any) -> str:
     """Returns the options of a method that differ from their defaults, such as `depth=3`."""
-    usual = type(method)()
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     return ", ".join(
-        f"{name}={json.dumps(value, default=str)}"
-        for name, value in values.items()
-        if value != getattr(usual, name) and name != "concurrency"
+        f"{field.name}={json.dumps(value, default=str)}"
+        for field in dataclasses.fields(method)
+        if (value := getattr(method, field.name)) != _default(field) and field.name != "concurrency"
     )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 METHODS: Registry[type[Method]] = Registry("agentrm_jax.methods", "test-time method")
@@ -241,8 +245,9 @@ class Beam(BeamConfig):
 
             if not (isinstance(policy, Agent) and isinstance(scorer, ExplicitScorer)):
                 raise UserError(
-                    "beam.score_at must be observation unless a model directory is the policy and "
-                    "an explicit reward model is the scorer"
+                    "must be observation unless the policy is a language model and the scorer an "
+                    "explicit reward model",
+                    field="score_at",
                 )
             in_step = InStepAgent(policy, scorer.engine)
         return search_beams(policy, scorer, envs, tasks, self, in_step)

@@ -71,7 +71,7 @@ def rollouts(
       policy: A policy, or a function `(state, n, seed) -> texts`.
       envs: The environments.
       tasks: The tasks; or pairs (task, sample number), to run those samples only.
-      n: Trajectories of each task, numbered from 0.
+      n: Trajectories of each task, numbered from 0; only if `tasks` holds tasks, not pairs.
       seed: Seed of a policy function.
       concurrency: Trajectories that run at the same time. It changes speed, never results.
 
@@ -79,11 +79,14 @@ def rollouts(
       A rollout for each trajectory, as it ends.
 
     Raises:
-      UserError: n or concurrency is below 1, or the policy breaks its protocol.
+      UserError: n or concurrency is below 1, n is given together with pairs, or the policy breaks
+        its protocol.
     """
     for name, value in (("n", n), ("concurrency", concurrency)):
         if value < 1:
             raise UserError(f"{name} must be at least 1 (got {value})")
+    if n != 1 and not all(isinstance(item, Task) for item in tasks):
+        raise UserError(f"n must be 1 if tasks are given with their sample numbers (got {n})")
     samples = [
         (item, sample) if isinstance(item, Task) else item
         for item in tasks
@@ -132,11 +135,15 @@ class _Rollouts(TurnSearch[_Episode, Rollout]):
         self._pool = pool
         self._waiting = list(reversed(samples))
         self._ready: list[_Episode] = []
-        self.num_running = 0
+        self._running: set[_Episode] = set()
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
 
     def begin(self, count: int) -> Iterator[Rollout]:
         entering = [self._waiting.pop() for _ in range(count)]
@@ -149,8 +156,9 @@ class _Rollouts(TurnSearch[_Episode, Rollout]):
                 continue
             handle, observation = answer
             trajectory = Trajectory(task=task, first_observation=observation)
-            self._ready.append(_Episode(trajectory, sample, handle, now))
-            self.num_running += 1
+            episode = _Episode(trajectory, sample, handle, now)
+            self._ready.append(episode)
+            self._running.add(episode)
 
     def questions(self) -> list[tuple[_Episode, Question]]:
         ready, self._ready = self._ready, []
@@ -175,8 +183,11 @@ class _Rollouts(TurnSearch[_Episode, Rollout]):
                 self._ready.append(episode)
                 continue
             self._pool.release([episode.handle])
-            self.num_running -= 1
+            self._running.remove(episode)
             yield episode.finished(error)
+
+    def close(self) -> None:
+        self._pool.release([episode.handle for episode in self._running])
 
 
 def _replayed(pool: EnvironmentPool, episode: _Episode, failure: EnvironmentFailure) -> str | None:

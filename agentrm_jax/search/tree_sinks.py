@@ -6,10 +6,16 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from agentrm_jax.core.records import Task
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.records import Task, check_distinct
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord, TreeStore
+from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
+
+SETTINGS = "search.json"
+"""The settings of the trees that `explore(store=...)` keeps in a folder."""
 
 
 class TreeSink(Protocol):
@@ -60,23 +66,55 @@ class TreesInMemory:
 
 
 def grown_trees(
-    store: str | pathlib.Path | None, grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None]
-) -> Mapping[str, TreeRecord]:
-    """Returns the trees of an exploration by task id.
+    store: str | pathlib.Path | None,
+    tasks: Sequence[Task],
+    config: Any,
+    grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None],
+) -> list[TreeRecord]:
+    """Returns the trees of an exploration, in the order of the tasks.
 
     Args:
       store: Folder that keeps the trees, or None for memory.
+      tasks: The tasks.
+      config: The `SearchConfig`. The settings that decide the trees are kept next to them and
+        compared when they are resumed. A folder of trees without settings, as a run's, is resumed
+        as it is.
       grow: Explores, given a receiver of trees and the trees that are stored already.
 
     Raises:
-      UserError: A stored tree is damaged.
+      UserError: A task is given twice, a stored tree is damaged, or the folder holds trees of other
+        settings or another task of the same id.
     """
+    check_distinct(tasks)
     if store is None:
         memory = TreesInMemory()
         grow(memory, {})
-        return memory.trees
-    directory = pathlib.Path(store)
-    stored = TreeStore.read(directory)
-    with contextlib.closing(TreeStore(directory)) as sink:
-        grow(sink, stored)
-    return TreeStore.read(directory)
+        trees: Mapping[str, TreeRecord] = memory.trees
+    else:
+        directory = pathlib.Path(store)
+        stored = TreeStore.read(directory)
+        for task in tasks:
+            if task.task_id in stored and stored[task.task_id].task != task:
+                raise UserError(
+                    f"{directory}: holds the tree of another task with the id "
+                    f"{printable(task.task_id)}; choose another folder"
+                )
+        path = directory / SETTINGS
+        settings = {
+            "num_iterations": config.num_iterations,
+            "expansion_width": config.expansion_width,
+            "selection": _rule_text(config.selection),
+        }
+        if not same_settings(path, settings, "trees") and not stored:
+            write_json_atomic(path, settings)
+        with contextlib.closing(TreeStore(directory)) as sink:
+            grow(sink, stored)
+        trees = TreeStore.read(directory)
+    return [trees[task.task_id] for task in tasks]
+
+
+def _rule_text(rule: Any) -> str:
+    """A selection rule as text: a dataclass with its fields, a function by its name."""
+    if dataclasses.is_dataclass(rule):
+        return repr(rule)
+    return getattr(rule, "__qualname__", type(rule).__qualname__)

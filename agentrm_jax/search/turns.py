@@ -10,6 +10,7 @@ Exploration, rollouts and beam search are searches that it drives. Two forms of 
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -37,6 +38,10 @@ class Search(abc.ABC, Generic[Result]):
     @abc.abstractmethod
     def begin(self, count: int) -> Iterable[Result]:
         """Resets environments for the next `count` tasks; yields those that end at once."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases the environments of tasks that are still running: an error ended the search."""
 
 
 class TurnSearch(Search[Result], Generic[Player, Result]):
@@ -88,26 +93,27 @@ def run_turns(
             tickets = policy.submit([question for _, question in questions])
             asked.update(zip(tickets, (player for player, _ in questions), strict=True))
 
-    while search.num_waiting or search.num_running:
-        # As many environments act first as it takes to fill the model's next batch.
-        questions = search.questions()
-        while answered and (room := policy.room() - _num_turns(questions)) > 0:
-            acting, answered = answered[:room], answered[room:]
-            yield from search.play(acting)
-            questions += search.questions()
-        submit(questions)
-        policy.start()
-        # The other environments act, and new ones are reset, while the model decodes.
-        yield from search.play(answered)
-        free = min(concurrency - search.num_running, search.num_waiting)
-        yield from search.begin(min(free, cohort))
-        answered = []
-        if not asked:  # the model has no work yet: it starts before the next cohort is reset
-            continue
-        submit(search.questions())
-        answers = [(asked.pop(ticket), proposals) for ticket, proposals in policy.collect()]
-        answered = [answer for answer in answers if search.overlaps(answer[0])]
-        yield from search.play([answer for answer in answers if not search.overlaps(answer[0])])
+    with contextlib.closing(search):
+        while search.num_waiting or search.num_running:
+            # As many environments act first as it takes to fill the model's next batch.
+            questions = search.questions()
+            while answered and (room := policy.room() - _num_turns(questions)) > 0:
+                acting, answered = answered[:room], answered[room:]
+                yield from search.play(acting)
+                questions += search.questions()
+            submit(questions)
+            policy.start()
+            # The other environments act, and new ones are reset, while the model decodes.
+            yield from search.play(answered)
+            free = min(concurrency - search.num_running, search.num_waiting)
+            yield from search.begin(min(free, cohort))
+            answered = []
+            if not asked:  # the model has no work yet: it starts before the next cohort is reset
+                continue
+            submit(search.questions())
+            answers = [(asked.pop(ticket), proposals) for ticket, proposals in policy.collect()]
+            answered = [answer for answer in answers if search.overlaps(answer[0])]
+            yield from search.play([answer for answer in answers if not search.overlaps(answer[0])])
 
 
 def run_steps(search: StepSearch[Result], concurrency: int) -> Iterator[Result]:
@@ -117,10 +123,11 @@ def run_steps(search: StepSearch[Result], concurrency: int) -> Iterator[Result]:
       search: The search.
       concurrency: Number of tasks that run at the same time, at most.
     """
-    while search.num_waiting or search.num_running:
-        yield from search.begin(min(concurrency - search.num_running, search.num_waiting))
-        if search.num_running:
-            yield from search.step()
+    with contextlib.closing(search):
+        while search.num_waiting or search.num_running:
+            yield from search.begin(min(concurrency - search.num_running, search.num_waiting))
+            if search.num_running:
+                yield from search.step()
 
 
 def _num_turns(questions: Sequence[tuple[Player, Question]]) -> int:

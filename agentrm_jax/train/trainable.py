@@ -1,4 +1,4 @@
-"""Which parameters of a model training updates: all of them, or adapters and the value head."""
+"""The parameters of a model that training updates: all, or adapters and the value head."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from agentrm_jax.core.protocols import Question, propose
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.pipeline.policies import ModelPolicy
 
 LIMIT = SIZES.context - SAMPLING.max_tokens
 
@@ -136,3 +137,13 @@ def test_a_context_without_room_is_one_clear_error():
     tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
     with pytest.raises(UserError, match=r"engine\.context must leave .* toy/0 .* \(it leaves 6\)"):
         propose(tight, [(state(0, 0), "")], 1)
+
+
+def test_a_policy_with_a_seed_keeps_it(agent):
+    """`evaluate` gives its seed; the search that a method runs has another default."""
+    policy = ModelPolicy(agent.engine, tokenizer(), lambda task: PROMPT, SAMPLING, 0)
+    policy._prompts = lambda task: PROMPT
+    seeded = Agent(agent.engine, tokenizer(), lambda task: PROMPT, SAMPLING, 5)
+    expected = propose(seeded, REQUESTS[:1], 2)
+    assert propose(policy.with_seed(5).with_seed(0), REQUESTS[:1], 2) == expected
+    assert propose(policy.with_seed(0), REQUESTS[:1], 2) != expected

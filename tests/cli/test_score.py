@@ -89,7 +89,7 @@ def test_scores_equal_a_forward_pass(finished, tmp_path, values_of) -> None:
         actions = values[list(rendered.action_ends)]
         np.testing.assert_allclose(row["after_action"], actions, atol=1e-5)
         assert row["score"] == row["after_observation"][-1]
-        assert (row["outcome"], row["dropped_steps"]) == (trajectory.outcome, 0)
+        assert (row["outcome"], row["truncated_steps"]) == (trajectory.outcome, 0)
 
 
 def test_what_does_not_fit_is_left_out_and_said(finished, values_of, tmp_path, capsys) -> None:
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_left_out_and_said(finished, values_of, tmp_path, c
         ends = [(r.state_ends[-1], v) for r, v in (values_of(state, limit) for state in states)]
         expected = [values[end] for end, values in ends]
         np.testing.assert_allclose([row["start"], *row["after_observation"]], expected, atol=1e-5)
-        cut += row["dropped_steps"] > 0
+        cut += row["truncated_steps"] > 0
     assert cut > 0
     assert f"{cut} of them have truncated steps" in capsys.readouterr().err
 

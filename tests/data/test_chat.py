@@ -112,7 +112,7 @@ def test_a_long_conversation_loses_whole_steps_from_the_front():
 
 @quick
 @given(trajectories(), prompts, st.integers(60, 200))
-def test_pieces_equal_the_rendering(whole, prompt, limit):
+def test_segments_equal_the_rendering(whole, prompt, limit):
     tokenizer = word_tokenizer()
     renderer = Renderer(tokenizer, lambda task: prompt, limit)
     fits = len(render(tokenizer, prompt, prefix(whole, 0), limit)[0].tokens) <= limit
@@ -120,14 +120,17 @@ def test_pieces_equal_the_rendering(whole, prompt, limit):
     if not fits or any(
         render(tokenizer, prompt, state, limit)[1] == len(state.steps) for state in states
     ):
-        with pytest.raises(UserError, match=r"engine\.context: (the prompt|a step) of task toy/0"):
-            renderer.pieces(whole)
+        with pytest.raises(
+            UserError, match=r"engine\.context must leave .* (the prompt|a step) of task toy/0"
+        ):
+            renderer.state(whole)
         return
-    pieces, dropped = renderer.pieces(whole)
-    rendered, also_dropped = render(tokenizer, prompt, whole, limit)
-    assert dropped == also_dropped
-    assert len(pieces) == len(whole.steps) - dropped + len(renderer.opening(whole))
-    np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
+    state = renderer.state(whole)
+    rendered, left_out = render(tokenizer, prompt, whole, limit)
+    assert state.truncated_steps == left_out + rendered.shortened
+    assert state.shared_prefix == (prompt is not None)
+    assert len(state.segments) == len(whole.steps) - left_out + len(renderer.opening(whole))
+    np.testing.assert_array_equal(np.concatenate(state.segments), rendered.tokens)
 
 
 def test_each_task_gets_its_own_prompt():
@@ -142,11 +145,11 @@ def test_each_task_gets_its_own_prompt():
         for whole, prompt in ((one, PROMPT), (two, other)):
             rendered, _ = render(renderer.tokenizer, prompt, whole)
             np.testing.assert_array_equal(
-                np.concatenate(renderer.pieces(whole)[0]), rendered.tokens
+                np.concatenate(renderer.state(whole).segments), rendered.tokens
             )
 
 
 def test_a_prompt_that_does_not_fit_names_the_task():
     renderer = Renderer(word_tokenizer(), lambda task: PROMPT, 10)
-    with pytest.raises(UserError, match=r"prompt of task toy/0 .* tokens, and 10 are left"):
+    with pytest.raises(UserError, match=r"tokens for the prompt of task toy/0 .*leaves 10"):
         renderer.opening(trajectory(0))

@@ -357,7 +357,8 @@ def test_an_action_is_read_at_the_stop_token_or_at_the_end_of_the_template(tmp_p
     for at_stop, at_end in zip(stop, closed, strict=True):
         if at_stop.action is not None and at_end.action is not None:
             stopped, ended = (
-                [t for piece in p for t in piece] for p in (at_stop.action, at_end.action)
+                [t for segment in segments for t in segment]
+                for segments in (at_stop.action, at_end.action)
             )
             assert stopped[-1] == tokenizer.chat.stop_token
             assert ended == [*stopped, *newline]

@@ -76,8 +76,8 @@ def test_a_long_observation_loses_its_middle_and_the_action_stays(room: int) -> 
     steps = (*whole.steps[:2], step("Action: look", LONG + "The end."))
     whole = dataclasses.replace(whole, steps=steps)
     renderer = Renderer(tokenizer, lambda task: PROMPT, len(opening) + room)
-    pieces, dropped = renderer.pieces(whole)
-    text = tokenizer.decode(np.concatenate(pieces).tolist())
+    state = renderer.state(whole)
+    text = tokenizer.decode(np.concatenate(state.segments).tolist())
     assert text.startswith(tokenizer.decode(opening) + "Action: ")
     assert "Action: look<|end|><|user|>You see" in text
     assert text.endswith("The end.<|assistant|>")
@@ -88,13 +88,13 @@ def test_a_long_observation_loses_its_middle_and_the_action_stays(room: int) -> 
     )
     mark = len(tokenizer.encode(f" ... [{left_out} tokens left out] ... "))
     assert abs(int(left_out) - (whole_length - kept + mark)) <= 2  # tokens at the cuts
-    assert room - 4 <= sum(map(len, pieces)) - len(opening) <= room
-    assert renderer.decoded_pieces(whole)[1] == dropped + 1
-    rendered, also_dropped = render(tokenizer, PROMPT, whole, len(opening) + room)
-    np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
-    assert (also_dropped, rendered.shortened) == (dropped, 1)
+    assert room - 4 <= sum(map(len, state.segments)) - len(opening) <= room
+    assert renderer.decoded_state(whole).truncated_steps == state.truncated_steps
+    rendered, left_out_steps = render(tokenizer, PROMPT, whole, len(opening) + room)
+    np.testing.assert_array_equal(np.concatenate(state.segments), rendered.tokens)
+    assert (left_out_steps + 1, rendered.shortened) == (state.truncated_steps, 1)
     ended = dataclasses.replace(whole, steps=(*steps, step("Action: end", "Ok.")))
-    after = tokenizer.decode(np.concatenate(renderer.pieces(ended)[0]).tolist())
+    after = tokenizer.decode(np.concatenate(renderer.state(ended).segments).tolist())
     assert after.endswith("Action: end<|end|><|user|>Ok.<|assistant|>")
 
 
@@ -104,18 +104,18 @@ def test_a_long_first_observation_loses_its_middle_and_leaves_room_for_steps() -
     instruction = instruction_tokens(tokenizer, PROMPT)
     limit = len(instruction) + 400
     renderer = Renderer(tokenizer, lambda task: PROMPT, limit)
-    pieces, dropped = renderer.pieces(whole)
-    text = tokenizer.decode(np.concatenate(pieces[1:]).tolist())
+    state = renderer.state(whole)
+    text = tokenizer.decode(np.concatenate(state.segments[1:]).tolist())
     assert re.match(r"<\|user\|>Your goal: .* \.\.\. \[\d+ tokens left out\] \.\.\. ", text)
     assert "The end.<|assistant|>" in text
     assert text.count(whole.steps[-1].action) == 1
     opening = sum(map(len, renderer.opening(whole)))
     assert limit - limit // 8 - 4 <= opening <= limit - limit // 8
-    assert dropped < len(whole.steps)
-    assert renderer.decoded_pieces(whole)[1] == dropped + 1
-    rendered, also_dropped = render(tokenizer, PROMPT, whole, limit)
-    np.testing.assert_array_equal(np.concatenate(pieces), rendered.tokens)
-    assert (also_dropped, rendered.shortened) == (dropped, 1)
+    assert state.truncated_steps <= len(whole.steps)
+    assert renderer.decoded_state(whole).truncated_steps == state.truncated_steps
+    rendered, left_out_steps = render(tokenizer, PROMPT, whole, limit)
+    np.testing.assert_array_equal(np.concatenate(state.segments), rendered.tokens)
+    assert (left_out_steps + 1, rendered.shortened) == (state.truncated_steps, 1)
 
 
 def test_a_long_reply_keeps_its_action_and_teaches_nothing() -> None:
@@ -137,14 +137,14 @@ def test_a_step_whose_frame_does_not_fit_names_the_task() -> None:
     with pytest.raises(
         UserError, match=r"^engine\.context must leave at least .* a step of task toy/0"
     ):
-        renderer.pieces(trajectory(1))
+        renderer.state(trajectory(1))
 
 
-def test_an_ends_pieces_begin_with_those_before() -> None:
+def test_the_segments_of_an_end_begin_with_those_before() -> None:
     ends, dropped = Renderer(word_tokenizer(), lambda task: PROMPT, 1000).both_ends(trajectory(4))
     assert dropped == 0
-    flat = [pieces for end in ends for pieces in end if pieces is not None]
-    assert [len(pieces) for pieces in flat] == list(range(2, 2 + len(flat)))
-    for pieces in flat:
-        for a, b in zip(pieces, flat[-1], strict=False):
+    flat = [segments for end in ends for segments in end if segments is not None]
+    assert [len(segments) for segments in flat] == list(range(2, 2 + len(flat)))
+    for segments in flat:
+        for a, b in zip(segments, flat[-1], strict=False):
             np.testing.assert_array_equal(a, b)

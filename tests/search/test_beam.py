@@ -363,3 +363,13 @@ def test_plain_functions_are_policy_and_scorer():
     assert all(r.trajectory.done for r in found)
     assert run(GameScorer()) == found
     assert states
+
+
+def test_environments_are_released_after_an_error():
+    def scorer(states):
+        raise ValueError("no memory")
+
+    pool = GamePool()
+    with pytest.raises(ValueError, match="no memory"):
+        list(beam_search(GamePolicy(), scorer, pool, TASKS[:2]))
+    assert pool.episodes == {}

@@ -97,3 +97,8 @@ def test_no_tasks_and_numbers_out_of_range():
     for name in ("n", "concurrency"):
         with pytest.raises(UserError, match=rf"{name} must be at least 1 \(got 0\)"):
             best_of_n(GamePolicy(), scores, GamePool(), TASKS, **{name: 0})
+
+
+def test_a_task_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"tasks must be given once each \(got game/0 twice\)"):
+        best_of_n(GamePolicy(), scores, GamePool(), [game(0), game(0)])

@@ -18,7 +18,7 @@ from agentrm_jax.data.trees import FILE, TreeStore, back_up
 from agentrm_jax.search import explore as search
 from agentrm_jax.search import tree
 from agentrm_jax.search.explore import Explorer, SearchConfig
-from agentrm_jax.search.selection import UCB
+from agentrm_jax.search.selection import PUCT, UCB
 
 
 @dataclasses.dataclass
@@ -433,3 +433,43 @@ def test_exploring_with_a_function(tmp_path):
     assert [tree] == again != other
     with pytest.raises(UserError, match="num_iterations must be at least 1"):
         search.explore(policy, GamePool(), [game(0)], num_iterations=0)
+
+
+def test_a_store_is_resumed_with_the_same_settings_and_tasks_only(tmp_path):
+    def run(tasks, **sizes):
+        return search.explore(
+            GamePolicy(), GamePool(), tasks, store=tmp_path, **{"num_iterations": 3, **sizes}
+        )
+
+    before = run([game(0)])
+    for name, value in (
+        ("num_iterations", 4),
+        ("expansion_width", 2),
+        ("selection", UCB(exploration=1.0)),
+        ("selection", PUCT()),
+        ("selection", lambda children: children.prior),
+    ):
+        with pytest.raises(UserError, match=f"holds trees with other {name}; choose another"):
+            run([game(0)], **{name: value})
+    with pytest.raises(UserError, match="holds the tree of another task with the id game/0"):
+        run([game(0, max_steps=3)])
+    assert run([game(0)], concurrency=2) == before
+    assert run([game(0), game(1)])[:1] == before
+
+
+def test_a_task_that_is_given_twice_is_refused():
+    tasks = [game(0), game(1), game(0)]
+    with pytest.raises(UserError, match=r"tasks must be given once each \(got game/0 twice\)"):
+        search.explore(GamePolicy(), GamePool(), tasks)
+
+
+def test_environments_are_released_after_an_error():
+    def policy(state, n, seed):
+        if len(state.steps) == 2:
+            raise ValueError("no connection")
+        return ["Action: go N"] * n
+
+    pool = GamePool()
+    with pytest.raises(ValueError, match="no connection"):
+        search.explore(policy, pool, [game(0), game(1)])
+    assert pool.episodes == {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 
 import pytest
 from random_game import GamePolicy, GamePool, answer, game
 
+from agentrm_jax.agent.function import FunctionPolicy
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.search.rollouts import Rollout, rollouts
@@ -107,3 +110,40 @@ def test_a_turn_whose_environment_fails_is_sampled_again():
 
 def test_no_episodes():
     assert list(rollouts(GamePolicy(), GamePool(), [])) == []
+
+
+def test_environments_are_released_if_the_caller_stops_early():
+    pool = GamePool()
+    running = rollouts(GamePolicy(), pool, EPISODES, concurrency=4)
+    next(running)
+    assert pool.episodes
+    running.close()
+    assert pool.episodes == {}
+
+
+def test_pairs_name_their_samples_themselves():
+    with pytest.raises(UserError, match=r"n must be 1 if tasks are given with .* \(got 2\)"):
+        rollouts(GamePolicy(), GamePool(), EPISODES, n=2)
+
+
+def test_no_more_calls_are_made_after_one_of_several_threads_has_failed():
+    calls = []
+
+    def fails(state, n, seed):
+        calls.append(state)
+        raise ValueError("no connection")
+
+    pool, policy = GamePool(), FunctionPolicy(fails, concurrency=2)
+    with pytest.raises(ValueError, match="no connection"):
+        list(rollouts(policy, pool, [game(i) for i in range(100)]))
+    assert pool.episodes == {}
+    made = len(calls)
+    assert made < 100
+    time.sleep(0.05)
+    assert len(calls) <= made + 2  # calls that were running
+
+
+def test_a_seed_that_was_given_stays():
+    """A search hands the policy on to another one, which has a seed of its own."""
+    once = FunctionPolicy(lambda state, n, seed: [""] * n).with_seed(5)
+    assert once.with_seed(0).seed == 5

@@ -1,4 +1,4 @@
-"""Which attention a backend uses for prefill and for decoding."""
+"""The attention of each backend, for prefill and for decoding."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Programs:
         self.model = dataclasses.replace(self.model, pool=commit(self.model.pool, new, pages))
 
     def params_for(self, num_rows: int) -> Any:
-        """Returns the parameters in the layout that is fastest for decoding so many rows."""
+        """Returns the parameters in the layout that is fastest for decoding `num_rows` rows."""
         return self._panels if num_rows <= panels.MOST else self.model.params
 
     @functools.cached_property

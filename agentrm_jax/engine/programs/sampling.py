@@ -21,7 +21,7 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How replies are sampled.
+    """Parameters of the sampling of replies.
 
     Attributes:
       temperature: 0 takes the likeliest token.

@@ -13,7 +13,7 @@ from agentrm_jax.engine.rows import DecodeRows
 
 
 class SlotMap(NamedTuple):
-    """How queries get from rows to slots and parts from slots to rows.
+    """The functions that move queries from rows to slots, and parts from slots to rows.
 
     Attributes:
       to_slots: [X, R, ...] to [X, G * n, ...] of each group; a slot without a row holds the values

@@ -1,0 +1,20 @@
+"""The settings that a folder was made with."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
+    path = tmp_path / "settings.json"
+    assert not same_settings(path, {"seed": 1}, "trees")
+    write_json_atomic(path, {"seed": 1, "later": True})
+    assert same_settings(path, {"seed": 1}, "trees")
+    with pytest.raises(UserError, match=r"holds trees with other seed; choose another folder"):
+        same_settings(path, {"seed": 2}, "trees")
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json, line 1: not JSON"):
+        same_settings(path, {"seed": 1}, "trees")
