@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 from engine_cases import STOP, request, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping, stopping_at
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 WORDS = ["<end>", "go", " ", "to", "Obs", "ervation", ":", " Obs", "x\nObservation: y", "É"]
 
