@@ -99,19 +99,13 @@ class FunctionPolicy:
           (ticket, replies) of at least one request if any is open.
         """
         if self.concurrency > 1:
-            done, _ = concurrent.futures.wait(
-                self._running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            answers = []
-            for future in sorted(done, key=self._running.__getitem__):
-                ticket = self._running.pop(future)
-                del self._open[ticket]
-                answers.append((ticket, future.result()))
-            return answers
-        answers = []
-        for ticket in sorted(self._open, key=lambda ticket: self._open[ticket].rank):
-            answers.append((ticket, self._answer(self._open.pop(ticket))))
-        return answers
+            try:
+                return self._finished_calls()
+            except BaseException:
+                self._stop()
+                raise
+        order = sorted(self._open, key=lambda ticket: self._open[ticket].rank)
+        return [(ticket, self._answer(self._open.pop(ticket))) for ticket in order]
 
     def room(self) -> int:
         """Returns how many more requests run at once.
@@ -120,6 +114,26 @@ class FunctionPolicy:
           The number of idle threads; 0 without threads.
         """
         return max(0, self.concurrency - len(self._open)) if self.concurrency > 1 else 0
+
+    def _finished_calls(self) -> list[tuple[int, list[Proposal]]]:
+        """Waits for a running call, and returns (ticket, replies) of all that have ended."""
+        done, _ = concurrent.futures.wait(
+            self._running, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        answers = []
+        for future in sorted(done, key=self._running.__getitem__):
+            ticket = self._running.pop(future)
+            del self._open[ticket]
+            answers.append((ticket, future.result()))
+        return answers
+
+    def _stop(self) -> None:
+        """Drops all requests; calls that have not begun are not made, and the threads end."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = None
+        self._open.clear()
+        self._running.clear()
 
     def _answer(self, question: Question) -> list[Proposal]:
         state, purpose, n = question.state, question.purpose, question.n

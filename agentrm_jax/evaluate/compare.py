@@ -83,6 +83,8 @@ def compare(
         result is of `best_of_n`.
     """
     named = dict(results) if isinstance(results, Mapping) else {_name_of(results): results}
+    if not named:
+        raise UserError("results must hold the answers of at least one method (got none)")
     outcomes = {name: _outcomes(name, answers) for name, answers in named.items()}
     if baselines:
         sampled = [a for answers in named.values() for a in answers if isinstance(a, BestOfN)]
