@@ -100,23 +100,14 @@ class FunctionPolicy:
         """
         if self.concurrency > 1:
             try:
-                return self._finished_calls()
+                return self._collect_running()
             except BaseException:
-                self._stop()
+                self._cancel()
                 raise
-        order = sorted(self._open, key=lambda ticket: self._open[ticket].rank)
-        return [(ticket, self._answer(self._open.pop(ticket))) for ticket in order]
+        tickets = sorted(self._open, key=lambda ticket: self._open[ticket].rank)
+        return [(ticket, self._answer(self._open.pop(ticket))) for ticket in tickets]
 
-    def room(self) -> int:
-        """Returns how many more requests run at once.
-
-        Returns:
-          The number of idle threads; 0 without threads.
-        """
-        return max(0, self.concurrency - len(self._open)) if self.concurrency > 1 else 0
-
-    def _finished_calls(self) -> list[tuple[int, list[Proposal]]]:
-        """Waits for a running call, and returns (ticket, replies) of all that have ended."""
+    def _collect_running(self) -> list[tuple[int, list[Proposal]]]:
         done, _ = concurrent.futures.wait(
             self._running, return_when=concurrent.futures.FIRST_COMPLETED
         )
@@ -127,13 +118,21 @@ class FunctionPolicy:
             answers.append((ticket, future.result()))
         return answers
 
-    def _stop(self) -> None:
-        """Drops all requests; calls that have not begun are not made, and the threads end."""
+    def _cancel(self) -> None:
+        """Forgets all open requests, so that no more calls are made after one has failed."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         self._threads = None
-        self._open.clear()
         self._running.clear()
+        self._open.clear()
+
+    def room(self) -> int:
+        """Returns how many more requests run at once.
+
+        Returns:
+          The number of idle threads; 0 without threads.
+        """
+        return max(0, self.concurrency - len(self._open)) if self.concurrency > 1 else 0
 
     def _answer(self, question: Question) -> list[Proposal]:
         state, purpose, n = question.state, question.purpose, question.n

@@ -84,7 +84,7 @@ class EnvironmentFamily(Protocol):
         ...
 
     def counts(self) -> Mapping[Split, int | None]:
-        """How many tasks each split has that can be listed; None: practically endless.
+        """Returns the number of tasks that each split can list; None: practically endless.
 
         Raises:
           UserError: Something is missing.
