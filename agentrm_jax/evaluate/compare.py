@@ -169,7 +169,7 @@ def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
     """The outcome that a rule is expected to have on each task."""
     rules = {rule.removesuffix("_of_n"): function for rule, function in BASELINES.items()}
     if name not in rules:
-        raise UserError(field="baselines", value=name, expected=f"of {', '.join(rules)}")
+        raise UserError(field="baselines", value=name, expected=f"one of {', '.join(rules)}")
     found = {}
     for task_id, result in results.items():
         weights = rules[name]([rollout.trajectory for rollout in result.rollouts])

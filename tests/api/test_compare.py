@@ -101,7 +101,7 @@ def test_the_printed_table():
         ([], [], "method: must have an answer for at least one task"),
         ({"x": [rollout(TASKS[0], 1), rollout(TASKS[0], 0)]}, [], "x: must have one answer"),
         ([rollout(TASKS[0], 1.0)], ["random"], "baselines choose among the trajectories"),
-        (GROUPS, ["best"], "baselines must be of random, .*oracle.*got 'best'"),
+        (GROUPS, ["best"], "baselines must be one of random, .*oracle.*got 'best'"),
     ],
 )
 def test_what_is_refused(results, baselines, message):
