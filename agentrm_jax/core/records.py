@@ -151,13 +151,18 @@ class Trajectory:
         """Returns the conversation in the form of chat servers, ending with the last observation.
 
         Args:
-          prompt: Instruction and worked example that come first; None leaves them out.
+          prompt: Instruction and worked example that come first; None leaves them out. If the
+            example ends with the environment's text, the first observation follows it in the same
+            message, after an empty line.
 
         Returns:
           A list of {"role": "user" or "assistant", "content": text} in which the roles alternate.
         """
         texts = [] if prompt is None else [prompt.instruction, ACKNOWLEDGEMENT, *prompt.example]
-        texts.append(self.first_observation)
+        if len(texts) % 2:
+            texts[-1] += f"\n\n{self.first_observation}"
+        else:
+            texts.append(self.first_observation)
         for step in self.steps:
             texts += [step.reply, step.transition.observation]
         roles = ("user", "assistant")

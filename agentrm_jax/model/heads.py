@@ -43,7 +43,7 @@ class ValueHead(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def value(self, outputs: Float[Array, ...]) -> Float[Array, ...]:
+    def value(self, outputs: Float[Array, "*outputs"]) -> Float[Array, "*batch"]:
         """Returns the values that outputs stand for.
 
         Args:
@@ -55,7 +55,7 @@ class ValueHead(abc.ABC):
 
     @abc.abstractmethod
     def losses(
-        self, outputs: Float[Array, ...], targets: Float[Array, "*batch"]
+        self, outputs: Float[Array, "*outputs"], targets: Float[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
         """Returns the loss of each output for its target.
 
@@ -167,6 +167,10 @@ def head_from_json(stored: Mapping[str, Any]) -> ValueHead:
     Raises:
       UserError: No head of this name is registered, or a value is refused.
     """
+    if not isinstance(stored, Mapping):
+        raise UserError(f"must be a mapping with the key kind (got {stored!r})")
+    if stored and "kind" not in stored:
+        raise UserError(f"must have the key kind (got only {', '.join(map(str, stored))})")
     name = stored.get("kind", "mse")
     if not isinstance(name, str):
         raise UserError(f"kind must be the name of a value head (got {name!r})")

@@ -41,7 +41,9 @@ def readout(
     return head.value(head_outputs(params, hidden))
 
 
-def head_outputs(params: Params, hidden: Float[Array, "*batch d_model"]) -> Float[Array, ...]:
+def head_outputs(
+    params: Params, hidden: Float[Array, "*batch d_model"]
+) -> Float[Array, "*outputs"]:
     """Returns the outputs of a head for hidden states [..., D].
 
     Returns:

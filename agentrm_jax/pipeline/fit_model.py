@@ -21,7 +21,7 @@ from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import CHECKPOINTS
 from agentrm_jax.train import held_out
-from agentrm_jax.train.fit import FitInputs, fit
+from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.step import LossFn
 from agentrm_jax.train.trainable import make_trainable
 
@@ -103,13 +103,34 @@ def training_rows(
     Raises:
       UserError: Nothing fits into a row.
     """
-    fit_config = getattr(config, key).fit
-    held: Sequence[Any] = ()
     with section(f"{key}.fit"):
-        if fit_config.held_out:
-            examples, held = held_out.split(examples, task_of, fit_config.held_out, config.seed)
-        made, left_out = sequences(examples)
-        apart = sequences(held)[0] if held else None
+        return pack_rows(sequences, examples, task_of, getattr(config, key).fit, config.seed)
+
+
+def pack_rows(
+    sequences: Callable[[Any], tuple[list[TokenSequence], int]],
+    examples: Sequence[Any],
+    task_of: Callable[[Any], str],
+    fit_config: FitConfig,
+    seed: int,
+) -> TrainingRows:
+    """Packs the sequences of examples, those of held-out tasks apart.
+
+    Args:
+      sequences: Makes the sequences of examples; returns also how many steps did not fit.
+      examples: The examples.
+      task_of: The task of an example.
+      fit_config: Settings of the training loop; `held_out` and `length` are read.
+      seed: The seed, on which it depends which tasks are held out.
+
+    Raises:
+      UserError: Nothing fits into a row, or there are too few tasks to hold some of them out.
+    """
+    held: Sequence[Any] = ()
+    if fit_config.held_out:
+        examples, held = held_out.split(examples, task_of, fit_config.held_out, seed)
+    made, left_out = sequences(examples)
+    apart = sequences(held)[0] if held else None
     return TrainingRows(
         trained=pack(made, fit_config.length),
         held_out=None if apart is None else pack(apart, fit_config.length),

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.records import Prompt, Trajectory
-from agentrm_jax.data.packing import PackedRows, only_labelled, pack
+from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import TokenSequence, value_sequences
 from agentrm_jax.data.states import LabelledTree
 from agentrm_jax.data.tokenizer import train_tokenizer
@@ -30,6 +30,7 @@ from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.fit_model import TrainingRows, pack_rows
 from agentrm_jax.pipeline.losses import MASTER
 from agentrm_jax.pipeline.model_folders import Prompts, find_model, write_prompts
 from agentrm_jax.pipeline.models import Model
@@ -52,7 +53,7 @@ Example = TreeRecord | LabelledTree | Trajectory
 _SETTINGS = "training.json"
 _LONGEST = 4096
 _FRESH_CONTEXT = 2048
-_SHOWN = ("loss", "correlation")  # next to the progress bar
+_SHOWN = ("loss", "held_out_loss", "correlation")  # next to the progress bar
 
 
 def train_reward_model(
@@ -83,9 +84,10 @@ def train_reward_model(
         Environments that are not named have their registered prompt, or none.
       head: The value head; default: `MSE()`, the paper's.
       fit: The training loop; default: three epochs of batches of 8 rows as long as the longest
-        example.
+        example. With `held_out` the parameters are those of the checkpoint with the smallest loss
+        on the held-out tasks.
       optimizer: The optimizer; default: `OptimizerConfig()`.
-      seed: Seed of a new model and of the order of rows.
+      seed: Seed of a new model, of the order of rows and of the choice of held-out tasks.
 
     Returns:
       The trained reward model.
@@ -113,8 +115,8 @@ def train_reward_model(
         write_prompts(directory, known)
         mesh = make_mesh(MeshConfig())
         policy = _start(init, trees, fit, mesh, seed)
-        rows, fit = _rows(policy, Prompts(known), trees, fit)
-        model = _untrained(policy, head, rows, trees)
+        rows, fit = _rows(policy, Prompts(known), trees, fit, seed)
+        model = _untrained(policy, head, rows.trained, trees)
         _train(directory, model, rows, fit, optimizer, mesh, seed)
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return RewardModel.load(directory)
@@ -196,16 +198,25 @@ def _texts(trees: Sequence[LabelledTree]) -> list[str]:
 
 
 def _rows(
-    start: Model, prompts: Prompts, trees: Sequence[LabelledTree], fit: FitConfig | None
-) -> tuple[PackedRows, FitConfig]:
+    start: Model,
+    prompts: Prompts,
+    trees: Sequence[LabelledTree],
+    fit: FitConfig | None,
+    seed: int,
+) -> tuple[TrainingRows, FitConfig]:
     """The packed rows of all trees, and the loop with the length of the rows."""
     longest = min(fit.length if fit else _LONGEST, start.config.longest)
-    sequences: list[TokenSequence]
-    sequences, _ = value_sequences(start.tokenizer, prompts, trees, longest)
+
+    def sequences(some: Sequence[LabelledTree]) -> tuple[list[TokenSequence], int]:
+        return value_sequences(start.tokenizer, prompts, some, longest)
+
     if fit is None:
-        length = max(len(sequence.tokens) for sequence in sequences)
+        length = max(len(sequence.tokens) for sequence in sequences(trees)[0])
         fit = FitConfig(length=min(longest, -(-length // 64) * 64), batch_size=8)
-    return only_labelled(pack(sequences, fit.length)), fit
+    labelled = [tree for tree in trees if tree.num_labels]
+    with section("fit"):
+        rows = pack_rows(sequences, labelled, lambda tree: tree.task.task_id, fit, seed)
+    return rows.map(only_labelled), fit
 
 
 def _untrained(
@@ -226,7 +237,7 @@ def _untrained(
 def _train(
     directory: pathlib.Path,
     model: Model,
-    rows: PackedRows,
+    rows: TrainingRows,
     fit: FitConfig,
     optimizer: OptimizerConfig,
     mesh: Mesh,
@@ -235,7 +246,7 @@ def _train(
     """Trains a reward model from where it starts, and saves it."""
     options = ForwardOptions(mesh=mesh, attention=fit.attention, remat=fit.remat)
     loss = explicit.make_loss(model.config, options, head=model.head)
-    with progress("train-reward", fit.total(len(rows))) as bar:
+    with progress("train-reward", fit.total(len(rows.trained))) as bar:
         done = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
@@ -246,7 +257,8 @@ def _train(
         params, _ = run_fit(
             FitInputs(
                 model=Trainable(params=model.params, loss_fn=loss),
-                rows=rows,
+                rows=rows.trained,
+                held_out=rows.held_out,
                 config=fit,
                 optimizer=optimizer,
                 directory=directory / CHECKPOINTS,

@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from agent_cases import PROMPT, make_agent, state, tokenizer, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent, random_key
 from agentrm_jax.core.errors import UserError
@@ -16,29 +14,39 @@ from agentrm_jax.core.reply import parse_action
 from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.pipeline.policies import ModelPolicy
+from agentrm_jax.testing.models import (
+    CONFIG,
+    PROMPT,
+    SAMPLING,
+    SIZES,
+    tiny_policy,
+    tiny_state,
+    tokenizer,
+    weights,
+)
 
 LIMIT = SIZES.context - SAMPLING.max_tokens
 
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
-    return make_agent()
+    return tiny_policy()
 
 
 REQUESTS = [
-    (state(0, 0), "sample/0/0"),
-    (state(1, 2), "expand/3"),
-    (state(0, 1), "sample/0/1"),
-    (state(2, 4), "beam/4/0"),
-    (state(2, 4), "beam/4/1"),
-    (state(3, 30), "expand/1"),  # fills the context: wider tables for all that is asked with it
+    (tiny_state(0, 0), "sample/0/0"),
+    (tiny_state(1, 2), "expand/3"),
+    (tiny_state(0, 1), "sample/0/1"),
+    (tiny_state(2, 4), "beam/4/0"),
+    (tiny_state(2, 4), "beam/4/1"),
+    (tiny_state(3, 30), "expand/1"),  # fills the context: wider tables for all asked with it
 ]
 
 
 def test_a_request_gets_the_same_proposals_whatever_is_asked_with_it(agent):
     together = propose(agent, REQUESTS, 2)
     assert propose(agent, REQUESTS[::-1], 2) == together[::-1]
-    fresh = make_agent()
+    fresh = tiny_policy()
     for request, expected in zip(REQUESTS, together, strict=True):
         assert propose(fresh, [request], 2) == [expected]
     assert together[3] != together[4]  # another purpose, other turns
@@ -88,8 +96,8 @@ def test_every_control_token_ends_a_reply(agent):
 
 
 def test_the_greedy_agent_does_not_depend_on_the_key(agent):
-    greedy = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0))
-    other = make_agent(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0), seed=9)
+    greedy = tiny_policy(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0))
+    other = tiny_policy(agent.engine, dataclasses.replace(SAMPLING, temperature=0.0), seed=9)
     [[a, b]] = propose(greedy, REQUESTS[1:2], 2)
     assert a == b
     assert propose(other, REQUESTS[1:2], 2) == [[a, b]]
@@ -99,13 +107,13 @@ def test_keys_come_from_seed_task_and_purpose(agent):
     key = agent.request(*REQUESTS[0])[0].key
     np.testing.assert_array_equal(key, random_key(0, "toy/0", "sample/0/0"))
     for other in (
-        make_agent(agent.engine, seed=1).request(*REQUESTS[0]),
-        agent.request(state(1, 0), "sample/0/0"),
-        agent.request(state(0, 0), "sample/1/0"),
+        tiny_policy(agent.engine, seed=1).request(*REQUESTS[0]),
+        agent.request(tiny_state(1, 0), "sample/0/0"),
+        agent.request(tiny_state(0, 0), "sample/1/0"),
     ):
         assert (other[0].key != key).any()
     # The state itself is no part of it: it is told apart by the purpose.
-    np.testing.assert_array_equal(agent.request(state(0, 3), "sample/0/0")[0].key, key)
+    np.testing.assert_array_equal(agent.request(tiny_state(0, 3), "sample/0/0")[0].key, key)
 
 
 def test_keys_stay_what_they_are():
@@ -115,7 +123,7 @@ def test_keys_stay_what_they_are():
 
 
 def test_long_states_lose_whole_steps_and_say_how_many(agent):
-    long = state(3, 30)
+    long = tiny_state(3, 30)
     request, dropped = agent.request(long, "expand/1")
     rendered, expected = render(tokenizer(), PROMPT, long, LIMIT)
     assert dropped == expected > 0
@@ -133,10 +141,10 @@ def test_long_states_lose_whole_steps_and_say_how_many(agent):
 def test_a_context_without_room_is_one_clear_error():
     engine = Engine(weights(0), CONFIG, SIZES)
     with pytest.raises(UserError, match=r"^engine\.context must be above the .* 256 \(got 256\)"):
-        make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=256))
-    tight = make_agent(engine, dataclasses.replace(SAMPLING, max_tokens=250))
+        tiny_policy(engine, dataclasses.replace(SAMPLING, max_tokens=256))
+    tight = tiny_policy(engine, dataclasses.replace(SAMPLING, max_tokens=250))
     with pytest.raises(UserError, match=r"engine\.context must leave .* toy/0 .* \(it leaves 6\)"):
-        propose(tight, [(state(0, 0), "")], 1)
+        propose(tight, [(tiny_state(0, 0), "")], 1)
 
 
 def test_a_policy_with_a_seed_keeps_it(agent):

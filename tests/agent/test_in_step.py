@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import PROMPT, make_agent, state, tokenizer, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.in_step import InStepAgent
 from agentrm_jax.core.beams import BeamStep
@@ -20,6 +18,16 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
+from agentrm_jax.testing.models import (
+    CONFIG,
+    PROMPT,
+    SAMPLING,
+    SIZES,
+    tiny_policy,
+    tiny_state,
+    tokenizer,
+    weights,
+)
 
 N, WIDTH = 2, 2
 HEAD = {
@@ -33,7 +41,7 @@ def in_step() -> InStepAgent:
     # Not packed: rounded more nearly as in the dense pass, which is the oracle here.
     sizes = dataclasses.replace(SIZES, extend_batch=SIZES.extend_rows * SIZES.extend_tokens)
     scorer = Engine(weights(1), CONFIG, sizes, readout=readout, head=HEAD)
-    return InStepAgent(make_agent(), scorer)
+    return InStepAgent(tiny_policy(), scorer)
 
 
 @jax.jit
@@ -52,14 +60,14 @@ def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float
     return float(dense_values(weights(1), padded)[len(tokens) - 1])
 
 
-ROOT = state(4, 0)
+ROOT = tiny_state(4, 0)
 ASKED = [
-    [(state(0, 1), "beam/1/0"), (state(0, 3), "beam/1/1")],
+    [(tiny_state(0, 1), "beam/1/0"), (tiny_state(0, 3), "beam/1/1")],
     [(ROOT, "beam/0/0"), (ROOT, "beam/0/1")],  # the root, beam_width times
-    [(state(2, 2), "beam/5/0")],
-    [(state(3, 1), "beam/2/0")],
-    [(state(5, 2), "beam/1/0"), (state(5, 2), "beam/1/0")],  # twins in different places
-    [(state(6, 30), "beam/30/0")],  # too long: loses its oldest steps
+    [(tiny_state(2, 2), "beam/5/0")],
+    [(tiny_state(3, 1), "beam/2/0")],
+    [(tiny_state(5, 2), "beam/1/0"), (tiny_state(5, 2), "beam/1/0")],  # twins in different places
+    [(tiny_state(6, 30), "beam/30/0")],  # too long: loses its oldest steps
 ]
 FINISHED = [[], [], [50.0], [0.1, -50.0], [], []]
 

@@ -6,10 +6,10 @@ import dataclasses
 import functools
 
 import numpy as np
-from tiny_model import CONFIG, SIZES, drawn
 
 from agentrm_jax.engine.request import Request
 from agentrm_jax.engine.simple import SimpleEngine
+from agentrm_jax.testing.models import CONFIG, SIZES, drawn
 
 SMALL = dataclasses.replace(SIZES, cache_tokens=240)  # one conversation or two, not all
 STOP = 285  # a token that this model likes

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_cases import STOP, request, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.front import generate, score
@@ -24,6 +23,7 @@ from agentrm_jax.engine.schedule.beams import (
 )
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.value import readout
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 WIDTH, N = 2, 2
 

@@ -18,7 +18,6 @@ from engine_cases import (
     simple,
     weights,
 )
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.cache.tables import TableRows
@@ -28,6 +27,7 @@ from agentrm_jax.engine.programs.decode import decode
 from agentrm_jax.engine.request import Request, TokenSequence
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 
 @pytest.fixture(scope="module")

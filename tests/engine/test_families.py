@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_cases import REQUESTS, STOP, assert_same_replies
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.engine import Engine
@@ -18,6 +17,7 @@ from agentrm_jax.engine.simple import SimpleEngine
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 
 def drawn(config: LlamaConfig):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_cases import REQUESTS, STOP, request
-from tiny_model import CONFIG, SAMPLING, SIZES
 from tpu_cases import abstract, num_kernels
 
 from agentrm_jax.core.errors import UserError
@@ -31,6 +30,7 @@ from agentrm_jax.engine.rows import DecodeRows, PrefillRows
 from agentrm_jax.model import llama, parameters
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 K, NUM_PAGES = 2, 24
 INTERPRETED = Backend(name="pallas", interpret=True)

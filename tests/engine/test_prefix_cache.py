@@ -9,7 +9,6 @@ import pytest
 from engine_cases import SMALL, request, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CONFIG, SIZES
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.cache.prefix_cache import Node, PrefixCache
@@ -17,6 +16,7 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.front import score
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import readout
+from agentrm_jax.testing.models import CONFIG, SIZES
 
 PAGE, CHUNK = 4, 8
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from engine_cases import REQUESTS, STOP, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.front import generate, score
@@ -16,6 +15,7 @@ from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model import parameters
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 HEAD = np.random.default_rng(5).standard_normal(CONFIG.d_model).astype(np.float32)
 

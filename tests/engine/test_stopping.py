@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 from engine_cases import STOP, request, weights
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES
 
 
 def test_a_reply_ends_at_the_first_stop_token():

@@ -85,7 +85,8 @@ def test_a_target_beyond_the_bins_counts_as_at_their_edge():
     beyond, edge = head.histogram(np.float32([0.0, 5.0]))
     np.testing.assert_array_equal(beyond, edge)
     assert np.isfinite(head.losses(jnp.zeros(51), jnp.float32(0.0)))
-    with pytest.raises(UserError, match=r"head\.low: .* \[5.0, 6.0\], the labels in \[0, 5.5\]"):
+    message = r"low and high must .* which lie in \[0, 5.5\] \(got \[5.0, 6.0\]\)"
+    with pytest.raises(UserError, match=message):
         head.check_targets(np.array([0.0, 5.5]))
     Quantile().check_targets(np.array([-7.0, 5.5]))
 

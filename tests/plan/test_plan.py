@@ -10,8 +10,6 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from tiny_model import CONFIG as SHAPE
-from tiny_model import SIZES, drawn
 from tpu_cases import needs_compiler
 
 from agentrm_jax.cli.main import main
@@ -25,6 +23,8 @@ from agentrm_jax.plan.needs import Program, StagePlan, inference_advice, trainin
 from agentrm_jax.plan.programs import Memory
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.testing.models import CONFIG as SHAPE
+from agentrm_jax.testing.models import SIZES, drawn
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import abstract_state, make_state
 

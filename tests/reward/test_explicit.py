@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import PROMPT, state
-from tiny_model import CONFIG, SIZES, drawn
 
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.chat import render
@@ -21,6 +19,7 @@ from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.reward.random import RandomScorer
+from agentrm_jax.testing.models import CONFIG, PROMPT, SIZES, drawn, tiny_state
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +62,11 @@ def make_scorer(params, tokenizer, sizes: EngineConfig = SIZES) -> ExplicitScore
 
 # Whole paths and their prefixes, one state twice, one that loses steps, a group without any.
 GROUPS = [
-    [state(0, n) for n in range(4)],
-    [state(1, 2), state(1, 5), state(1, 2)],
+    [tiny_state(0, n) for n in range(4)],
+    [tiny_state(1, 2), tiny_state(1, 5), tiny_state(1, 2)],
     [],
-    [state(2, 30)],
-    [state(n, 3) for n in range(3, 9)],
+    [tiny_state(2, 30)],
+    [tiny_state(n, 3) for n in range(3, 9)],
 ]
 
 
@@ -114,6 +113,6 @@ def test_random_scores_depend_on_seed_task_and_replies_alone():
 
 
 def test_random_scores_are_spread_evenly():
-    [scores] = RandomScorer(3).score([[state(n, 1) for n in range(2000)]])
+    [scores] = RandomScorer(3).score([[tiny_state(n, 1) for n in range(2000)]])
     shares = np.histogram(scores, bins=5, range=(0, 1))[0] / 2000
     np.testing.assert_allclose(shares, 0.2, atol=0.036)  # 4 standard errors

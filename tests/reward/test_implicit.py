@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agent_cases import PROMPT, state
-from tiny_model import CONFIG, drawn
 
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.testing.models import CONFIG, PROMPT, drawn, tiny_state
 
 BETA, LIMIT = 0.1, 256
 
@@ -53,7 +52,7 @@ def slow_step_rewards(models, tokenizer, trajectory, limit=LIMIT) -> list[float]
     ]
 
 
-GROUPS = [[state(0, 3), state(0, 1), state(0, 0)], [state(5, 2)]]
+GROUPS = [[tiny_state(0, 3), tiny_state(0, 1), tiny_state(0, 0)], [tiny_state(5, 2)]]
 
 
 @pytest.mark.parametrize("reduction", list(REDUCTIONS))
@@ -74,11 +73,11 @@ def test_company_changes_nothing(models, tokenizer):
 
 
 def test_states_without_steps_score_nothing(models, tokenizer):
-    assert make_scorer(models, tokenizer).score([[state(0, 0)], []]) == [[0.0], []]
+    assert make_scorer(models, tokenizer).score([[tiny_state(0, 0)], []]) == [[0.0], []]
 
 
 def test_long_trajectories_lose_their_oldest_steps(models, tokenizer):
-    long = state(1, 4)
+    long = tiny_state(1, 4)
     limit = len(render(tokenizer, PROMPT, long)[0].tokens) - 1
     kept = slow_step_rewards(models, tokenizer, long, limit)
     assert 0 < len(kept) < 4
@@ -88,6 +87,6 @@ def test_long_trajectories_lose_their_oldest_steps(models, tokenizer):
 
 def test_both_models_read_every_token(models, tokenizer):
     scorer = make_scorer(models, tokenizer)
-    scorer.score([[state(2, 3)]])
-    assert scorer.cost([state(2, 3)]) == scorer.tokens_read
-    assert scorer.tokens_read == 2 * len(render(tokenizer, PROMPT, state(2, 3))[0].tokens)
+    scorer.score([[tiny_state(2, 3)]])
+    assert scorer.cost([tiny_state(2, 3)]) == scorer.tokens_read
+    assert scorer.tokens_read == 2 * len(render(tokenizer, PROMPT, tiny_state(2, 3))[0].tokens)

@@ -7,11 +7,11 @@ import math
 import re
 
 import pytest
-from agent_cases import state
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Proposal
 from agentrm_jax.reward.judge import JudgeConfig, JudgeScorer, attempt_text, parse_choice
+from agentrm_jax.testing.models import tiny_state
 
 
 class Judge:
@@ -49,7 +49,7 @@ def attempts(*marks: int, task: int = 0, num_steps: int = 2):
     """Trajectories of a task that end by mentioning a mark."""
     found = []
     for mark in marks:
-        trajectory = state(task, num_steps)
+        trajectory = tiny_state(task, num_steps)
         last = dataclasses.replace(trajectory.steps[-1], reply=f"Action: mark {mark}")
         found.append(dataclasses.replace(trajectory, steps=(*trajectory.steps[:-1], last)))
     return found

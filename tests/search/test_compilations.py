@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from agent_cases import tokenizer, weights
 from random_game import GamePool, game
-from tiny_model import CONFIG, SAMPLING, SIZES
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.core.protocols import Prompt
@@ -15,6 +13,7 @@ from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.search.explore import Explorer, SearchConfig
+from agentrm_jax.testing.models import CONFIG, SAMPLING, SIZES, tokenizer, weights
 
 PROMPTS = [None, Prompt(instruction="Move.", example=()), Prompt(instruction="Look.", example=())]
 
