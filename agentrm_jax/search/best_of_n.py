@@ -14,6 +14,7 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.choose import best
 from agentrm_jax.search.rollouts import Rollout, rollouts
+from agentrm_jax.search.tasks import checked_tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +70,10 @@ def best_of_n(
       One result for each task, in order.
 
     Raises:
-      UserError: n or concurrency is below 1, or the policy or the scorer breaks its protocol.
+      UserError: n or concurrency is below 1, a task is refused or there twice, or the policy or the
+        scorer breaks its protocol.
     """
+    tasks = checked_tasks(tasks)
     groups: dict[str, list[Rollout]] = {task.task_id: [] for task in tasks}
     for rollout in rollouts(policy, envs, tasks, n=n, seed=seed, concurrency=concurrency):
         groups[rollout.trajectory.task.task_id].append(rollout)

@@ -6,10 +6,15 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord, TreeStore
+from agentrm_jax.runtime.json_files import read_record, write_json_atomic
+
+SETTINGS = "search.json"
+"""The file with the settings of the trees next to it."""
 
 
 class TreeSink(Protocol):
@@ -60,23 +65,45 @@ class TreesInMemory:
 
 
 def grown_trees(
-    store: str | pathlib.Path | None, grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None]
+    store: str | pathlib.Path | None,
+    settings: Mapping[str, Any],
+    grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None],
 ) -> Mapping[str, TreeRecord]:
     """Returns the trees of an exploration by task id.
 
     Args:
       store: Folder that keeps the trees, or None for memory.
+      settings: Arguments that decide what the trees are. They are kept in the folder.
       grow: Explores, given a receiver of trees and the trees that are stored already.
 
     Raises:
-      UserError: A stored tree is damaged.
+      UserError: A stored tree is damaged, or the folder holds trees of other settings.
     """
     if store is None:
         memory = TreesInMemory()
         grow(memory, {})
         return memory.trees
     directory = pathlib.Path(store)
+    _claim(directory, settings)
     stored = TreeStore.read(directory)
     with contextlib.closing(TreeStore(directory)) as sink:
         grow(sink, stored)
     return TreeStore.read(directory)
+
+
+def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a new folder; compares those of one that holds trees.
+
+    A folder without the file, as a run's `trees/`, is not compared.
+    """
+    path = directory / SETTINGS
+    if path.exists():
+        before = read_record(path)
+        for name, value in settings.items():
+            if before.get(name, value) != value:
+                raise UserError(
+                    f"{directory}: holds trees with {name} = {before[name]} (got {value}); choose "
+                    "another store, or set it back"
+                )
+    elif not directory.exists() or not any(directory.iterdir()):
+        write_json_atomic(path, dict(settings))
