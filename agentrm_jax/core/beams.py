@@ -1,4 +1,4 @@
-"""What beam search asks of policies and scorers that select by themselves. No JAX here."""
+"""The records that a beam search and its scorer exchange: candidates and the choice among them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,12 @@ def best(environment=Guess, *, policy=guess_policy, scorer=guess_scorer, tasks=T
     ],
 )
 def test_a_table_names_what_broke_its_trajectories(environment, reason):
-    table = str(arm.compare(best(environment, scorer=lambda states: [0.5] * len(states))))
+    results = best(
+        environment,
+        policy=lambda state, n, seed: ["Thought: Try.\nAction: guess 1"] * n,
+        scorer=lambda states: [0.5] * len(states),
+    )
+    table = str(arm.compare(results))
     assert "best of 2: 6 of 6 trajectories ended by an error, outcome 0; the first: " in table
     assert table.endswith(f"environment 'guess', task {TASKS[0].task_id!r}: {reason}")
 
