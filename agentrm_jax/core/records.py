@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
-
-from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import printable
 
 Split = Literal["train", "test", "paper"]
 """`train`; `test`: problems never in train; `paper`: the paper's own list of test tasks."""
@@ -194,19 +191,6 @@ def trajectory_from_json(value: Mapping[str, Any]) -> Trajectory:
         first_observation=value["first_observation"],
         steps=tuple(step_from_json(step) for step in value["steps"]),
     )
-
-
-def check_distinct(tasks: Iterable[Task]) -> None:
-    """Refuses tasks of which two have the same id.
-
-    Raises:
-      UserError: Names the first id that is there twice.
-    """
-    seen: set[str] = set()
-    for task in tasks:
-        if task.task_id in seen:
-            raise UserError(f"tasks must be given once each (got {printable(task.task_id)} twice)")
-        seen.add(task.task_id)
 
 
 def canonical_form(problem: Any) -> str:

@@ -15,7 +15,6 @@ from agentrm_jax.core.records import Task, Transition, task_from_json, to_json
 from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.envs import contract
 from agentrm_jax.envs.given import Families
-from agentrm_jax.envs.registry import load_family
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class Episodes:
 
     def _reset(self, request: Reset) -> str:
         name = request.task.environment
-        environment = (self._families.find(name) or load_family(name)).create()
+        environment = self._families.load(name).create()
         self._episodes[request.handle], text = contract.reset(environment, request.task)
         return text
 

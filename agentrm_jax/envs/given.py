@@ -21,6 +21,7 @@ from agentrm_jax.core.records import Split, Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
+from agentrm_jax.envs.registry import is_registered, load_family
 from agentrm_jax.envs.replay import ReplayedEpisode, Simulators
 
 _LIVE_SIMULATORS = 16
@@ -54,6 +55,24 @@ class Families:
     def __init__(self, given: Mapping[str, type | Location]) -> None:
         self._given = given
         self._families: dict[str, EnvironmentFamily] = {}
+
+    def load(self, name: str) -> EnvironmentFamily:
+        """Returns the family of a name: of a given class, or a registered one.
+
+        Raises:
+          UserError: The name is neither given nor registered, or its family cannot be created.
+        """
+        if (family := self.find(name)) is not None:
+            return family
+        try:
+            return load_family(name)
+        except UserError:
+            if not self._given or is_registered(name):
+                raise
+        raise UserError(
+            f"environment {printable(name)!r}: neither given to the pool, which has "
+            f"{', '.join(map(printable, self._given))}, nor registered"
+        )
 
     def find(self, name: str) -> EnvironmentFamily | None:
         """Returns the family of a name, or of NAME@WORDING; None if no class was given for it.
@@ -94,6 +113,28 @@ def location_of(member: type) -> Location | None:
         file=str(pathlib.Path(file).resolve()),
         package=getattr(module, "__package__", None) or "",
     )
+
+
+def given_classes(environments: Mapping[str, type] | Sequence[str] | None) -> dict[str, type]:
+    """Returns the classes that a pool is given by name; loads the registered names.
+
+    Raises:
+      UserError: It is neither a mapping from names to classes nor a list of registered names.
+    """
+    if isinstance(environments, Mapping):
+        for name, member in environments.items():
+            check_class(name, member)
+        return dict(environments)
+    names: Any = [environments] if isinstance(environments, str) else environments
+    names = () if names is None else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            'environments must be classes by name, such as {"guess": Guess}, or a list of '
+            f"registered names (got {printable(repr(environments))[:60]})"
+        )
+    for name in names:
+        load_family(name)
+    return {}
 
 
 def check_class(name: str, member: Any) -> None:

@@ -15,7 +15,7 @@ from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.records import Split, Task, Transition
 from agentrm_jax.envs.contract import listed_tasks, missing_of
 from agentrm_jax.envs.episodes import Act, Fault, Reset
-from agentrm_jax.envs.given import Families, check_class, location_of
+from agentrm_jax.envs.given import Families, given_classes, location_of
 from agentrm_jax.envs.perturbations import SEPARATOR
 from agentrm_jax.envs.places import (
     EpisodeHistory,
@@ -27,7 +27,7 @@ from agentrm_jax.envs.places import (
     exchange,
     extend_plan,
 )
-from agentrm_jax.envs.registry import action_key, key_of, load_family
+from agentrm_jax.envs.registry import action_key, key_of
 from agentrm_jax.envs.worker_process import WorkerProcess
 
 _ATTEMPTS = 2
@@ -75,12 +75,7 @@ class EnvPool:
         ):
             if not value >= least:
                 raise UserError(f"{name} must be at least {least:g} (got {value})")
-        given = dict(environments) if isinstance(environments, Mapping) else {}
-        for name, member in given.items():
-            check_class(name, member)
-        if not isinstance(environments, Mapping):
-            for name in [environments] if isinstance(environments, str) else environments or ():
-                load_family(name)
+        given = given_classes(environments)
         located = {name: location_of(member) for name, member in given.items()}
         self._here_only = {name for name, location in located.items() if location is None}
         classes = {name: location for name, location in located.items() if location is not None}
@@ -123,7 +118,7 @@ class EnvPool:
         Raises:
           UserError: The environment is not registered, or lacks a package or file.
         """
-        family = self._families.find(environment) or load_family(environment)
+        family = self._families.load(environment)
         if reason := missing_of(family):
             raise UserError(reason)
         return listed_tasks(family, split, n=n, kinds=kinds, seed=seed)
@@ -234,7 +229,7 @@ class EnvPool:
         name = task.environment
         if not self._workers or name.partition(SEPARATOR)[0] in self._here_only:
             return False
-        return (self._families.find(name) or load_family(name)).pooled
+        return self._families.load(name).pooled
 
     def _place_for(self, task: Task) -> Place:
         if not self.elsewhere(task):

@@ -20,6 +20,11 @@ def environment_names() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
+def is_registered(name: str) -> bool:
+    """Whether NAME, or the NAME of NAME@WORDING, is registered."""
+    return name.partition(SEPARATOR)[0] in environment_names()
+
+
 @functools.cache
 def load_family(name: str) -> EnvironmentFamily:
     """The environment registered under this name; the same object each time.

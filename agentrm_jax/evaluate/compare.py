@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
-from agentrm_jax.core.records import Task, check_distinct
+from agentrm_jax.core.records import Task
 from agentrm_jax.evaluate.statistics import Estimate, bootstrap, paired_bootstrap
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.best_of_n import BestOfN
 from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Method
 from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.tasks import checked_tasks
 
 Answers = Sequence[BestOfN] | Sequence[Rollout]
 """One answer for each task, of best-of-n or of any method that gives trajectories."""
@@ -44,9 +45,12 @@ class MethodComparison:
 
     Attributes:
       methods: The methods, in the order in which they were given, then the baselines.
+      notes: What the means do not show: trajectories that ended by an error, and policies whose
+        replies hold no action. They follow the table.
     """
 
     methods: tuple[MethodScore, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = ("method", "tasks", "mean", "95% interval", f"{self.methods[0].name} is better by")
@@ -61,7 +65,7 @@ class MethodComparison:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def compare(
@@ -82,7 +86,10 @@ def compare(
       UserError: There are no answers, a baseline is not known, or baselines are wanted and no
         result is of `best_of_n`.
     """
-    named = dict(results) if isinstance(results, Mapping) else {_name_of(results): results}
+    if isinstance(results, Mapping):
+        named = {name: list(answers) for name, answers in results.items()}
+    else:
+        named = {_name_of(answers): answers for answers in [list(results)]}
     if not named:
         raise UserError("results must hold the answers of at least one method (got none)")
     outcomes = {name: _outcomes(name, answers) for name, answers in named.items()}
@@ -102,7 +109,8 @@ def compare(
         )
         for i, (name, own) in enumerate(outcomes.items())
     ]
-    return MethodComparison(methods=tuple(scores))
+    notes = [note for name, answers in named.items() for note in _notes(name, answers)]
+    return MethodComparison(methods=tuple(scores), notes=tuple(notes))
 
 
 def evaluate_methods(
@@ -118,8 +126,9 @@ def evaluate_methods(
 
     Args:
       methods: Registered names, or methods by the name of their row, for example
-        `{"beam 3x3": Beam(beam_width=3, expansion_width=3)}`. `greedy` needs a policy that samples
-        at temperature 0.
+        `{"beam 3x3": Beam(beam_width=3, expansion_width=3)}`; `Greedy`, `BestOfN` and `Beam` are in
+        `agentrm_jax.search.methods`. The policy is used as it is: `greedy` is greedy only with one
+        that samples at temperature 0.
       policy: A policy, or a function `(state, n, seed) -> texts`.
       scorer: A reward model, or a function `(states) -> scores`.
       envs: The environments.
@@ -133,7 +142,7 @@ def evaluate_methods(
       UserError: A method is not registered, a task is given twice, or the policy or the scorer
         breaks its protocol.
     """
-    check_distinct(tasks)
+    tasks = checked_tasks(tasks)
     if not isinstance(methods, Mapping):
         methods = {name: METHODS.load(name)() for name in methods}
     answers = {
@@ -143,13 +152,30 @@ def evaluate_methods(
     return compare(answers)
 
 
-def _name_of(results: Answers) -> str:
+def _notes(name: str, answers: Sequence[BestOfN | Rollout]) -> Iterator[str]:
+    runs = [r for a in answers for r in (a.rollouts if isinstance(a, BestOfN) else (a,))]
+    failed = [run for run in runs if run.error is not None]
+    if failed:
+        yield (
+            f"{name}: {len(failed)} of {len(runs)} trajectories ended by an error, outcome 0; the "
+            f"first: {failed[0].error}"
+        )
+    steps = sum(len(run.trajectory.steps) for run in runs)
+    silent = sum(run.replies_without_action for run in runs)
+    if silent:
+        yield (
+            f"{name}: {silent} of {steps} replies hold no action; a reply has the form "
+            '"Thought: ... Action: ..."'
+        )
+
+
+def _name_of(results: Sequence[BestOfN | Rollout]) -> str:
     if results and isinstance(results[0], BestOfN):
         return f"best of {len(results[0].rollouts)}"
     return "method"
 
 
-def _outcomes(name: str, answers: Answers) -> dict[str, float]:
+def _outcomes(name: str, answers: Sequence[BestOfN | Rollout]) -> dict[str, float]:
     """The outcome of each task."""
     found: dict[str, float] = {}
     for answer in answers:

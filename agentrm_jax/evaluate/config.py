@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, cast
 
 from agentrm_jax.core.errors import UserError
@@ -159,7 +159,19 @@ class MethodRun:
         if isinstance(self.method, SamplingMethod):
             return self.method.sample(policy, envs, episodes)
         tasks = [task for task, _ in episodes]
-        return iter(self.method.run(policy, cast(Scorer, scorer), envs, tasks, seed))
+        found: Iterator[object] = self.method.run(policy, cast(Scorer, scorer), envs, tasks, seed)
+        return _answers(self.method_name, found)
+
+
+def _answers(name: str, found: object) -> Iterator[Rollout]:
+    """Yields the answers of a method, of which each task has one: it has the sample number 0."""
+    expected = f"method {name}: run must yield a Rollout for each task"
+    if not isinstance(found, Iterable):
+        raise UserError(f"{expected} (got {type(found).__name__}, not an iterator)")
+    for answer in found:
+        if not isinstance(answer, Rollout):
+            raise UserError(f"{expected} (got {type(answer).__name__})")
+        yield dataclasses.replace(answer, sample=0)
 
 
 def method_runs(config: EvaluateConfig, rewards: Sequence[str]) -> list[MethodRun]:

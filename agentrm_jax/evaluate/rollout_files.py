@@ -74,8 +74,10 @@ def stored_rollouts(
     with JsonLines(writes or path) as lines:
         for rollout in run(missing) if missing else ():
             key = (rollout.trajectory.task.task_id, rollout.sample)
-            if key not in wanted or key in found:
+            if key not in wanted:
                 raise UserError(f"{_place(path, key)}: the method answered it without being asked")
+            if key in found:
+                raise UserError(f"{_place(path, key)}: the method answered it a second time")
             fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
             lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
             found[key] = rollout

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Prompt, Task
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.model.hugging_face import Kind
@@ -50,6 +50,7 @@ class Prompts:
     """
 
     def __init__(self, given: Mapping[str, Prompt | None], config: RunConfig | None = None) -> None:
+        check_prompts(given)
         self.given = dict(given)
         environments = () if config is None else config.environments
         self._of_a_run = config is not None
@@ -71,7 +72,7 @@ class Prompts:
             f"task {task.task_id}: the model was not trained on the environment {name}, so its "
             f'prompt must be given: prompts={{"{name}": Prompt(instruction="...")}}'
             + (
-                f"; `environments` of the configuration does not name {name}"
+                f"; on the command line, `environments` of the configuration does not name {name}"
                 if self._of_a_run
                 else ""
             )
@@ -148,6 +149,16 @@ def find_model(
         )
     known = {**_stored_prompts(model), **(prompts or {})}
     return ModelFolder(directory=model, config=loaded, prompts=Prompts(known, loaded))
+
+
+def check_prompts(prompts: Mapping[str, Any]) -> None:
+    """Refuses prompts by environment of which one is neither a `Prompt` nor None."""
+    for name, prompt in prompts.items():
+        if prompt is not None and not isinstance(prompt, Prompt):
+            raise UserError(
+                f"prompts[{printable(repr(name))}] must be a Prompt or None (got "
+                f'{type(prompt).__name__}); write Prompt(instruction="...")'
+            )
 
 
 def write_prompts(directory: pathlib.Path, prompts: Mapping[str, Prompt | None]) -> None:

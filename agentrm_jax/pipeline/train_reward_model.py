@@ -32,7 +32,7 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.fit_model import TrainingRows, pack_rows
 from agentrm_jax.pipeline.losses import MASTER
-from agentrm_jax.pipeline.model_folders import Prompts, find_model, write_prompts
+from agentrm_jax.pipeline.model_folders import Prompts, check_prompts, find_model, write_prompts
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
@@ -142,6 +142,7 @@ def _prompts(
     trees: Sequence[LabelledTree], given: Mapping[str, Prompt | None]
 ) -> dict[str, Prompt | None]:
     """The prompts of all environments of the trees, and those that were given."""
+    check_prompts(given)
     names = {tree.task.environment for tree in trees} - set(given)
     registered = names & set(environment_names())
     found = {name: load_family(name).prompt() if name in registered else None for name in names}

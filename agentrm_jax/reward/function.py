@@ -19,7 +19,9 @@ class FunctionScorer:
 
     Args:
       function: `function(states)` returns one number for each state (`Trajectory`) of one task.
-        Larger is better; NaN says that the function cannot decide.
+        Larger is better; NaN says that the function cannot decide. A trajectory whose environment
+        failed is scored as well: it is not `done`, and has an empty `first_observation` if the
+        reset failed.
 
     Raises:
       UserError: It is not callable. From `score`: it returns another number of scores, or something
@@ -73,7 +75,7 @@ class FunctionScorer:
         except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"scorer: must return a list of {len(group)} numbers for task "
-                f"{printable(task_id)} (got {type(answer).__name__})"
+                f"{printable(task_id)} (got {printable(repr(answer))[:60]})"
             ) from None
         if len(scores) != len(group):
             raise UserError(

@@ -145,7 +145,7 @@ def _require_same(
             shown = [json.dumps(side[key]) if key in side else "unset" for side in (before, now)]
             raise UserError(
                 f"{path.parent}: was made with {key} = {shown[0]}, but it is now {shown[1]}; "
-                "choose another --output, or set it back"
+                "choose another --output, set it back, or delete the folder to make it again"
             )
 
 

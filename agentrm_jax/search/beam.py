@@ -22,6 +22,7 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.environments import act
 from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.tasks import checked_tasks
 from agentrm_jax.search.turns import ATTEMPTS, StepSearch, run_steps
 
 
@@ -69,7 +70,7 @@ def beam_search(
       policy: A policy, or a function `(state, n, seed) -> texts`.
       scorer: A reward model, or a function `(states) -> scores`. It scores successor states.
       envs: The environments.
-      tasks: The tasks.
+      tasks: The tasks, each once.
       beam_width: States kept after each step.
       expansion_width: Turns sampled from each state.
       seed: Seed of a policy function.
@@ -79,12 +80,13 @@ def beam_search(
       The answer to each task, as it is found.
 
     Raises:
-      UserError: A width or `concurrency` is out of range, or the policy or the scorer breaks its
-        protocol.
+      UserError: A width or `concurrency` is out of range, a task is refused or there twice, or the
+        policy or the scorer breaks its protocol.
     """
     config = BeamConfig(
         beam_width=beam_width, expansion_width=expansion_width, concurrency=concurrency
     )
+    tasks = checked_tasks(tasks)
     return search_beams(as_policy(policy, seed), as_scorer(scorer), envs, tasks, config)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from agentrm_jax.agent.function import PolicyFunction
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
-from agentrm_jax.core.records import Task, Trajectory, check_distinct
+from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.choose import best
 from agentrm_jax.search.rollouts import Rollout, rollouts
+from agentrm_jax.search.tasks import checked_tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +70,10 @@ def best_of_n(
       One result for each task, in order.
 
     Raises:
-      UserError: n or concurrency is below 1, a task is given twice, or the policy or the scorer
-        breaks its protocol.
+      UserError: n or concurrency is below 1, a task is refused or there twice, or the policy or the
+        scorer breaks its protocol.
     """
-    check_distinct(tasks)
+    tasks = checked_tasks(tasks)
     groups: dict[str, list[Rollout]] = {task.task_id: [] for task in tasks}
     for rollout in rollouts(policy, envs, tasks, n=n, seed=seed, concurrency=concurrency):
         groups[rollout.trajectory.task.task_id].append(rollout)

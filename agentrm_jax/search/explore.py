@@ -10,15 +10,12 @@ A node without an open child is closed to selection; a tree ends early only if i
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
 
 import numpy as np
 
 from agentrm_jax.agent.function import PolicyFunction, as_policy
-from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvironmentPool,
@@ -31,37 +28,14 @@ from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node
-from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule
+from agentrm_jax.search.search_config import SearchConfig
+from agentrm_jax.search.selection import UCB, SelectionRule, check_rule, name_of_rule
+from agentrm_jax.search.tasks import checked_tasks
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 _UCB = UCB()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """The search (paper section 3.2).
-
-    Attributes:
-      num_iterations: Iterations of each tree.
-      expansion_width: Turns sampled when a node is expanded; equal actions are merged.
-      selection: The rule by which the search enters the children of a node.
-      concurrency: Trees that grow at the same time. It changes speed, never results.
-    """
-
-    num_iterations: int = 40
-    expansion_width: int = 5
-    selection: Annotated[SelectionRule, SELECTION_RULES] = _UCB
-    concurrency: int = 64
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            num_iterations="[1, 1000000]",
-            expansion_width="[1, 10000]",
-            concurrency="[1, 100000]",
-        )
 
 
 def explore(
@@ -83,20 +57,23 @@ def explore(
       envs: The environments.
       tasks: The tasks, each once.
       selection: The rule by which the search enters the children of a node: `UCB()`, `PUCT()`, or a
-        function of `Children` that returns a score [E, W] for each child.
+        function of `Children` that returns a score [E, W] for each child. JAX compiles it: it uses
+        `jax.numpy`, and `jnp.where` instead of `if`.
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
       concurrency: Trees that grow at the same time. It changes speed, never results.
-      store: Folder that keeps the trees; its trees are resumed, with the same settings only. None
-        keeps them in memory only.
+      store: Folder that keeps the trees. Called again with the same arguments, after a kill too,
+        explore resumes the trees there; tasks may be added. None keeps trees in memory only.
 
     Returns:
       The trees, in the order of `tasks`.
 
     Raises:
-      UserError: A number is out of range, a task is given twice, the policy is wrong, or `store`
-        holds a damaged tree or trees of other settings or tasks.
+      UserError: An argument is refused, the policy breaks its protocol, or `store` holds a damaged
+        tree, or trees of other settings or of another task with the same id.
     """
+    tasks = checked_tasks(tasks)
+    check_rule(selection)
     config = SearchConfig(
         num_iterations=num_iterations,
         expansion_width=expansion_width,
@@ -104,10 +81,17 @@ def explore(
         concurrency=concurrency,
     )
 
-    asked = as_policy(policy, 0)
-    return grown_trees(
-        store, tasks, config, lambda sink, old: Explorer(asked, envs, sink, config).run(tasks, old)
-    )
+    settings = {
+        "selection": name_of_rule(selection),
+        "num_iterations": num_iterations,
+        "expansion_width": expansion_width,
+    }
+    acting = as_policy(policy, 0)
+
+    def grow(sink: TreeSink, stored: Mapping[str, TreeRecord]) -> None:
+        Explorer(acting, envs, sink, config).run(tasks, stored)
+
+    return grown_trees(store, tasks, settings, grow)
 
 
 class Explorer(TurnSearch[int, None]):

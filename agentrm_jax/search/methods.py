@@ -56,6 +56,10 @@ class Method(Protocol):
           seed: The seed of the run, for random numbers of the method's own. An answer depends on
             its task and the seed, never on the other tasks: an interrupted run is resumed with the
             tasks that are left.
+
+        Yields:
+          A rollout for each task. Reports show its trajectory and its costs (`policy_tokens`,
+          `env_steps`, `reward_tokens`): the method sums them over everything that it tried.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,7 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.environments import act
+from agentrm_jax.search.tasks import check_task, listed
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
 
@@ -79,19 +81,22 @@ def rollouts(
       A rollout for each trajectory, as it ends.
 
     Raises:
-      UserError: n or concurrency is below 1, n is given together with pairs, or the policy breaks
-        its protocol.
+      UserError: n or concurrency is below 1, n is given together with pairs, a task is refused, or
+        the policy breaks its protocol.
     """
     for name, value in (("n", n), ("concurrency", concurrency)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1 (got {value})")
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise UserError(f"{name} must be at least 1 (got {value!r})")
+    tasks = listed(tasks)
     if n != 1 and not all(isinstance(item, Task) for item in tasks):
         raise UserError(f"n must be 1 if tasks are given with their sample numbers (got {n})")
     samples = [
-        (item, sample) if isinstance(item, Task) else item
-        for item in tasks
-        for sample in range(n if isinstance(item, Task) else 1)
+        item if isinstance(item, tuple) else (item, sample)
+        for item in listed(tasks)
+        for sample in range(1 if isinstance(item, tuple) else n)
     ]
+    for task, _ in samples:
+        check_task(task)
     return run_turns(as_policy(policy, seed), _Rollouts(envs, samples), concurrency)
 
 

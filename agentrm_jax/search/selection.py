@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.registry import Registry
+from agentrm_jax.core.text import printable
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +70,56 @@ def register_selection_rule(name: str) -> Callable[[Any], Any]:
         letters, digits and underscores.
     """
     return SELECTION_RULES.register(name)
+
+
+def check_rule(rule: Any) -> None:
+    """Refuses an object that cannot be a selection rule.
+
+    Raises:
+      UserError: It is no function, a class in place of its instance, or not hashable.
+    """
+    if isinstance(rule, type):
+        raise UserError(
+            f"selection must be an instance, such as {rule.__name__}() (got the class itself)"
+        )
+    if not callable(rule):
+        raise UserError(
+            "selection must be a rule, such as UCB() or PUCT(), or a function of Children (got "
+            f"{printable(repr(rule))[:60]})"
+        )
+    try:
+        hash(rule)
+    except TypeError:
+        raise UserError(
+            f"selection: {type(rule).__name__} must be hashable: make it a frozen dataclass"
+        ) from None
+
+
+def name_of_rule(rule: SelectionRule) -> str:
+    """Returns a text that names a rule and its fields, the same in every process."""
+    if dataclasses.is_dataclass(rule):
+        return repr(rule)
+    return str(getattr(rule, "__qualname__", type(rule).__qualname__))
+
+
+def scores_of_children(rule: SelectionRule, children: Children) -> Float[Array, "E W"]:
+    """Returns the scores of a rule.
+
+    Raises:
+      UserError: The rule returns something else than one score for each child.
+    """
+    try:
+        scores, shape = rule(children), children.value.shape
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        error.add_note("JAX compiles a selection rule: use jax.numpy, and jnp.where instead of if")
+        raise
+    if getattr(scores, "shape", None) != shape:
+        got = getattr(scores, "shape", type(scores).__name__)
+        raise UserError(
+            f"selection: {name_of_rule(rule)[:60]} must return an array [E, W] with a score for "
+            f"each child, here {list(shape)} (got {list(got) if isinstance(got, tuple) else got})"
+        )
+    return scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 from agentrm_jax.core.records import Step
 from agentrm_jax.data.trees import IterationRecord, back_up
-from agentrm_jax.search.selection import Children, SelectionRule, priors
+from agentrm_jax.search.selection import Children, SelectionRule, priors, scores_of_children
 
 NONE = -1
 
@@ -165,7 +165,7 @@ def select(trees: Trees, rule: SelectionRule) -> Int32[Array, " E"]:
             present=present,
             parent_visits=trees.visit_count[rows, node, None],
         )
-        best = jnp.argmax(jnp.where(present, rule(children), -jnp.inf), axis=1)
+        best = jnp.argmax(jnp.where(present, scores_of_children(rule, children), -jnp.inf), axis=1)
         return jnp.where(descends(node), numbers[rows, best], node)
 
     return jax.lax.while_loop(

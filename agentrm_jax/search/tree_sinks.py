@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Task, check_distinct
+from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, TreeRecord, TreeStore
 from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
@@ -68,7 +68,7 @@ class TreesInMemory:
 def grown_trees(
     store: str | pathlib.Path | None,
     tasks: Sequence[Task],
-    config: Any,
+    settings: Mapping[str, Any],
     grow: Callable[[TreeSink, Mapping[str, TreeRecord]], None],
 ) -> list[TreeRecord]:
     """Returns the trees of an exploration, in the order of the tasks.
@@ -76,16 +76,14 @@ def grown_trees(
     Args:
       store: Folder that keeps the trees, or None for memory.
       tasks: The tasks.
-      config: The `SearchConfig`. The settings that decide the trees are kept next to them and
-        compared when they are resumed. A folder of trees without settings, as a run's, is resumed
-        as it is.
+      settings: Arguments that decide what the trees are. They are kept next to the trees and
+        compared when these are resumed. A folder without them, as a run's, is resumed as it is.
       grow: Explores, given a receiver of trees and the trees that are stored already.
 
     Raises:
-      UserError: A task is given twice, a stored tree is damaged, or the folder holds trees of other
-        settings or another task of the same id.
+      UserError: A stored tree is damaged, or the folder holds trees of other settings or another
+        task of the same id.
     """
-    check_distinct(tasks)
     if store is None:
         memory = TreesInMemory()
         grow(memory, {})
@@ -100,21 +98,9 @@ def grown_trees(
                     f"{printable(task.task_id)}; choose another folder"
                 )
         path = directory / SETTINGS
-        settings = {
-            "num_iterations": config.num_iterations,
-            "expansion_width": config.expansion_width,
-            "selection": _rule_text(config.selection),
-        }
         if not same_settings(path, settings, "trees") and not stored:
             write_json_atomic(path, settings)
         with contextlib.closing(TreeStore(directory)) as sink:
             grow(sink, stored)
         trees = TreeStore.read(directory)
     return [trees[task.task_id] for task in tasks]
-
-
-def _rule_text(rule: Any) -> str:
-    """A selection rule as text: a dataclass with its fields, a function by its name."""
-    if dataclasses.is_dataclass(rule):
-        return repr(rule)
-    return getattr(rule, "__qualname__", type(rule).__qualname__)

@@ -1,7 +1,8 @@
 """A test-time method of your own, with its own keys in configuration files and its own row.
 
-    agentrm evaluate CONFIG --output RUN --plugins='[docs/examples/lookahead.py]' \\
-        --evaluate.methods='[greedy, lookahead]' --evaluate.options.lookahead.depth=2
+    agentrm evaluate CONFIG --output NEW --policy=runs/quickstart/sft/model --train_policy=false \\
+        --reward_model=runs/quickstart/reward/explicit/model --evaluate.options.lookahead.depth=2 \\
+        --plugins='[docs/examples/lookahead.py]' --evaluate.methods='[greedy, lookahead]'
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure, Prompt
 from agentrm_jax.core.records import Task, Transition
-from agentrm_jax.envs import contract, episodes
+from agentrm_jax.envs import contract
 from agentrm_jax.envs.contract import ContractError
 from agentrm_jax.envs.pool import EnvPool
 
@@ -210,8 +210,7 @@ class _Family:
 def test_the_pool_fails_the_episode_that_breaks_its_contract_and_no_other(monkeypatch):
     bad = [Mine(answer(), answer(reward=10.0)) for _ in range(2)]  # the second for the replay
     family = _Family(Mine(answer(), answer(done=True)), *bad)
-    monkeypatch.setattr(episodes, "load_family", lambda name: family)
-    monkeypatch.setattr("agentrm_jax.envs.pool.load_family", lambda name: family)
+    monkeypatch.setattr("agentrm_jax.envs.given.load_family", lambda name: family)
     pool = EnvPool(workers=0)
     (good, _), (broken, _) = pool.reset([TASK, TASK])
     pool.step([(good, "a"), (broken, "a")])

@@ -304,7 +304,7 @@ def test_an_answer_too_many_or_too_few_is_refused(tmp_path):
         stored_rollouts(path, EPISODES, lambda missing: iter([rollout(7)]))
     whole = stored_rollouts(path, EPISODES, Runner())
     twice = [*EPISODES, (task(3), 0)]
-    with pytest.raises(UserError, match="toy/3, sample 0: the method answered it without being"):
+    with pytest.raises(UserError, match="toy/3, sample 0: the method answered it a second time"):
         stored_rollouts(path, twice, lambda missing: iter([rollout(3), rollout(3)]))
     assert stored_rollouts(path, EPISODES, lambda missing: pytest.fail("ran again")) == whole
 
