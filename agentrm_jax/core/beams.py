@@ -1,4 +1,4 @@
-"""What beam search asks of policies and scorers that select by themselves. No JAX here."""
+"""Protocols of policies and scorers that select the next beam by themselves. No JAX here."""
 
 from __future__ import annotations
 
