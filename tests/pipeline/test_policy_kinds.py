@@ -17,11 +17,13 @@ from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluate.rollout_files import read_rollouts
 from agentrm_jax.pipeline import models, runner
-from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.acting import open_policy
+from agentrm_jax.pipeline.config import REWARD_KINDS, EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.config_values import defaults, upgraded
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.policy_kinds import POLICIES, RunPolicy
 from agentrm_jax.pipeline.stages import STAGES, depends_on, stages_of
+from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.run_directory import STAGE_FILE, completed
 from agentrm_jax.runtime.run_paths import RunPaths
@@ -159,13 +161,17 @@ def test_keys_that_need_the_model_of_the_run(configured, key, given, expected):
 
 
 def test_a_reward_kind_that_asks_for_the_engine_is_refused(configured, tmp_path):
-    from agentrm_jax.pipeline.acting import open_policy
-    from agentrm_jax.pipeline.workspace import Workspace
-
     config = load_config(configured)
     policy = open_policy(Workspace(config=config, directory=tmp_path))
     with pytest.raises(UserError, match=r"agent.kind must be model .*\(got wanderer\)"):
         _ = policy.engine
+
+
+def test_a_judge_of_its_own_needs_no_model_that_acts(configured, trunk, tmp_path):
+    own = ["--rewards=[judge]", f"--judge.policy={tmp_path / 'policy'}"]
+    config = load_config(configured, [*own, "--policy=null", "--evaluate.methods=[best_of_n]"])
+    policy = open_policy(Workspace(config=config, directory=tmp_path))
+    assert REWARD_KINDS.load("judge")().open(policy).cost([]) == 0
 
 
 def test_an_unknown_kind(configured):
