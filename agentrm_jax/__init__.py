@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from agentrm_jax.evaluate.compare import MethodComparison, compare, evaluate_methods
     from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead, register_head
     from agentrm_jax.pipeline.export_model import export_model
-    from agentrm_jax.pipeline.policies import ModelPolicy, register_policy
+    from agentrm_jax.pipeline.policies import ModelPolicy
+    from agentrm_jax.pipeline.policy_kinds import PolicyKind, PolicyOptions, register_policy
     from agentrm_jax.pipeline.reward_kinds import register_reward_kind
     from agentrm_jax.pipeline.reward_model import RewardModel, Scored
     from agentrm_jax.pipeline.train_reward_model import train_reward_model
@@ -74,8 +75,10 @@ _MODULES = {
         "register_head",
     ),
     "pipeline.export_model": ("export_model",),
-    "pipeline.policies": (
-        "ModelPolicy",
+    "pipeline.policies": ("ModelPolicy",),
+    "pipeline.policy_kinds": (
+        "PolicyKind",
+        "PolicyOptions",
         "register_policy",
     ),
     "pipeline.reward_kinds": ("register_reward_kind",),
@@ -131,6 +134,8 @@ __all__ = [
     "MethodComparison",
     "ModelPolicy",
     "Policy",
+    "PolicyKind",
+    "PolicyOptions",
     "Prompt",
     "Proposal",
     "Quantile",

@@ -1,46 +1,133 @@
-"""The policy that acts in a stage, with its engine."""
+"""The policy that acts in a stage, with the engine of the run's own model if that acts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypedDict
 
 from agentrm_jax.agent.agent import Agent
+from agentrm_jax.agent.function import as_policy
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import Policy
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.policy_kinds import PolicyOptions, RunPolicy, kind_name
 from agentrm_jax.pipeline.workspace import Workspace
 
 
+class AgentName(TypedDict, total=False):
+    """A part of the summaries of stages; `agent` is absent if the run's own model acts."""
+
+    agent: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ActingPolicy:
-    """A policy on the devices of this process. All its agents share one engine.
+class RunningModel:
+    """The run's own model on the devices of this process.
 
     Attributes:
-      model: The policy. The engine has taken its parameters over.
+      model: The model. The engine has taken its parameters over.
       engine: The engine that decodes.
-      workspace: The run.
     """
 
     model: Model
     engine: Engine
-    workspace: Workspace
 
-    def agent(self, sampling: Sampling, branches: Sequence[int] = ()) -> Agent:
-        """Returns an agent.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ActingPolicy:
+    """The policy that acts in a stage. All agents of the run's own model share one engine.
+
+    Attributes:
+      workspace: The run.
+      running: The run's own model, None if another agent acts.
+    """
+
+    workspace: Workspace
+    running: RunningModel | None
+
+    @property
+    def model(self) -> Model:
+        """The run's own model, without parameters.
+
+        Raises:
+          UserError: Another agent acts.
+        """
+        return self._own().model
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the run's own model.
+
+        Raises:
+          UserError: Another agent acts.
+        """
+        return self._own().engine
+
+    def agent(
+        self, sampling: Sampling, branches: Sequence[int] = (), *, concurrency: int
+    ) -> Policy:
+        """Opens the policy of the section `agent`.
 
         Args:
           sampling: How its turns are sampled.
           branches: The numbers of turns that it is asked for at the same time; see `Agent`.
+          concurrency: Trees or tasks that the caller works on at the same time.
         """
-        prompt_of, seed = self.workspace.prompts, self.workspace.config.seed
-        return Agent(self.engine, self.model.tokenizer, prompt_of, sampling, seed, branches)
+        config, prompts = self.workspace.config, self.workspace.prompts
+
+        def run_policy() -> Policy:
+            own = self._own()
+            agent = Agent(own.engine, own.model.tokenizer, prompts, sampling, config.seed, branches)
+            agent.warm_up()
+            return agent
+
+        options = PolicyOptions(
+            seed=config.seed,
+            sampling=sampling,
+            prompt_of=prompts,
+            branches=tuple(branches),
+            concurrency=concurrency,
+            run_policy=run_policy,
+        )
+        return as_policy(config.agent.open(options), config.seed)
+
+    @property
+    def tokens_decoded(self) -> int:
+        """Tokens that the run's own model has decoded in this process."""
+        return 0 if self.running is None else self.running.engine.usage.decoded
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the run's own model has read in this process."""
+        return 0 if self.running is None else self.running.engine.usage.read
+
+    @property
+    def name(self) -> AgentName:
+        """The kind of the policy, as the summary of a stage shows it."""
+        agent = self.workspace.config.agent
+        return {} if isinstance(agent, RunPolicy) else {"agent": kind_name(agent)}
+
+    def _own(self) -> RunningModel:
+        if self.running is None:
+            raise UserError(
+                "must be model because the engine of the run's own model is needed "
+                f"(got {kind_name(self.workspace.config.agent)})",
+                field="agent.kind",
+            )
+        return self.running
 
 
 def open_policy(workspace: Workspace) -> ActingPolicy:
-    """Loads the policy of a run and gives it an engine of the sizes that the run sets."""
-    model = workspace.models.acting_policy()
-    engine = Engine.of(
-        model.params, model.config, workspace.config.engine, mesh=workspace.engine_mesh
-    )
-    return ActingPolicy(model=model, engine=engine, workspace=workspace)
+    """Returns the policy that acts; loads the run's own model if its kind uses that.
+
+    The engine has the sizes that the run sets.
+    """
+    running = None
+    if workspace.config.agent.uses_model:
+        model, sizes = workspace.models.acting_policy(), workspace.config.engine
+        engine = Engine.of(model.params, model.config, sizes, mesh=workspace.engine_mesh)
+        running = RunningModel(model=model, engine=engine)
+    return ActingPolicy(workspace=workspace, running=running)

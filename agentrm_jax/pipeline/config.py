@@ -15,6 +15,7 @@ from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluate.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, check_without_model
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
@@ -261,6 +262,8 @@ class RunConfig:
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
         another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
+      agent: The policy that acts: `model`, that of `policy` or `sft`, or one registered elsewhere.
+        Training of reward models starts from `policy` whoever acts.
       rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
         states from search trees), `implicit` (a policy trained on outcomes), `judge` (a language
         model that compares whole trajectories), or a kind that is registered elsewhere. Best-of-n
@@ -288,6 +291,7 @@ class RunConfig:
     reward_model: str | None = None
     reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
+    agent: Annotated[PolicyKind, POLICIES] = dataclasses.field(default_factory=RunPolicy)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
@@ -311,7 +315,8 @@ class RunConfig:
             raise UserError("must name at least one environment, each once", field="environments")
         for name in self.trackers:
             check_choice("trackers", name, TRACKERS)
-        if not self.train_policy and self.policy is None:
+        self._check_agent()
+        if not self.train_policy and self.policy is None and self.agent.uses_model:
             raise UserError("must be true unless `policy` is given", field="train_policy")
         known = REWARD_KINDS.names()
         for kind in self.rewards:
@@ -336,12 +341,25 @@ class RunConfig:
         if self.sft.lora.rank and self.policy is None:
             raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
 
+    def _check_agent(self) -> None:
+        """Refuses keys that need the run's own model if another agent acts."""
+        learns, beam = self.trains_reward or self.trains_implicit, self.evaluate.beam
+        at_action = "beam" in self.evaluate.methods and beam.score_at == "action"
+        needed = {
+            "policy": learns and self.policy is None,
+            "judge.policy": "judge" in self.rewards and self.judge.policy is None,
+            "evaluate.beam.score_at": at_action,
+        }
+        check_without_model(self.agent, needed)
+
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""
+        acts = self.agent.uses_model
+        explores, samples = acts and self.trains_reward, acts and self.trains_implicit
         used = {
-            "explore.sampling": self.explore.sampling.max_tokens if self.trains_reward else 0,
-            "sample.sampling": self.sample.sampling.max_tokens if self.trains_implicit else 0,
-            "evaluate.sampling": self.evaluate.sampling.max_tokens,
+            "explore.sampling": self.explore.sampling.max_tokens if explores else 0,
+            "sample.sampling": self.sample.sampling.max_tokens if samples else 0,
+            "evaluate.sampling": self.evaluate.sampling.max_tokens if acts else 0,
             "judge": self.judge.max_tokens if "judge" in self.rewards else 0,
         }
         for section, tokens in used.items():
@@ -355,6 +373,12 @@ class RunConfig:
     def reads_closing(self, foreign: bool) -> bool:
         """Returns whether actions are read at the end of the template; see `reward_read_at`."""
         return self.reward_read_at == "end" or (self.reward_read_at == "auto" and foreign)
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether `sft` trains a policy: one that acts, or from which a reward model starts."""
+        used = self.agent.uses_model or self.trains_reward or self.trains_implicit
+        return self.train_policy and used
 
     @property
     def trains_reward(self) -> bool:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
@@ -25,7 +24,7 @@ from agentrm_jax.evaluate.results import (
     write_episodes,
 )
 from agentrm_jax.evaluate.rollout_files import read_rollouts
-from agentrm_jax.pipeline.acting import ActingPolicy, open_policy
+from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
@@ -40,8 +39,9 @@ from agentrm_jax.search.rollouts import Rollout
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-class EvaluateSummary(TypedDict):
-    """The summary of stage `evaluate`. Tokens are counted since the last start."""
+class EvaluateSummary(AgentName):
+    """The summary of stage `evaluate`. Tokens count since the last start; they are those of the
+    run's own models."""
 
     tasks: int
     test_problems_trained_on: int
@@ -76,8 +76,8 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
         "replies_without_action": sum(rollout.replies_without_action for rollout in ran),
         "failed_candidates": sum(rollout.failed_candidates for rollout in ran),
-        "tokens_decoded": policy.engine.usage.decoded,
-        "tokens_read": policy.engine.usage.read + scorers.tokens_read,
+        "tokens_decoded": policy.tokens_decoded,
+        "tokens_read": policy.tokens_read + scorers.tokens_read,
     }
     everywhere = from_all(counts)
     total = {name: sum(each[name] for each in everywhere) for name in counts}
@@ -92,6 +92,7 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         "failed_candidates": total["failed_candidates"],
         "tokens_decoded": total["tokens_decoded"],
         "tokens_read": total["tokens_read"],
+        **policy.name,
         "files": from_first(lambda: stage_files(directory)),
     }
 
@@ -167,9 +168,9 @@ def _missing_rollouts(
     if run.temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=run.temperature)
     scorer = scorers[run.reward_models[0]] if run.reward_models and not run.samples else None
-    return run.rollouts(
-        policy.agent(sampling), scorer, workspace.pool, episodes, workspace.config.seed
-    )
+    concurrency = getattr(run.method, "concurrency", workspace.config.evaluate.concurrency)
+    agent = policy.agent(sampling, concurrency=concurrency)
+    return run.rollouts(agent, scorer, workspace.pool, episodes, workspace.config.seed)
 
 
 def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[str, int]) -> None:

@@ -8,8 +8,9 @@ from typing import TypedDict
 
 import numpy as np
 
+from agentrm_jax.agent.agent import Agent
 from agentrm_jax.data.trees import FILE, TreeStore
-from agentrm_jax.pipeline.acting import open_policy
+from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.processes import from_all, from_first, gather, is_first, own_share
 from agentrm_jax.runtime.progress import progress
@@ -33,8 +34,11 @@ class TreeSummary(TypedDict):
     mean_outcome: float | None
 
 
-class ExploreSummary(TreeSummary):
-    """The summary of stage `explore`. Tokens and truncated steps count since the last start."""
+class ExploreSummary(TreeSummary, AgentName):
+    """The summary of stage `explore`. Tokens and truncated steps count since the last start.
+
+    They are those of the run's own model.
+    """
 
     tokens_decoded: int
     tokens_read: int
@@ -48,8 +52,8 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     tasks = own_share(workspace.tasks.explored)
     policy = open_policy(workspace)
     # Trees that expand a node ask for several turns, trees that roll out ask for one.
-    agent = policy.agent(config.sampling, (config.search.expansion_width, 1))
-    agent.warm_up()
+    branches, concurrency = (config.search.expansion_width, 1), config.search.concurrency
+    agent = policy.agent(config.sampling, branches, concurrency=concurrency)
     gather(directory / FILE)
     stored = TreeStore.read(directory)
     total = len(tasks) * config.search.num_iterations
@@ -66,11 +70,13 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
 
         Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
     gather(directory / FILE)
+    truncated = agent.truncated_steps if isinstance(agent, Agent) else 0
     return {
         **from_first(lambda: _tree_summary(directory)),
-        "tokens_decoded": sum(from_all(policy.engine.usage.decoded)),
-        "tokens_read": sum(from_all(policy.engine.usage.read)),
-        "truncated_steps": sum(from_all(agent.truncated_steps)),
+        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
+        "tokens_read": sum(from_all(policy.tokens_read)),
+        "truncated_steps": sum(from_all(truncated)),
+        **policy.name,
         "files": from_first(lambda: stage_files(directory)),
     }
 

@@ -1,50 +1,17 @@
-"""Policies by kind: an open list, whose built-in member is a language model in a folder."""
+"""The policy of a language model in a folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
 
 from agentrm_jax.agent.agent import Agent
-from agentrm_jax.core.protocols import Policy
 from agentrm_jax.core.records import Prompt
-from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.model_folders import Prompts, find_model
 from agentrm_jax.pipeline.models import load_policy
-
-
-class PolicyKind(Protocol):
-    """A class of policies, as it is registered."""
-
-    def load(
-        self, path: str, prompts: Mapping[str, Prompt | None] | None = None, *, seed: int | None
-    ) -> Policy:
-        """Returns the policy of a path, with prompts by environment and the seed of a run."""
-        ...
-
-
-POLICIES: Registry[PolicyKind] = Registry("agentrm_jax.policies", "policy")
-
-
-def register_policy(name: str) -> Callable[[Any], Any]:
-    """Returns a class decorator that adds a kind of policies to the list.
-
-    The class has a class method `load(path, prompts=None, *, seed=None)` that returns a `Policy`.
-
-    Args:
-      name: Name of the kind.
-
-    Returns:
-      The decorator; it returns the class unchanged.
-
-    Raises:
-      UserError: An installed package provides a kind of this name.
-    """
-    return POLICIES.register(name)
 
 
 class ModelPolicy(Agent):

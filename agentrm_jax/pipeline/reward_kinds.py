@@ -107,10 +107,12 @@ class Judge(RewardKind):
     compares: ClassVar[bool] = True
 
     def open(self, policy: ActingPolicy) -> Scorer:
-        """Returns a scorer; without `judge.policy` it shares the engine of the policy that acts."""
-        workspace, model, engine = policy.workspace, policy.model, policy.engine
+        """Returns a scorer; without `judge.policy` it shares the engine of the run's own model."""
+        workspace = policy.workspace
         config, mesh = workspace.config, workspace.engine_mesh
-        if config.judge.policy is not None:
+        if config.judge.policy is None:
+            model, engine = policy.model, policy.engine
+        else:
             model = load_policy(pathlib.Path(config.judge.policy), config.dtype, mesh)
             engine = Engine.of(model.params, model.config, config.engine, mesh=mesh)
         tokenizer = model.tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.evaluate.rollout_files import read_rollouts
-from agentrm_jax.pipeline.acting import open_policy
+from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.processes import from_all, from_first, own_share
@@ -30,8 +30,8 @@ class RolloutSummary(TypedDict):
     mean_outcome: float
 
 
-class SampleSummary(RolloutSummary):
-    """The summary of stage `sample`. Tokens are counted since the last start."""
+class SampleSummary(RolloutSummary, AgentName):
+    """The summary of stage `sample`. Tokens of the run's own model count since the last start."""
 
     tokens_decoded: int
     tokens_read: int
@@ -42,7 +42,7 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
     """Runs the policy to the end several times on each task that `explore` would search."""
     config, path = workspace.config.sample, workspace.paths.samples
     policy = open_policy(workspace)
-    agent = policy.agent(config.sampling)
+    agent = policy.agent(config.sampling, concurrency=config.concurrency)
     tasks = own_share(workspace.tasks.explored)
     shared_rollouts(
         "sample",
@@ -53,8 +53,9 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
     )
     return {
         **from_first(lambda: _rollout_summary(path)),
-        "tokens_decoded": sum(from_all(policy.engine.usage.decoded)),
-        "tokens_read": sum(from_all(policy.engine.usage.read)),
+        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
+        "tokens_read": sum(from_all(policy.tokens_read)),
+        **policy.name,
         "files": from_first(lambda: stage_files(directory)),
     }
 

@@ -60,7 +60,7 @@ def check_sizes(config: RunConfig, mesh: Mesh) -> None:
 def _trained(config: RunConfig) -> dict[str, TrainConfig]:
     """The configurations of the training stages of a run, by section."""
     sections: dict[str, TrainConfig] = {}
-    if config.train_policy:
+    if config.trains_policy:
         sections["sft"] = config.sft
     if config.trains_reward:
         sections["train_rm"] = config.train_rm

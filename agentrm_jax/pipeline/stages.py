@@ -63,7 +63,7 @@ STAGES = (
         name="experts",
         after=(),
         sections=(*_SHARED, "experts"),
-        wanted=lambda config: config.train_policy,
+        wanted=lambda config: config.trains_policy,
         work=experts,
         processes="first",
     ),
@@ -71,14 +71,14 @@ STAGES = (
         name="sft",
         after=("experts",),
         sections=_POLICY,
-        wanted=lambda config: config.train_policy,
+        wanted=lambda config: config.trains_policy,
         work=sft,
         processes="all",
     ),
     StageSpec(
         name="explore",
         after=("sft",),
-        sections=(*_POLICY, "explore"),
+        sections=(*_POLICY, "agent", "explore"),
         wanted=lambda config: config.trains_reward,
         work=explore,
         processes="all",
@@ -102,7 +102,7 @@ STAGES = (
     StageSpec(
         name="sample",
         after=("sft",),
-        sections=(*_POLICY, "explore.num_tasks", "sample"),
+        sections=(*_POLICY, "agent", "explore.num_tasks", "sample"),
         wanted=lambda config: config.trains_implicit,
         work=sample,
         processes="all",
@@ -118,7 +118,7 @@ STAGES = (
     StageSpec(
         name="evaluate",
         after=("sft", "train-rm", "train-implicit"),
-        sections=(*_POLICY, "rewards", "reward_model", "judge", "evaluate"),
+        sections=(*_POLICY, "agent", "rewards", "reward_model", "judge", "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
         processes="all",
@@ -126,6 +126,7 @@ STAGES = (
 )
 
 _SPEED = (
+    "agent.concurrency",
     "explore.search.concurrency",
     "sample.concurrency",
     "evaluate.concurrency",
@@ -148,7 +149,8 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
     """
     if not stage.wanted(config):
         raise UserError(
-            f"{stage.name}: not a stage of this configuration (see policy, rewards, reward_model)"
+            f"{stage.name}: not a stage of this configuration (see agent, policy, rewards, "
+            "reward_model)"
         )
     values = plain(config)
     needed: dict[str, Any] = {}

@@ -48,7 +48,7 @@ class Tasks:
         explored: list[Task] = []
         config = self.config
         trained = [(each, kinds) for each in config.environments if (kinds := _kinds(each)[0])]
-        learns = config.train_policy or config.trains_reward or config.trains_implicit
+        learns = config.trains_policy or config.trains_reward or config.trains_implicit
         if learns and not trained:
             raise UserError("are all held out; nothing is left to learn from", field="environments")
         counts = (

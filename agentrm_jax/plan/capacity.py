@@ -82,9 +82,11 @@ def _plan_inference(target: Target, policy: LlamaConfig) -> StagePlan:
     config, mesh = target.config, target.mesh
     sampling, widths = _decoders(target)
     resident: dict[str, float] = {}
-    engine = _engine("policy", target, policy, resident)
-    programs = [_prefill("policy reads", engine, target)]
-    programs += [_decoding(engine, target, sampling, branches) for branches in widths]
+    programs: list[Program] = []
+    if config.agent.uses_model:
+        engine = _engine("policy", target, policy, resident)
+        programs.append(_prefill("policy reads", engine, target))
+        programs += [_decoding(engine, target, sampling, branches) for branches in widths]
     if target.stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
         shape, head = _reward_shape(config, policy)
         scorer = _engine("reward model", target, shape, resident, head)

@@ -80,7 +80,7 @@ class StagePlan:
         for program in self.programs:
             total = program.memory.total if program.memory else program.needed or math.inf
             added.append(total - program.handed)
-        return sum(self.resident.values()) + max(added)
+        return sum(self.resident.values()) + max(added, default=0)
 
     @property
     def fits(self) -> bool:

@@ -14,11 +14,11 @@ import sys
 import pytest
 
 import agentrm_jax as arm
+from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.plugins import import_plugin
-from agentrm_jax.pipeline.policies import POLICIES
-from agentrm_jax.testing import Guess, guess_policy, guess_scorer, guess_tasks
+from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_policy, guess_scorer, guess_tasks
 from agentrm_jax.train.fit import FitConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -123,10 +123,14 @@ def test_a_reward_kind(guide):
 
 
 def test_a_policy(guide):
-    policy = POLICIES.load("server").load("hello", seed=1)
+    options = arm.PolicyOptions(
+        seed=1, sampling=Sampling(), prompt_of=lambda task: GUESS_PROMPT, branches=(),
+        concurrency=2, run_policy=lambda: pytest.fail("another agent acts"),
+    )  # fmt: skip
+    policy = guide["server"].Server(url="hello").open(options)
     with arm.EnvPool({"guess": Guess}) as envs:
         [rollout] = arm.rollouts(policy, envs, guess_tasks(1, max_steps=2))
-    assert [step.action for step in rollout.trajectory.steps] == ["echo 1", "echo 3"]
+    assert [step.action for step in rollout.trajectory.steps] == ["echo 6", "echo 8"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
