@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agentrm_jax.data.states import LabelledTree
     from agentrm_jax.data.trees import TreeRecord
     from agentrm_jax.envs.pool import EnvPool
-    from agentrm_jax.evaluate.compare import MethodComparison, compare, evaluate_methods
+    from agentrm_jax.evaluation.compare import MethodComparison, compare, evaluate
     from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead, register_head
     from agentrm_jax.pipeline.export_model import export_model
     from agentrm_jax.pipeline.policies import ModelPolicy
@@ -62,10 +62,10 @@ _MODULES = {
     "data.states": ("LabelledTree",),
     "data.trees": ("TreeRecord",),
     "envs.pool": ("EnvPool",),
-    "evaluate.compare": (
+    "evaluation.compare": (
         "MethodComparison",
         "compare",
-        "evaluate_methods",
+        "evaluate",
     ),
     "model.heads": (
         "HLGauss",
@@ -153,7 +153,7 @@ __all__ = [
     "beam_search",
     "best_of_n",
     "compare",
-    "evaluate_methods",
+    "evaluate",
     "explore",
     "export_model",
     "label",

@@ -48,8 +48,8 @@ from agentrm_jax.envs import episodes as pool_episodes
 from agentrm_jax.envs import pool as pool_module
 from agentrm_jax.envs import registry
 from agentrm_jax.envs.pool import EnvPool
-from agentrm_jax.evaluate.report import console_table, write_report
-from agentrm_jax.evaluate.results import Episode, comparisons, result_rows
+from agentrm_jax.evaluation.report import console_table, write_report
+from agentrm_jax.evaluation.results import Episode, comparisons, result_rows
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import readout

@@ -12,7 +12,7 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
 from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, check_without_model

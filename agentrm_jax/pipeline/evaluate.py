@@ -14,16 +14,16 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
-from agentrm_jax.evaluate.config import RANDOM, MethodRun, method_runs
-from agentrm_jax.evaluate.harness import answers, score_rows, scores_by_n
-from agentrm_jax.evaluate.results import (
+from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
+from agentrm_jax.evaluation.harness import answers, score_rows, scores_by_n
+from agentrm_jax.evaluation.results import (
     Episode,
     episode_from_json,
     episode_to_json,
     result_rows,
     write_episodes,
 )
-from agentrm_jax.evaluate.rollout_files import read_rollouts
+from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts

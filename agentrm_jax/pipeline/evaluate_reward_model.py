@@ -12,9 +12,9 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
-from agentrm_jax.evaluate import meta_evaluation
-from agentrm_jax.evaluate.meta_evaluation import TreeStates, tree_states
-from agentrm_jax.evaluate.page import page
+from agentrm_jax.evaluation import meta_evaluation
+from agentrm_jax.evaluation.meta_evaluation import TreeStates, tree_states
+from agentrm_jax.evaluation.page import page
 from agentrm_jax.pipeline.reward_model import (
     RewardModel,
     check_finite,
@@ -163,7 +163,7 @@ def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]
 def _page(figures: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
-    from agentrm_jax.evaluate import plots  # matplotlib is slow to import
+    from agentrm_jax.evaluation import plots  # matplotlib is slow to import
 
     plot = Markup(plots.reliability(figures["reliability"], figures["by_depth"]))
     not_known = _NOT_KNOWN if figures["trained_on"] != "known" else ""

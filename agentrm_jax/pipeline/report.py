@@ -7,21 +7,21 @@ from rich.console import Console
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
-from agentrm_jax.evaluate.config import EvaluateConfig, MethodRun, method_runs
-from agentrm_jax.evaluate.report import (
+from agentrm_jax.evaluation.config import EvaluateConfig, MethodRun, method_runs
+from agentrm_jax.evaluation.report import (
     comparison_sentences,
     console_table,
     environment_table,
     write_report,
 )
-from agentrm_jax.evaluate.results import (
+from agentrm_jax.evaluation.results import (
     Episode,
     comparisons,
     read_episodes,
     result_rows,
 )
-from agentrm_jax.evaluate.rows import ByNRow, Comparison, ResultRow, ScoreRow, read_rows
-from agentrm_jax.evaluate.tree_view import most_telling
+from agentrm_jax.evaluation.rows import ByNRow, Comparison, ResultRow, ScoreRow, read_rows
+from agentrm_jax.evaluation.tree_view import most_telling
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.metrics import read_metrics
 from agentrm_jax.runtime.run_directory import stages

@@ -9,7 +9,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.evaluate.rollout_files import read_rollouts
+from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from agentrm_jax.core.records import Task
-from agentrm_jax.evaluate.rollout_files import stored_rollouts
+from agentrm_jax.evaluation.rollout_files import stored_rollouts
 from agentrm_jax.runtime.processes import gather, is_first, own_part
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage

@@ -117,22 +117,22 @@ def test_no_method_at_all_is_refused():
 def test_evaluating_methods_gives_what_each_gives_alone():
     methods = {"best": BestOfN(n=3), "beam": Beam(beam_width=2, expansion_width=3)}
     with arm.EnvPool({"guess": Guess}) as envs:
-        both = arm.evaluate_methods(methods, guess_policy, guess_scorer, envs, TASKS, seed=3)
+        both = arm.evaluate(methods, guess_policy, guess_scorer, envs, TASKS, seed=3)
         best = arm.best_of_n(guess_policy, guess_scorer, envs, TASKS, n=3, seed=3)
         beam = arm.beam_search(
             guess_policy, guess_scorer, envs, TASKS, beam_width=2, expansion_width=3, seed=3
         )
         assert both == arm.compare({"best": best, "beam": list(beam)})
-        again = arm.evaluate_methods(methods, guess_policy, guess_scorer, envs, TASKS, seed=3)
+        again = arm.evaluate(methods, guess_policy, guess_scorer, envs, TASKS, seed=3)
         assert again == both
 
 
 def test_evaluating_registered_methods_by_name():
     with arm.EnvPool({"guess": Guess}) as envs:
-        found = arm.evaluate_methods(["best_of_n", "beam"], guess_policy, guess_scorer, envs, TASKS)
+        found = arm.evaluate(["best_of_n", "beam"], guess_policy, guess_scorer, envs, TASKS)
         assert [method.name for method in found.methods] == ["best_of_n", "beam"]
         with pytest.raises(arm.UserError, match="best_of_m"):
-            arm.evaluate_methods(["best_of_m"], guess_policy, guess_scorer, envs, TASKS)
+            arm.evaluate(["best_of_m"], guess_policy, guess_scorer, envs, TASKS)
 
 
 def test_scores_do_not_depend_on_the_order_of_answers():

@@ -98,7 +98,7 @@ def test_a_method(guide):
     with arm.EnvPool({"guess": Guess}) as envs:
         method = guide["method"].FewestSteps
         methods = {"of one": method(n=1), "of five": method(n=5)}
-        compared = arm.evaluate_methods(
+        compared = arm.evaluate(
             methods, guess_policy, guess_scorer, envs, guess_tasks(12, max_steps=5)
         )
     one, five = (method.score.mean for method in compared.methods)

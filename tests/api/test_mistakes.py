@@ -97,7 +97,7 @@ def test_wrong_tasks_are_refused_by_every_search(tasks, message):
             lambda: arm.best_of_n(guess_policy, guess_scorer, envs, tasks),
             lambda: list(arm.beam_search(guess_policy, guess_scorer, envs, tasks)),
             lambda: arm.explore(guess_policy, envs, tasks, num_iterations=1),
-            lambda: arm.evaluate_methods({"b": Beam()}, guess_policy, guess_scorer, envs, tasks),
+            lambda: arm.evaluate({"b": Beam()}, guess_policy, guess_scorer, envs, tasks),
         ]
         for search in searches:
             with pytest.raises(arm.UserError, match=message):

@@ -29,7 +29,7 @@ MOMENTS = (
     ("agentrm_jax.runtime.metrics:MetricWriter.write", 1),  # train-implicit
     ("agentrm_jax.runtime.json_lines:JsonLines.append", 5),  # greedy
     ("agentrm_jax.runtime.json_lines:JsonLines.append", 17),  # the samples of best-of-n
-    ("agentrm_jax.evaluate.rollout_files:read_json_lines", 3),  # before beam search
+    ("agentrm_jax.evaluation.rollout_files:read_json_lines", 3),  # before beam search
     ("agentrm_jax.runtime.json_lines:JsonLines.append", 2),  # in beam search
     ("agentrm_jax.pipeline.report:write_report", 1),
 )

@@ -19,7 +19,7 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.trajectories import open_trajectories
-from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.model.heads import MSE, HLGauss
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
 from agentrm_jax.pipeline.load_config import load_config

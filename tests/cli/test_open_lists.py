@@ -9,7 +9,7 @@ import shutil
 import pytest
 from cli_cases import CONFIG
 
-from agentrm_jax.evaluate.config import EvaluateConfig
+from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.pipeline import runner
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.load_config import load_config

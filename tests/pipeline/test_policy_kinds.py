@@ -15,7 +15,7 @@ import yaml
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trees import TreeStore
-from agentrm_jax.evaluate.rollout_files import read_rollouts
+from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline import models, runner
 from agentrm_jax.pipeline.acting import open_policy
 from agentrm_jax.pipeline.config import REWARD_KINDS, EnvironmentConfig, RunConfig

@@ -10,16 +10,16 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.evaluate.config import EvaluateConfig, MethodRun, method_runs
-from agentrm_jax.evaluate.harness import answers, by_task, score_rows, scores_by_n
-from agentrm_jax.evaluate.results import (
+from agentrm_jax.evaluation.config import EvaluateConfig, MethodRun, method_runs
+from agentrm_jax.evaluation.harness import answers, by_task, score_rows, scores_by_n
+from agentrm_jax.evaluation.results import (
     episode_from_json,
     episode_to_json,
     read_episodes,
     result_rows,
     write_episodes,
 )
-from agentrm_jax.evaluate.rollout_files import stored_rollouts
+from agentrm_jax.evaluation.rollout_files import stored_rollouts
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Beam, BestOfN, register_method

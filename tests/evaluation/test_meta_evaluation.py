@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from agentrm_jax.evaluate import meta_evaluation as meta
-from agentrm_jax.evaluate import statistics
-from agentrm_jax.evaluate.meta_evaluation import TreeStates
+from agentrm_jax.evaluation import meta_evaluation as meta
+from agentrm_jax.evaluation import statistics
+from agentrm_jax.evaluation.meta_evaluation import TreeStates
 
 VISITS = np.array([3, 1, 0, 2, 1, 4])
 X = np.array([0.1, 0.5, 0.9, 0.5, 0.25, 0.8])

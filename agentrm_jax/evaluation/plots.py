@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agentrm_jax.core.text import admit_text, printable
-from agentrm_jax.evaluate.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
-from agentrm_jax.evaluate.results import SPLITS, row_variant
-from agentrm_jax.evaluate.rows import ByNRow, Comparison, ResultRow, ScoreRow
+from agentrm_jax.evaluation.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
+from agentrm_jax.evaluation.results import SPLITS, row_variant
+from agentrm_jax.evaluation.rows import ByNRow, Comparison, ResultRow, ScoreRow
 
 # Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.
 _INK, _FAINT, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"

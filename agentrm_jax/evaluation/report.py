@@ -14,9 +14,9 @@ from markupsafe import Markup
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.yaml_nodes import read_yaml
 from agentrm_jax.data.trees import TreeRecord
-from agentrm_jax.evaluate.page import page
-from agentrm_jax.evaluate.results import SPLITS, Variant, level, row_variant
-from agentrm_jax.evaluate.rows import (
+from agentrm_jax.evaluation.page import page
+from agentrm_jax.evaluation.results import SPLITS, Variant, level, row_variant
+from agentrm_jax.evaluation.rows import (
     ByNRow,
     Comparison,
     Report,
@@ -24,8 +24,8 @@ from agentrm_jax.evaluate.rows import (
     ScoreQuality,
     ScoreRow,
 )
-from agentrm_jax.evaluate.statistics import pairwise_accuracy, pearson, spearman
-from agentrm_jax.evaluate.tree_view import branches
+from agentrm_jax.evaluation.statistics import pairwise_accuracy, pearson, spearman
+from agentrm_jax.evaluation.tree_view import branches
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.run_directory import RESOLVED, StageRow, flat
 from agentrm_jax.runtime.run_paths import RunPaths
@@ -122,7 +122,7 @@ def _plots(
     report: Report, metrics: Sequence[Row], scores: Sequence[ScoreRow]
 ) -> dict[str, list[Markup]]:
     # matplotlib is slow to import, and only this needs it.
-    from agentrm_jax.evaluate import plots
+    from agentrm_jax.evaluation import plots
 
     found: dict[str, list[Markup]] = {
         "forest": [], "budget": [], "by_n": [], "curves": [], "scores": [],

@@ -16,10 +16,10 @@ import numpy as np
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.evaluate.config import MethodRun
-from agentrm_jax.evaluate.results import Episode
-from agentrm_jax.evaluate.rows import ByNRow, ScoreRow
-from agentrm_jax.evaluate.statistics import bootstrap
+from agentrm_jax.evaluation.config import MethodRun
+from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.rows import ByNRow, ScoreRow
+from agentrm_jax.evaluation.statistics import bootstrap
 from agentrm_jax.search.choose import best_of_fewer
 from agentrm_jax.search.methods import UNDECIDED, SamplingMethod
 from agentrm_jax.search.rollouts import Rollout

@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from agentrm_jax.data.trees import TreeRecord
-from agentrm_jax.evaluate.statistics import (
+from agentrm_jax.evaluation.statistics import (
     Estimate,
     all_equal,
     mean,

@@ -13,8 +13,8 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.evaluate.rows import Comparison, ResultRow, Split
-from agentrm_jax.evaluate.statistics import bootstrap, paired_bootstrap
+from agentrm_jax.evaluation.rows import Comparison, ResultRow, Split
+from agentrm_jax.evaluation.statistics import bootstrap, paired_bootstrap
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
 from agentrm_jax.runtime.run_paths import RESULTS

@@ -11,7 +11,7 @@ from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.evaluate.statistics import Estimate, bootstrap, paired_bootstrap
+from agentrm_jax.evaluation.statistics import Estimate, bootstrap, paired_bootstrap
 from agentrm_jax.reward.function import ScoreFunction, as_scorer
 from agentrm_jax.search.best_of_n import BestOfN
 from agentrm_jax.search.choose import BASELINES
@@ -113,7 +113,7 @@ def compare(
     return MethodComparison(methods=tuple(scores), notes=tuple(notes))
 
 
-def evaluate_methods(
+def evaluate(
     methods: Mapping[str, Method] | Sequence[str],
     policy: Policy | PolicyFunction,
     scorer: Scorer | ScoreFunction,

@@ -16,7 +16,7 @@ from report_cases import episodes, step, task, tree
 from rich.console import Console
 
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord, TreeRecord
-from agentrm_jax.evaluate.report import (
+from agentrm_jax.evaluation.report import (
     comparison_sentences,
     console_table,
     environment_table,
@@ -24,8 +24,8 @@ from agentrm_jax.evaluate.report import (
     score_quality,
     write_report,
 )
-from agentrm_jax.evaluate.results import comparisons, result_rows
-from agentrm_jax.evaluate.tree_view import branches, most_telling
+from agentrm_jax.evaluation.results import comparisons, result_rows
+from agentrm_jax.evaluation.tree_view import branches, most_telling
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & $x_1$"
 STAGES = [

@@ -10,7 +10,7 @@ import pytest
 from report_cases import KINDS, METHODS, episodes
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluate.results import (
+from agentrm_jax.evaluation.results import (
     comparisons,
     default_pairs,
     level,

@@ -22,7 +22,7 @@ def page(template: str, **values: Any) -> str:
     shown as escapes: raw, they could hide or reorder what a reader sees.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("agentrm_jax.evaluate", "."),
+        loader=jinja2.PackageLoader("agentrm_jax.evaluation", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_shown,

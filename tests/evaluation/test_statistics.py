@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrm_jax.evaluate.statistics import (
+from agentrm_jax.evaluation.statistics import (
     bootstrap,
     paired_bootstrap,
     pairwise_accuracy,
