@@ -9,6 +9,7 @@ CHECKS = {
     "ruff check": [sys.executable, "-m", "ruff", "check", "."],
     "ruff format": [sys.executable, "-m", "ruff", "format", "--check", "."],
     "pyright": [sys.executable, "-m", "pyright", "--pythonpath", sys.executable],
+    "sizes": [sys.executable, ".ci/sizes.py"],
     "public names": [sys.executable, ".ci/public_names.py"],
     "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
     "words": [sys.executable, str(ROOT / ".ci" / "words.py")],
