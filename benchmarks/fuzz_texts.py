@@ -44,9 +44,7 @@ from agentrm_jax.data.tokenizer import Tokenizer, train_tokenizer
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
-from agentrm_jax.envs import episodes as pool_episodes
-from agentrm_jax.envs import pool as pool_module
-from agentrm_jax.envs import registry
+from agentrm_jax.envs import given, registry
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.evaluation.report import console_table, write_report
 from agentrm_jax.evaluation.results import Episode, comparisons, result_rows
@@ -111,8 +109,7 @@ class Fuzzer:
             trees.extend(self.explored(number))
 
         with (
-            unittest.mock.patch.object(pool_episodes, "load_family", self._families),
-            unittest.mock.patch.object(pool_module, "load_family", self._families),
+            unittest.mock.patch.object(given, "load_family", self._families),
             unittest.mock.patch.object(registry, "load_family", self._families),
         ):
             self._guarded("play", lambda: self.play(number))

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.core.text import shown
 from agentrm_jax.runtime.output_folders import new_file
 
 
@@ -119,10 +120,11 @@ def same_settings(path: pathlib.Path, settings: Mapping[str, Any], noun: str) ->
         return False
     stored = read_record(path)
     for name, value in settings.items():
-        if stored.get(name) != value:
+        if (old := stored.get(name)) != value:
+            short = all(isinstance(v, int | float) or len(str(v)) <= 40 for v in (old, value))
+            other = f"{name} = {shown(old)} (got {shown(value)})" if short else f"other {name}"
             raise UserError(
-                f"{path.parent}: holds {noun} with other {name}; choose another folder, or delete "
-                "it"
+                f"{path.parent}: holds {noun} with {other}; choose another folder, or delete it"
             )
     return True
 

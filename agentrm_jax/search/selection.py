@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Children:
     parent_visits: Int[Array, "E 1"]
 
 
+@runtime_checkable
 class SelectionRule(Protocol):
     """A function from children to their scores; the search enters the child with the largest one.
 

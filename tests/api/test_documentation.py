@@ -130,7 +130,7 @@ def test_a_policy(guide):
     policy = guide["server"].Server(url="hello").open(options)
     with arm.EnvPool({"guess": Guess}) as envs:
         [rollout] = arm.rollouts(policy, envs, guess_tasks(1, max_steps=2))
-    assert [step.action for step in rollout.trajectory.steps] == ["echo 6", "echo 8"]
+    assert [step.action for step in rollout.trajectory.steps] == ["echo 5", "echo 7"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,9 @@ def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
     assert not same_settings(path, {"seed": 1}, "trees")
     write_json_atomic(path, {"seed": 1, "later": True})
     assert same_settings(path, {"seed": 1}, "trees")
-    with pytest.raises(UserError, match=r"holds trees with other seed; choose another folder"):
+    with pytest.raises(
+        UserError, match=r"holds trees with seed = 1 \(got 2\); choose another folder"
+    ):
         same_settings(path, {"seed": 2}, "trees")
     path.write_text("{")
     with pytest.raises(UserError, match=r"settings\.json, line 1: not JSON"):

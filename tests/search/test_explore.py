@@ -449,7 +449,10 @@ def test_a_store_is_resumed_with_the_same_settings_and_tasks_only(tmp_path):
         ("selection", PUCT()),
         ("selection", lambda children: children.prior),
     ):
-        with pytest.raises(UserError, match=f"holds trees with other {name}; choose another"):
+        with pytest.raises(
+            UserError,
+            match=rf"holds trees with (other {name}|{name} = .* \(got .*\)); choose another",
+        ):
             run([game(0)], **{name: value})
     with pytest.raises(UserError, match="holds the tree of another task with the id game/0"):
         run([game(0, max_steps=3)])
