@@ -24,7 +24,7 @@ def checked_tasks(tasks: Any) -> list[Task]:
     for task in listed(tasks):
         check_task(task)
         if task.task_id in found:
-            raise UserError(f"tasks: task_id {printable(task.task_id)!r} is there twice")
+            raise UserError(f"task_id must be unique (got {printable(task.task_id)} twice)")
         found[task.task_id] = task
     return list(found.values())
 

@@ -84,7 +84,7 @@ TASK = {"environment": "guess", "task_id": "a", "max_steps": 3}
     [
         (TASKS[0], r"tasks must be a list of Task \(got Task\)"),
         ([TASK], r"tasks must be a list of Task \(got dict in it\)"),
-        ([TASKS[0], TASKS[0]], "task_id .* is there twice"),
+        ([TASKS[0], TASKS[0]], "task_id must be unique .got .* twice."),
         ([arm.Task(**TASK | {"task_id": ""})], "task_id must be a text that is not empty"),
         ([arm.Task(**TASK | {"task_id": 3})], r"task_id must be a text .*\(got 3\)"),
         ([arm.Task(**TASK | {"max_steps": 0})], r"a: max_steps must be a whole number from 1 to"),

@@ -100,5 +100,5 @@ def test_no_tasks_and_numbers_out_of_range():
 
 
 def test_a_task_that_is_given_twice_is_refused():
-    with pytest.raises(UserError, match=r"tasks must be given once each \(got game/0 twice\)"):
+    with pytest.raises(UserError, match=r"task_id must be unique \(got game/0 twice\)"):
         best_of_n(GamePolicy(), scores, GamePool(), [game(0), game(0)])

@@ -462,7 +462,7 @@ def test_a_store_is_resumed_with_the_same_settings_and_tasks_only(tmp_path):
 
 def test_a_task_that_is_given_twice_is_refused():
     tasks = [game(0), game(1), game(0)]
-    with pytest.raises(UserError, match=r"tasks must be given once each \(got game/0 twice\)"):
+    with pytest.raises(UserError, match=r"task_id must be unique \(got game/0 twice\)"):
         search.explore(GamePolicy(), GamePool(), tasks)
 
 
