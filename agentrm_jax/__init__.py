@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from agentrm_jax.core.records import Prompt, Step, Task, Trajectory, Transition
     from agentrm_jax.data.states import LabelledTree
     from agentrm_jax.data.trees import TreeRecord
+    from agentrm_jax.engine.config import EngineConfig
+    from agentrm_jax.engine.programs.sampling import Sampling
     from agentrm_jax.envs.pool import EnvPool
     from agentrm_jax.evaluation.compare import MethodComparison, compare, evaluate
     from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead, register_head
     from agentrm_jax.pipeline.export_model import export_model
+    from agentrm_jax.pipeline.model_config import ModelConfig
     from agentrm_jax.pipeline.policies import ModelPolicy
     from agentrm_jax.pipeline.policy_kinds import PolicyKind, PolicyOptions, register_policy
     from agentrm_jax.pipeline.reward_kinds import register_reward_kind
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from agentrm_jax.search.methods import Method, register_method
     from agentrm_jax.search.rollouts import Rollout, rollouts
     from agentrm_jax.search.selection import PUCT, UCB, Children, register_selection_rule
+    from agentrm_jax.train.fit import FitConfig
+    from agentrm_jax.train.optimizer import OptimizerConfig
 
 _MODULES = {
     "agent.function": ("FunctionPolicy",),
@@ -61,6 +66,8 @@ _MODULES = {
     ),
     "data.states": ("LabelledTree",),
     "data.trees": ("TreeRecord",),
+    "engine.config": ("EngineConfig",),
+    "engine.programs.sampling": ("Sampling",),
     "envs.pool": ("EnvPool",),
     "evaluation.compare": (
         "MethodComparison",
@@ -74,6 +81,7 @@ _MODULES = {
         "ValueHead",
         "register_head",
     ),
+    "pipeline.model_config": ("ModelConfig",),
     "pipeline.export_model": ("export_model",),
     "pipeline.policies": ("ModelPolicy",),
     "pipeline.policy_kinds": (
@@ -113,6 +121,8 @@ _MODULES = {
         "UCB",
         "register_selection_rule",
     ),
+    "train.fit": ("FitConfig",),
+    "train.optimizer": ("OptimizerConfig",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -122,9 +132,11 @@ __all__ = [
     "UCB",
     "BestOfN",
     "Children",
+    "EngineConfig",
     "EnvPool",
     "Environment",
     "EnvironmentFailure",
+    "FitConfig",
     "FunctionPolicy",
     "FunctionScorer",
     "HLGauss",
@@ -132,7 +144,9 @@ __all__ = [
     "LabelledTree",
     "Method",
     "MethodComparison",
+    "ModelConfig",
     "ModelPolicy",
+    "OptimizerConfig",
     "Policy",
     "PolicyKind",
     "PolicyOptions",
@@ -141,6 +155,7 @@ __all__ = [
     "Quantile",
     "RewardModel",
     "Rollout",
+    "Sampling",
     "Scored",
     "Scorer",
     "Step",

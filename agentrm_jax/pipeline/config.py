@@ -15,6 +15,7 @@ from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, check_without_model
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
@@ -70,41 +71,6 @@ class EnvironmentConfig:
     def registered(self) -> str:
         """The name under which the family is loaded: `NAME` or `NAME@WORDING`."""
         return f"{self.name}@{self.wording}" if self.wording else self.name
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The model that `sft` makes from nothing (used where `policy` is not given)."""
-
-    vocab_size: int = 1024
-    d_model: int = 128
-    num_layers: int = 4
-    num_heads: int = 2
-    num_kv_heads: int = 1
-    head_dim: int = 64
-    d_ff: int = 384
-    rope_theta: float = 10_000.0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            vocab_size="[1, inf)",
-            d_model="[1, inf)",
-            num_layers="[1, inf)",
-            num_heads="[1, inf)",
-            num_kv_heads="[1, inf)",
-            head_dim="[2, inf)",
-            d_ff="[1, inf)",
-            rope_theta="(0, inf)",
-        )
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"must divide num_heads, {self.num_heads}",
-                field="num_kv_heads",
-                value=self.num_kv_heads,
-            )
-        if self.head_dim % 2:
-            raise UserError(field="head_dim", value=self.head_dim, expected="even")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import PAPER_HEAD, ValueHead, head_from_json, head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.model.parameters import Params
-from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.trained_on import read_trained_on, write_trained_on
 from agentrm_jax.runtime.checkpoints import load_model, read_model_config, save_model
 

@@ -29,9 +29,9 @@ from agentrm_jax.model.heads import MSE, ValueHead, head_to_json
 from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
-from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.fit_model import TrainingRows, pack_rows
 from agentrm_jax.pipeline.losses import MASTER
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.model_folders import Prompts, check_prompts, find_model, write_prompts
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.reward_model import RewardModel

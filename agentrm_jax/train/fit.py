@@ -109,7 +109,11 @@ class FitConfig:
             )
 
     def total(self, num_rows: int) -> int:
-        """Returns the number of updates of a training on this number of rows."""
+        """Returns the number of updates of a training.
+
+        Args:
+          num_rows: Number of rows that are trained on.
+        """
         return self.num_updates or max(1, math.ceil(self.epochs * num_rows / self.batch_size))
 
 

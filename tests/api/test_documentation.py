@@ -15,8 +15,8 @@ import pytest
 
 import agentrm_jax as arm
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.pipeline.config import ModelConfig
 from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.plugins import import_plugin
 from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_policy, guess_scorer, guess_tasks
 from agentrm_jax.train.fit import FitConfig

@@ -12,7 +12,7 @@ import agentrm_jax as arm
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline import models
-from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.model_folders import write_prompts
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_policy, guess_tasks

@@ -13,7 +13,7 @@ import agentrm_jax as arm
 from agentrm_jax.core.errors import Stopped
 from agentrm_jax.model.heads import ValueHead
 from agentrm_jax.pipeline import train_reward_model as train_module
-from agentrm_jax.pipeline.config import ModelConfig
+from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_policy, guess_tasks
 from agentrm_jax.train import fit as fit_module
 from agentrm_jax.train.fit import FitConfig
