@@ -99,7 +99,7 @@ def _fields(kind: type) -> list[str]:
 
 
 def _methods(kind: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties, those of base classes in this package included."""
+    """Public methods and properties, with inherited ones if the base class is in this package."""
     seen: set[str] = set()
     for base in kind.__mro__:
         if not base.__module__.startswith("agentrm_jax"):

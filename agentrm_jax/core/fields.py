@@ -35,7 +35,7 @@ def check_fields(config: Any, **intervals: str) -> None:
         number that a device can hold.
 
     Raises:
-      UserError: Names the first such field and what it must be.
+      UserError: A field is refused; the message gives its name and its range.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -227,10 +227,10 @@ def _episode(
     reward_tokens: int = 0,
     error: str | None = None,
 ) -> Episode:
-    """The episode of one task; for a rule that draws, what it is expected to give.
+    """Returns the episode of one task; a rule that draws gives expected values.
 
     Args:
-      error: Why there is no answer; its outcome is then that of no weights, 0.
+      error: The reason why there is no answer; the outcome is then 0.
     """
     successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
     answer = group[int(np.argmax(weights))]

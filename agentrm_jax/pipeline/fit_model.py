@@ -91,7 +91,7 @@ def training_rows(
     key: str,
     config: RunConfig,
 ) -> TrainingRows:
-    """Packs the sequences of examples, those of held-out tasks apart.
+    """Packs the sequences of examples; held-out tasks get rows of their own.
 
     Args:
       sequences: Makes the sequences of examples; returns also how many steps did not fit.
@@ -114,7 +114,7 @@ def pack_rows(
     fit_config: FitConfig,
     seed: int,
 ) -> TrainingRows:
-    """Packs the sequences of examples, those of held-out tasks apart.
+    """Packs the sequences of examples; held-out tasks get rows of their own.
 
     Args:
       sequences: Makes the sequences of examples; returns also how many steps did not fit.

@@ -37,9 +37,9 @@ class ModelPolicy(Agent):
           path: Folder of a run, a model folder (`RUN/sft/model`) or a Hugging Face directory.
           prompts: Prompts by environment, for environments that the model was not trained on or in
             place of its own; None as a value: the model reads no prompt there.
-          sampling: Parameters of sampling; default: those of the run's evaluation, or temperature 1
-            and 64 tokens.
-          engine: Sizes of the engine; default: those of the run, or sizes for 2,048 tokens.
+          sampling: Parameters of sampling (default: `evaluate.sampling` of the run, or temperature
+            1 and 64 tokens).
+          engine: Sizes of the engine (default: from the run, or sizes for 2,048 tokens).
           dtype: `float32` or `bfloat16`; default: that of the run, or `float32`.
           seed: Seed of the run. None: that of the search (`best_of_n(..., seed=0)`).
 

@@ -71,7 +71,7 @@ POLICIES: Registry[type[PolicyKind]] = Registry("agentrm_jax.policies", "policy"
 
 
 def register_policy(name: str) -> Callable[[Any], Any]:
-    """Returns a class decorator that adds a kind of policies to those that `agent` can name.
+    """Returns a class decorator that adds a kind of policies to the list that `agent.kind` names.
 
     The class derives from `PolicyKind` and is a frozen, keyword-only dataclass; its fields are keys
     of the section `agent`.

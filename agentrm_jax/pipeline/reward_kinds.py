@@ -50,7 +50,7 @@ class RewardKind(abc.ABC):
 
 
 def register_reward_kind(name: str) -> Callable[[Any], Any]:
-    """Returns a class decorator that adds a kind of reward model to those that `rewards` can name.
+    """Returns a class decorator that adds a kind of reward model to the list that `rewards` names.
 
     Args:
       name: The name in `rewards` and in result rows.

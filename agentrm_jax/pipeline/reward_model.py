@@ -86,7 +86,7 @@ class RewardModel(ExplicitScorer):
             (`RUN/reward/explicit/model`), or a Hugging Face directory, as `agentrm export` writes.
           prompts: Prompts by environment, for environments that the model was not trained on or in
             place of its own; None as a value: the model reads no prompt there.
-          engine: Sizes of the engine; default: those of the run, or sizes for 2,048 tokens.
+          engine: Sizes of the engine (default: from the run, or sizes for 2,048 tokens).
           dtype: `float32` or `bfloat16`; default: that of the run, or `float32`.
 
         Returns:

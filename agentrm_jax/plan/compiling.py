@@ -54,7 +54,7 @@ class Target:
         """Returns a program with what the compiler found.
 
         Args:
-          program: The program, as far as it is known without compiling.
+          program: The program, without the numbers that only the compiler knows.
           lower: Lowers it.
 
         Raises:

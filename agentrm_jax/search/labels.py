@@ -175,8 +175,8 @@ def times_chosen(tree: TreeRecord) -> dict[int, int]:
 
     A child that a rollout cached was sampled once. When its parent is expanded later, turns with
     the same action are merged into it without a record of their number. The number is inferred:
-    every expansion samples as many turns as that of the root did, and those that became neither new
-    children nor failures were merged.
+    every expansion samples the same number of turns as the expansion of the root, and turns that
+    became neither new children nor failures were merged.
     """
     chosen: dict[int, int] = {}
     children: dict[int, list[int]] = {}

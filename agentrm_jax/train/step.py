@@ -51,7 +51,7 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
     Moments are sharded as their parameters are; scalars are replicated.
 
     Args:
-      params: The parameters. Those that are on the mesh keep their sharding; the others are
+      params: The parameters. Parameters on the mesh keep their sharding; all others are
         replicated.
       optimizer: The optimizer.
       mesh: The devices.

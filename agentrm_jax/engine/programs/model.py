@@ -21,7 +21,7 @@ class LoadedModel:
 
     Attributes:
       params: The parameters as `model.llama` reads them, layer by layer.
-      pool: The keys and values of what it has read.
+      pool: The keys and values of all tokens that the model has prefilled.
       head: The parameters of the readout.
       config: The shape of the model.
       readout: For models that score: (head, hidden states [R, D]) to scores [R] float32.
