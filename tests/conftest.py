@@ -5,6 +5,12 @@ import pathlib
 import jax
 import pytest
 
+from agentrm_jax.model.heads import HEADS
+from agentrm_jax.pipeline.config import REWARD_KINDS
+from agentrm_jax.pipeline.policy_kinds import POLICIES
+from agentrm_jax.search.methods import METHODS
+from agentrm_jax.search.selection import SELECTION_RULES
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 MAPS = pathlib.Path("/proc/self/maps")
@@ -18,3 +24,13 @@ def _programs_are_dropped():
     yield
     if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registrations_are_forgotten():
+    """What a module registers, an example of the documentation for one, is not seen by the next."""
+    lists = (HEADS, REWARD_KINDS, POLICIES, METHODS, SELECTION_RULES)
+    before = [dict(each._registered) for each in lists]
+    yield
+    for each, registered in zip(lists, before, strict=True):
+        each._registered = registered
