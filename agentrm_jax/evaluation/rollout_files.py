@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task, to_json
@@ -78,13 +79,20 @@ def stored_rollouts(
                 raise UserError(f"{_place(path, key)}: the method answered it without being asked")
             if key in found:
                 raise UserError(f"{_place(path, key)}: the method answered it a second time")
-            fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
-            lines.append({**fields, "trajectory": to_json(rollout.trajectory)})
+            lines.append(_record(rollout))
             found[key] = rollout
             on_rollout()
     if lost := [key for task, sample in missing if (key := (task.task_id, sample)) not in found]:
         raise UserError(f"{_place(path, lost[0])}: the method gave no answer")
     return [found[task.task_id, sample] for task, sample in episodes]
+
+
+def _record(rollout: Rollout) -> dict[str, Any]:
+    """The JSON form of a rollout, without the nodes of a search if there are none."""
+    fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
+    fields["trajectory"] = to_json(rollout.trajectory)
+    nodes = [dataclasses.asdict(node) for node in fields.pop("search")]
+    return {**fields, "search": nodes} if nodes else fields
 
 
 def _place(path: pathlib.Path, key: tuple[str, int]) -> str:

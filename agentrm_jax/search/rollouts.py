@@ -18,6 +18,7 @@ from agentrm_jax.core.protocols import (
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.search.environments import act
+from agentrm_jax.search.search_nodes import SearchNode
 from agentrm_jax.search.tasks import check_task, listed
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
 
@@ -36,6 +37,7 @@ class Rollout:
       failed_candidates: Turns whose environment failed; another one was sampled in their place.
       reward_tokens: Tokens that a reward model read during the search, if the method scores steps.
       error: The reason why the environment failed for good, or None.
+      search: The nodes of the search that found it, for methods that search; empty otherwise.
     """
 
     trajectory: Trajectory
@@ -47,6 +49,7 @@ class Rollout:
     failed_candidates: int = 0
     reward_tokens: int = 0
     error: str | None = None
+    search: tuple[SearchNode, ...] = ()
 
     @property
     def replies_without_action(self) -> int:
