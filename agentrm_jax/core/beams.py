@@ -67,7 +67,8 @@ class SelectingScorer(abc.ABC):
           beam_width: Number of beams to keep.
 
         Returns:
-          For each task the next beam, best first.
+          For each task the next beam, best first. The new states that are not in it may follow:
+          reports then show their scores.
         """
 
 

@@ -34,8 +34,8 @@ class EvaluateConfig:
     Attributes:
       split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
       num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
-      methods: greedy, best_of_n (with its baselines), beam, or a method that is registered
-        elsewhere.
+      methods: greedy, best_of_n (with its baselines), beam, or another registered method
+        (docs/test_time.md).
       options: The options of registered methods, by name. best_of_n takes `n`, beam takes `beam`.
       n: Trajectories that best-of-n chooses from.
       sampling: How they, and the candidates of a beam, are sampled. Greedy takes temperature 0.

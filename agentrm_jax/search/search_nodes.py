@@ -21,8 +21,10 @@ class SearchNode:
       outcome: The return so far, in [0, 1].
       done: Whether the episode ended here.
       success: Whether the task was solved here.
-      score: The reward model's score of the state; None if it was not scored.
-      visits: How often the search passed through: iterations of a tree, particles of a population.
+      score: The reward model's score of the state; None if it was not scored or the
+        reward model did not decide.
+      visits: How often the search passed through: iterations of a tree, particles of a population,
+        sampled turns with this action in a beam.
       value: Mean of what was backed up to the node; None for methods without a backup.
       status: `kept` if the search went on from it, `removed` if it did not, `finished` if its
         episode ended and it was a possible answer, `failed` if its environment failed.

@@ -1,10 +1,11 @@
 """The turn loop: the one loop in which a policy proposes turns and environments act on them.
 
-Exploration, rollouts and beam search are searches that it drives. Two forms of it exist:
+Exploration, rollouts and test-time searches are driven by it. Two forms of it exist:
 
 - `run_turns` never waits for all: while the model decodes for some players, the environments of
   others act. Exploration and rollouts.
-- `run_steps` waits for all turns of a step, because they are compared. Beam search.
+- `run_steps` waits for all turns of a step, because they are compared. Beam search and the other
+  methods of `search.live_search`.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_selecting_new_states_equals_scoring_and_sorting(engines):
         chosen = select_states(scorer, tasks, n=N, beam_width=WIDTH)
         for (states, finished), found in zip(tasks, chosen, strict=True):
             scores = [*enumerate(finished), *enumerate(score(scorer, states), start=WIDTH)]
-            wanted = sorted(scores, key=lambda one: -one[1])[:WIDTH]
+            wanted = sorted(scores, key=lambda one: -one[1])
             assert [number for number, _ in found] == [number for number, _ in wanted]
             np.testing.assert_allclose([s for _, s in found], [s for _, s in wanted], atol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 from agentrm_jax.core.protocols import EnvironmentFailure, Proposal, Question
@@ -154,3 +155,32 @@ class GamePolicy:
             log_probs=(-draw("log", *names), -0.5),
             truncated_steps=max(0, len(trajectory.steps) - self.remembers),
         )
+
+
+def value(task: Task, replies: Sequence[str]) -> float:
+    """A score that cannot be told from the outcome; coarse, so that there are ties."""
+    return round(draw("score", task.task_id, *replies), 1)
+
+
+class GameScorer:
+    """Scores states one by one, each with a cost of one token.
+
+    Of the states, and of the depths of a task, the fraction `undecided` has no score.
+    """
+
+    def __init__(self, undecided: float = 0.0) -> None:
+        self.undecided, self.scored = undecided, 0
+
+    def score(self, groups):
+        self.scored += sum(len(group) for group in groups)
+        return [[self.one(trajectory) for trajectory in group] for group in groups]
+
+    def one(self, trajectory: Trajectory) -> float:
+        task, replies = trajectory.task, [step.reply for step in trajectory.steps]
+        places = [("state", *replies), ("depth", len(replies))]
+        if any(draw("undecided", task.task_id, *place) < self.undecided for place in places):
+            return math.nan
+        return value(task, replies)
+
+    def cost(self, group):
+        return len(group)

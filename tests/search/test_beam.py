@@ -5,7 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from random_game import FAILURE, GamePolicy, GamePool, action_key, answer, draw, game
+from random_game import (
+    FAILURE,
+    GamePolicy,
+    GamePool,
+    GameScorer,
+    action_key,
+    answer,
+    draw,
+    game,
+    value,
+)
 
 from agentrm_jax.core.beams import Candidate, InStepPolicy, Kept, ScoredStep, SelectingScorer
 from agentrm_jax.core.errors import UserError
@@ -16,23 +26,6 @@ from agentrm_jax.search.beam import BeamConfig, beam_search, search_beams
 TASKS = [game(i) for i in range(7)]
 CONFIG = BeamConfig(beam_width=3, expansion_width=2, concurrency=4)
 AT_ACTION = dataclasses.replace(CONFIG, score_at="action")
-
-
-def value(task, replies) -> float:
-    """A score that cannot be told from the outcome; coarse, so that there are ties."""
-    return round(draw("score", task.task_id, *replies), 1)
-
-
-class GameScorer:
-    def __init__(self) -> None:
-        self.scored = 0
-
-    def score(self, groups):
-        self.scored += sum(len(group) for group in groups)
-        return [[value(t.task, [s.reply for s in t.steps]) for t in group] for group in groups]
-
-    def cost(self, group):
-        return len(group)
 
 
 class InStep(InStepPolicy):
@@ -297,8 +290,8 @@ def test_scoring_at_the_action_needs_a_policy_that_can():
 class Selects(SelectingScorer):
     """Scores and selects as beam search does it for other scorers."""
 
-    def __init__(self) -> None:
-        self.scorer, self.calls = GameScorer(), 0
+    def __init__(self, ranked: int | None = None) -> None:
+        self.scorer, self.calls, self.ranked = GameScorer(), 0, ranked
 
     def score(self, groups):
         raise AssertionError("select was to be called")
@@ -313,12 +306,15 @@ class Selects(SelectingScorer):
             [scores] = self.scorer.score([states])
             members = [Kept(score=score, finished=b) for b, score in enumerate(finished)]
             members += [Kept(score=score, candidate=c) for c, score in enumerate(scores)]
-            chosen.append(sorted(members, key=lambda kept: -kept.score)[:beam_width])
+            chosen.append(sorted(members, key=lambda kept: -kept.score)[: self.ranked])
         return chosen
 
 
 def test_a_scorer_that_selects_is_asked_by_type():
-    """The same beams; a scorer with a method of that name alone is not asked for it."""
+    """The same beams; a scorer with a method of that name alone is not asked for it.
+
+    If it names the next beam alone, only the scores of states that were left out are missing.
+    """
 
     class HasSelect(GameScorer):
         def select(self, *_):
@@ -327,6 +323,13 @@ def test_a_scorer_that_selects_is_asked_by_type():
     scorer, expected = Selects(), search(TASKS, CONFIG)
     assert search(TASKS, CONFIG, scorer=scorer) == expected
     assert scorer.calls > 1
+    short = search(TASKS, CONFIG, scorer=Selects(ranked=CONFIG.beam_width))
+    for task_id, rollout in expected.items():
+        nodes = [
+            dataclasses.replace(node, score=None) if node.status == "removed" else node
+            for node in rollout.search
+        ]
+        assert dataclasses.replace(rollout, search=tuple(nodes)) == short[task_id]
     assert search(TASKS, CONFIG, scorer=HasSelect()) == expected
 
 

@@ -244,8 +244,8 @@ def select_states(
       beam_width: Beams to select.
 
     Returns:
-      For each task the selected beams, best first: (number, score). Finished beams are numbered
-      from 0, new states from `beam_width`.
+      For each task (number, score) of the selected beams, best first, then those of the others.
+      Finished beams are numbered from 0, new states from `beam_width`.
     """
     leaves = [[scorer.cache.find(state) for state in states] for states, _ in tasks]
     finished = [scores for _, scores in tasks]
@@ -256,11 +256,17 @@ def select_states(
         )
         choice = call_selection(scorer, candidates, groups)
         selected = choice.selected[: end - first].tolist()
-        scores = choice.selected_scores[: end - first].tolist()
-        choices += [
-            [(k, value) for k, value in zip(*task, strict=True) if value != -np.inf]
-            for task in zip(selected, scores, strict=True)
-        ]
+        selected_scores = choice.selected_scores[: end - first].tolist()
+        scores = choice.scores[: end - first].tolist()
+        for number, numbers, values, own in zip(
+            range(first, end), selected, selected_scores, scores, strict=True
+        ):
+            members = [*enumerate(finished[number]), *enumerate(own, start=beam_width)]
+            others = [m for m in members if m[0] not in numbers and m[1] > -np.inf]
+            best = [
+                (k, value) for k, value in zip(numbers, values, strict=True) if value != -np.inf
+            ]
+            choices.append(best + sorted(others, key=lambda member: -member[1]))
     return choices
 
 
