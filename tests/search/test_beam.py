@@ -101,11 +101,30 @@ def plain_beam(task, config, breaks=lambda task, actions: False):
     return max(kept, key=lambda b: b[0])[1], tokens, env_steps
 
 
+def check_nodes(rollout):
+    """The nodes hold the answer's path, and one node for each turn that acted or failed."""
+    root, *nodes = rollout.search
+    assert (root.parent, root.chosen, root.observation) == (
+        -1, True, rollout.trajectory.first_observation
+    )  # fmt: skip
+    assert [node.reply for node in nodes if node.chosen] == [
+        step.reply for step in rollout.trajectory.steps
+    ]
+    assert sum(node.status != "failed" for node in nodes) == rollout.env_steps
+    assert sum(node.status == "failed" for node in nodes) == rollout.failed_candidates
+    for node in nodes:
+        assert rollout.search[node.parent].status == "kept"
+        assert (node.score is None) == (node.status == "failed") or node.status == "removed"
+        assert node.done == (node.status == "finished") or node.status == "removed"
+
+
 def search(tasks, config, pool=None, scorer=None, policy=None):
     pool, policy = pool or GamePool(), policy or GamePolicy()
     in_step = InStep(policy) if config.score_at == "action" else None
     found = list(search_beams(policy, scorer or GameScorer(), pool, tasks, config, in_step))
     assert pool.episodes == {}  # every environment was given back
+    for rollout in found:
+        check_nodes(rollout)
     return {r.trajectory.task.task_id: dataclasses.replace(r, wall_seconds=0.0) for r in found}
 
 
