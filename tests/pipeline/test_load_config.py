@@ -22,6 +22,7 @@ from agentrm_jax.pipeline.config_values import (
 )
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.runtime.run_directory import flat
+from agentrm_jax.search.methods import METHODS
 from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
 
@@ -93,7 +94,7 @@ def test_layers(written, tmp_path: pathlib.Path) -> None:
         ),
         (
             "environments: [{name: maze}]\nevaluate: {methods: [best]}\n",
-            "line 2: evaluate.methods must be one of beam, best_of_n, greedy (got 'best')",
+            f"line 2: evaluate.methods must be one of {', '.join(METHODS.names())} (got 'best')",
         ),
     ],
 )
