@@ -10,10 +10,10 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.search.calibrated import calibrated
 from agentrm_jax.search.live_search import LiveStateSearch
 from agentrm_jax.search.live_states import TaskSearch, Turn, best_first
 from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.thresholds import check_thresholds
 from agentrm_jax.search.turns import run_steps
 
 
@@ -73,9 +73,8 @@ class AdaptiveExpansion:
         Raises:
           UserError: `agreement` has no value.
         """
-        agreement = calibrated(self, "agreement")
-        search = _AdaptiveSearch(policy, scorer, envs, tasks, self, agreement)
-        return run_steps(search, self.concurrency)
+        check_thresholds(self)
+        return run_steps(_AdaptiveSearch(policy, scorer, envs, tasks, self), self.concurrency)
 
 
 class _AdaptiveSearch(LiveStateSearch):
@@ -88,10 +87,10 @@ class _AdaptiveSearch(LiveStateSearch):
         pool: EnvironmentPool,
         tasks: Sequence[Task],
         method: AdaptiveExpansion,
-        agreement: float,
     ) -> None:
         super().__init__(policy, scorer, pool, tasks)
-        self._method, self._agreement = method, agreement
+        assert method.agreement is not None
+        self._method, self._agreement = method, method.agreement
 
     def advance(self) -> None:
         turns = self._sampled()

@@ -13,10 +13,10 @@ from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.seeds import seeded_bytes
-from agentrm_jax.search.calibrated import calibrated
 from agentrm_jax.search.live_search import LiveStateSearch
 from agentrm_jax.search.live_states import UNSCORED, Request, State, TaskSearch
 from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.thresholds import check_thresholds
 from agentrm_jax.search.turns import run_steps
 
 
@@ -80,8 +80,8 @@ class SMC:
         Raises:
           UserError: `weight_temperature` has no value.
         """
-        tau = calibrated(self, "weight_temperature")
-        search = _ParticleSearch(policy, scorer, envs, tasks, self, tau, seed)
+        check_thresholds(self)
+        search = _ParticleSearch(policy, scorer, envs, tasks, self, seed)
         return run_steps(search, self.concurrency)
 
 
@@ -150,11 +150,11 @@ class _ParticleSearch(LiveStateSearch):
         pool: EnvironmentPool,
         tasks: Sequence[Task],
         method: SMC,
-        tau: float,
         seed: int,
     ) -> None:
         super().__init__(policy, scorer, pool, tasks)
-        self._method, self._tau, self._seed = method, tau, seed
+        assert method.weight_temperature is not None
+        self._method, self._tau, self._seed = method, method.weight_temperature, seed
         self._groups: dict[TaskSearch, list[_Group]] = {}
         self._root_values: dict[TaskSearch, float] = {}
 

@@ -449,7 +449,7 @@ def test_a_sharp_weight_is_greedy_and_a_flat_one_never_draws():
     "weight_temperature")],
 )  # fmt: skip
 def test_a_threshold_without_a_value_names_the_command(method, field):
-    with pytest.raises(UserError, match=rf"{field} has no value: run `agentrm calibrate`"):
+    with pytest.raises(UserError, match=rf"{field} has no value; run `agentrm calibrate`"):
         method.run(GamePolicy(), GameScorer(), GamePool(), TASKS, SEED)
 
 
