@@ -226,6 +226,9 @@ class LiveStateSearch(StepSearch[Rollout]):
 
         A state on which the reward model does not decide stays `UNSCORED`: it comes last.
         """
+        moved = [(search, states) for search, states in moved if states]
+        if not moved:
+            return
         groups = [[state.trajectory for state in states] for _, states in moved]
         for (search, states), scores in zip(moved, scores_of(self.scorer, groups), strict=True):
             search.scored += [state.trajectory for state in states]

@@ -287,6 +287,7 @@ def test_all_tasks_are_asked_and_scored_together(name):
         calls = 0
 
         def score(self, groups):
+            assert groups
             self.calls += 1
             return super().score(groups)
 
@@ -301,7 +302,7 @@ def test_all_tasks_are_asked_and_scored_together(name):
     pool, scorer = CountingPool(), Counting()
     found = run(method, pool=pool, scorer=scorer)
     longest = max(map(depth_of, found.values()))
-    assert scorer.calls == longest
+    assert 0 < scorer.calls <= longest  # no call if all samples agree
     looks = longest if name == "look ahead 1" else 0  # none if no candidate is left to look from
     assert longest <= pool.calls <= longest + looks
 
