@@ -46,19 +46,19 @@ from agentrm_jax.search.rollouts import Rollout
 from benchmarks import latency, measuring, models, search
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "adaptive_expansion": {"num_samples": 3, "expansion_width": 8, "agreement": 1.0},
+    "adaptive_expansion": {"num_samples": 4, "expansion_width": 8, "agreement": 1.0},
     "adaptive_n": {"cost": 0.0, "most": 8},
-    "beam": {"beam_width": 3, "expansion_width": 3},
+    "beam": {"beam_width": 2, "expansion_width": 4},
     "best_of_n": {"n": 8},
-    "dvts": {"num_subtrees": 3, "expansion_width": 3},
-    "guided_mcts": {"num_iterations": 12, "expansion_width": 5},
-    "look_ahead": {"beam_width": 2, "expansion_width": 2, "depth": 1},
+    "dvts": {"num_subtrees": 2, "expansion_width": 4},
+    "guided_mcts": {"num_iterations": 16, "expansion_width": 4},
+    "look_ahead": {"beam_width": 1, "expansion_width": 4, "depth": 1},
     "retry": {"num_attempts": 7, "retry_below": 1.0},
     "smc": {"num_particles": 8, "temperature": 0.1},
 }
-"""By method: about 8 turns for each step of a task. A method that is not here has its defaults."""
-TURNS = ("expansion_width", "num_samples")
-"""Options that say how many turns a method asks for at once."""
+"""By method: at most about 8 turns for each step. A method that is not here has its defaults."""
+TURNS = (4, 1)
+"""The numbers of turns that these ask for at once: all methods run on the same programs."""
 
 
 class CountingPool:
@@ -156,8 +156,7 @@ class Bench:
         rewards = Engine(params, shape, sizes, readout=readout, head=head, mesh=mesh)
         warmth = 1.0 if traits.temperature is None else traits.temperature
         sampling = Sampling(max_tokens=self.sizes.max_tokens, temperature=warmth)
-        turns = {1, *(getattr(method, name) for name in TURNS if hasattr(method, name))}
-        agent = Agent(engine, self.model.tokenizer, _no_prompt, sampling, seed, sorted(turns))
+        agent = Agent(engine, self.model.tokenizer, _no_prompt, sampling, seed, TURNS)
         agent.warm_up()
         policy, pool = search.Recorder(agent), CountingPool(self.pool)
         scorer = ExplicitScorer(rewards, Renderer(self.model.tokenizer, _no_prompt, sizes.context))
@@ -280,6 +279,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     threads = measuring.use_threads(given.threads)
     jax.config.update("jax_num_cpu_devices", threads)
     sizes = search.tiny_sizes() if given.tiny else search.full_sizes()
+    if given.tiny:  # the same engine on both sides: half as much to compile
+        sizes = dataclasses.replace(sizes, one=sizes.batch)
     changed = {key: value for key in ("tasks", "workers") if (value := getattr(given, key))}
     sizes = dataclasses.replace(sizes, **changed)
     methods = {name: METHODS.load(name)(**OPTIONS.get(name, {})) for name in given.methods}
@@ -291,11 +292,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             if given.tiny
             else search.trained_policy(given.policy or pathlib.Path(folder))
         )
+        meshes = (None,) if given.tiny else search.meshes_of(model)
         for name in given.environments:
             pool = EnvPool(workers=sizes.workers)
             try:
                 tasks = search.tasks_of(name, sizes)
-                bench = Bench(model, pool, tasks, sizes, search.meshes_of(model))
+                bench = Bench(model, pool, tasks, sizes, meshes)
                 devices[name] = bench.choose(next(iter(methods.values())))
                 found[name] = {
                     key: measure(bench, method, given.rounds) for key, method in methods.items()
