@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -263,9 +263,26 @@ def compare_trees(model: Model, a: Explored, b: Explored) -> dict[str, int]:
     return found
 
 
-def first_differences_are_near_ties(model: Model, task_id: str, a: Explored, b: Explored) -> bool:
+class Recorded(Protocol):
+    """A run whose policy was recorded."""
+
+    @property
+    def asked(self) -> dict[tuple[str, str], tuple[Trajectory, list[Proposal]]]: ...
+
+    @property
+    def agent(self) -> Agent: ...
+
+
+def first_differences_are_near_ties(model: Model, task_id: str, a: Recorded, b: Recorded) -> bool:
     """Whether all replies to equal questions differ at near-ties only."""
-    differences = 0
+    gaps = reply_gaps(model, task_id, a, b)
+    return bool(gaps) and max(gaps) < NEAR
+
+
+def reply_gaps(model: Model, task_id: str, a: Recorded, b: Recorded) -> list[float]:
+    """How far apart two tokens are, of each reply to an equal question that differs: the first
+    tokens that differ."""
+    gaps = []
     for (own, purpose), (state, proposals) in b.asked.items():
         other = a.asked.get((own, purpose))
         if own != task_id or other is None or _words(other[0]) != _words(state):
@@ -275,12 +292,10 @@ def first_differences_are_near_ties(model: Model, task_id: str, a: Explored, b: 
             x, y = ([*p.token_ids, *[stop] * p.stopped] for p in pair)
             if x == y:
                 continue
-            differences += 1
             at = next(i for i, (s, t) in enumerate(zip(x, y, strict=False)) if s != t)
             values = perturbed_logits(model, b.agent, state, purpose, branch, x[:at])
-            if abs(values[x[at]] - values[y[at]]) >= NEAR:
-                return False
-    return differences > 0
+            gaps.append(float(abs(values[x[at]] - values[y[at]])))
+    return gaps
 
 
 def _words(state: Trajectory) -> list[tuple[tuple[int, ...], str]]:
@@ -301,6 +316,7 @@ def perturbed_logits(
     )[:, len(tokens) - 1]
     key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(request.key)), branch)
     noise = jax.random.gumbel(jax.random.fold_in(key, len(reply)), (model.config.vocab_size,))
+    noise = noise if agent.sampling.temperature else 0.0
     return np.asarray(llama.logits(model.params, model.config, hidden)[0] + noise)
 
 

@@ -13,15 +13,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.protocols import (
     EnvironmentFailure,
     EnvironmentPool,
     Policy,
     Proposal,
-    Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord
@@ -32,8 +29,9 @@ from agentrm_jax.search.search_config import SearchConfig
 from agentrm_jax.search.selection import UCB, SelectionRule, check_rule, name_of_rule
 from agentrm_jax.search.tasks import checked_tasks
 from agentrm_jax.search.tree import NONE
+from agentrm_jax.search.tree_search import TreeSearch
 from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
-from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
+from agentrm_jax.search.turns import ATTEMPTS, run_turns
 
 _UCB = UCB()
 
@@ -94,8 +92,8 @@ def explore(
     return grown_trees(store, tasks, settings, grow)
 
 
-class Explorer(TurnSearch[int, None]):
-    """Grows the trees of a task list; its players are slots, each with at most one tree.
+class Explorer(TreeSearch[GrowingTree, None]):
+    """Grows the trees of a task list.
 
     Args:
       policy: Proposes turns.
@@ -113,12 +111,10 @@ class Explorer(TurnSearch[int, None]):
         config: SearchConfig,
         on_iteration: Callable[[], None] = lambda: None,
     ) -> None:
-        self.policy, self.pool = policy, pool
-        self.store, self.config = store, config
+        super().__init__(pool, config.selection, config.expansion_width)
+        self.policy, self.store, self.config = policy, store, config
         self._on_iteration = on_iteration
-        self._waiting: list[Task] = []
         self._stored: Mapping[str, TreeRecord] = {}
-        self._slots: list[GrowingTree | None] = []
 
     def run(self, tasks: Sequence[Task], stored: Mapping[str, TreeRecord]) -> None:
         """Explores every task whose tree in `stored` is absent or not finished.
@@ -130,52 +126,24 @@ class Explorer(TurnSearch[int, None]):
         waiting = [t for t in tasks if not (t.task_id in stored and stored[t.task_id].finished)]
         if not waiting:
             return
-        self._waiting, self._stored = waiting[::-1], stored
+        self._stored = stored
         # Shapes follow from all tasks, so that nothing is compiled again on resuming.
         longest = max(task.max_steps for task in tasks)
         width = self.config.expansion_width
-        self._slots = [None] * min(self.config.concurrency, len(tasks))
         # An iteration adds the children of one node and one rollout; a node has at most one child
         # from a rollout next to the children of its expansion.
-        self._trees = tree.make_trees(
-            len(self._slots), 1 + self.config.num_iterations * (width + longest), width + 1
+        self._prepare(
+            waiting,
+            num_slots=min(self.config.concurrency, len(tasks)),
+            num_nodes=1 + self.config.num_iterations * (width + longest),
+            width=width + 1,
         )
         for _ in run_turns(self.policy, self, len(self._slots)):
             pass
 
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def num_running(self) -> int:
-        return len(self._live())
-
-    def overlaps(self, player: int) -> bool:
-        return self.pool.elsewhere(self._tree(player).task)
-
-    def close(self) -> None:
-        for growing in self._live().values():
-            self.pool.release(growing.handles)
-
-    def _live(self) -> dict[int, GrowingTree]:
-        return {e: growing for e, growing in enumerate(self._slots) if growing is not None}
-
-    def _tree(self, e: int) -> GrowingTree:
-        growing = self._slots[e]
-        assert growing is not None
-        return growing
-
     def begin(self, count: int) -> Sequence[None]:
         """Gives free slots the next tasks."""
-        if count == 0:
-            return ()
-        free = [e for e, growing in enumerate(self._slots) if growing is None]
-        tasks = [self._waiting.pop() for _ in range(count)]
-        changes = tree.Changes.none_of(self._trees)
-        changes.cleared[free[:count]] = True
-        self._trees = tree.advance(self._trees, changes)
-        for e, task, answer in zip(free, tasks, self.pool.reset(tasks), strict=False):
+        for e, task, answer in self._enter(count):
             record = self._stored.get(task.task_id)
             failed = isinstance(answer, EnvironmentFailure)
             if record is None:
@@ -204,27 +172,17 @@ class Explorer(TurnSearch[int, None]):
         self._trees = tree.put(self._trees, e, arrays)
         self._finish_if_complete(e)
 
-    def _select(self) -> None:
-        """Walks down every tree that is between phases, until each needs the policy or is done.
+    def _reach(self, e: int, leaf: int) -> None:
+        """Expands a node that was visited, and begins a rollout in one that was not.
 
-        A walk to a known terminal node is a whole iteration. A walk to a visited node expands it
-        and continues from there after the expansion.
+        A walk continues from the expanded node after the expansion.
         """
-        while idle := {e: g for e, g in self._live().items() if g.walks}:
-            chosen = np.asarray(tree.select(self._trees, self.config.selection))
-            ended: dict[int, int] = {}
-            for e, growing in idle.items():
-                leaf = int(chosen[e])
-                node = growing.nodes[leaf]
-                if node.trajectory.done:
-                    ended[e] = leaf
-                    continue
-                if leaf == 0 or node.visited:
-                    growing.expanding = leaf
-                else:
-                    growing.rolling = growing.rollout_leaf = leaf
-                self._require_room(e)
-            self._back_up(ended)
+        growing = self._tree(e)
+        if leaf == 0 or growing.nodes[leaf].visited:
+            growing.expanding = leaf
+        else:
+            growing.rolling = growing.rollout_leaf = leaf
+        self._require_room(e)
 
     def _require_room(self, e: int) -> None:
         """Ends a tree whose failed candidates have used up the nodes of its iterations."""
@@ -234,15 +192,6 @@ class Explorer(TurnSearch[int, None]):
             growing.closed or growing.failures
         ):
             self._retire(e, f"too many candidates failed, the last with: {growing.last_failure}")
-
-    def questions(self) -> list[tuple[int, Question]]:
-        self._select()
-        questions: list[tuple[int, Question]] = []
-        for e, growing in self._live().items():
-            if not growing.asked:
-                growing.asked = True
-                questions.append((e, growing.question(self.config.expansion_width)))
-        return questions
 
     def play(self, answers: Sequence[tuple[int, list[Proposal]]]) -> Sequence[None]:
         """Moves the environments as the policy proposed, attaches the new nodes, backs up."""
@@ -269,26 +218,8 @@ class Explorer(TurnSearch[int, None]):
     def _expand(self, answered: Mapping[int, list[Proposal]]) -> None:
         """Attaches children to the waiting nodes."""
         nodes = {e: self._tree(e).waiting for e in answered}
-        candidates: list[tuple[int, Proposal, int]] = []
-        requests: list[tuple[int, str, bool]] = []
-        for e, group in answered.items():
-            growing = self._tree(e)
-            for proposal, multiplicity in growing.merged(nodes[e], group, self.pool.action_key):
-                candidates.append((e, proposal, multiplicity))
-                requests.append((growing.handle(nodes[e]), proposal.action, True))
-        new: dict[int, list[int]] = {e: [] for e in nodes}
-        answers = act(self.pool, requests)
-        for (e, proposal, multiplicity), answer in zip(candidates, answers, strict=True):
-            if isinstance(answer, EnvironmentFailure):
-                self._tree(e).fail(nodes[e], proposal.action, multiplicity, "expand", answer.reason)
-                continue
-            handle, transition = answer
-            if transition.done:
-                self.pool.release([handle])
-                handle = None
-            step = proposal.as_step(transition)
-            new[e].append(self._tree(e).add(nodes[e], step, multiplicity, handle))
-        self._attach(nodes, new, expands=True)
+        new = self._grow(answered)
+        self._trees = tree.advance(self._trees, self._attachment(nodes, new, expands=True))
         for e in nodes:
             self._close(e, self._tree(e).end_expansion())
 
@@ -316,7 +247,8 @@ class Explorer(TurnSearch[int, None]):
             growing.rolling, new[e] = number, [number]
             if transition.done:
                 ended[e] = number
-        self._attach({e: nodes[e] for e in new}, new, expands=False)
+        changes = self._attachment({e: nodes[e] for e in new}, new, expands=False)
+        self._trees = tree.advance(self._trees, changes)
         self._back_up(ended)
 
     def _roll_failed(self, e: int, proposal: Proposal, reason: str) -> None:
@@ -329,30 +261,6 @@ class Explorer(TurnSearch[int, None]):
         growing.attempt += 1
         if growing.attempt == ATTEMPTS:
             self._close(e, growing.close_waiting())
-
-    def _close(self, e: int, closed: Sequence[int]) -> None:
-        """Closes nodes to selection; ends the tree if its root is one of them."""
-        growing = self._tree(e)
-        if 0 in closed:
-            self._retire(e, growing.last_failure)
-        elif closed:
-            self._trees = tree.close(self._trees, e, closed)
-
-    def _attach(
-        self, parents: Mapping[int, int], new: Mapping[int, list[int]], *, expands: bool
-    ) -> None:
-        """Attaches the new nodes of some trees to one node of each, on the device."""
-        changes = tree.Changes.none_of(self._trees)
-        for e, number in parents.items():
-            nodes = self._tree(e).nodes
-            changes.parent[e], changes.expands[e] = number, expands
-            changes.new[e, : len(new[e])] = new[e]
-            trajectories = [nodes[n].trajectory for n in new[e]]
-            changes.terminal[e, : len(new[e])] = [t.done for t in trajectories]
-            changes.prior_logit[e, : len(new[e])] = [
-                tree.prior_logit(t.steps[-1]) for t in trajectories
-            ]
-        self._trees = tree.advance(self._trees, changes)
 
     def _back_up(self, leaves: Mapping[int, int]) -> None:
         """Ends the iterations that reached these terminal nodes, and stores them."""

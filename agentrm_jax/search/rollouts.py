@@ -100,7 +100,7 @@ def rollouts(
     ]
     for task, _ in samples:
         check_task(task)
-    return run_turns(as_policy(policy, seed), _Rollouts(envs, samples), concurrency)
+    return run_turns(as_policy(policy, seed), RolloutSearch(envs, samples), concurrency)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -136,14 +136,23 @@ class _Episode:
         )
 
 
-class _Rollouts(TurnSearch[_Episode, Rollout]):
-    """Rollouts as the turn loop drives them."""
+class RolloutSearch(TurnSearch[_Episode, Rollout]):
+    """Rollouts as the turn loop drives them.
+
+    Args:
+      pool: The environments.
+      samples: Tasks and sample numbers, in the order in which they begin.
+    """
 
     def __init__(self, pool: EnvironmentPool, samples: Sequence[tuple[Task, int]]) -> None:
         self._pool = pool
         self._waiting = list(reversed(samples))
         self._ready: list[_Episode] = []
         self._running: set[_Episode] = set()
+
+    def add(self, samples: Sequence[tuple[Task, int]]) -> None:
+        """Adds tasks with their sample numbers; they begin before those that wait."""
+        self._waiting += reversed(samples)
 
     @property
     def num_waiting(self) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
+
+from agentrm_jax.core.records import Trajectory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,3 +46,30 @@ class SearchNode:
     value: float | None = None
     status: Literal["kept", "removed", "finished", "failed"] = "kept"
     chosen: bool = False
+
+
+def search_node(
+    state: Trajectory, parent: int, *, score: float = math.nan, **values: Any
+) -> SearchNode:
+    """Returns the record of a state that a search reached.
+
+    Args:
+      state: The state.
+      parent: Index of the node before its last step; ignored for a state without steps, the root.
+      score: Its score, NaN if the state was not scored or its score is undecided.
+      values: Further fields of the record.
+    """
+    if not state.steps:
+        return SearchNode(parent=-1, observation=state.first_observation, **values)
+    step = state.steps[-1]
+    return SearchNode(
+        parent=parent,
+        reply=step.reply,
+        action=step.action,
+        observation=step.transition.observation,
+        outcome=state.outcome,
+        done=state.done,
+        success=state.success,
+        score=None if math.isnan(score) else score,
+        **values,
+    )

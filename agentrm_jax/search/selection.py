@@ -25,7 +25,8 @@ class Children:
     """The children of one node in each of E trees, W children at most.
 
     Attributes:
-      value: Mean return of the child, in [0, 1]; 0 if it was never visited.
+      value: Mean return of the child, in [0, 1]; 0 if it was never visited. In `guided_mcts` the
+        mean score, -inf if the reward model did not decide.
       prior: The policy's probability of the child, renormalised over the node's children: the
         softmax of the mean log-probability of the reply's tokens. Equal for all children if no
         log-probabilities are stored. 0 if the child does not exist.

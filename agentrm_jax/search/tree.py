@@ -95,6 +95,7 @@ class Changes:
     Attributes:
       cleared: As in `clear`.
       parent, new, terminal, prior_logit, expands: As in `attach`.
+      first_value: A value [E, W] for new nodes that counts as their first visit; NaN: not visited.
       leaf, outcome: As in `backup`.
     """
 
@@ -104,6 +105,7 @@ class Changes:
     terminal: Any
     prior_logit: Any
     expands: Any
+    first_value: Any
     leaf: Any
     outcome: Any
 
@@ -117,6 +119,7 @@ class Changes:
             terminal=np.zeros((E, W), bool),
             prior_logit=np.full((E, W), np.nan, np.float32),
             expands=np.zeros(E, bool),
+            first_value=np.full((E, W), np.nan, np.float32),
             leaf=np.full(E, NONE, np.int32),
             outcome=np.zeros(E, np.float32),
         )
@@ -208,6 +211,26 @@ def attach(
     )
 
 
+def visit_first(
+    trees: Trees, new: Int32[Array, "E W"], first_value: Float32[Array, "E W"]
+) -> Trees:
+    """Gives new nodes a value, which counts as their first visit.
+
+    Args:
+      trees: The trees.
+      new: The new nodes' numbers, NONE after the last.
+      first_value: Their values, NaN for a node that stays without visits.
+    """
+    M = trees.parent.shape[1]
+    node = jnp.where((new == NONE) | jnp.isnan(first_value), M, new)  # M is out of range: dropped
+    row = jnp.arange(new.shape[0])[:, None]
+    return dataclasses.replace(
+        trees,
+        visit_count=trees.visit_count.at[row, node].set(1, mode="drop"),
+        value_sum=trees.value_sum.at[row, node].set(first_value, mode="drop"),
+    )
+
+
 def backup(trees: Trees, leaf: Int32[Array, " E"], outcome: Float32[Array, " E"]) -> Trees:
     """Adds 1 to the visits and a return to the value sum of every node from a leaf to the root.
 
@@ -234,7 +257,7 @@ def backup(trees: Trees, leaf: Int32[Array, " E"], outcome: Float32[Array, " E"]
 
 @functools.partial(jax.jit, donate_argnums=0)
 def advance(trees: Trees, changes: Changes) -> Trees:
-    """Clears trees, attaches children and backs up returns, in this order, in one program."""
+    """Clears trees, attaches and values children, backs up returns: in this order, one program."""
     trees = clear(trees, changes.cleared)
     trees = attach(
         trees,
@@ -244,6 +267,7 @@ def advance(trees: Trees, changes: Changes) -> Trees:
         changes.prior_logit,
         changes.expands,
     )
+    trees = visit_first(trees, changes.new, changes.first_value)
     return backup(trees, changes.leaf, changes.outcome)
 
 

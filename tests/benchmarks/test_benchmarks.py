@@ -102,6 +102,19 @@ def test_search():
         assert exactness["unexplained"] == 0
 
 
+def test_methods():
+    """Every registered method, on one environment."""
+    found = run("methods", "--tiny", "--environments", "pddl")
+    rows = found["pddl"]
+    assert {"greedy", "best_of_n", "beam"} <= rows.keys()
+    for row in rows.values():
+        assert row["errors"] == 0
+        assert min(row["policy_tokens_per_task"], row["env_steps_per_task"]) > 0
+        exactness = row["exactness"]
+        assert exactness["identical_at_equal_shapes"] == exactness["answers_at_equal_shapes"] > 0
+        assert exactness["unexplained"] == 0
+
+
 @pytest.mark.parametrize("name", ["decode", "score"])
 def test_large_models_in_another_precision(name):
     options = ["--context", "64", "--tokens", "16"]
