@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import (
@@ -68,6 +69,7 @@ class Retry:
       concurrency: Tasks that run at the same time. It decides speed, never results.
     """
 
+    scores_states: ClassVar[bool] = True
     thresholds: ClassVar[Mapping[str, tuple[float, ...]]] = {
         "retry_below": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     }
@@ -82,6 +84,8 @@ class Retry:
         check_fields(self, num_attempts="[1, 100]", memory="[1, 100]", concurrency="[1, 100000]")
         if not self.uses_score:  # there is nothing to choose
             object.__setattr__(self, "thresholds", {})
+            if self.retry_below is not None:
+                raise UserError("must be left out because uses_score is false", field="retry_below")
 
     @property
     def uses_reward_model(self) -> bool:

@@ -6,7 +6,6 @@ A method names them in a class variable `thresholds`, from the name of a field t
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -23,10 +22,9 @@ def open_thresholds(method: Any) -> dict[str, tuple[float, ...]]:
     Raises:
       UserError: The method names a threshold that is not one of its fields, or without candidates.
     """
-    fields = {field.name for field in dataclasses.fields(method)}
     found = {}
     for name, values in getattr(method, "thresholds", {}).items():
-        if name not in fields or not values:
+        if not hasattr(method, name) or not values:
             raise UserError(
                 f"{type(method).__qualname__}.thresholds must map fields of the method to values "
                 f"to try (got {name}: {values})"

@@ -272,6 +272,8 @@ def test_a_threshold_without_a_value_names_the_command():
         Retry().run(Reflecting(), Scores(), GamePool(), TASKS, 0)
     with pytest.raises(UserError, match="num_attempts must be at least 1"):
         Retry(num_attempts=0)
+    with pytest.raises(UserError, match="retry_below must be left out because uses_score is false"):
+        Retry(uses_score=False, retry_below=0.5)
 
 
 class Once(GamePool):
