@@ -1,4 +1,4 @@
-"""What a search tried for one task: one record for each node, as reports draw it."""
+"""The nodes of the search of one task: one record for each state, as reports draw it."""
 
 from __future__ import annotations
 

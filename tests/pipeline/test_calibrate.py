@@ -13,6 +13,7 @@ import pytest
 
 import agentrm_jax as arm
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.envs.registry import load_family
 from agentrm_jax.evaluation.calibration import CalibrateConfig, Calibration
 from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.evaluation.rollout_files import read_rollouts
@@ -44,14 +45,16 @@ class Interrupted(Exception):
 
 
 def wander(state, n, seed):
-    """Moves at random, differently if there are notes; a note for a question."""
+    """Takes the expert's way with breaks, other ones if there are notes; a note for a question."""
     ASKED.append(state.task.task_id)
     if len(ASKED) == LIMIT[0]:
         raise Interrupted
     draw = random.Random(f"{seed} {state.first_observation}")
     if "What went wrong" in state.first_observation:
-        return [f"I shall begin with {draw.choice(['up', 'down'])}."] * n
-    return [f"Action: move {draw.choice(['up', 'down', 'left', 'right'])}" for _ in range(n)]
+        return [f"I shall hurry in {draw.choice(['every', 'a'])} step."] * n
+    way = load_family("maze").demonstrate(state.task) or []
+    made = sum(step.action != "look" for step in state.steps)
+    return [f"Action: {'look' if draw.random() < 0.4 else way[made].action}" for _ in range(n)]
 
 
 LIMIT = [0]
@@ -109,7 +112,7 @@ def config(monkeypatch) -> RunConfig:
 
     register_method("retrying")(Retry)
     return RunConfig(
-        environments=[EnvironmentConfig(name="maze", prompt=False, max_steps=6)],
+        environments=[EnvironmentConfig(name="maze", prompt=False, max_steps=10)],
         agent=Wander(),
         rewards=("drawn",),
         train_policy=False,
