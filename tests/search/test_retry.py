@@ -35,6 +35,7 @@ class Reflecting(GamePolicy):
         seen = draw(trajectory.first_observation)
         if not purpose.startswith("reflect/"):
             return super()._one(trajectory, f"{purpose} {seen}", branch)
+        seen = draw(seen, purpose)
         reply = " \n" if seen < 1 / 3 else f"I went  wrong.\nNext time {seen}."
         return Proposal(
             reply=reply, action="", token_ids=(1, 2, 3), log_probs=(-1.0, -2.0, -0.5),
