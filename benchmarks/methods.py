@@ -54,7 +54,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "guided_mcts": {"num_iterations": 16, "expansion_width": 4},
     "look_ahead": {"beam_width": 1, "expansion_width": 4, "depth": 1},
     "retry": {"num_attempts": 7, "retry_below": 1.0},
-    "smc": {"num_particles": 8, "temperature": 0.1},
+    "smc": {"num_particles": 8, "weight_temperature": 0.1},
 }
 """By method: at most about 8 turns for each step. A method that is not here has its defaults."""
 TURNS = (4, 1)

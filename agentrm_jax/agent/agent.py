@@ -73,6 +73,14 @@ class Agent(BackgroundPolicy):
         request = Request(segments=state.segments, shared_prefix=state.shared_prefix, key=key)
         return request, state.truncated_steps
 
+    def fits(self, state: Trajectory) -> bool:
+        """Returns whether a state fits into the context, with room for a reply.
+
+        Args:
+          state: The state.
+        """
+        return self.renderer.decoded_state(state).truncated_steps == 0
+
     def warm_up(self) -> None:
         """Compiles the programs that `branches` need."""
         for scheduler in self._distinct_schedulers():

@@ -92,6 +92,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         _stage("train-rm", "train the explicit reward model on these values"),
         _stage("sample", "sample whole trajectories for the implicit reward model"),
         _stage("train-implicit", "train the implicit reward model on their outcomes"),
+        _stage("calibrate", "choose thresholds of test-time methods on training tasks"),
         _stage("evaluate", "run greedy, best-of-n, beam search and the baselines on test tasks"),
         _stage("report", "write report.html, report.json and results.json again"),
         Command(

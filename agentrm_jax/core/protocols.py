@@ -291,6 +291,18 @@ class BackgroundPolicy(abc.ABC):
         """Starts the model on open requests, unless it works already. It does not wait."""
 
 
+@runtime_checkable
+class LimitedPolicy(Protocol):
+    """A policy that says whether it can read a state as a whole. Optional.
+
+    A policy without `fits` is asked any question at full length.
+    """
+
+    def fits(self, state: Trajectory) -> bool:
+        """Returns whether the policy reads the whole state: no text is left out or shortened."""
+        ...
+
+
 def propose(
     policy: Policy, requests: Sequence[tuple[Trajectory, str]], n: int
 ) -> list[list[Proposal]]:

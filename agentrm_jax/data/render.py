@@ -22,6 +22,9 @@ from agentrm_jax.data.chat import (
 from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observation, fit_step
 from agentrm_jax.data.tokenizer import Tokenizer
 
+_MOST_OPENINGS = 4096
+"""Openings that a renderer keeps: more than tasks that run at the same time."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedState:
@@ -126,6 +129,8 @@ class Renderer:
                     f"{task.task_id} and its first observation (it leaves {self.limit})",
                     field="engine.context",
                 )
+            if len(self._openings) >= _MOST_OPENINGS:
+                del self._openings[next(iter(self._openings))]
             self._openings[key] = Opening(segments, shortened)
         return self._openings[key]
 

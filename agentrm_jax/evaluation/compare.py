@@ -18,6 +18,7 @@ from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Method
 from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.tasks import checked_tasks
+from agentrm_jax.search.thresholds import check_thresholds
 
 Answers = Sequence[BestOfN] | Sequence[Rollout]
 """One answer for each task, of best-of-n or of any method that gives trajectories."""
@@ -139,12 +140,14 @@ def evaluate(
       A row for each method, in which the first method is compared with all others.
 
     Raises:
-      UserError: A method is not registered, a task is given twice, or the policy or the scorer
-        breaks its protocol.
+      UserError: A method is not registered or has a threshold without a value, a task is given
+        twice, or the policy or the scorer breaks its protocol.
     """
     tasks = checked_tasks(tasks)
     if not isinstance(methods, Mapping):
         methods = {name: METHODS.load(name)() for name in methods}
+    for method in methods.values():
+        check_thresholds(method)
     answers = {
         name: list(method.run(as_policy(policy, seed), as_scorer(scorer), envs, tasks, seed))
         for name, method in methods.items()

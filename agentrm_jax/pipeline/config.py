@@ -12,6 +12,7 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.evaluation.calibration import CalibrateConfig
 from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
@@ -24,6 +25,8 @@ from agentrm_jax.runtime.sharding import MeshConfig
 from agentrm_jax.runtime.trackers import TRACKERS
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
+from agentrm_jax.search.methods import method_traits
+from agentrm_jax.search.thresholds import open_thresholds
 from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.implicit import ImplicitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
@@ -270,6 +273,7 @@ class RunConfig:
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     train_implicit: ImplicitTrainConfig = dataclasses.field(default_factory=ImplicitTrainConfig)
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    calibrate: CalibrateConfig = dataclasses.field(default_factory=CalibrateConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
@@ -290,12 +294,14 @@ class RunConfig:
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
             raise UserError("must name at least one kind, each once", field="rewards")
         first = REWARD_KINDS.load(self.rewards[0])
-        if first.compares and "beam" in self.evaluate.methods:
-            raise UserError(
-                f"must begin with another kind than {self.rewards[0]}, which compares whole "
-                "trajectories, or evaluate.methods must be without beam",
-                field="rewards",
-            )
+        for name in self.evaluate.methods if first.compares else ():
+            traits = method_traits(self.evaluate.method(name))
+            if traits.uses_reward_model and traits.scores_states:
+                raise UserError(
+                    f"must begin with another kind than {self.rewards[0]}, which compares whole "
+                    f"trajectories, or evaluate.methods must be without {name}",
+                    field="rewards",
+                )
         if not first.scores_actions and self.evaluate.beam.score_at == "action":
             raise UserError(
                 f"must be observation because rewards begins with {self.rewards[0]}; only explicit "
@@ -355,6 +361,11 @@ class RunConfig:
     def trains_implicit(self) -> bool:
         """Whether an implicit reward model is trained."""
         return "train-implicit" in self._trained_by
+
+    @functools.cached_property
+    def calibrates(self) -> bool:
+        """Whether thresholds of test-time methods are chosen on training tasks."""
+        return any(open_thresholds(self.evaluate.method(name)) for name in self.evaluate.methods)
 
     @functools.cached_property
     def _trained_by(self) -> frozenset[str | None]:

@@ -14,6 +14,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
+from agentrm_jax.evaluation.calibration import Calibration, calibrated
 from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
 from agentrm_jax.evaluation.harness import answers, score_rows, scores_by_n
 from agentrm_jax.evaluation.results import (
@@ -24,6 +25,7 @@ from agentrm_jax.evaluation.results import (
     write_episodes,
 )
 from agentrm_jax.evaluation.rollout_files import read_rollouts
+from agentrm_jax.evaluation.rows import read_rows
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
@@ -63,9 +65,10 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     workspace.models.check_given()
     _check_scoring_at_actions(workspace)
     policy = open_policy(workspace)
-    scorers = _Scorers(policy)
+    scorers = Scorers(policy)
     ran: list[Rollout] = []
-    for run in method_runs(config.evaluate, config.rewards):
+    thresholds = read_rows(workspace.paths.thresholds, Calibration)
+    for run in calibrated(method_runs(config.evaluate, config.rewards), thresholds):
         ran += _run_method(run, policy, scorers, stage)
     counts = {
         "trajectories": len(ran),
@@ -97,8 +100,12 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     }
 
 
-class _Scorers:
-    """The reward models of a run. Each is opened when the first method needs it."""
+class Scorers:
+    """The reward models of a run. Each is opened when the first method needs it.
+
+    Args:
+      policy: The policy that acts.
+    """
 
     def __init__(self, policy: ActingPolicy) -> None:
         self._policy = policy
@@ -120,7 +127,7 @@ class _Scorers:
 
 
 def _run_method(
-    run: MethodRun, policy: ActingPolicy, scorers: _Scorers, stage: Stage
+    run: MethodRun, policy: ActingPolicy, scorers: Scorers, stage: Stage
 ) -> list[Rollout]:
     """Runs a method on the tasks of this process and writes the results of all processes.
 
@@ -134,7 +141,7 @@ def _run_method(
         run.name.replace("_", " "),
         paths.rollouts,
         run.episodes(own_share(tasks)),
-        functools.partial(_missing_rollouts, run, policy, scorers),
+        functools.partial(missing_rollouts, run, policy, scorers),
         stage,
     )
     answered = answers(
@@ -157,12 +164,20 @@ def _run_method(
     return rollouts
 
 
-def _missing_rollouts(
+def missing_rollouts(
     run: MethodRun,
     policy: ActingPolicy,
-    scorers: _Scorers,
+    scorers: Scorers,
     episodes: Sequence[tuple[Task, int]],
 ) -> Iterator[Rollout]:
+    """Runs a method with the sampling of `evaluate`, or with the method's own temperature.
+
+    Args:
+      run: The method.
+      policy: The policy that acts.
+      scorers: The reward models; the method gets the first one of its own.
+      episodes: The (task, sample number) to run.
+    """
     workspace = policy.workspace
     sampling = workspace.config.evaluate.sampling
     if run.temperature is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.pipeline.calibrate import calibrate
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.evaluate import evaluate
@@ -57,6 +58,7 @@ class StageSpec:
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
+_SCORING = (*_POLICY, "agent", "rewards", "reward_model", "judge")
 
 STAGES = (
     StageSpec(
@@ -116,9 +118,25 @@ STAGES = (
         processes="all",
     ),
     StageSpec(
-        name="evaluate",
+        name="calibrate",
         after=("sft", "train-rm", "train-implicit"),
-        sections=(*_POLICY, "agent", "rewards", "reward_model", "judge", "evaluate"),
+        sections=(
+            *_SCORING,
+            "experts.num_tasks",
+            "explore.num_tasks",
+            "calibrate",
+            "evaluate.methods",
+            "evaluate.options",
+            "evaluate.sampling",
+        ),
+        wanted=lambda config: config.calibrates,
+        work=calibrate,
+        processes="all",
+    ),
+    StageSpec(
+        name="evaluate",
+        after=("sft", "train-rm", "train-implicit", "calibrate"),
+        sections=(*_SCORING, "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
         processes="all",
@@ -150,7 +168,7 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
     if not stage.wanted(config):
         raise UserError(
             f"{stage.name}: not a stage of this configuration (see agent, policy, rewards, "
-            "reward_model)"
+            "reward_model, evaluate.options)"
         )
     values = plain(config)
     needed: dict[str, Any] = {}

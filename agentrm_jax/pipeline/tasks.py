@@ -46,8 +46,7 @@ class Tasks:
         """
         experts: list[Task] = []
         explored: list[Task] = []
-        config = self.config
-        trained = [(each, kinds) for each in config.environments if (kinds := _kinds(each)[0])]
+        config, trained = self.config, self._trained_environments
         learns = config.trains_policy or config.trains_reward or config.trains_implicit
         if learns and not trained:
             raise UserError("are all held out; nothing is left to learn from", field="environments")
@@ -59,6 +58,37 @@ class Tasks:
             experts += tasks[:n]
             explored += tasks[n:]
         return experts, explored
+
+    @property
+    def _trained_environments(self) -> list[tuple[EnvironmentConfig, Sequence[str]]]:
+        """The environments that are trained on, with the kinds."""
+        given = self.config.environments
+        return [(each, kinds) for each in given if (kinds := _kinds(each)[0])]
+
+    @functools.cached_property
+    def calibration(self) -> list[Task]:
+        """Train tasks on which thresholds of test-time methods are chosen.
+
+        Their problems are not those of `experts` and `explored`. Only if the split has too few
+        others, explored tasks follow, and then those of the expert.
+        """
+        used = [*self.explored, *self.experts]
+        problems, found = {task.problem for task in used}, []
+        config, trained = self.config, self._trained_environments
+        counts = (
+            _spread(n, len(trained))
+            for n in (
+                config.experts.num_tasks,
+                config.explore.num_tasks,
+                config.calibrate.num_tasks,
+            )
+        )
+        for (environment, kinds), n, m, k in zip(trained, *counts, strict=True):
+            listed = self._listed(environment, "train", kinds, n + m + k)
+            others = [task for task in listed if task.problem not in problems]
+            own = [task for task in used if task.environment == environment.registered]
+            found += [*others, *own][:k]
+        return found
 
     def imported_trajectories(self) -> Iterator[Trajectory]:
         """Yields the trajectories of `experts.imported`, in order.
@@ -110,8 +140,12 @@ class Tasks:
         return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:
-        """Returns the number of test tasks whose problem is trained on or explored; 0 is right."""
-        trained = {task.problem for task in (*self.experts, *self.explored)}
+        """Returns the number of test tasks whose problem is trained on or explored; 0 is right.
+
+        Problems on which thresholds are chosen count as well.
+        """
+        calibration = self.calibration if self.config.calibrates else ()
+        trained = {task.problem for task in (*self.experts, *self.explored, *calibration)}
         return sum(task.problem in trained for task in self.test)
 
     def check_overlap(self) -> None:

@@ -13,6 +13,7 @@ from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.attempts import shortened_attempt
 
 _QUESTION = """\
 Several attempts were made at one task. Decide which attempt got furthest in doing what the task \
@@ -135,15 +136,14 @@ class JudgeScorer:
         return [self._shortened(trajectory, room) for trajectory in group]
 
     def _shortened(self, trajectory: Trajectory, room: int) -> str:
-        for dropped in range(len(trajectory.steps) + 1):
-            text = attempt_text(trajectory, dropped)
-            if self._count(text) <= room:
-                return text
-        raise UserError(
-            f"must be larger: no step of an attempt at {trajectory.task.task_id} fits into half of "
-            f"a question of the judge, {self._limit} tokens",
-            field="engine.context",
-        )
+        text = shortened_attempt(trajectory, lambda text: self._count(text) <= room)
+        if text is None:
+            raise UserError(
+                f"must be larger: no step of an attempt at {trajectory.task.task_id} fits into "
+                f"half of a question of the judge, {self._limit} tokens",
+                field="engine.context",
+            )
+        return text
 
     def _parts(self, texts: Sequence[str], contenders: Sequence[int]) -> list[list[int]]:
         """Contenders in order, as many in a part as a question holds; two always fit."""
@@ -166,14 +166,6 @@ class JudgeScorer:
 
 def _heading(number: int) -> str:
     return f"Attempt {number}:\n"
-
-
-def attempt_text(trajectory: Trajectory, dropped: int = 0) -> str:
-    """A trajectory for a reader, without its oldest steps if so asked."""
-    lines = [f"(The first {dropped} steps are left out.)"] if dropped else []
-    for step in trajectory.steps[dropped:]:
-        lines += [step.reply, f"Observation: {step.transition.observation}"]
-    return "\n".join(lines or ["(no step)"])
 
 
 def parse_choice(answer: str, n: int) -> int | None:

@@ -18,6 +18,7 @@ STAGE_FOLDERS: Mapping[str, str] = MappingProxyType(
         "train-rm": "reward/explicit",
         "sample": "samples",
         "train-implicit": "reward/implicit",
+        "calibrate": "calibrate",
         "evaluate": "eval",
     }
 )
@@ -92,6 +93,15 @@ class RunPaths:
     def method(self, name: str) -> MethodPaths:
         """Returns the files of a test-time method."""
         return MethodPaths(self.stage("evaluate") / name)
+
+    @property
+    def thresholds(self) -> pathlib.Path:
+        """The thresholds that were chosen for test-time methods."""
+        return self.stage("calibrate") / "thresholds.json"
+
+    def calibration(self, name: str, candidate: str) -> MethodPaths:
+        """Returns the files of a test-time method with one candidate of its thresholds."""
+        return MethodPaths(self.stage("calibrate") / name / candidate)
 
     @property
     def metrics(self) -> pathlib.Path:

@@ -98,10 +98,13 @@ class MethodTraits:
         `evaluate.sampling`.
       uses_reward_model: Whether the method uses its scorer. If not, it is run once, its `scorer` is
         None, and its result rows name no reward model.
+      scores_states: Whether the method needs the score of a state by itself. It then cannot be run
+        with a reward model that compares the trajectories of a task.
     """
 
     temperature: float | None = None
     uses_reward_model: bool = True
+    scores_states: bool = False
 
 
 def method_traits(method: Method) -> MethodTraits:
@@ -227,6 +230,8 @@ class BestOfN:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beam(BeamConfig):
     """Step-level beam search (paper section 3.4)."""
+
+    scores_states: ClassVar[bool] = True
 
     def run(
         self,

@@ -104,8 +104,16 @@ def rollouts(
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class _Episode:
-    """A trajectory that is not finished; `attempt` counts the failures of its current turn."""
+class Episode:
+    """A trajectory that is not finished, and its environment.
+
+    Attributes:
+      trajectory: The steps so far.
+      sample: Its number among the trajectories of its task.
+      handle: Its environment.
+      began: When it was reset, in seconds of `time.monotonic`.
+      attempt: How often the environment of its current turn has failed.
+    """
 
     trajectory: Trajectory
     sample: int
@@ -117,13 +125,17 @@ class _Episode:
     failed_candidates: int = 0
 
     @property
-    def question(self) -> Question:
-        purpose = f"sample/{self.sample}/{len(self.trajectory.steps)}"
-        if self.attempt:
-            purpose += f"/again/{self.attempt}"
-        return Question(self.trajectory, purpose, 1)
+    def purpose(self) -> str:
+        """The purpose of its next turn; see `Policy.submit`."""
+        again = f"/again/{self.attempt}" if self.attempt else ""
+        return f"sample/{self.sample}/{len(self.trajectory.steps)}{again}"
 
     def finished(self, error: str | None = None) -> Rollout:
+        """Returns its trajectory and costs.
+
+        Args:
+          error: The reason why its environment failed for good, or None.
+        """
         return Rollout(
             trajectory=self.trajectory,
             sample=self.sample,
@@ -136,7 +148,7 @@ class _Episode:
         )
 
 
-class RolloutSearch(TurnSearch[_Episode, Rollout]):
+class RolloutSearch(TurnSearch[Episode, Rollout]):
     """Rollouts as the turn loop drives them.
 
     Args:
@@ -147,8 +159,8 @@ class RolloutSearch(TurnSearch[_Episode, Rollout]):
     def __init__(self, pool: EnvironmentPool, samples: Sequence[tuple[Task, int]]) -> None:
         self._pool = pool
         self._waiting = list(reversed(samples))
-        self._ready: list[_Episode] = []
-        self._running: set[_Episode] = set()
+        self._ready: list[Episode] = []
+        self._running: set[Episode] = set()
 
     def add(self, samples: Sequence[tuple[Task, int]]) -> None:
         """Adds tasks with their sample numbers; they begin before those that wait."""
@@ -164,50 +176,87 @@ class RolloutSearch(TurnSearch[_Episode, Rollout]):
 
     def begin(self, count: int) -> Iterator[Rollout]:
         entering = [self._waiting.pop() for _ in range(count)]
-        answers = self._pool.reset([task for task, _ in entering]) if entering else []
-        for (task, sample), answer in zip(entering, answers, strict=True):
-            now = time.monotonic()
-            if isinstance(answer, EnvironmentFailure):
-                nothing = Trajectory(task=task, first_observation="")
-                yield _Episode(nothing, sample, -1, now).finished(answer.reason)
-                continue
-            handle, observation = answer
-            trajectory = Trajectory(task=task, first_observation=observation)
-            episode = _Episode(trajectory, sample, handle, now)
-            self._ready.append(episode)
-            self._running.add(episode)
+        for episode in begin_episodes(self._pool, entering):
+            if isinstance(episode, Rollout):
+                yield episode
+            else:
+                self._ready.append(episode)
+                self._running.add(episode)
 
-    def questions(self) -> list[tuple[_Episode, Question]]:
+    def questions(self) -> list[tuple[Episode, Question]]:
         ready, self._ready = self._ready, []
-        return [(episode, episode.question) for episode in ready]
+        return [(e, Question(e.trajectory, e.purpose, 1)) for e in ready]
 
-    def overlaps(self, player: _Episode) -> bool:
+    def overlaps(self, player: Episode) -> bool:
         return self._pool.elsewhere(player.trajectory.task)
 
-    def play(self, answers: Sequence[tuple[_Episode, list[Proposal]]]) -> Iterator[Rollout]:
+    def play(self, answers: Sequence[tuple[Episode, list[Proposal]]]) -> Iterator[Rollout]:
         turns = [(episode, proposal) for episode, [proposal] in answers]
-        acted = act(self._pool, [(e.handle, proposal.action, False) for e, proposal in turns])
-        for (episode, proposal), answer in zip(turns, acted, strict=True):
-            episode.policy_tokens += len(proposal.log_probs)
-            episode.truncated_steps += proposal.truncated_steps
-            error = None
-            if isinstance(answer, EnvironmentFailure):
-                error = _replayed(self._pool, episode, answer)
-            else:
-                step = proposal.as_step(answer[1])
-                episode.trajectory, episode.attempt = episode.trajectory.extended(step), 0
-            if error is None and not episode.trajectory.done:
+        for (episode, _), rollout in zip(turns, play_turns(self._pool, turns), strict=True):
+            if rollout is None:
                 self._ready.append(episode)
-                continue
-            self._pool.release([episode.handle])
-            self._running.remove(episode)
-            yield episode.finished(error)
+            else:
+                self._running.remove(episode)
+                yield rollout
 
     def close(self) -> None:
         self._pool.release([episode.handle for episode in self._running])
 
 
-def _replayed(pool: EnvironmentPool, episode: _Episode, failure: EnvironmentFailure) -> str | None:
+def begin_episodes(
+    pool: EnvironmentPool, samples: Sequence[tuple[Task, int]]
+) -> list[Episode | Rollout]:
+    """Resets an environment for each (task, sample number).
+
+    Returns:
+      For each its episode; a rollout with an error if the environment failed.
+    """
+    begun: list[Episode | Rollout] = []
+    answers = pool.reset([task for task, _ in samples]) if samples else []
+    for (task, sample), answer in zip(samples, answers, strict=True):
+        now = time.monotonic()
+        if isinstance(answer, EnvironmentFailure):
+            nothing = Trajectory(task=task, first_observation="")
+            begun.append(Episode(nothing, sample, -1, now).finished(answer.reason))
+        else:
+            handle, observation = answer
+            trajectory = Trajectory(task=task, first_observation=observation)
+            begun.append(Episode(trajectory, sample, handle, now))
+    return begun
+
+
+def play_turns(
+    pool: EnvironmentPool, turns: Sequence[tuple[Episode, Proposal]]
+) -> list[Rollout | None]:
+    """Lets environments act on a proposed turn of each episode.
+
+    If the environment of a turn fails, the episode is replayed, and the turn is to be sampled
+    again, `ATTEMPTS` times in all.
+
+    Returns:
+      For each episode its rollout if it ended by the turn, and its environment is then released;
+      None if another turn is to be sampled.
+    """
+    acted = act(pool, [(episode.handle, proposal.action, False) for episode, proposal in turns])
+    ended: list[Rollout | None] = []
+    for (episode, proposal), answer in zip(turns, acted, strict=True):
+        episode.policy_tokens += len(proposal.log_probs)
+        episode.truncated_steps += proposal.truncated_steps
+        error = None
+        if isinstance(answer, EnvironmentFailure):
+            error = _replayed(pool, episode, answer)
+        else:
+            step = proposal.as_step(answer[1])
+            episode.trajectory, episode.attempt = episode.trajectory.extended(step), 0
+        if error is None and not episode.trajectory.done:
+            ended.append(None)
+        else:
+            pool.release([episode.handle])
+            ended.append(episode.finished(error))
+    return ended
+
+
+def _replayed(pool: EnvironmentPool, episode: Episode, failure: EnvironmentFailure) -> str | None:
     """Replays an episode whose environment failed, up to its last state.
 
     Returns:

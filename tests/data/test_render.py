@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data import render as rendering
 from agentrm_jax.data.chat import Rendered, instruction_tokens, opening_tokens, render
 from agentrm_jax.data.render import Renderer
 
@@ -148,3 +149,15 @@ def test_the_segments_of_an_end_begin_with_those_before() -> None:
     for segments in flat:
         for a, b in zip(segments, flat[-1], strict=False):
             np.testing.assert_array_equal(a, b)
+
+
+def test_openings_that_are_dropped_are_rendered_again(monkeypatch) -> None:
+    """Questions about attempts have an opening each, and there may be many."""
+    states = [dataclasses.replace(trajectory(0), first_observation=f"task {i}") for i in range(5)]
+    whole = Renderer(word_tokenizer(), lambda task: PROMPT, 100)
+    expected = [np.concatenate(whole.opening(state)) for state in states]
+    monkeypatch.setattr(rendering, "_MOST_OPENINGS", 2)
+    renderer = Renderer(word_tokenizer(), lambda task: PROMPT, 100)
+    for state, tokens in [*zip(states, expected, strict=True)] * 2:
+        np.testing.assert_array_equal(np.concatenate(renderer.opening(state)), tokens)
+    assert len(renderer._openings) == 2

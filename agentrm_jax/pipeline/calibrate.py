@@ -1,0 +1,116 @@
+"""Stage `calibrate`: chooses the thresholds of test-time methods on training tasks.
+
+Each method with a threshold that has no value is run with every candidate value. Stage `evaluate`
+takes the values that are chosen here, so that no threshold is ever chosen on test tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.evaluation.calibration import Calibration, calibration, with_thresholds
+from agentrm_jax.evaluation.config import MethodRun, method_runs
+from agentrm_jax.evaluation.harness import answers
+from agentrm_jax.evaluation.results import Episode, episode_from_json, episode_to_json
+from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
+from agentrm_jax.pipeline.evaluate import Scorers, missing_rollouts
+from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
+from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.json_files import write_json_atomic
+from agentrm_jax.runtime.processes import from_all, from_first, own_share
+from agentrm_jax.runtime.run_directory import Stage
+from agentrm_jax.runtime.stage_files import FileRecord, stage_files
+from agentrm_jax.search.thresholds import threshold_candidates
+
+
+class CalibrateSummary(AgentName):
+    """The summary of stage `calibrate`. Tokens count since the last start; they are those of the
+    run's own models. `tasks_trained_on` are tasks whose problem the run trains on as well."""
+
+    tasks: int
+    tasks_trained_on: int
+    chosen: str
+    tokens_decoded: int
+    tokens_read: int
+    files: dict[str, FileRecord]
+
+
+def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> CalibrateSummary:
+    """Runs the candidates of each method, stores their rollouts and writes the chosen values.
+
+    Raises:
+      UserError: No environment is trained on, or test problems are among those of these tasks.
+    """
+    config, tasks = workspace.config, workspace.tasks
+    tasks.check_overlap()
+    workspace.models.check_given()
+    if not tasks.calibration:
+        raise UserError(
+            "are all held out, so that no tasks are left to choose thresholds on; set the "
+            "thresholds in evaluate.options",
+            field="environments",
+        )
+    policy = open_policy(workspace)
+    scorers = Scorers(policy)
+    found = [
+        _calibrated_method(run, candidates, policy, scorers, stage)
+        for run in method_runs(config.evaluate, config.rewards)
+        if (candidates := threshold_candidates(run.method))
+    ]
+    from_first(lambda: write_json_atomic(workspace.paths.thresholds, found))
+    trained = {task.problem for task in (*tasks.experts, *tasks.explored)}
+    return {
+        "tasks": len(tasks.calibration),
+        "tasks_trained_on": sum(task.problem in trained for task in tasks.calibration),
+        "chosen": "; ".join(f"{entry['name']} {_label(entry['chosen'])}" for entry in found),
+        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
+        "tokens_read": sum(from_all(policy.tokens_read + scorers.tokens_read)),
+        **policy.name,
+        "files": from_first(lambda: stage_files(directory)),
+    }
+
+
+def _calibrated_method(
+    run: MethodRun,
+    candidates: Sequence[Mapping[str, float]],
+    policy: ActingPolicy,
+    scorers: Scorers,
+    stage: Stage,
+) -> Calibration:
+    tried = [
+        (values, _episodes(with_thresholds(run, values), _label(values), policy, scorers, stage))
+        for values in candidates
+    ]
+    return calibration(run, tried, seeds=[policy.workspace.config.seed])
+
+
+def _episodes(
+    run: MethodRun, label: str, policy: ActingPolicy, scorers: Scorers, stage: Stage
+) -> list[Episode]:
+    """Runs a method on the tasks of this process; returns its episodes on all tasks, in order."""
+    workspace, tasks = policy.workspace, policy.workspace.tasks.calibration
+    rollouts = shared_rollouts(
+        f"{run.name.replace('_', ' ')} {label}",
+        workspace.paths.calibration(run.name, label).rollouts,
+        run.episodes(own_share(tasks)),
+        functools.partial(missing_rollouts, run, policy, scorers),
+        stage,
+    )
+    answered = answers(
+        run,
+        rollouts,
+        {name: scorers[name] for name in run.reward_models[:1]},
+        seed=workspace.config.seed,
+        action_key=workspace.pool.action_key,
+    )
+    own = [episode for episode in answered.episodes if episode.method == run.method_name]
+    records = [record for part in from_all(list(map(episode_to_json, own))) for record in part]
+    episodes = {episode.task.task_id: episode for episode in map(episode_from_json, records)}
+    return [episodes[task.task_id] for task in tasks]
+
+
+def _label(values: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())
