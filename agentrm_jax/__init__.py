@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from agentrm_jax.pipeline.reward_kinds import register_reward_kind
     from agentrm_jax.pipeline.reward_model import RewardModel, Scored
     from agentrm_jax.pipeline.train_reward_model import train_reward_model
+    from agentrm_jax.reward.ensemble import EnsembleScorer, EnsembleSettings
     from agentrm_jax.reward.function import FunctionScorer
     from agentrm_jax.reward.places import Place, placed
     from agentrm_jax.search.beam import beam_search
@@ -96,6 +97,10 @@ _MODULES = {
         "Scored",
     ),
     "pipeline.train_reward_model": ("train_reward_model",),
+    "reward.ensemble": (
+        "EnsembleScorer",
+        "EnsembleSettings",
+    ),
     "reward.function": ("FunctionScorer",),
     "reward.places": (
         "Place",
@@ -138,6 +143,8 @@ __all__ = [
     "BestOfN",
     "Children",
     "EngineConfig",
+    "EnsembleScorer",
+    "EnsembleSettings",
     "EnvPool",
     "Environment",
     "EnvironmentFailure",

@@ -227,8 +227,19 @@ def _find_configured(
     return found
 
 
-def explicit_scorer(model: Model, run: Workspace) -> ExplicitScorer:
-    """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
+def explicit_scorer(model: Model, run: Workspace, quantile: float | None = None) -> ExplicitScorer:
+    """A scorer with an engine of the run's sizes. The model's parameters are taken over.
+
+    Args:
+      model: The reward model.
+      run: The run.
+      quantile: The quantile at which its head is read; None reads the head's value.
+
+    Raises:
+      UserError: The head predicts no quantiles.
+    """
+    if quantile is not None:
+        model = dataclasses.replace(model, head=model.head.at_quantile(quantile))
     closed = run.config.reads_closing(model.tokenizer.foreign)
     renderer = Renderer(model.tokenizer, run.prompts, run.config.engine.context, closed=closed)
     return ExplicitScorer(_engine_of(model, run.config.engine, run.engine_mesh), renderer)
