@@ -117,7 +117,7 @@ def check_reward_options(options: Mapping[str, Any]) -> None:
     Raises:
       UserError: Names the key.
     """
-    kinds = REWARD_KINDS.names()
+    kinds = REWARD_KINDS.names() if options else []
     for name, kind in options.items():
         own = REWARD_KINDS.name_of(type(kind))
         if not name.isidentifier() or name in _TAKEN:

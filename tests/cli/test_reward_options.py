@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -48,16 +49,14 @@ def test_ensembles_and_pairs_of_a_run(finished: pathlib.Path, tmp_path: pathlib.
     ]
     wanted = np.mean(scaled, axis=0) - 0.5 * np.std(scaled, axis=0)
     assert scores["both"] == pytest.approx(wanted.tolist())
-    assert scales["explicit"]["trajectories"] == len(read_json_lines_of(paths))
+    assert scales["explicit"]["trajectories"] == len(paths.samples.read_bytes().splitlines())
     rows = {row["reward_model"] for row in read_json(paths.method("best_of_n").by_n)}
     assert rows >= {"both", "pair"}
     assert "ranked" not in rows  # its scores depend on the other trajectories
     modified = paths.reward_scales.stat().st_mtime_ns
     shutil.rmtree(paths.stage("evaluate"))
-    runner.run_stage(config, copy, "evaluate")
+    alone = dataclasses.replace(config, rewards=("both",))
+    runner.run_stage(alone, copy, "evaluate")
     assert paths.reward_scales.stat().st_mtime_ns == modified  # measured once
-
-
-def read_json_lines_of(paths: RunPaths) -> list[bytes]:
-    """The sampled trajectories of the run."""
-    return paths.samples.read_bytes().splitlines()
+    rows = read_json(paths.method("best_of_n").scores)
+    assert [row["score"] for row in rows] == pytest.approx(scores["both"], abs=1e-4)

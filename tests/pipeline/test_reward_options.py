@@ -118,7 +118,7 @@ def test_mistakes(load, override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--rewards=[ensemble]"], r"rewards must not name ensemble, which .* kind: ensemble, of:"),
+        (["--rewards=[ensemble]"], "must not name ensemble, which has no default for of; name"),
         (["--rewards=[low, x]"], r"rewards must be one of both, ensemble, explicit, .* low, pair"),
         (["--train_rm.head.kind=mse"], r"explicit.quantile must be left out, because the head MSE"),
         (
