@@ -247,21 +247,34 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(tokenizer, chat, pad)
 
 
-def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
-    """Reads a saved tokenizer, or the one of a Hugging Face chat model.
+def load_vocabulary(directory: pathlib.Path) -> dict[str, int]:
+    """Returns the ids of all tokens of a model directory, which needs no chat template.
 
     Raises:
-      UserError: No tokenizer there, or a chat template that cannot be reproduced.
+      UserError: No tokenizer there.
     """
+    return _read_tokenizer(directory).get_vocab(with_added_tokens=True)
+
+
+def _read_tokenizer(directory: pathlib.Path) -> Any:
     import tokenizers
 
     path = directory / _FILE
     if not path.exists():
         raise UserError(f"{path}: not found; a model directory holds its tokenizer")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{path}: not a tokenizer ({first_line(error)})") from None
+
+
+def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
+    """Reads a saved tokenizer, or the one of a Hugging Face chat model.
+
+    Raises:
+      UserError: No tokenizer there, or a chat template that cannot be reproduced.
+    """
+    tokenizer = _read_tokenizer(directory)
     chat_path = directory / _CHAT_FILE
     if not chat_path.exists():
         return _load_hugging_face(directory)

@@ -99,6 +99,22 @@ class ValueHead(abc.ABC):
         """The reason why `linear` returns None, as the end of "the head cannot be exported: "."""
         return "its value is not a linear function of the hidden state"
 
+    def at_quantile(self, level: float) -> ValueHead:
+        """Returns a head for the same parameters whose value is a quantile of the target.
+
+        Args:
+          level: The quantile, in (0, 1): a low one is a pessimistic value.
+
+        Raises:
+          UserError: The head predicts no quantiles, as most do not.
+        """
+        raise UserError(
+            f"must be left out, because the head {type(self).__name__} predicts no quantiles; "
+            "train with train_rm.head: {kind: quantile}",
+            field="quantile",
+            value=level,
+        )
+
     def check_targets(self, targets: np.ndarray) -> None:
         """Refuses labels that the head cannot represent; accepts all by default.
 
@@ -340,5 +356,40 @@ class Quantile(ValueHead):
     def initial_bias(self, mean: float) -> np.ndarray:
         return np.full(self.bins, mean)
 
-    def linear(self, params: Params) -> tuple[Float[Array, " d_model"], Float[Array, ""]]:
+    def linear(self, params: Params) -> tuple[Float[Array, " d_model"], Float[Array, ""]] | None:
         return params["kernel"].mean(axis=0), params["bias"].mean()
+
+    def at_quantile(self, level: float) -> ValueHead:
+        """Returns a head whose value is one quantile, between two outputs a linear interpolation.
+
+        Args:
+          level: The quantile, in (0, 1). Those outside of the outputs' own levels, which are
+            (k + 1/2) / K, count as the nearest one.
+        """
+        return _OneQuantile(bins=self.bins, huber=self.huber, level=level)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OneQuantile(Quantile):
+    """A quantile head that is read at one quantile instead of the mean."""
+
+    level: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            expected = "above 0 and below 1"
+            raise UserError(field="quantile", value=self.level, expected=expected)
+
+    def value(self, outputs: Float[Array, "*batch K"]) -> Float[Array, "*batch"]:
+        place = min(max(self.level * self.bins - 0.5, 0.0), self.bins - 1.0)
+        below = min(int(place), self.bins - 2)
+        ordered = jnp.sort(outputs, axis=-1)  # nothing in the loss keeps quantiles from crossing
+        low, high = ordered[..., below], ordered[..., below + 1]
+        return low + (place - below) * (high - low)
+
+    def linear(self, params: Params) -> None:
+        del params
+
+    @property
+    def not_linear(self) -> str:
+        return "it is read at a quantile, and quantiles may cross"

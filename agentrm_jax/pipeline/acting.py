@@ -9,7 +9,7 @@ from typing import TypedDict
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.function import as_policy
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Policy
+from agentrm_jax.core.protocols import Policy, Scorer
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.models import Model
@@ -43,10 +43,22 @@ class ActingPolicy:
     Attributes:
       workspace: The run.
       running: The run's own model, None if another agent acts.
+      scorers: The reward models that were opened in this process, by name.
     """
 
     workspace: Workspace
     running: RunningModel | None
+    scorers: dict[str, Scorer] = dataclasses.field(default_factory=dict, repr=False)
+
+    def scorer(self, name: str) -> Scorer:
+        """Returns the reward model of a name in `rewards`; opens it the first time.
+
+        Raises:
+          UserError: It cannot be read.
+        """
+        if name not in self.scorers:
+            self.scorers[name] = self.workspace.config.reward(name).open(self)
+        return self.scorers[name]
 
     @property
     def model(self) -> Model:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.registry import Registry
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluation.calibration import CalibrateConfig
 from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
 from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.pipeline import reward_names
 from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, check_without_model
+from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
@@ -186,7 +187,7 @@ class ImplicitTrainConfig(TrainConfig):
       objective: What is minimised.
       vocab_chunks: As of `sft`.
       reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
-        `mean` or `min`.
+        `mean`, `min`, `max` or `last`.
     """
 
     objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
@@ -202,9 +203,6 @@ class ImplicitTrainConfig(TrainConfig):
                 field="fit.attention",
             )
 
-
-REWARD_KINDS: Registry[Any] = Registry("agentrm_jax.reward_kinds", "kind of reward model")
-"""The kinds of reward models, classes of `pipeline.reward_kinds.RewardKind`."""
 
 MOST_WORKERS = 4096
 """Environment processes of a host; each is a Python of its own."""
@@ -233,10 +231,12 @@ class RunConfig:
       train_policy: Whether `sft` trains it; with false it is taken as it is.
       agent: The policy that acts: `model`, that of `policy` or `sft`, or one registered elsewhere.
         Training of reward models starts from `policy` whoever acts.
-      rewards: The kinds of reward model that the run trains and compares: `explicit` (values of
-        states from search trees), `implicit` (a policy trained on outcomes), `judge` (a language
-        model that compares whole trajectories), or a kind that is registered elsewhere. Best-of-n
-        is run with each, other methods with the first.
+      rewards: The reward models that the run trains and compares: `explicit` (values of states from
+        search trees), `implicit` (a policy trained on outcomes), `judge` (a language model that
+        compares whole trajectories), a kind that is registered elsewhere, or a name of
+        `reward_options`. Best-of-n is run with each, other methods with the first.
+      reward_options: Reward models by a name of your own: their kind and its keys. Without `kind`
+        the name is that of a kind.
       reward_model: An existing explicit reward model to evaluate with
         (`runs/NAME/reward/explicit/model`); exploration, labels and reward training are then left
         out.
@@ -257,6 +257,9 @@ class RunConfig:
     policy: str | None = None
     train_policy: bool = True
     rewards: tuple[str, ...] = ("explicit",)
+    reward_options: Mapping[str, Annotated[Any, REWARD_KINDS]] = dataclasses.field(
+        default_factory=dict
+    )
     reward_model: str | None = None
     reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
@@ -285,15 +288,24 @@ class RunConfig:
             raise UserError("must name at least one environment, each once", field="environments")
         for name in self.trackers:
             check_choice("trackers", name, TRACKERS)
+        reward_names.check_reward_options(self.reward_options)
+        if not self.rewards or len(set(self.rewards)) < len(self.rewards):
+            raise UserError("must name at least one kind, each once", field="rewards")
         self._check_agent()
         if not self.train_policy and self.policy is None and self.agent.uses_model:
             raise UserError("must be true unless `policy` is given", field="train_policy")
-        known = REWARD_KINDS.names()
-        for kind in self.rewards:
-            check_choice("rewards", kind, known)
-        if not self.rewards or len(set(self.rewards)) < len(self.rewards):
-            raise UserError("must name at least one kind, each once", field="rewards")
-        first = REWARD_KINDS.load(self.rewards[0])
+        self._check_rewards()
+        check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
+        self._check_reply_lengths()
+        if self.sft.lora.rank and self.policy is None:
+            raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
+
+    def _check_rewards(self) -> None:
+        """Refuses reward models that do not fit the rest of the run."""
+        for name, kind in self.used_rewards:
+            with section(f"reward_options.{name}"):
+                kind.check(self)
+        first = self.reward_traits(self.rewards[0])
         for name in self.evaluate.methods if first.compares else ():
             traits = method_traits(self.evaluate.method(name))
             if traits.uses_reward_model and traits.scores_states:
@@ -308,10 +320,6 @@ class RunConfig:
                 "scores come before the observation",
                 field="evaluate.beam.score_at",
             )
-        check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
-        self._check_reply_lengths()
-        if self.sft.lora.rank and self.policy is None:
-            raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
 
     def _check_agent(self) -> None:
         """Refuses keys that need the run's own model if another agent acts."""
@@ -319,7 +327,7 @@ class RunConfig:
         at_action = "beam" in self.evaluate.methods and beam.score_at == "action"
         needed = {
             "policy": learns and self.policy is None,
-            "judge.policy": "judge" in self.rewards and self.judge.policy is None,
+            "judge.policy": self.uses_kind("judge") and self.judge.policy is None,
             "evaluate.beam.score_at": at_action,
         }
         check_without_model(self.agent, needed)
@@ -332,12 +340,12 @@ class RunConfig:
             "explore.sampling": self.explore.sampling.max_tokens if explores else 0,
             "sample.sampling": self.sample.sampling.max_tokens if samples else 0,
             "evaluate.sampling": self.evaluate.sampling.max_tokens if acts else 0,
-            "judge": self.judge.max_tokens if "judge" in self.rewards else 0,
+            "judge": self.judge.max_tokens if self.uses_kind("judge") else 0,
         }
-        for section, tokens in used.items():
+        for stage, tokens in used.items():
             if tokens >= self.engine.context:
                 raise UserError(
-                    field=f"{section}.max_tokens",
+                    field=f"{stage}.max_tokens",
                     value=tokens,
                     expected=f"below engine.context, {self.engine.context}",
                 )
@@ -362,12 +370,29 @@ class RunConfig:
         """Whether an implicit reward model is trained."""
         return "train-implicit" in self._trained_by
 
+    def reward(self, name: str) -> Any:
+        """Returns the reward model of a name in `rewards`, a `pipeline.reward_kinds.RewardKind`."""
+        return reward_names.reward_kind(name, self.reward_options)
+
+    def reward_traits(self, name: str) -> RewardTraits:
+        """Returns the traits of the reward model of a name in `rewards`."""
+        return reward_names.reward_traits(name, self.reward_options)
+
     @functools.cached_property
     def calibrates(self) -> bool:
         """Whether thresholds of test-time methods are chosen on training tasks."""
         return any(open_thresholds(self.evaluate.method(name)) for name in self.evaluate.methods)
 
     @functools.cached_property
-    def _trained_by(self) -> frozenset[str | None]:
+    def used_rewards(self) -> tuple[tuple[str, Any], ...]:
+        """The reward models of `rewards` and of ensembles: (name, model), members first."""
+        return tuple(reward_names.used_rewards(self.rewards, self.reward_options).items())
+
+    def uses_kind(self, kind: str) -> bool:
+        """Returns whether one of the reward models is of a kind."""
+        return any(REWARD_KINDS.name_of(type(each)) == kind for _, each in self.used_rewards)
+
+    @functools.cached_property
+    def _trained_by(self) -> frozenset[str]:
         """The stages that train the reward models of `rewards`."""
-        return frozenset(REWARD_KINDS.load(kind).trained_by for kind in self.rewards)
+        return frozenset().union(*(kind.traits.trained_by for _, kind in self.used_rewards))

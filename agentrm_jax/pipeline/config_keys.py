@@ -57,6 +57,8 @@ def _fields(config: Any, prefix: str, default: Any) -> Iterator[str]:
             base = _without_none(typing.get_args(kind)[0])
             lines = _named_sections if typing.get_origin(base) in _MAPPINGS else _kinds
             inner.append(lines(registry, key, value, text))
+        elif isinstance(registry := _registry(_inner(kind)), Registry):
+            inner.append(_kinds(registry, f"{key}.NAME", dataclasses.MISSING, text))
         elif dataclasses.is_dataclass(kind):
             inner.append(_section(kind, f"{key}.", value))
         elif dataclasses.is_dataclass(item := _item(kind)):
@@ -164,6 +166,11 @@ def _item(kind: Any) -> Any:
 def _registry(kind: Any) -> Any:
     """The registry of an `Annotated[Base, REGISTRY]`, None for other types."""
     return next(iter(getattr(kind, "__metadata__", ())), None)
+
+
+def _inner(kind: Any) -> Any:
+    """The type of the values of a mapping, None if the type is not a mapping."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) in _MAPPINGS else None
 
 
 _MAPPINGS = (dict, collections.abc.Mapping)

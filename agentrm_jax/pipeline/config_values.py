@@ -2,7 +2,8 @@
 
 A field of type `Annotated[Base, REGISTRY]` is an open section: its key `kind` names a class in the
 registry, its other keys are the fields of that class. `Annotated[Mapping[str, Base], REGISTRY]` has
-a sub-section for each name in the registry.
+a sub-section for each name in the registry. `Mapping[str, Annotated[Base, REGISTRY]]` has an open
+section for each name that the user gives; without `kind` the name is that of a kind.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ def open_section(kind: Any) -> OpenSection | None:
     return OpenSection(registry, by_name=typing.get_origin(base) in (Mapping, dict))
 
 
+def named_section(kind: Any) -> OpenSection | None:
+    """Returns the registry of a field that has an open section for each name, None for others."""
+    kind = without_none(kind)
+    is_mapping = typing.get_origin(kind) in (Mapping, dict)
+    return open_section(typing.get_args(kind)[1]) if is_mapping else None
+
+
 def without_none(kind: Any) -> Any:
     """Returns the type X of `X | None`; any other type as it is."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -113,6 +121,9 @@ def plain(config: Any) -> Any:
 
 
 def _plain(kind: Any, value: Any) -> Any:
+    if named_section(kind) is not None and value is not None:
+        inner = typing.get_args(without_none(kind))[1]
+        return {name: _plain(inner, each) for name, each in value.items()}
     opened = open_section(kind)
     if opened is None or opened.by_name or value is None:
         return plain(value)

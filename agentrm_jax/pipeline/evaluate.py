@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
@@ -27,7 +27,7 @@ from agentrm_jax.evaluation.results import (
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.evaluation.rows import read_rows
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
-from agentrm_jax.pipeline.config import REWARD_KINDS
+from agentrm_jax.pipeline.reward_kinds import explicit_directory
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.random import RandomScorer
@@ -109,21 +109,21 @@ class Scorers:
 
     def __init__(self, policy: ActingPolicy) -> None:
         self._policy = policy
-        self._open: dict[str, Scorer] = {}
 
     def __getitem__(self, name: str) -> Scorer:
-        if name not in self._open:
-            self._open[name] = (
-                RandomScorer(self._policy.workspace.config.seed)
-                if name == RANDOM
-                else REWARD_KINDS.load(name)().open(self._policy)
-            )
-        return self._open[name]
+        if name == RANDOM:
+            return RandomScorer(self._policy.workspace.config.seed)
+        return self._policy.scorer(name)
 
     @property
     def tokens_read(self) -> int:
-        """Tokens that the reward models have read in this process."""
-        return sum(getattr(scorer, "tokens_read", 0) for scorer in self._open.values())
+        """Tokens that the reward models have read in this process; members count, not ensembles."""
+        opened, config = self._policy.scorers, self._policy.workspace.config
+        return sum(
+            getattr(scorer, "tokens_read", 0)
+            for name, scorer in opened.items()
+            if not config.reward(name).members
+        )
 
 
 def _run_method(
@@ -160,7 +160,9 @@ def _run_method(
     )
     if run.samples:
         everywhere = from_all(answered.scores)
-        from_first(lambda: _write_scores(paths, everywhere, order))
+        traits = workspace.config.reward_traits
+        alone = {name for name in run.reward_models if not traits(name).compares}
+        from_first(lambda: _write_scores(paths, everywhere, order, alone))
     return rollouts
 
 
@@ -196,13 +198,19 @@ def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[
     write_json_atomic(paths.results, result_rows(episodes))
 
 
-def _write_scores(paths: MethodPaths, parts: Sequence[Scores], order: Mapping[str, int]) -> None:
+def _write_scores(
+    paths: MethodPaths,
+    parts: Sequence[Scores],
+    order: Mapping[str, int],
+    alone: Collection[str],
+) -> None:
     """Writes the scores of all trajectories, and what fewer trajectories would give.
 
     Args:
       paths: The files of the method.
       parts: The scores of each process.
       order: The number of each task.
+      alone: The reward models that score each trajectory by itself.
     """
     rollouts = sorted(
         read_rollouts(paths.rollouts),
@@ -218,8 +226,8 @@ def _write_scores(paths: MethodPaths, parts: Sequence[Scores], order: Mapping[st
         for name in parts[0]
     }
     write_json_atomic(paths.scores, score_rows(rollouts, scores))
-    alone = {name: each for name, each in scores.items() if not REWARD_KINDS.load(name).compares}
-    write_json_atomic(paths.by_n, scores_by_n(rollouts, alone))
+    by_n = {name: each for name, each in scores.items() if name in alone}
+    write_json_atomic(paths.by_n, scores_by_n(rollouts, by_n))
 
 
 def _check_scoring_at_actions(workspace: Workspace) -> None:
@@ -227,16 +235,17 @@ def _check_scoring_at_actions(workspace: Workspace) -> None:
     config, models = workspace.config.evaluate, workspace.models
     if "beam" not in config.methods or config.beam.score_at != "action":
         return
-    policy, reward = (load_tokenizer(d) for d in (models.policy_directory, models.reward_directory))
+    directory = explicit_directory(workspace.config, models)
+    policy, reward = (load_tokenizer(d) for d in (models.policy_directory, directory))
     if policy.fingerprint() != reward.fingerprint():
         raise UserError(
-            f"must be observation because the reward model in {models.reward_directory} has "
+            f"must be observation because the reward model in {directory} has "
             f"another tokenizer than the policy in {models.policy_directory}",
             field="evaluate.beam.score_at",
         )
     if reward.chat.closing and workspace.config.reads_closing(reward.foreign):
         raise UserError(
-            f"must be observation because the reward model in {models.reward_directory} is read "
+            f"must be observation because the reward model in {directory} is read "
             "at the end of its chat template; or set reward_read_at: stop",
             field="evaluate.beam.score_at",
         )

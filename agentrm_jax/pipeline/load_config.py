@@ -28,6 +28,7 @@ from agentrm_jax.pipeline.config_values import (
     OpenSection,
     default_of,
     known_keys,
+    named_section,
     open_section,
     types_of,
     without_none,
@@ -227,6 +228,11 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
         if opened.by_name and isinstance(node.value, dict):
             for name, inner in node.value.items():
                 _require_section(inner, f"{key}.{name}")
+    if named_section(kind) is not None and not left_out:
+        _require_section(node, key)
+        assert isinstance(node.value, dict)
+        for name, inner in node.value.items():
+            _require_section(inner, f"{key}.{name}")
     if not dataclasses.is_dataclass(kind):
         return
     _require_section(node, key)
@@ -268,8 +274,8 @@ def _config(kind: Any, node: Node, key: str) -> Any:
         raise error.located(own, _deepest(node, error.field).where) from None
 
 
-def _open(opened: OpenSection, node: Node, key: str, default: Any) -> Any:
-    """The value of an open section; its kind is that of the field's default unless it is given."""
+def _open(opened: OpenSection, node: Node, key: str, default: str | None) -> Any:
+    """The value of an open section; its kind is the default one unless it is given."""
     assert isinstance(node.value, dict)
     if opened.by_name:
         return {
@@ -280,7 +286,8 @@ def _open(opened: OpenSection, node: Node, key: str, default: Any) -> Any:
     if given is None and default is None:
         names = ", ".join(opened.registry.names())
         raise _refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
-    name = opened.kind_of(default) if given is None else str(_scalar(str, given, f"{key}.{KIND}"))
+    name = default if given is None else str(_scalar(str, given, f"{key}.{KIND}"))
+    assert name is not None
     return _member(opened, name, given or node, _without(node, [KIND]), f"{key}")
 
 
@@ -311,7 +318,15 @@ def _value(kind: Any, node: Node, key: str, default: Any = None) -> Any:
             return None
         return _value(without_none(kind), node, key, default)
     if (opened := open_section(kind)) is not None:
-        return _open(opened, node, key, default)
+        kind_name = None if default is None or opened.by_name else opened.kind_of(default)
+        return _open(opened, node, key, kind_name)
+    if (opened := named_section(kind)) is not None:
+        assert isinstance(node.value, dict)  # `_check_keys` has looked
+        kinds = opened.registry.names()
+        return {
+            name: _open(opened, inner, f"{key}.{name}", name if name in kinds else None)
+            for name, inner in node.value.items()
+        }
     if typing.get_origin(kind) is typing.Annotated:
         return _value(options[0], node, key, default)
     if dataclasses.is_dataclass(kind):

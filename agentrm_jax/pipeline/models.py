@@ -89,6 +89,18 @@ def load_policy(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
     return _load(directory, "policy", dtype, mesh)
 
 
+def load_policy_params(
+    directory: pathlib.Path, dtype: str, mesh: Mesh
+) -> tuple[Params, LlamaConfig]:
+    """The parameters and the shape of a policy whose tokenizer is not needed.
+
+    Raises:
+      UserError: There is none, or it cannot be read.
+    """
+    params, config, _ = _load_params(directory, "policy", dtype, mesh)
+    return params, config
+
+
 def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
     """A reward model of a run (`runs/NAME/reward/explicit/model`) or a Hugging Face directory.
 
@@ -99,6 +111,20 @@ def load_reward(directory: pathlib.Path, dtype: str, mesh: Mesh) -> Model:
 
 
 def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
+    params, config, head = _load_params(directory, kind, dtype, mesh)
+    tokenizer = _tokenizer_for(directory, config)
+    return Model(
+        params=params,
+        config=config,
+        tokenizer=tokenizer,
+        head=head,
+        trained_on=read_trained_on(directory),
+    )
+
+
+def _load_params(
+    directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh
+) -> tuple[Params, LlamaConfig, ValueHead]:
     head = PAPER_HEAD
     if _is_exported(directory):
         config = hugging_face.load_config(directory, kind)
@@ -115,14 +141,7 @@ def _load(directory: pathlib.Path, kind: Kind, dtype: str, mesh: Mesh) -> Model:
             f"{directory}: no model here; a {kind} is a Hugging Face directory (config.json, "
             "*.safetensors, tokenizer.json) or a model folder of a run"
         )
-    tokenizer = _tokenizer_for(directory, config)
-    return Model(
-        params=params,
-        config=config,
-        tokenizer=tokenizer,
-        head=head,
-        trained_on=read_trained_on(directory),
-    )
+    return params, config, head
 
 
 def is_model_directory(directory: pathlib.Path) -> bool:

@@ -40,8 +40,8 @@ class Scored:
       start: The score before any step.
       after_action: Scores before the environment has answered; None if the step alone is longer
         than the context.
-      after_observation: Scores of the states after the steps; None after a last step whose answer
-        is not in the file of conversations.
+      after_observation: Scores of the states after the steps; None after a last step that is
+        not answered, such as the last one of many files of conversations.
       truncated_steps: Number of truncated steps of the last state: the oldest, which were left out,
         and those that were shortened.
     """
@@ -227,8 +227,19 @@ def _find_configured(
     return found
 
 
-def explicit_scorer(model: Model, run: Workspace) -> ExplicitScorer:
-    """A scorer with an engine of the run's sizes. The model's parameters are taken over."""
+def explicit_scorer(model: Model, run: Workspace, quantile: float | None = None) -> ExplicitScorer:
+    """A scorer with an engine of the run's sizes. The model's parameters are taken over.
+
+    Args:
+      model: The reward model.
+      run: The run.
+      quantile: The quantile at which its head is read; None reads the head's value.
+
+    Raises:
+      UserError: The head predicts no quantiles.
+    """
+    if quantile is not None:
+        model = dataclasses.replace(model, head=model.head.at_quantile(quantile))
     closed = run.config.reads_closing(model.tokenizer.foreign)
     renderer = Renderer(model.tokenizer, run.prompts, run.config.engine.context, closed=closed)
     return ExplicitScorer(_engine_of(model, run.config.engine, run.engine_mesh), renderer)
@@ -248,6 +259,7 @@ def _engine_of(model: Model, sizes: EngineConfig, mesh: Mesh) -> Engine:
 
 def _lacks_last_answer(trajectory: Trajectory) -> bool:
     """Whether a conversation ends with a reply."""
-    steps = trajectory.steps
-    imported = trajectory.task.kind == KIND
-    return bool(imported and steps and not steps[-1].transition.observation)
+    if not trajectory.steps:
+        return False
+    last, imported = trajectory.steps[-1], trajectory.task.kind == KIND
+    return not last.answered or (imported and not last.transition.observation)

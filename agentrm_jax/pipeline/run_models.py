@@ -7,7 +7,7 @@ import pathlib
 
 from jax.sharding import Mesh
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.hugging_face import Kind
 from agentrm_jax.pipeline import models
@@ -63,10 +63,6 @@ class RunModels:
         """Loads the same policy for training that starts from it."""
         return models.load_policy(self.policy_directory, dtype, self.mesh)
 
-    def reward(self) -> Model:
-        """Loads the explicit reward model, for an engine."""
-        return models.load_reward(self.reward_directory, self.config.dtype, self.engine_mesh)
-
     def implicit(self) -> Model:
         """Loads the implicit reward model, for scoring."""
         directory = self.paths.implicit_model
@@ -90,6 +86,8 @@ class RunModels:
     def check_given(self) -> None:
         """Refuses given models that cannot read as much as the run gives them.
 
+        Those of `reward_options` are checked as well.
+
         Raises:
           UserError: One is absent, or `engine.context` is too long for it.
         """
@@ -100,3 +98,23 @@ class RunModels:
             if directory is not None:
                 shape = models.stored_shape(pathlib.Path(directory), kind)
                 shape.check_length("engine.context", self.config.engine.context, directory)
+        for name, reward in self.config.used_rewards:
+            with section(f"reward_options.{name}"):
+                reward.check_models(self)
+
+    def check_model(self, field: str, directory: str, kind: Kind) -> None:
+        """Refuses a model folder that a field names, as `check_given` does.
+
+        Args:
+          field: The field.
+          directory: Its value.
+          kind: `policy` or `reward`.
+
+        Raises:
+          UserError: There is no such model, or `engine.context` is too long for it.
+        """
+        try:
+            shape = models.stored_shape(pathlib.Path(directory), kind)
+        except UserError as error:
+            raise UserError(f"names {error}", field=field) from error
+        shape.check_length("engine.context", self.config.engine.context, directory)

@@ -25,11 +25,13 @@ from agentrm_jax.model.options import ForwardOptions
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.runtime.sharding import named_sharding
 
-Reduction = Literal["sum", "mean", "min"]
+Reduction = Literal["sum", "mean", "min", "max", "last"]
 REDUCTIONS: Mapping[Reduction, Callable[[np.ndarray], float]] = {
     "sum": lambda steps: float(np.sum(steps)),
     "mean": lambda steps: float(np.mean(steps)),
     "min": lambda steps: float(np.min(steps)),
+    "max": lambda steps: float(np.max(steps)),
+    "last": lambda steps: float(steps[-1]),
 }
 """Functions from the rewards of a trajectory's steps to its score; training uses the sum."""
 
@@ -60,11 +62,12 @@ class ImplicitScorer:
 
     Args:
       policy: Parameters of the trained policy.
-      reference: Parameters of the policy before its training, of the same shape.
-      config: Their shape.
-      tokenizer: Their tokenizer.
+      reference: Parameters of the policy before its training.
+      config: The shape of the policy.
+      tokenizer: The tokenizer of both.
       prompt_of: Returns the prompt of a task, or None for models that were trained without one.
       settings: How states are read and scored.
+      reference_config: The shape of the reference if it is another one.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ImplicitScorer:
         tokenizer: ChatTokenizer,
         prompt_of: Callable[[Task], Prompt | None],
         settings: ImplicitSettings,
+        reference_config: LlamaConfig | None = None,
     ) -> None:
         self._params = (policy, reference)
         self._tokenizer, self._prompt_of, self._settings = tokenizer, prompt_of, settings
@@ -85,7 +89,10 @@ class ImplicitScorer:
 
         @jax.jit
         def ratio(params: tuple[Params, Params], batch: Mapping[str, jax.Array]) -> jax.Array:
-            trained, before = (token_log_probs(p, config, batch, options)[0] for p in params)
+            trained, before = (
+                token_log_probs(p, shape, batch, options)[0]
+                for p, shape in zip(params, (config, reference_config or config), strict=True)
+            )
             return trained - before
 
         self._ratio = ratio

@@ -90,6 +90,11 @@ class RunPaths:
     def implicit_model(self) -> pathlib.Path:
         return self.run / IMPLICIT_MODEL
 
+    @property
+    def reward_scales(self) -> pathlib.Path:
+        """The scales of the members of ensembles, measured on training trajectories."""
+        return self.run / "reward_scales.json"
+
     def method(self, name: str) -> MethodPaths:
         """Returns the files of a test-time method."""
         return MethodPaths(self.stage("evaluate") / name)

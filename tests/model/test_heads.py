@@ -53,6 +53,23 @@ def fitted(head, targets):
     return descend(jnp.full(head.bins, 0.5))
 
 
+def test_a_quantile_head_is_read_at_one_quantile():
+    head, outputs = Quantile(bins=8), RNG.standard_normal((3, 8)).astype(np.float32)
+    for level in (0.01, 1 / 16, 0.25, 0.3, 0.5, 0.99):  # 1/16 and 15/16 are the outermost levels
+        found = head.at_quantile(level).value(jnp.asarray(outputs))
+        wanted = np.quantile(outputs, level, axis=-1, method="hazen")
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    low = head.at_quantile(0.25)
+    assert low.outputs == 8
+    assert low == head.at_quantile(0.25) != head.at_quantile(0.5)
+    assert low.linear(drawn(head)) is None
+    for level in (0.0, 1.0):
+        with pytest.raises(UserError, match="quantile must be above 0 and below 1"):
+            head.at_quantile(level)
+    with pytest.raises(UserError, match="quantile must be left out, because the head MSE predicts"):
+        MSE().at_quantile(0.5)
+
+
 def test_quantiles_become_those_of_the_targets():
     targets = np.float32(RNG.random(2001) ** 2)
     wanted = np.quantile(targets, [0.1, 0.3, 0.5, 0.7, 0.9])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +58,9 @@ def slow_step_rewards(models, tokenizer, trajectory, limit=LIMIT) -> list[float]
 GROUPS = [[tiny_state(0, 3), tiny_state(0, 1), tiny_state(0, 0)], [tiny_state(5, 2)]]
 
 
+REDUCED = {"sum": sum, "mean": statistics.fmean, "min": min, "max": max, "last": lambda s: s[-1]}
+
+
 @pytest.mark.parametrize("reduction", list(REDUCTIONS))
 def test_scores_are_those_of_whole_forward_passes(models, tokenizer, reduction):
     scorer = make_scorer(models, tokenizer, reduction=reduction, rows=2)
@@ -62,7 +68,7 @@ def test_scores_are_those_of_whole_forward_passes(models, tokenizer, reduction):
     for group, scores in zip(GROUPS, found, strict=True):
         for trajectory, score in zip(group, scores, strict=True):
             steps = slow_step_rewards(models, tokenizer, trajectory)
-            wanted = REDUCTIONS[reduction](np.array(steps)) if steps else 0.0
+            wanted = REDUCED[reduction](steps) if steps else 0.0
             assert score == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
@@ -90,3 +96,22 @@ def test_both_models_read_every_token(models, tokenizer):
     scorer.score([[tiny_state(2, 3)]])
     assert scorer.cost([tiny_state(2, 3)]) == scorer.tokens_read
     assert scorer.tokens_read == 2 * len(render(tokenizer, PROMPT, tiny_state(2, 3))[0].tokens)
+
+
+def test_a_reference_of_another_shape(models, tokenizer):
+    """Any two policies with one vocabulary have a log-ratio."""
+    shape = dataclasses.replace(CONFIG, num_layers=1)
+    small = {**models[1], "layers": jax.tree.map(lambda leaf: leaf[:1], models[1]["layers"])}
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    settings = ImplicitSettings(beta=1.0, limit=LIMIT, mesh=mesh)
+
+    def scorer(policy, reference, config, reference_config):
+        return ImplicitScorer(
+            policy, reference, config, tokenizer, lambda task: PROMPT, settings, reference_config
+        )
+
+    over_small = scorer(models[0], small, CONFIG, shape).score(GROUPS)
+    under_small = scorer(small, models[0], shape, CONFIG).score(GROUPS)
+    flat = [score for group in over_small for score in group]
+    assert flat == pytest.approx([-score for group in under_small for score in group], abs=1e-4)
+    assert max(map(abs, flat)) > 1
