@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agentrm_jax.pipeline.reward_model import RewardModel, Scored
     from agentrm_jax.pipeline.train_reward_model import train_reward_model
     from agentrm_jax.reward.function import FunctionScorer
+    from agentrm_jax.reward.places import Place, placed
     from agentrm_jax.search.beam import beam_search
     from agentrm_jax.search.best_of_n import BestOfN, best_of_n
     from agentrm_jax.search.explore import explore
@@ -96,6 +97,10 @@ _MODULES = {
     ),
     "pipeline.train_reward_model": ("train_reward_model",),
     "reward.function": ("FunctionScorer",),
+    "reward.places": (
+        "Place",
+        "placed",
+    ),
     "search.beam": ("beam_search",),
     "search.best_of_n": (
         "BestOfN",
@@ -147,6 +152,7 @@ __all__ = [
     "ModelConfig",
     "ModelPolicy",
     "OptimizerConfig",
+    "Place",
     "Policy",
     "PolicyKind",
     "PolicyOptions",
@@ -173,6 +179,7 @@ __all__ = [
     "export_model",
     "label",
     "label_trajectories",
+    "placed",
     "propose",
     "register_head",
     "register_method",

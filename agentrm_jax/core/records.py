@@ -84,13 +84,23 @@ class Transition:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Unanswered(Transition):
+    """The place of an answer that the environment has not given: it holds nothing of an outcome."""
+
+    observation: str = ""
+    reward: float = 0.0
+    done: bool = False
+    success: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One exchange: a thought, an action and the observation that answers it.
 
     Attributes:
       reply: The policy's whole text, `Thought: ... Action: ...`.
       action: The parsed action; empty when the reply holds none.
-      transition: The environment's answer.
+      transition: The environment's answer; `Unanswered` in a state that ends with an action.
       token_ids: The tokens of `reply` as they were sampled, stop token excluded. Models with that
         tokenizer read these, never what the text encodes to. Empty for an expert's step.
       log_probs: Log-probability of each token under the sampling policy at temperature 1, and of
@@ -102,6 +112,11 @@ class Step:
     transition: Transition
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the environment has answered the action."""
+        return not isinstance(self.transition, Unanswered)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,8 +159,21 @@ class Trajectory:
         """
         return dataclasses.replace(self, steps=(*self.steps, step))
 
+    def without_last_answer(self) -> Trajectory:
+        """Returns the state after the last action, before the environment has answered it.
+
+        Returns:
+          A trajectory whose last step is `Unanswered`; without steps the trajectory itself.
+        """
+        if not self.steps or not self.steps[-1].answered:
+            return self
+        last = dataclasses.replace(self.steps[-1], transition=Unanswered())
+        return dataclasses.replace(self, steps=(*self.steps[:-1], last))
+
     def messages(self, prompt: Prompt | None = None) -> list[dict[str, str]]:
         """Returns the conversation in the form of chat servers, ending with the last observation.
+
+        A state that ends with an action ends with its reply.
 
         Args:
           prompt: Instruction and worked example that come first; None leaves them out. If the
@@ -161,7 +189,9 @@ class Trajectory:
         else:
             texts.append(self.first_observation)
         for step in self.steps:
-            texts += [step.reply, step.transition.observation]
+            texts.append(step.reply)
+            if step.answered:
+                texts.append(step.transition.observation)
         roles = ("user", "assistant")
         return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 

@@ -22,8 +22,8 @@ from typing import Protocol
 
 import numpy as np
 
-from agentrm_jax.core.records import ACKNOWLEDGEMENT, Prompt, Trajectory
-from agentrm_jax.data.fitting import first_steps, fit_first_observation, fit_step
+from agentrm_jax.core.records import ACKNOWLEDGEMENT, Prompt, Step, Trajectory
+from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observation, fit_step
 
 Frame = tuple[int | str, ...]
 """The tokens and texts around a turn; a text is encoded together with the turn it touches."""
@@ -281,19 +281,7 @@ def render(
     )
     tokens.extend(first)
     room = None if limit is None else limit - len(tokens)
-    steps = [
-        fit_step(
-            (step.reply, reply_tokens(tokenizer, step.reply, step.token_ids)),
-            (
-                step.transition.observation,
-                observation_tokens(tokenizer, step.transition.observation),
-            ),
-            room,
-            lambda text: reply_tokens(tokenizer, text),
-            lambda text: observation_tokens(tokenizer, text),
-        )
-        for step in trajectory.steps
-    ]
+    steps = [_fitted_step(tokenizer, step, room) for step in trajectory.steps]
     dropped = 0
     if room is not None and not all_steps:
         dropped = first_steps([step.length for step in steps], room)[-1]
@@ -313,3 +301,18 @@ def render(
         shortened=shortened + sum(step.shortened for step in steps[dropped:]),
     )
     return rendered, dropped
+
+
+def _fitted_step(tokenizer: ChatTokenizer, step: Step, room: int | None) -> FittedStep:
+    """Returns the tokens of a step; nothing follows the stop token if nobody has answered it."""
+
+    def answer_tokens(text: str) -> list[int]:
+        return observation_tokens(tokenizer, text) if step.answered else []
+
+    return fit_step(
+        (step.reply, reply_tokens(tokenizer, step.reply, step.token_ids)),
+        (step.transition.observation, answer_tokens(step.transition.observation)),
+        room,
+        lambda text: reply_tokens(tokenizer, text),
+        answer_tokens,
+    )

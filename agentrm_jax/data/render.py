@@ -48,8 +48,8 @@ class Renderer:
       prompt_of: The prompt of a task, or None for a model that was trained without one.
       limit: Most tokens of a state. Longer states lose whole steps, the oldest first; an
         observation that alone is too long loses its middle.
-      closed: Whether `both_ends` reads an action at the end of the text that the template writes
-        after the last reply, in place of the stop token.
+      closed: Whether an action is read at the end of the text that the template writes after the
+        last reply, in place of the stop token.
     """
 
     def __init__(
@@ -77,13 +77,16 @@ class Renderer:
     def _encode_reply(self, text: str, sampled: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(reply_tokens(self.tokenizer, text, sampled))
 
-    def _fit(self, reply: str, sampled: tuple[int, ...], observation: str, room: int) -> FittedStep:
+    def _fit(
+        self, reply: str, sampled: tuple[int, ...], observation: str | None, room: int
+    ) -> FittedStep:
+        answered = observation is not None
         return fit_step(
             (reply, self._reply(reply, sampled)),
-            (observation, self._observation(observation)),
+            (observation, self._observation(observation)) if answered else ("", self._closing),
             room,
             lambda text: self._encode_reply(text, ()),
-            self._encode_observation,
+            self._encode_observation if answered else lambda text: self._closing,
         )
 
     def instruction(self, task: Task) -> np.ndarray | None:
@@ -148,7 +151,8 @@ class Renderer:
         room = self.limit - sum(map(len, opening.segments))
         turns = []
         for step in trajectory.steps:
-            fitted = self._fitted(step.reply, step.token_ids, step.transition.observation, room)
+            answer = step.transition.observation if step.answered else None
+            fitted = self._fitted(step.reply, step.token_ids, answer, room)
             if fitted.length > room:
                 raise UserError(
                     f"must leave at least {fitted.length} tokens for a step of task "
@@ -161,6 +165,8 @@ class Renderer:
 
     def state(self, trajectory: Trajectory) -> RenderedState:
         """Renders a state with one segment for each step: reply, stop token and observation.
+
+        A state whose last action is not answered ends where `both_ends` reads that action.
 
         Raises:
           UserError: The prompt and the first observation, or a step alone, exceed the limit.
@@ -247,7 +253,10 @@ class Ends(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """The tokens of a step: the reply with its stop token, and the text up to the next reply."""
+    """The tokens of a step: the reply with its stop token, and the text up to the next reply.
+
+    If the action is not answered, that text is the one up to the token at which it is read.
+    """
 
     reply: tuple[int, ...]
     observation: tuple[int, ...]

@@ -40,8 +40,8 @@ class Scored:
       start: The score before any step.
       after_action: Scores before the environment has answered; None if the step alone is longer
         than the context.
-      after_observation: Scores of the states after the steps; None after a last step whose answer
-        is not in the file of conversations.
+      after_observation: Scores of the states after the steps; None after a last step that is
+        not answered, such as the last one of many files of conversations.
       truncated_steps: Number of truncated steps of the last state: the oldest, which were left out,
         and those that were shortened.
     """
@@ -248,6 +248,7 @@ def _engine_of(model: Model, sizes: EngineConfig, mesh: Mesh) -> Engine:
 
 def _lacks_last_answer(trajectory: Trajectory) -> bool:
     """Whether a conversation ends with a reply."""
-    steps = trajectory.steps
-    imported = trajectory.task.kind == KIND
-    return bool(imported and steps and not steps[-1].transition.observation)
+    if not trajectory.steps:
+        return False
+    last, imported = trajectory.steps[-1], trajectory.task.kind == KIND
+    return not last.answered or (imported and not last.transition.observation)

@@ -172,7 +172,9 @@ def attempt_text(trajectory: Trajectory, dropped: int = 0) -> str:
     """A trajectory for a reader, without its oldest steps if so asked."""
     lines = [f"(The first {dropped} steps are left out.)"] if dropped else []
     for step in trajectory.steps[dropped:]:
-        lines += [step.reply, f"Observation: {step.transition.observation}"]
+        lines.append(step.reply)
+        if step.answered:
+            lines.append(f"Observation: {step.transition.observation}")
     return "\n".join(lines or ["(no step)"])
 
 
