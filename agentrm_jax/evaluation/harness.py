@@ -106,12 +106,12 @@ def _chosen(
     A task whose scores are not finite is an error of that scorer.
     """
     groups = by_task(rollouts)
-    seeds = {"seed": seed, "sampling_seed": run.sampling_seed}
+    base = _Variant(method=run.method_name, seed=seed, sampling_seed=run.sampling_seed)
     episodes = [
         _episode(
             group,
             rule([r.trajectory for r in group]),
-            _Variant(method=name, n=len(group), **seeds),
+            dataclasses.replace(base, method=name, n=len(group)),
         )
         for name, rule in method.baselines(action_key).items()
         for group in groups.values()
@@ -125,13 +125,8 @@ def _chosen(
             trajectories = [r.trajectory for r in group]
             decided = bool(np.isfinite(each).all())
             weights = method.choose(trajectories, each) if decided else np.zeros(len(group))
-            variant = _Variant(
-                method=run.method_name,
-                n=len(group),
-                reward_model=name,
-                options=run.options,
-                score_at=place,
-                **seeds,
+            variant = dataclasses.replace(
+                base, n=len(group), reward_model=name, options=run.options, score_at=place
             )
             episodes.append(
                 _episode(

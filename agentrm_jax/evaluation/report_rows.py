@@ -144,7 +144,7 @@ class ProbeRow(TypedDict):
     gives_away: bool
 
 
-class ReportParts(TypedDict, total=False):
+class OptionalParts(TypedDict, total=False):
     """The parts of `report.json` that files of earlier versions lack.
 
     Attributes:

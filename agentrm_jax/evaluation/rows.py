@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.evaluation.report_rows import ReportParts
+from agentrm_jax.evaluation.report_rows import OptionalParts
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.run_directory import StageRow
 
@@ -198,20 +198,28 @@ class ScoreQuality(TypedDict):
     spearman: float | None
 
 
-class Report(ReportParts):
-    """The content of `report.json`.
+class ReportParts(OptionalParts):
+    """The parts of `report.json` that follow from episodes.
 
     Attributes:
       results: The rows of `results.json`.
       comparisons: Paired differences between methods.
+    """
+
+    results: list[ResultRow]
+    comparisons: list[Comparison]
+
+
+class Report(ReportParts):
+    """The content of `report.json`.
+
+    Attributes:
       stages: The finished stages in order.
       trees: The summary of exploration; empty without exploration.
       reward_models: By reward model, the agreement of its scores with returns.
       by_n: Best-of-n for every n up to the number of trajectories.
     """
 
-    results: list[ResultRow]
-    comparisons: list[Comparison]
     stages: list[StageRow]
     trees: Mapping[str, Any]
     reward_models: dict[str, ScoreQuality]
