@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import random
+import statistics
 
 import pytest
 from report_cases import episodes
@@ -71,7 +72,12 @@ def test_seeds_are_averaged_within_a_task() -> None:
         assert row["n_seeds"] == (2 if row["method"] == "greedy" else 3)
         assert (row["seed"], row["seeds"]) == (0, [0, 5])
         assert row["sampling_seeds"] == ([0] if row["method"] == "greedy" else [0, 1])
-        assert row["seed_deviation"] > 0
+        of_seeds = [
+            mean(e.outcome for e in own if (e.seed, e.sampling_seed) == each)
+            for each in SEEDS
+            if row["method"] != "greedy" or each[1] == 0
+        ]
+        assert row["seed_deviation"] == pytest.approx(statistics.stdev(of_seeds))
 
 
 def test_comparisons_pair_tasks_and_training_seeds() -> None:
