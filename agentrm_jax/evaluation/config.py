@@ -36,6 +36,8 @@ class EvaluateConfig:
 
     Attributes:
       split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
+      task_seed: Seed of the list of test tasks; that of the run by default. Runs with several
+        training seeds need the same one to be tested on the same tasks.
       num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
       methods: greedy, best_of_n (with its baselines), beam, or another registered method
         (docs/test_time.md).
@@ -57,6 +59,7 @@ class EvaluateConfig:
     """
 
     split: Literal["test", "paper"] = "test"
+    task_seed: int | None = None
     num_tasks: int = 180
     methods: tuple[str, ...] = ("greedy", "best_of_n", "beam")
     options: Annotated[Mapping[str, Method], METHODS] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
+            task_seed=f"[0, {2**32 - 1}]",
             num_tasks="[0, 1000000]",
             n="[1, 100000]",
             concurrency="[1, 100000]",

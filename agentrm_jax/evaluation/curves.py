@@ -18,6 +18,7 @@ from agentrm_jax.evaluation.report_rows import BestOfKRow, CurveRow, EqualTokens
 from agentrm_jax.evaluation.results import (
     SPLITS,
     by_task_and_seed,
+    correct,
     counterparts,
     means_of,
     paired_values,
@@ -182,6 +183,7 @@ def equal_tokens(episodes: Sequence[Episode], best_of_k: Sequence[BestOfKRow]) -
                 part = [episode for episode in own if split in ("all", episode.split)]
                 if row := _equal_tokens(variant, other, split, part, stored):
                     rows.append(row)
+    correct(rows)
     return rows
 
 

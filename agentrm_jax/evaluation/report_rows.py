@@ -79,7 +79,11 @@ class CurveRow(TypedDict):
     n_tasks: int
 
 
-class EqualTokens(TypedDict):
+class _OptionalOfEqualTokens(TypedDict, total=False):
+    p_holm: float
+
+
+class EqualTokens(_OptionalOfEqualTokens):
     """A search against best-of-k with as many policy tokens, paired over tasks.
 
     Attributes:
@@ -100,6 +104,7 @@ class EqualTokens(TypedDict):
       n_tasks: Number of common tasks.
       p_value: See `Comparison`.
       smallest_difference: See `Comparison`.
+      p_holm: See `Comparison`; corrected for the rows of its split in this table.
     """
 
     a: str

@@ -10,7 +10,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, Variant, grouped
-from agentrm_jax.evaluation.report_rows import OracleGap
+from agentrm_jax.evaluation.report_rows import EqualTokens, OracleGap
 from agentrm_jax.evaluation.rows import Comparison, ResultRow, Split
 from agentrm_jax.evaluation.significance import (
     holm,
@@ -234,7 +234,7 @@ def comparisons(
             )
             if outcomes.size:
                 found.append(_comparison(a, b, split, outcomes, successes))
-    _correct(found)
+    correct(found)
     return found
 
 
@@ -294,9 +294,10 @@ def _comparison(
     return row
 
 
-def _correct(found: Sequence[Comparison]) -> None:
-    """Adds Holm's p-values to the comparisons of a split if there are more than five."""
+def correct(found: Sequence[Comparison] | Sequence[EqualTokens]) -> None:
+    """Adds Holm's p-values to the rows of a split if there are more than five."""
     for _, own in grouped(found, lambda row: row["split"]):
         if len(own) > UNCORRECTED:
-            for row, p_value in zip(own, holm([r.get("p_value", 1.0) for r in own]), strict=True):
+            corrected = holm([row.get("p_value", 1.0) for row in own])
+            for row, p_value in zip(own, corrected, strict=True):
                 row["p_holm"] = p_value

@@ -143,6 +143,26 @@ def test_searches_are_compared_at_equal_tokens(multiple: float) -> None:
     assert found["n_tasks"] == 9
 
 
+def test_more_than_five_searches_are_corrected() -> None:
+    groups, scores = made(2)
+    rows = best_of_k_rows(groups, {"explicit": scores})
+    generator = random.Random(0)
+    sampled = [episode(n, 0.0, 0, "best_of_n", n=N, reward_model="explicit") for n in range(9)]
+    found = [
+        [
+            episode(n, generator.random(), 50, "beam", reward_model="explicit", beam_width=width)
+            for n in range(9)
+        ]
+        for width in range(1, 7)
+    ]
+    five = equal_tokens([*sampled, *(e for own in found[:5] for e in own)], rows)
+    assert all("p_holm" not in row for row in five)
+    six = equal_tokens([*sampled, *(e for own in found for e in own)], rows)
+    assert all(row["p_holm"] >= row["p_value"] for row in six)
+    best = min(row["p_value"] for row in six if row["split"] == "all")
+    assert min(row["p_holm"] for row in six if row["split"] == "all") == min(1.0, 6 * best)
+
+
 def test_a_method_without_its_reward_model_in_best_of_n_is_left_out() -> None:
     groups, scores = made(2)
     rows = best_of_k_rows(groups, {"explicit": scores})
