@@ -38,7 +38,7 @@ from agentrm_jax.data.states import open_labels, write_labels
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.data.trajectories import open_trajectories, write_trajectories
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeStore
-from agentrm_jax.evaluation.results import Episode, read_episodes, write_episodes
+from agentrm_jax.evaluation.episodes import Episode, read_episodes, write_episodes
 from agentrm_jax.model import hugging_face, parameters
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models

@@ -46,8 +46,9 @@ from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs import given, registry
 from agentrm_jax.envs.pool import EnvPool
+from agentrm_jax.evaluation.episodes import Episode
 from agentrm_jax.evaluation.report import console_table, write_report
-from agentrm_jax.evaluation.results import Episode, comparisons, result_rows
+from agentrm_jax.evaluation.results import comparisons, result_rows
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import readout
@@ -244,8 +245,7 @@ class Fuzzer:
         made = list(episodes_of(trees, name)) if number % 5 == 0 else []
         page = write_report(
             self.folder,
-            result_rows(made),
-            comparisons(made),
+            {"results": result_rows(made), "comparisons": comparisons(made)},
             stages=[{"stage": "explore\x1b", "seconds": 1.0, "summary": {"x\u202e": name}}],
             tree=trees[number % len(trees)] if trees else None,
         )

@@ -10,7 +10,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Policy, Proposal, Question
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.reply import parse_action
-from agentrm_jax.core.seeds import seeded_bytes
+from agentrm_jax.core.seeds import derived_seed
 from agentrm_jax.core.text import admit_text, printable
 
 PolicyFunction = Callable[[Trajectory, int, int], Sequence[str]]
@@ -172,7 +172,7 @@ def as_policy(policy: Policy | PolicyFunction, seed: int) -> Policy:
 
 def call_seed(seed: int, task_id: str, purpose: str) -> int:
     """Returns the seed of one call, from 0 to 2**31 - 1: equal names give equal seeds."""
-    return int.from_bytes(seeded_bytes(seed, task_id, purpose)[:4], "big") >> 1
+    return derived_seed(seed, task_id, purpose)
 
 
 def _proposal(reply: object, where: str, task_id: str) -> Proposal:

@@ -12,3 +12,8 @@ def seeded_bytes(seed: int, *names: str) -> bytes:
     """
     text = "\0".join((str(seed), *names))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def derived_seed(seed: int, *names: str) -> int:
+    """Returns a seed from 0 to 2**31 - 1 that depends on a seed and some names alone."""
+    return int.from_bytes(seeded_bytes(seed, *names)[:4], "big") >> 1

@@ -57,7 +57,7 @@ class Calibration(TypedDict):
     """The thresholds that were chosen for a method: an entry of `thresholds.json`.
 
     Attributes:
-      name: The name of the method's folder in `eval/`.
+      name: The name of the method's folder in `eval/`, without the sampling seed.
       reward_model: The reward model that scored; None without one.
       chosen: The value of each threshold.
       n_tasks: Number of tasks.
@@ -90,7 +90,7 @@ def calibration(
         [sum(episode.policy_tokens for episode in episodes) for _, episodes in tried],
     )
     return {
-        "name": run.name,
+        "name": run.setting,
         "reward_model": run.reward_models[0] if run.reward_models else None,
         "chosen": dict(tried[best][0]),
         "n_tasks": len(tried[best][1]),
@@ -133,7 +133,7 @@ def calibrated(runs: Sequence[MethodRun], found: Sequence[Calibration]) -> list[
       UserError: A threshold has no value.
     """
     chosen = {entry["name"]: entry["chosen"] for entry in found}
-    return [_calibrated(run, chosen.get(run.name, {})) for run in runs]
+    return [_calibrated(run, chosen.get(run.setting, {})) for run in runs]
 
 
 def _calibrated(run: MethodRun, chosen: Mapping[str, float]) -> MethodRun:

@@ -11,8 +11,12 @@ from agentrm_jax.agent.function import PolicyFunction, as_policy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
-from agentrm_jax.evaluation.statistics import Estimate, bootstrap, paired_bootstrap
-from agentrm_jax.reward.function import ScoreFunction, as_scorer
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION
+from agentrm_jax.evaluation.results import UNCORRECTED
+from agentrm_jax.evaluation.significance import PairedDifference, holm, paired_difference
+from agentrm_jax.evaluation.statistics import Estimate, bootstrap
+from agentrm_jax.reward.function import ScoreFunction
+from agentrm_jax.reward.places import placed
 from agentrm_jax.search.best_of_n import BestOfN
 from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Method
@@ -33,11 +37,18 @@ class MethodScore:
       score: Mean outcome over the tasks, in [0, 1], with its 95% interval.
       difference: Mean of the first method's outcome minus this one's on the same tasks, with its
         95% interval; None for the first method, and if the two have no task in common.
+      p_value: Probability of a difference of this size between equally good methods, by McNemar's
+        exact test if all outcomes are 0 or 1, else by sign flips. If the first method is compared
+        with more than five others, it is corrected by Holm's rule. None without a difference.
+      smallest_difference: The difference that this many tasks show with a probability of 80%; None
+        without a difference, or if it is equal on all tasks.
     """
 
     name: str
     score: Estimate
     difference: Estimate | None
+    p_value: float | None = None
+    smallest_difference: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +65,19 @@ class MethodComparison:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = ("method", "tasks", "mean", "95% interval", f"{self.methods[0].name} is better by")
+        gained = f"{self.methods[0].name} is better by"
+        head = ("method", "tasks", "mean", "95% interval", gained, "p", "smallest")
         rows: list[tuple[str, ...]] = [head]
         for method in self.methods:
             score = method.score
             gain = "" if method.difference is None else _with_interval(method.difference)
             interval = f"[{score.low:.3f}, {score.high:.3f}]"
-            rows.append((method.name, str(score.n), f"{score.mean:.3f}", interval, gain))
+            p_value, smallest = (
+                "" if value is None else f"{value:.3f}"
+                for value in (method.p_value, method.smallest_difference)
+            )
+            mean = f"{score.mean:.3f}"
+            rows.append((method.name, str(score.n), mean, interval, gain, p_value, smallest))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -102,13 +119,18 @@ def compare(
         for name in baselines:
             outcomes[f"{name} of {len(sampled[0].rollouts)}"] = _baseline(name, first)
     best, *_ = outcomes.values()
+    found = [None if own is best else _difference(best, own) for own in outcomes.values()]
+    p_values = [each.p_value for each in found if each is not None]
+    corrected = iter(holm(p_values) if len(p_values) > UNCORRECTED else p_values)
     scores = [
         MethodScore(
             name=name,
             score=bootstrap(list(own.values()), bounds=(0.0, 1.0)),
-            difference=None if i == 0 else _difference(best, own),
+            difference=None if paired is None else paired.gain,
+            p_value=None if paired is None else next(corrected),
+            smallest_difference=None if paired is None else paired.smallest,
         )
-        for i, (name, own) in enumerate(outcomes.items())
+        for (name, own), paired in zip(outcomes.items(), found, strict=True)
     ]
     notes = [note for name, answers in named.items() for note in _notes(name, answers)]
     return MethodComparison(methods=tuple(scores), notes=tuple(notes))
@@ -122,6 +144,7 @@ def evaluate(
     tasks: Sequence[Task],
     *,
     seed: int = 0,
+    score_at: str = AT_OBSERVATION,
 ) -> MethodComparison:
     """Runs test-time methods on the same tasks and compares them.
 
@@ -135,6 +158,8 @@ def evaluate(
       envs: The environments.
       tasks: The tasks, each once.
       seed: Seed of the run.
+      score_at: The place at which the scorer scores: `observation`, `action` (blind: before the
+        environment's last answer), or `mean`, `min`, `max` over the steps.
 
     Returns:
       A row for each method, in which the first method is compared with all others.
@@ -149,7 +174,7 @@ def evaluate(
     for method in methods.values():
         check_thresholds(method)
     answers = {
-        name: list(method.run(as_policy(policy, seed), as_scorer(scorer), envs, tasks, seed))
+        name: list(method.run(as_policy(policy, seed), placed(scorer, score_at), envs, tasks, seed))
         for name, method in methods.items()
     }
     return compare(answers)
@@ -208,11 +233,11 @@ def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
     return found
 
 
-def _difference(first: Mapping[str, float], other: Mapping[str, float]) -> Estimate | None:
+def _difference(first: Mapping[str, float], other: Mapping[str, float]) -> PairedDifference | None:
     common = [task_id for task_id in first if task_id in other]
     if not common:
         return None
-    return paired_bootstrap([first[i] for i in common], [other[i] for i in common])
+    return paired_difference([first[i] for i in common], [other[i] for i in common])
 
 
 def _with_interval(estimate: Estimate) -> str:

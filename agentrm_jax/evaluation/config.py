@@ -10,7 +10,10 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
+from agentrm_jax.core.seeds import derived_seed
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION
+from agentrm_jax.reward.places import PLACES, placed
 from agentrm_jax.search.methods import (
     METHODS,
     Beam,
@@ -33,6 +36,8 @@ class EvaluateConfig:
 
     Attributes:
       split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
+      task_seed: Seed of the list of test tasks; that of the run by default. Runs with several
+        training seeds need the same one to be tested on the same tasks.
       num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
       methods: greedy, best_of_n (with its baselines), beam, or another registered method
         (docs/test_time.md).
@@ -42,11 +47,19 @@ class EvaluateConfig:
       concurrency: Trajectories that run at the same time. It decides speed, never results.
       beam: Beam search.
       beam_tasks: How many of the tasks beam search runs on; 0 takes all.
+      score_at: The places at which reward models score, by their names in `reward.places`:
+        `observation`, after the environment's last answer; `action`, before that answer (blind);
+        `mean`, `min` and `max` over the steps. Best-of-n scores the same trajectories at each
+        place; other methods are run once for each, without those that have a key `score_at` of
+        their own set to `action`.
+      sampling_seeds: Seeds of sampling. Every method that samples is run with each, and its rows
+        are means over them; the models stay the same. With 0 the policy samples from `seed`.
       random_beam: Whether a beam of the same widths is also run with random scores, drawn after the
         observation: what the search gains without a reward model.
     """
 
     split: Literal["test", "paper"] = "test"
+    task_seed: int | None = None
     num_tasks: int = 180
     methods: tuple[str, ...] = ("greedy", "best_of_n", "beam")
     options: Annotated[Mapping[str, Method], METHODS] = dataclasses.field(default_factory=dict)
@@ -55,11 +68,14 @@ class EvaluateConfig:
     concurrency: int = 64
     beam: Beam = dataclasses.field(default_factory=Beam)
     beam_tasks: int = 0
+    score_at: tuple[str, ...] = (AT_OBSERVATION,)
+    sampling_seeds: tuple[int, ...] = (0,)
     random_beam: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
             self,
+            task_seed=f"[0, {2**32 - 1}]",
             num_tasks="[0, 1000000]",
             n="[1, 100000]",
             concurrency="[1, 100000]",
@@ -71,6 +87,17 @@ class EvaluateConfig:
             check_choice("methods", method, known)
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise UserError("must name at least one method, each once", field="methods")
+        for place in self.score_at:
+            check_choice("score_at", place, PLACES)
+        if not self.score_at or len(set(self.score_at)) < len(self.score_at):
+            raise UserError("must name at least one place, each once", field="score_at")
+        seeds = self.sampling_seeds
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**31:
+            raise UserError(
+                field="sampling_seeds",
+                value=list(seeds),
+                expected="at least one number from 0 to 2147483647, each once",
+            )
         for name in self.options:
             if name in ("greedy", "best_of_n", "beam"):
                 raise UserError(
@@ -107,6 +134,8 @@ class MethodRun:
       reward_models: Names of reward models. Only a `SamplingMethod` has several.
       options: Its options that differ from their defaults, as result rows show them.
       on_beam_tasks: Whether it runs on the tasks of `beam_tasks` instead of all test tasks.
+      score_at: The places of the scores in its result rows. Only a `SamplingMethod` has several.
+      sampling_seed: The sampling seed.
     """
 
     name: str
@@ -115,6 +144,35 @@ class MethodRun:
     reward_models: tuple[str, ...]
     options: str = ""
     on_beam_tasks: bool = False
+    score_at: tuple[str, ...] = (AT_OBSERVATION,)
+    sampling_seed: int = 0
+
+    @property
+    def family(self) -> str:
+        """The name without place and seed: `beam_random` for all runs of it."""
+        return f"{self.method_name}_random" if RANDOM in self.reward_models else self.method_name
+
+    @property
+    def setting(self) -> str:
+        """The name without the sampling seed; thresholds are chosen for each setting."""
+        return self.name.partition("+")[0]
+
+    def seed(self, seed: int) -> int:
+        """Returns the seed of its sampling.
+
+        Args:
+          seed: The seed of the run, which is that of sampling seed 0.
+        """
+        if not self.sampling_seed:
+            return seed
+        return derived_seed(seed, "sampling", str(self.sampling_seed))
+
+    def placed(self, scorer: Scorer) -> Scorer:
+        """Returns the scorer of a search at its place.
+
+        A method that scores at the action by itself gets the scorer as it is.
+        """
+        return scorer if _scores_at_action(self.method) else placed(scorer, self.score_at[0])
 
     @property
     def samples(self) -> bool:
@@ -181,36 +239,62 @@ def method_runs(config: EvaluateConfig, rewards: Sequence[str]) -> list[MethodRu
       config: Its configuration.
       rewards: Names of reward models. Best-of-n is run with each, other methods with the first.
 
+    Returns:
+      A run for each method; searches have one for each place of the score as well. There is one for
+      each sampling seed, but of methods at temperature 0, which sample nothing, one in all.
+
     Raises:
       UserError: A method cannot be imported.
     """
-    runs = []
+    return [
+        run
+        for seed in config.sampling_seeds
+        for run in _runs_of_seed(config, rewards, seed)
+        if seed == config.sampling_seeds[0] or run.temperature != 0.0
+    ]
+
+
+def _runs_of_seed(config: EvaluateConfig, rewards: Sequence[str], seed: int) -> Iterator[MethodRun]:
+    """Yields the runs of one sampling seed."""
+    end = f"+seed{seed}" if seed else ""
     for name in config.methods:
         method = config.method(name)
-        used = rewards if isinstance(method, SamplingMethod) else rewards[:1]
+        sampling = isinstance(method, SamplingMethod)
+        used, places = (rewards if sampling else rewards[:1]), [config.score_at]
         if not method_traits(method).uses_reward_model:
-            used = ()
-        options = options_text(method) if name in config.options else ""
-        runs.append(
-            MethodRun(
-                name=name,
+            used, places = (), [(AT_OBSERVATION,)]
+        elif _scores_at_action(method):
+            places = [("action",)]
+        elif not sampling:
+            places = [(place,) for place in config.score_at]
+        for place in places:
+            apart = (
+                ""
+                if sampling or place[0] == AT_OBSERVATION or _scores_at_action(method)
+                else (f"@{place[0]}")
+            )
+            yield MethodRun(
+                name=f"{name}{apart}{end}",
                 method_name=name,
                 method=method,
                 reward_models=tuple(used),
-                options=options,
+                options=options_text(method) if name in config.options else "",
                 on_beam_tasks=name == "beam",
+                score_at=place,
+                sampling_seed=seed,
             )
-        )
         if name == "beam" and config.random_beam:
             # Random scores are drawn after the environment has answered.
-            at_random = dataclasses.replace(config.beam, score_at="observation")
-            runs.append(
-                MethodRun(
-                    name="beam_random",
-                    method_name="beam",
-                    method=at_random,
-                    reward_models=(RANDOM,),
-                    on_beam_tasks=True,
-                )
+            yield MethodRun(
+                name=f"beam_random{end}",
+                method_name="beam",
+                method=dataclasses.replace(config.beam, score_at="observation"),
+                reward_models=(RANDOM,),
+                on_beam_tasks=True,
+                sampling_seed=seed,
             )
-    return runs
+
+
+def _scores_at_action(method: Method) -> bool:
+    """Whether a method scores replies before they are answered, whatever its scorer."""
+    return getattr(method, "score_at", None) == "action"

@@ -7,6 +7,7 @@ processes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,12 +18,16 @@ from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.evaluation.config import MethodRun
-from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores, outcomes_of
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, grouped
 from agentrm_jax.evaluation.rows import ByNRow, ScoreRow
 from agentrm_jax.evaluation.statistics import bootstrap
-from agentrm_jax.search.choose import best_of_fewer
+from agentrm_jax.reward.places import placed
 from agentrm_jax.search.methods import UNDECIDED, SamplingMethod
 from agentrm_jax.search.rollouts import Rollout
+
+PlacedScores = dict[str, dict[str, dict[str, list[float]]]]
+"""Scores of the trajectories of each task, by place of the score, reward model and task."""
 
 
 def by_task(rollouts: Iterable[Rollout]) -> dict[str, list[Rollout]]:
@@ -39,12 +44,12 @@ class Answers:
 
     Attributes:
       episodes: One for each task and each of the method's result rows.
-      scores: The scores of the n trajectories, by reward model and task; empty unless the method
-        is a `SamplingMethod`.
+      scores: The scores of the n trajectories, by place, reward model and task; empty unless the
+        method is a `SamplingMethod`.
     """
 
     episodes: list[Episode]
-    scores: dict[str, dict[str, list[float]]] = dataclasses.field(default_factory=dict)
+    scores: PlacedScores = dataclasses.field(default_factory=dict)
 
 
 def answers(
@@ -60,7 +65,7 @@ def answers(
     Args:
       run: The method.
       rollouts: Its rollouts.
-      scorers: The reward models, by name.
+      scorers: The reward models, by name. They score at the places of the run.
       seed: The seed of the run.
       action_key: `EnvironmentPool.action_key`, for the majority of actions.
     """
@@ -73,8 +78,14 @@ def answers(
         if hasattr(method, name)
     }
     for name in run.reward_models:
-        labels["reward_model"] = name
-    variant = _Variant(method=run.method_name, seed=seed, options=run.options, **labels)
+        labels |= {"reward_model": name, "score_at": run.score_at[0]}
+    variant = _Variant(
+        method=run.method_name,
+        seed=seed,
+        sampling_seed=run.sampling_seed,
+        options=run.options,
+        **labels,
+    )
     episodes = [
         _episode([rollout], np.ones(1), variant, reward_tokens=rollout.reward_tokens)
         for rollout in rollouts
@@ -95,36 +106,34 @@ def _chosen(
     A task whose scores are not finite is an error of that scorer.
     """
     groups = by_task(rollouts)
+    base = _Variant(method=run.method_name, seed=seed, sampling_seed=run.sampling_seed)
     episodes = [
         _episode(
             group,
             rule([r.trajectory for r in group]),
-            _Variant(method=name, seed=seed, n=len(group)),
+            dataclasses.replace(base, method=name, n=len(group)),
         )
         for name, rule in method.baselines(action_key).items()
         for group in groups.values()
     ]
-    all_scores: dict[str, dict[str, list[float]]] = {}
-    for name, scorer in scorers.items():
-        scores = scores_of(scorer, [[r.trajectory for r in group] for group in groups.values()])
-        all_scores[name] = dict(zip(groups, scores, strict=True))
+    all_scores: PlacedScores = {}
+    for place, (name, scorer) in itertools.product(run.score_at, scorers.items()):
+        at_place = placed(scorer, place)
+        scores = scores_of(at_place, [[r.trajectory for r in group] for group in groups.values()])
+        all_scores.setdefault(place, {})[name] = dict(zip(groups, scores, strict=True))
         for group, each in zip(groups.values(), scores, strict=True):
             trajectories = [r.trajectory for r in group]
             decided = bool(np.isfinite(each).all())
             weights = method.choose(trajectories, each) if decided else np.zeros(len(group))
-            variant = _Variant(
-                method=run.method_name,
-                seed=seed,
-                n=len(group),
-                reward_model=name,
-                options=run.options,
+            variant = dataclasses.replace(
+                base, n=len(group), reward_model=name, options=run.options, score_at=place
             )
             episodes.append(
                 _episode(
                     group,
                     weights,
                     variant,
-                    reward_tokens=scorer.cost(trajectories),
+                    reward_tokens=at_place.cost(trajectories),
                     error=None if decided else UNDECIDED,
                 )
             )
@@ -132,24 +141,36 @@ def _chosen(
 
 
 def score_rows(
-    rollouts: Iterable[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
+    rollouts: Iterable[Rollout],
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    score_at: str = AT_OBSERVATION,
+    sampling_seed: int = 0,
 ) -> list[ScoreRow]:
     """Returns the rows of `scores.json`: the finite scores of trajectories next to their outcomes.
 
     Args:
       rollouts: All trajectories.
       scores: By reward model and task, in the order of the samples.
+      score_at: The place at which the models scored.
+      sampling_seed: The sampling seed.
     """
     outcomes = {
         (r.trajectory.task.task_id, r.sample): 0.0 if r.error else r.trajectory.outcome
         for r in rollouts
     }
+    more: ScoreRow = {}  # pyright: ignore[reportAssignmentType]
+    if score_at != AT_OBSERVATION:
+        more["score_at"] = score_at
+    if sampling_seed:
+        more["sampling_seed"] = sampling_seed
     return [
         {
             "reward_model": name,
             "task_id": task_id,
             "score": score,
             "outcome": outcomes[task_id, sample],
+            **more,
         }
         for name, by_task in scores.items()
         for task_id, task_scores in by_task.items()
@@ -159,34 +180,38 @@ def score_rows(
 
 
 def scores_by_n(
-    rollouts: Sequence[Rollout], scores: Mapping[str, Mapping[str, Sequence[float]]]
+    rollouts: Sequence[Rollout],
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    score_at: str = AT_OBSERVATION,
 ) -> list[ByNRow]:
     """Returns the mean return of best-of-k for every k up to n.
 
     It is the exact expectation over all ways to draw k of each task's n trajectories.
 
     Args:
+      rollouts: All trajectories.
       scores: By reward model and task, of models that score a trajectory by itself.
+      score_at: The place at which the models scored. The oracle, which has no place, is among the
+        rows of `observation`.
 
     Returns:
       For each reward model and the oracle, and each k: `task` (an environment, or "all"),
       `reward_model`, `n` (which is k), `score_mean`, `score_ci95` and `n_tasks`.
     """
     groups = by_task(rollouts)
-    oracle = {name: [r.trajectory.outcome for r in group] for name, group in groups.items()}
+    oracle = oracle_scores(groups) if score_at == AT_OBSERVATION else {}
     rows: list[ByNRow] = []
-    for reward_model, own in {**scores, "oracle": oracle}.items():
-        found: dict[str, list[np.ndarray]] = {"all": []}
-        for name, group in groups.items():
-            means = np.zeros(len(group))
-            if np.isfinite(own[name]).all():
-                weights = best_of_fewer([r.trajectory for r in group], own[name])
-                means = weights @ _outcomes(group)
-            environment = group[0].trajectory.task.environment
+    for reward_model, own in grouped(
+        best_of_k_rows(groups, {**scores, **oracle}), lambda row: row["reward_model"]
+    ):
+        found: dict[str, list[list[float]]] = {"all": []}
+        for row in own:
+            environment = groups[row["task_id"]][0].trajectory.task.environment
             for task in ("all", environment):
-                found.setdefault(task, []).append(means)
+                found.setdefault(task, []).append(row["scores"])
         for task, each in found.items():
-            for k, means in enumerate(np.stack(each, axis=1), start=1):
+            for k, means in enumerate(np.array(each).T, start=1):
                 score = bootstrap(means, bounds=(0.0, 1.0))
                 rows.append(
                     {
@@ -198,12 +223,9 @@ def scores_by_n(
                         "n_tasks": score.n,
                     }
                 )
+                if score_at != AT_OBSERVATION:
+                    rows[-1]["score_at"] = score_at
     return rows
-
-
-def _outcomes(group: Sequence[Rollout]) -> np.ndarray:
-    """The outcomes of rollouts; 0 if an error ended the trajectory."""
-    return np.array([r.trajectory.outcome if r.error is None else 0.0 for r in group])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +239,8 @@ class _Variant:
     beam_width: int | None = None
     expansion_width: int | None = None
     options: str = ""
+    score_at: str = AT_OBSERVATION
+    sampling_seed: int = 0
 
 
 def _episode(
@@ -239,7 +263,7 @@ def _episode(
     return Episode(
         task=answer.trajectory.task,
         **dataclasses.asdict(variant),
-        outcome=float(weights @ _outcomes(group)),
+        outcome=float(weights @ outcomes_of(group)),
         success=float(weights @ successes),
         policy_tokens=sum(r.policy_tokens for r in group),
         reward_tokens=reward_tokens,

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from agentrm_jax.core.text import admit_text, printable
+from agentrm_jax.evaluation.episodes import row_variant
 from agentrm_jax.evaluation.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
-from agentrm_jax.evaluation.results import SPLITS, row_variant
+from agentrm_jax.evaluation.results import SPLITS
 from agentrm_jax.evaluation.rows import ByNRow, Comparison, ResultRow, ScoreRow
 
 # Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.

@@ -14,12 +14,14 @@ from markupsafe import Markup
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.core.yaml_nodes import read_yaml
 from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.evaluation.episodes import Variant, row_variant
 from agentrm_jax.evaluation.page import page
-from agentrm_jax.evaluation.results import SPLITS, Variant, level, row_variant
+from agentrm_jax.evaluation.results import SPLITS, level
 from agentrm_jax.evaluation.rows import (
     ByNRow,
     Comparison,
     Report,
+    ReportParts,
     ResultRow,
     ScoreQuality,
     ScoreRow,
@@ -40,8 +42,7 @@ T = TypeVar("T", bound=Mapping[str, Any])
 
 def write_report(
     run_directory: pathlib.Path,
-    rows: Sequence[ResultRow],
-    comparisons: Sequence[Comparison],
+    parts: ReportParts,
     *,
     stages: Sequence[StageRow] = (),
     metrics: Sequence[Row] = (),
@@ -54,8 +55,7 @@ def write_report(
     Args:
       run_directory: The run's folder; its config.resolved.yaml and versions.json are shown if it
         has them.
-      rows: See `results.result_rows`.
-      comparisons: See `results.comparisons`.
+      parts: See `summary.report_parts`; `results` and `comparisons` are enough.
       stages: The finished stages, in order.
       metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
       scores: The scored test trajectories.
@@ -67,15 +67,14 @@ def write_report(
     """
     explored = [stage["summary"] for stage in stages if stage["stage"] == "explore"]
     report: Report = {
-        "results": list(rows),
-        "comparisons": list(comparisons),
+        **parts,
         "stages": list(stages),
         "trees": next(iter(explored), {}),
         "reward_models": score_quality(scores),
         "by_n": list(by_n),
     }
     paths = RunPaths(run_directory)
-    write_json_atomic(paths.results, list(rows))
+    write_json_atomic(paths.results, parts["results"])
     write_json_atomic(paths.report, report)
     page = render(
         title=run_directory.resolve().name,

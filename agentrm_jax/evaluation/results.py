@@ -1,251 +1,82 @@
-"""Episodes, what they add up to, and how methods compare on the same tasks."""
+"""The rows of results: what episodes add up to, and how methods compare on the same tasks."""
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
-from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, Variant, grouped
+from agentrm_jax.evaluation.report_rows import EqualTokens, OracleGap
 from agentrm_jax.evaluation.rows import Comparison, ResultRow, Split
+from agentrm_jax.evaluation.significance import (
+    holm,
+    is_binary,
+    paired_difference,
+    paired_test,
+    success_interval,
+)
 from agentrm_jax.evaluation.statistics import bootstrap, paired_bootstrap
-from agentrm_jax.runtime import json_files
-from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
-from agentrm_jax.runtime.run_paths import RESULTS
 
 SPLITS: tuple[Split, ...] = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
 
-BASELINE_METHODS = (
-    "greedy",
-    "random_of_n",
-    "majority_of_n",
-    "shortest_of_n",
-    "likeliest_of_n",
-    "oracle_of_n",
-)
-"""Methods without a reward model, in the order in which they are shown."""
+UNCORRECTED = 5
+"""Most comparisons of a table whose p-values are not corrected for their number."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Episode:
-    """One method on one task.
+def merge_runs(runs: Mapping[str, Sequence[Episode]]) -> list[Episode]:
+    """Returns the episodes of several runs that differ in their training seed, as if of one run.
 
-    Attributes:
-      task: The task.
-      method: `greedy`, `best_of_n`, `beam`, ...
-      reward_model: What scored, for example `explicit`; `random` for random scores.
-      n: Trajectories that the method chose from.
-      beam_width: States kept by beam search.
-      expansion_width: Candidates sampled from each.
-      seed: The run's seed.
-      options: Options of the method that differ from their defaults, such as `depth=3`; not stored
-        if empty.
-      outcome: The return, in [0, 1]; for a rule that draws, such as random_of_n, its exact
-        expectation. A trajectory that ended by an error has outcome 0.
-      success: 1 where the task was fully solved, 0 where not, likewise an expectation.
-      policy_tokens: Tokens that the policy decoded for all n trajectories.
-      reward_tokens: Tokens that the reward model read.
-      env_steps: Steps of the environment for all n trajectories.
-      wall_seconds: Seconds from reset to end, added up; several episodes run at the same time.
-      invalid_actions: Actions of the answer that the environment did not understand.
-      truncated_steps: Oldest steps that did not fit into the context, added up over the turns.
-      replies_without_action: Replies of all n trajectories in which no action was found.
-      failed_candidates: Turns of all n trajectories whose environment failed.
-      error: Why the answer's trajectory (one of them, where the rule draws) ended early.
-      steps: Steps of the answer.
-    """
+    `result_rows` and `comparisons` of them average over the seeds within each task.
 
-    task: Task
-    method: str
-    reward_model: str | None = None
-    n: int = 1
-    beam_width: int | None = None
-    expansion_width: int | None = None
-    seed: int
-    options: str = ""
-    outcome: float
-    success: float
-    policy_tokens: int
-    reward_tokens: int = 0
-    env_steps: int
-    wall_seconds: float
-    invalid_actions: int = 0
-    truncated_steps: int = 0
-    replies_without_action: int = 0
-    failed_candidates: int = 0
-    error: str | None = None
-    steps: int
-
-    @property
-    def variant(self) -> Variant:
-        return Variant(
-            self.method,
-            self.reward_model,
-            self.n,
-            self.beam_width,
-            self.expansion_width,
-            self.seed,
-            self.options,
-        )
-
-    @property
-    def task_name(self) -> str:
-        """The group of the task in results: `ENVIRONMENT/KIND`."""
-        return f"{self.task.environment}/{self.task.kind}"
-
-    @property
-    def split(self) -> str:
-        return "held_out" if self.task.held_out else "held_in"
-
-
-class Variant(NamedTuple):
-    """A method with everything that sets it apart from others in a table."""
-
-    method: str
-    reward_model: str | None
-    n: int
-    beam_width: int | None
-    expansion_width: int | None
-    seed: int
-    options: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name in tables, such as `best-of-5, explicit` or `beam 5x5, random scores`."""
-        name = self.method.replace("_of_n", f"-of-{self.n}").replace("_", " ")
-        if self.beam_width is not None:
-            name += f" {self.beam_width}x{self.expansion_width}"
-        if self.options:
-            name += f" ({self.options})"
-        if self.reward_model is None:
-            return name
-        return f"{name}, {self.reward_model}{' scores' if self.reward_model == 'random' else ''}"
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.method in BASELINE_METHODS or self.reward_model == "random"
-
-
-def write_episodes(path: pathlib.Path, episodes: Iterable[Episode]) -> None:
-    """Writes `episodes.jsonl`; the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with JsonLines(temporary) as lines:
-        for episode in episodes:
-            lines.append(episode_to_json(episode))
-        lines.sync()
-    temporary.replace(path)
-
-
-def episode_to_json(episode: Episode) -> dict[str, Any]:
-    """Returns the JSON form of an episode."""
-    return _without_empty_options(dataclasses.asdict(episode))
-
-
-def _without_empty_options(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != "options" or value}
-
-
-def episode_from_json(record: Any) -> Episode:
-    """An episode from its JSON form.
+    Args:
+      runs: The episodes of each run, by a name for messages.
 
     Raises:
-      ValueError: It is none; one line that names the key.
+      UserError: Two runs hold an episode of the same method, task and seeds.
     """
-    episode = from_json(Episode, record)
-    for name in ("outcome", "success"):
-        if not -1e-6 <= getattr(episode, name) <= 1 + 1e-6:
-            raise ValueError(f"{name}: must be within 0 and 1 (got {getattr(episode, name)})")
-    if min(episode.n, episode.steps + 1, episode.policy_tokens + 1, episode.env_steps + 1) < 1:
-        raise ValueError("n must be at least 1; steps, policy_tokens and env_steps at least 0")
-    return episode
-
-
-def read_episodes(path: pathlib.Path) -> list[Episode]:
-    """The episodes of a file: of each variant of a method the same tasks, each once.
-
-    Raises:
-      UserError: The file is absent, a line is damaged, or an episode is missing or twice; names
-        file and line.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; `agentrm evaluate` makes it")
-    episodes: dict[tuple[Variant, str], Episode] = {}
-    mend = f"restore the file, or delete {path.parent.parent} to evaluate again"
-    for number, record in enumerate(read_json_lines(path, finished=True), start=1):
-        try:
-            episode = episode_from_json(record)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not an episode ({error}); {mend}") from None
-        key = (episode.variant, episode.task.task_id)
-        if key in episodes:
-            raise UserError(
-                f"{path}, line {number}: a second episode of {printable(episode.variant.label)} on "
-                f"task {printable(episode.task.task_id)}; {mend}"
-            )
-        episodes[key] = episode
-    if not episodes:
-        raise UserError(f"{path}: holds no episode; {mend}")
-    _require_same_tasks(path, list(episodes.values()), mend)
-    return list(episodes.values())
-
-
-def _require_same_tasks(path: pathlib.Path, episodes: Sequence[Episode], mend: str) -> None:
-    """Every variant of a file has every task of the file, and as many as `results.json` says."""
-    tasks = {episode.task.task_id for episode in episodes}
-    counts = {}
-    for variant, own in _grouped(episodes, lambda episode: episode.variant):
-        counts[variant] = len(own)
-        if missing := tasks - {episode.task.task_id for episode in own}:
-            raise UserError(
-                f"{path}: {printable(variant.label)} has {len(own)} of {len(tasks)} tasks, for "
-                f"example not {printable(min(missing))}; {mend}"
-            )
-    results = path.with_name(RESULTS)
-    if not results.exists():
-        return
-    rows = json_files.read_json(results)
-    try:
-        stored = {
-            row_variant(row): row["n_tasks"]
-            for row in rows
-            if (row["task"], row["split"]) == ("all", "all")
-        }
-    except (KeyError, TypeError):
-        raise UserError(f"{results}: not a list of results; restore the file") from None
-    for variant in {**stored, **counts}:
-        if stored.get(variant) != counts.get(variant):
-            raise UserError(
-                f"{path}: holds {counts.get(variant, 0)} episodes of {printable(variant.label)}, "
-                f"and {RESULTS} next to it says {stored.get(variant, 0)}; {mend}"
-            )
+    first: dict[tuple[Variant, str, int, int], str] = {}
+    for run, episodes in runs.items():
+        for each in episodes:
+            key = (each.variant, each.task.task_id, each.seed, each.sampling_seed)
+            if (other := first.setdefault(key, run)) != run:
+                raise UserError(
+                    f"{printable(run)} and {printable(other)} must differ in `seed` to be averaged "
+                    f"(both have {printable(each.variant.label)} on task "
+                    f"{printable(each.task.task_id)} with seed {each.seed})"
+                )
+    return [episode for episodes in runs.values() for episode in episodes]
 
 
 def result_rows(episodes: Sequence[Episode]) -> list[ResultRow]:
     """Returns the rows of `results.json`.
 
     For each variant one row for each kind ("environment/kind"); and for each environment, and for
-    "all" of them, a row for each split and for both together. Means are over tasks (micro); counts
-    are sums over the `n_tasks` tasks. `score_mean` is the paper's number.
+    "all" of them, a row for each split and for both together. The seeds of a task are averaged
+    first; means are over tasks (micro). `score_mean` is the paper's number.
     """
     rows: list[ResultRow] = []
-    for variant, own in _grouped(episodes, lambda episode: episode.variant):
-        by_kind = _grouped(own, lambda episode: (episode.split, episode.task_name))
-        rows.extend(_row(task, split, variant, group) for (split, task), group in by_kind)
-        by_environment = _grouped(own, lambda episode: episode.task.environment)
-        for task, group in (*by_environment, ("all", own)):
-            for split in SPLITS:
-                part = [episode for episode in group if split in ("all", episode.split)]
-                if part:
-                    rows.append(_row(task, split, variant, part))
+    gap = {name: _by_task([e for e in episodes if e.method == name]) for name in _GAP}
+    for variant, own in grouped(episodes, lambda episode: episode.variant):
+        by_kind = grouped(own, lambda episode: (episode.split, episode.task_name))
+        rows.extend(_row(task, split, variant, group, gap) for (split, task), group in by_kind)
+        for task, split, part in parts_of(own):
+            rows.append(_row(task, split, variant, part, gap))
     return rows
+
+
+def parts_of(episodes: Sequence[Episode]) -> Iterator[tuple[str, Split, list[Episode]]]:
+    """Yields the episodes of each environment, then of "all", for each split that has some."""
+    by_environment = grouped(episodes, lambda episode: episode.task.environment)
+    for task, group in (*by_environment, ("all", list(episodes))):
+        for split in SPLITS:
+            part = [episode for episode in group if split in ("all", episode.split)]
+            if part:
+                yield task, split, part
 
 
 def level(row: ResultRow) -> Literal["kind", "environment", "all"]:
@@ -253,8 +84,32 @@ def level(row: ResultRow) -> Literal["kind", "environment", "all"]:
     return "kind" if "/" in row["task"] else "all" if row["task"] == "all" else "environment"
 
 
-def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> ResultRow:
-    score = bootstrap([episode.outcome for episode in group], bounds=(0.0, 1.0))
+_GAP = ("random_of_n", "oracle_of_n")
+"""The methods between which every choice among n trajectories lies."""
+
+
+def _by_task(episodes: Iterable[Episode]) -> dict[str, float]:
+    """The mean outcome of each task over its seeds."""
+    groups = grouped(episodes, lambda episode: episode.task.task_id)
+    return {task_id: _mean(own, "outcome") for task_id, own in groups}
+
+
+def _mean(episodes: Sequence[Episode], field: str) -> float:
+    return sum(getattr(episode, field) for episode in episodes) / len(episodes)
+
+
+def _row(
+    task: str,
+    split: str,
+    variant: Variant,
+    group: Sequence[Episode],
+    gap: Mapping[str, Mapping[str, float]],
+) -> ResultRow:
+    by_task = [own for _, own in grouped(group, lambda episode: episode.task.task_id)]
+    score = bootstrap([_mean(own, "outcome") for own in by_task], bounds=(0.0, 1.0))
+    successes = [_mean(own, "success") for own in by_task]
+    interval = success_interval(successes)
+    by_seed = grouped(group, lambda episode: (episode.seed, episode.sampling_seed))
     row: ResultRow = {
         "task": task,
         "split": split,
@@ -263,64 +118,100 @@ def _row(task: str, split: str, variant: Variant, group: Sequence[Episode]) -> R
         "n": variant.n,
         "beam_width": variant.beam_width,
         "expansion_width": variant.expansion_width,
-        "seed": variant.seed,
+        "seed": group[0].seed,
         "n_tasks": score.n,
         "score_mean": score.mean,
         "score_ci95": [score.low, score.high],
-        "success_rate": float(np.mean([episode.success for episode in group])),
+        "success_rate": float(np.mean(successes)),
+        "success_ci95": [interval.low, interval.high],
         "progress_rate": score.mean,
-        "policy_tokens": sum(episode.policy_tokens for episode in group),
-        "reward_tokens": sum(episode.reward_tokens for episode in group),
-        "env_steps": sum(episode.env_steps for episode in group),
-        "wall_seconds": sum(episode.wall_seconds for episode in group),
+        "policy_tokens": round(sum(_mean(own, "policy_tokens") for own in by_task)),
+        "reward_tokens": round(sum(_mean(own, "reward_tokens") for own in by_task)),
+        "env_steps": round(sum(_mean(own, "env_steps") for own in by_task)),
+        "wall_seconds": sum(_mean(own, "wall_seconds") for own in by_task),
         "errors": sum(episode.error is not None for episode in group),
         "replies_without_action": sum(episode.replies_without_action for episode in group),
         "failed_candidates": sum(episode.failed_candidates for episode in group),
+        "n_seeds": len(by_seed),
+        "seeds": list(dict.fromkeys(episode.seed for episode in group)),
+        "sampling_seeds": list(dict.fromkeys(episode.sampling_seed for episode in group)),
     }
+    if len(by_seed) > 1:
+        row["seed_deviation"] = float(np.std([_mean(own, "outcome") for _, own in by_seed], ddof=1))
     if variant.options:
         row["options"] = variant.options
+    if variant.score_at != AT_OBSERVATION:
+        row["score_at"] = variant.score_at
+    own = _by_task(group)
+    if common := [t for t in own if all(t in outcomes for outcomes in gap.values())]:
+        random, oracle = (sum(gap[name][t] for t in common) for name in _GAP)
+        gained = sum(own[t] for t in common) - random
+        row["gap_closed"] = gained / (oracle - random) if oracle > random else None
     return row
 
 
-def row_variant(row: ResultRow) -> Variant:
-    """Returns the variant of a method that a row is about."""
-    return Variant(
-        row["method"],
-        row["reward_model"],
-        row["n"],
-        row["beam_width"],
-        row["expansion_width"],
-        row["seed"],
-        row.get("options", ""),
-    )
+def oracle_gaps(episodes: Sequence[Episode]) -> list[OracleGap]:
+    """Returns the room for any reward model, by environment and split.
+
+    Without room no search helps: best-of-n of a perfect reward model is the oracle, and that of one
+    that has learned nothing is random.
+    """
+    random = _by_task(episode for episode in episodes if episode.method == "random_of_n")
+    best = [e for e in episodes if e.method == "oracle_of_n" and e.task.task_id in random]
+    rows: list[OracleGap] = []
+    for task, split, part in parts_of(best):
+        oracle = _by_task(part)
+        gain = paired_bootstrap(list(oracle.values()), [random[task_id] for task_id in oracle])
+        rows.append(
+            {
+                "task": task,
+                "split": split,
+                "n": part[0].n,
+                "n_tasks": gain.n,
+                "random": float(np.mean([random[task_id] for task_id in oracle])),
+                "oracle": float(np.mean(list(oracle.values()))),
+                "gap": gain.mean,
+                "ci95": [gain.low, gain.high],
+            }
+        )
+    return rows
 
 
 def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
     """Returns pairs to compare: methods with a reward model, and every baseline but the oracle.
 
-    Beam search is compared with best-of-n under the same reward model as well.
+    Searches are compared with best-of-n under the same reward model as well, at the same place of
+    the score if best-of-n has it.
     """
     variants = list(dict.fromkeys(episode.variant for episode in episodes))
+    sampled = [variant for variant in variants if variant.method == "best_of_n"]
     pairs = []
     for a in variants:
         for b in variants:
             baseline = b.is_baseline and b.method != "oracle_of_n"
             random_search = b.reward_model == "random" and b.method != a.method
-            better = a.method == "beam" and b.method == "best_of_n"
-            same_model = better and a.reward_model == b.reward_model
-            if (
-                not a.is_baseline
-                and a.seed == b.seed
-                and ((baseline and not random_search) or same_model)
-            ):
+            same_model = a.method != "best_of_n" and b in counterparts(a, sampled)
+            if not a.is_baseline and ((baseline and not random_search) or same_model):
                 pairs.append((a, b))
     return pairs
+
+
+def counterparts(search: Variant, sampled: Sequence[Variant]) -> list[Variant]:
+    """Returns the variants of best-of-n that a search is compared with.
+
+    They have its reward model, and its place of the score if any of them has it.
+    """
+    same_model = [each for each in sampled if each.reward_model == search.reward_model]
+    same_place = [each for each in same_model if each.score_at == search.score_at]
+    return same_place or same_model
 
 
 def comparisons(
     episodes: Sequence[Episode], pairs: Sequence[tuple[Variant, Variant]] | None = None
 ) -> list[Comparison]:
     """Returns differences of mean return between variants, paired over the tasks that both ran.
+
+    The sampling seeds of a task are averaged first; then the differences of its training seeds.
 
     Args:
       episodes: The episodes of all variants.
@@ -329,47 +220,84 @@ def comparisons(
     Returns:
       A comparison for each pair and split with at least one common task.
     """
-    outcomes = {
-        variant: {episode.task.task_id: episode for episode in own}
-        for variant, own in _grouped(episodes, lambda episode: episode.variant)
-    }
+    by_variant = dict(grouped(episodes, lambda episode: episode.variant))
     found: list[Comparison] = []
     for a, b in default_pairs(episodes) if pairs is None else pairs:
-        first, second = outcomes[a], outcomes[b]
         for split in SPLITS:
-            common = [
-                task_id
-                for task_id, episode in first.items()
-                if task_id in second and split in ("all", episode.split)
-            ]
-            if not common:
-                continue
-            gain = paired_bootstrap(
-                [first[task_id].outcome for task_id in common],
-                [second[task_id].outcome for task_id in common],
+            first, second = (
+                by_task_and_seed(e for e in by_variant[each] if split in ("all", e.split))
+                for each in (a, b)
             )
-            found.append(
-                {
-                    "a": a.method,
-                    "b": b.method,
-                    "split": split,
-                    "difference": gain.mean,
-                    "ci95": [gain.low, gain.high],
-                    "n_tasks": gain.n,
-                    "a_label": a.label,
-                    "b_label": b.label,
-                    "a_reward_model": a.reward_model,
-                    "b_reward_model": b.reward_model,
-                }
+            outcomes, successes = (
+                paired_values(means_of(first, field), means_of(second, field))
+                for field in ("outcome", "success")
             )
+            if outcomes.size:
+                found.append(_comparison(a, b, split, outcomes, successes))
+    correct(found)
     return found
 
 
-def _grouped(
-    episodes: Iterable[Episode], key: Callable[[Episode], Any]
-) -> list[tuple[Any, list[Episode]]]:
-    """Groups in order of first appearance."""
-    groups: dict[Any, list[Episode]] = {}
-    for episode in episodes:
-        groups.setdefault(key(episode), []).append(episode)
-    return list(groups.items())
+def by_task_and_seed(episodes: Iterable[Episode]) -> dict[tuple[str, int], list[Episode]]:
+    """Returns the episodes of each task and training seed: one for each sampling seed."""
+    return dict(grouped(episodes, lambda episode: (episode.task.task_id, episode.seed)))
+
+
+def means_of(
+    groups: Mapping[tuple[str, int], Sequence[Episode]], field: str
+) -> dict[tuple[str, int], float]:
+    """Returns the mean of a field of the episodes of each task and training seed."""
+    return {key: _mean(own, field) for key, own in groups.items()}
+
+
+def paired_values(
+    first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float]
+) -> np.ndarray:
+    """Returns the values of both sides [n, 2] of the n tasks that both have with the same seed.
+
+    Args:
+      first: A value for each task and training seed.
+      second: Those of the other side.
+    """
+    both = grouped((key for key in first if key in second), lambda key: key[0])
+    sides = [
+        [sum(side[key] for key in keys) / len(keys) for side in (first, second)] for _, keys in both
+    ]
+    return np.array(sides, float).reshape(-1, 2)
+
+
+def _comparison(
+    a: Variant, b: Variant, split: Split, outcomes: np.ndarray, successes: np.ndarray
+) -> Comparison:
+    found = paired_difference(outcomes[:, 0], outcomes[:, 1])
+    row: Comparison = {
+        "a": a.method,
+        "b": b.method,
+        "split": split,
+        "difference": found.gain.mean,
+        "ci95": [found.gain.low, found.gain.high],
+        "n_tasks": found.gain.n,
+        "a_label": a.label,
+        "b_label": b.label,
+        "a_reward_model": a.reward_model,
+        "b_reward_model": b.reward_model,
+        "p_value": found.p_value,
+        "test": found.test,
+        "smallest_difference": found.smallest,
+        "success_difference": float(np.mean(successes[:, 0] - successes[:, 1])),
+        "success_p_value": paired_test(*successes.T)[0] if is_binary(successes) else None,
+    }
+    if a.score_at != AT_OBSERVATION:
+        row["a_score_at"] = a.score_at
+    if b.score_at != AT_OBSERVATION:
+        row["b_score_at"] = b.score_at
+    return row
+
+
+def correct(found: Sequence[Comparison] | Sequence[EqualTokens]) -> None:
+    """Adds Holm's p-values to the rows of a split if there are more than five."""
+    for _, own in grouped(found, lambda row: row["split"]):
+        if len(own) > UNCORRECTED:
+            corrected = holm([row.get("p_value", 1.0) for row in own])
+            for row, p_value in zip(own, corrected, strict=True):
+                row["p_holm"] = p_value

@@ -1,7 +1,9 @@
 """The rows of result files: what the objects of their JSON lists hold.
 
-`results.json` is a list of `ResultRow`, `report.json` is a `Report`, `scores.json` and `by_n.json`
-next to the episodes of best-of-n are lists of `ScoreRow` and `ByNRow`.
+`results.json` is a list of `ResultRow`, `report.json` is a `Report`. Next to the episodes of
+best-of-n, `scores.json`, `by_n.json` and `best_of_k.json` are lists of `ScoreRow`, `ByNRow` and
+`report_rows.BestOfKRow`. Keys of an `_Optional...` class are absent in files of earlier versions,
+or if they hold nothing.
 """
 
 from __future__ import annotations
@@ -12,19 +14,27 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.typed_json import from_json
+from agentrm_jax.evaluation.report_rows import OptionalParts
 from agentrm_jax.runtime import json_files
 from agentrm_jax.runtime.run_directory import StageRow
 
 Split = Literal["held_in", "held_out", "all"]
 
 
-class _Optional(TypedDict, total=False):
+class _OptionalOfResults(TypedDict, total=False):
     options: str
+    score_at: str
     replies_without_action: int
     failed_candidates: int
+    n_seeds: int
+    seeds: list[int]
+    sampling_seeds: list[int]
+    seed_deviation: float
+    success_ci95: list[float]
+    gap_closed: float | None
 
 
-class ResultRow(_Optional):
+class ResultRow(_OptionalOfResults):
     """One method on the tasks of one kind, of one environment, or on all tasks.
 
     Attributes:
@@ -35,20 +45,30 @@ class ResultRow(_Optional):
       n: Trajectories that the method chose from.
       beam_width: States that beam search keeps; None for other methods.
       expansion_width: Candidates of each of them; None for other methods.
-      seed: The run's seed.
+      seed: The first training seed.
       options: Options of the method that differ from its defaults; absent without any.
+      score_at: The place at which the reward model scored; absent for `observation`.
       n_tasks: Number of tasks.
       score_mean: Mean return over the tasks, in [0, 1].
       score_ci95: Low and high end of its 95% interval.
       success_rate: Fraction of the tasks that were solved fully.
       progress_rate: Equals `score_mean`.
-      policy_tokens: Tokens that the policy decoded, over all tasks.
+      policy_tokens: Tokens that the policy decoded, over all tasks; with several seeds, as of the
+        other costs, the mean over seeds.
       reward_tokens: Tokens that the reward model read, over all tasks.
       env_steps: Steps of the environment, over all tasks.
       wall_seconds: Seconds of all episodes; several run at the same time.
-      errors: Tasks whose answer ended by an error.
-      replies_without_action: Replies in which no action was found. Rows of early versions lack it.
-      failed_candidates: Turns whose environment failed. Rows of early versions lack it.
+      errors: Answers that ended by an error, over all tasks and seeds.
+      replies_without_action: Replies in which no action was found, over all tasks and seeds.
+      failed_candidates: Turns whose environment failed, over all tasks and seeds.
+      n_seeds: Number of pairs of a training seed and a sampling seed. The values of a task are
+        averaged over them before anything else.
+      seeds: The training seeds.
+      sampling_seeds: The sampling seeds.
+      seed_deviation: Standard deviation of the mean returns of the seeds; with several seeds only.
+      success_ci95: Low and high end of the 95% interval of `success_rate`.
+      gap_closed: (score - random) / (oracle - random) on the same tasks; None if the oracle is not
+        better than random, absent without trajectories to choose from.
     """
 
     task: str
@@ -71,7 +91,18 @@ class ResultRow(_Optional):
     errors: int
 
 
-class Comparison(TypedDict):
+class _OptionalOfComparisons(TypedDict, total=False):
+    p_value: float
+    test: str
+    p_holm: float
+    smallest_difference: float | None
+    success_difference: float
+    success_p_value: float | None
+    a_score_at: str
+    b_score_at: str
+
+
+class Comparison(_OptionalOfComparisons):
     """The difference of mean return between two methods, paired over the tasks that both ran.
 
     Attributes:
@@ -85,6 +116,16 @@ class Comparison(TypedDict):
       b_label: The name of b in tables.
       a_reward_model: What scored for a; None without a reward model.
       b_reward_model: What scored for b; None without a reward model.
+      p_value: Of the difference; see `significance.paired_test`.
+      test: The test that gave it: `mcnemar` or `sign_flip`.
+      p_holm: The p-value corrected by Holm's rule for the comparisons of its split; if there are
+        more than five.
+      smallest_difference: The difference that this many tasks show with a probability of 80%; None
+        if all differences are equal.
+      success_difference: Mean difference of the success rates.
+      success_p_value: Its p-value by McNemar's exact test; None if a success is not 0 or 1.
+      a_score_at: The place of the scores of a; absent for `observation`.
+      b_score_at: The place of the scores of b; absent for `observation`.
     """
 
     a: str
@@ -99,8 +140,19 @@ class Comparison(TypedDict):
     b_reward_model: str | None
 
 
-class ScoreRow(TypedDict):
-    """A reward model's score of one test trajectory, and the return of the trajectory."""
+class _OptionalOfScores(TypedDict, total=False):
+    score_at: str
+
+
+class _OptionalOfTrajectories(_OptionalOfScores, total=False):
+    sampling_seed: int
+
+
+class ScoreRow(_OptionalOfTrajectories):
+    """A reward model's score of one test trajectory, and the return of the trajectory.
+
+    `score_at` is absent for `observation`, `sampling_seed` for 0.
+    """
 
     reward_model: str
     task_id: str
@@ -108,7 +160,7 @@ class ScoreRow(TypedDict):
     outcome: float
 
 
-class ByNRow(TypedDict):
+class ByNRow(_OptionalOfScores):
     """Mean return of best-of-n for one n, over all tasks or those of one environment.
 
     Attributes:
@@ -118,6 +170,7 @@ class ByNRow(TypedDict):
       score_mean: Mean return, in [0, 1].
       score_ci95: Low and high end of its 95% interval.
       n_tasks: Number of tasks.
+      score_at: The place at which the reward model scored; absent for `observation`.
     """
 
     task: str
@@ -145,20 +198,28 @@ class ScoreQuality(TypedDict):
     spearman: float | None
 
 
-class Report(TypedDict):
-    """The content of `report.json`.
+class ReportParts(OptionalParts):
+    """The parts of `report.json` that follow from episodes.
 
     Attributes:
       results: The rows of `results.json`.
       comparisons: Paired differences between methods.
+    """
+
+    results: list[ResultRow]
+    comparisons: list[Comparison]
+
+
+class Report(ReportParts):
+    """The content of `report.json`.
+
+    Attributes:
       stages: The finished stages in order.
       trees: The summary of exploration; empty without exploration.
       reward_models: By reward model, the agreement of its scores with returns.
       by_n: Best-of-n for every n up to the number of trajectories.
     """
 
-    results: list[ResultRow]
-    comparisons: list[Comparison]
     stages: list[StageRow]
     trees: Mapping[str, Any]
     reward_models: dict[str, ScoreQuality]

@@ -1,4 +1,4 @@
-"""Means, bootstrap intervals over tasks, and agreement of scores with outcomes. numpy only."""
+"""Means with bootstrap intervals over tasks, and agreement of scores with outcomes."""
 
 from __future__ import annotations
 
@@ -108,6 +108,35 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
     if first.shape != second.shape:
         raise ValueError(f"pairs need equal lengths, not {first.size} and {second.size}")
     return bootstrap(first - second, bounds=(-1.0, 1.0), seed=seed)
+
+
+def bootstrap_columns(
+    values: np.ndarray, *, bounds: tuple[float, float] | None = None, seed: int = 0
+) -> list[Estimate]:
+    """Returns the mean of each column with its interval; the same resamples serve all columns.
+
+    Args:
+      values: [n, K] values of n tasks.
+      bounds: Least and largest possible value, if they are known; see `bootstrap`.
+      seed: Seed of the resampling.
+    """
+    n, columns = values.shape
+    generator = np.random.default_rng(seed)
+    block = max(1, _CHUNK // n)
+    resampled = np.concatenate(
+        [
+            generator.multinomial(n, np.full(n, 1 / n), size=min(block, RESAMPLES - start))
+            @ values
+            / n
+            for start in range(0, RESAMPLES, block)
+        ]
+    )
+    return [
+        all_equal(float(own[0]), n, bounds)
+        if np.ptp(own) == 0
+        else percentile_interval(float(own.mean()), resampled[:, k], n, (own.min(), own.max()))
+        for k, own in enumerate(values[:, k] for k in range(columns))
+    ]
 
 
 def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -79,7 +79,12 @@ class ActingPolicy:
         return self._own().engine
 
     def agent(
-        self, sampling: Sampling, branches: Sequence[int] = (), *, concurrency: int
+        self,
+        sampling: Sampling,
+        branches: Sequence[int] = (),
+        *,
+        concurrency: int,
+        seed: int | None = None,
     ) -> Policy:
         """Opens the policy of the section `agent`.
 
@@ -87,24 +92,26 @@ class ActingPolicy:
           sampling: How its turns are sampled.
           branches: The numbers of turns that it is asked for at the same time; see `Agent`.
           concurrency: Trees or tasks that the caller works on at the same time.
+          seed: Seed of its random numbers; that of the run by default.
         """
         config, prompts = self.workspace.config, self.workspace.prompts
+        used = config.seed if seed is None else seed
 
         def run_policy() -> Policy:
             own = self._own()
-            agent = Agent(own.engine, own.model.tokenizer, prompts, sampling, config.seed, branches)
+            agent = Agent(own.engine, own.model.tokenizer, prompts, sampling, used, branches)
             agent.warm_up()
             return agent
 
         options = PolicyOptions(
-            seed=config.seed,
+            seed=used,
             sampling=sampling,
             prompt_of=prompts,
             branches=tuple(branches),
             concurrency=concurrency,
             run_policy=run_policy,
         )
-        return as_policy(config.agent.open(options), config.seed)
+        return as_policy(config.agent.open(options), used)
 
     @property
     def tokens_decoded(self) -> int:

@@ -58,7 +58,8 @@ def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Ca
     found = [
         _calibrated_method(run, candidates, policy, scorers, stage)
         for run in method_runs(config.evaluate, config.rewards)
-        if (candidates := threshold_candidates(run.method))
+        if run.sampling_seed == config.evaluate.sampling_seeds[0]
+        and (candidates := threshold_candidates(run.method))
     ]
     from_first(lambda: write_json_atomic(workspace.paths.thresholds, found))
     trained = {task.problem for task in (*tasks.experts, *tasks.explored)}
@@ -94,7 +95,7 @@ def _episodes(
     workspace, tasks = policy.workspace, policy.workspace.tasks.calibration
     rollouts = shared_rollouts(
         f"{run.name.replace('_', ' ')} {label}",
-        workspace.paths.calibration(run.name, label).rollouts,
+        workspace.paths.calibration(run.setting, label).rollouts,
         run.episodes(own_share(tasks)),
         functools.partial(missing_rollouts, run, policy, scorers),
         stage,
@@ -102,7 +103,7 @@ def _episodes(
     answered = answers(
         run,
         rollouts,
-        {name: scorers[name] for name in run.reward_models[:1]},
+        scorers.of(run),
         seed=workspace.config.seed,
         action_key=workspace.pool.action_key,
     )

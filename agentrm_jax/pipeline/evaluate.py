@@ -5,29 +5,42 @@ Each of several processes runs its share of the tasks; the first one writes the 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
+from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.calibration import Calibration, calibrated
 from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
-from agentrm_jax.evaluation.harness import answers, score_rows, scores_by_n
-from agentrm_jax.evaluation.results import (
+from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores
+from agentrm_jax.evaluation.episodes import (
+    AT_OBSERVATION,
     Episode,
     episode_from_json,
     episode_to_json,
-    result_rows,
     write_episodes,
 )
+from agentrm_jax.evaluation.harness import (
+    PlacedScores,
+    answers,
+    by_task,
+    score_rows,
+    scores_by_n,
+)
+from agentrm_jax.evaluation.probe import Ending, ending_of, probe_rows, tree_endings
+from agentrm_jax.evaluation.report_rows import BestOfKRow
+from agentrm_jax.evaluation.results import result_rows
 from agentrm_jax.evaluation.rollout_files import read_rollouts
-from agentrm_jax.evaluation.rows import read_rows
+from agentrm_jax.evaluation.rows import ByNRow, ScoreRow, read_rows
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.reward_kinds import explicit_directory
+from agentrm_jax.pipeline.sample import sampled_trajectories
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.random import RandomScorer
@@ -36,9 +49,8 @@ from agentrm_jax.runtime.processes import from_all, from_first, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MethodPaths
 from agentrm_jax.runtime.stage_files import FileRecord, stage_files
+from agentrm_jax.search.methods import BestOfN
 from agentrm_jax.search.rollouts import Rollout
-
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class EvaluateSummary(AgentName):
@@ -82,6 +94,7 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         "tokens_decoded": policy.tokens_decoded,
         "tokens_read": policy.tokens_read + scorers.tokens_read,
     }
+    from_first(lambda: _write_probe(workspace))
     everywhere = from_all(counts)
     total = {name: sum(each[name] for each in everywhere) for name in counts}
     return {
@@ -110,9 +123,13 @@ class Scorers:
     def __init__(self, policy: ActingPolicy) -> None:
         self._policy = policy
 
-    def __getitem__(self, name: str) -> Scorer:
+    def of(self, run: MethodRun) -> dict[str, Scorer]:
+        """Returns the reward models of a method, by name."""
+        return {name: self._scorer(name, run) for name in run.reward_models}
+
+    def _scorer(self, name: str, run: MethodRun) -> Scorer:
         if name == RANDOM:
-            return RandomScorer(self._policy.workspace.config.seed)
+            return RandomScorer(run.seed(self._policy.workspace.config.seed))
         return self._policy.scorer(name)
 
     @property
@@ -147,7 +164,7 @@ def _run_method(
     answered = answers(
         run,
         rollouts,
-        {name: scorers[name] for name in run.reward_models},
+        scorers.of(run),
         seed=workspace.config.seed,
         action_key=workspace.pool.action_key,
     )
@@ -160,9 +177,7 @@ def _run_method(
     )
     if run.samples:
         everywhere = from_all(answered.scores)
-        traits = workspace.config.reward_traits
-        alone = {name for name in run.reward_models if not traits(name).compares}
-        from_first(lambda: _write_scores(paths, everywhere, order, alone))
+        from_first(lambda: _write_scores(run, workspace, everywhere))
     return rollouts
 
 
@@ -184,10 +199,11 @@ def missing_rollouts(
     sampling = workspace.config.evaluate.sampling
     if run.temperature is not None:
         sampling = dataclasses.replace(sampling, temperature=run.temperature)
-    scorer = scorers[run.reward_models[0]] if run.reward_models and not run.samples else None
+    scorer = None if run.samples else next(map(run.placed, scorers.of(run).values()), None)
     concurrency = getattr(run.method, "concurrency", workspace.config.evaluate.concurrency)
-    agent = policy.agent(sampling, concurrency=concurrency)
-    return run.rollouts(agent, scorer, workspace.pool, episodes, workspace.config.seed)
+    seed = run.seed(workspace.config.seed)
+    agent = policy.agent(sampling, concurrency=concurrency, seed=seed)
+    return run.rollouts(agent, scorer, workspace.pool, episodes, seed)
 
 
 def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[str, int]) -> None:
@@ -198,36 +214,60 @@ def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[
     write_json_atomic(paths.results, result_rows(episodes))
 
 
-def _write_scores(
-    paths: MethodPaths,
-    parts: Sequence[Scores],
-    order: Mapping[str, int],
-    alone: Collection[str],
-) -> None:
+def _write_scores(run: MethodRun, workspace: Workspace, parts: Sequence[PlacedScores]) -> None:
     """Writes the scores of all trajectories, and what fewer trajectories would give.
 
     Args:
-      paths: The files of the method.
+      run: The method.
+      workspace: The run.
       parts: The scores of each process.
-      order: The number of each task.
-      alone: The reward models that score each trajectory by itself.
     """
+    paths = workspace.paths.method(run.name)
+    order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
     rollouts = sorted(
         read_rollouts(paths.rollouts),
         key=lambda r: (order[r.trajectory.task.task_id], r.sample),
     )
-    scores = {
-        name: {
-            task_id: part[name][task_id]
-            for task_id in order
-            for part in parts
-            if task_id in part[name]
-        }
-        for name in parts[0]
-    }
-    write_json_atomic(paths.scores, score_rows(rollouts, scores))
-    by_n = {name: each for name, each in scores.items() if name in alone}
-    write_json_atomic(paths.by_n, scores_by_n(rollouts, by_n))
+    groups = by_task(rollouts)
+    rows: list[ScoreRow] = []
+    by_n: list[ByNRow] = []
+    by_k: list[BestOfKRow] = []
+    traits = workspace.config.reward_traits
+    best_of_k = functools.partial(
+        best_of_k_rows, groups, seed=workspace.config.seed, sampling_seed=run.sampling_seed
+    )
+    for place in parts[0]:
+        scores: dict[str, dict[str, list[float]]] = {}
+        for name in parts[0][place]:
+            own = collections.ChainMap(*(part[place][name] for part in parts))
+            scores[name] = {task_id: own[task_id] for task_id in order if task_id in own}
+        rows += score_rows(rollouts, scores, score_at=place, sampling_seed=run.sampling_seed)
+        alone = {n: own for n, own in scores.items() if not traits(n).compares}
+        by_n += scores_by_n(rollouts, alone, score_at=place)
+        by_k += best_of_k(alone, score_at=place)
+    if AT_OBSERVATION not in parts[0]:
+        by_n += scores_by_n(rollouts, {})  # of the oracle
+    write_json_atomic(paths.scores, rows)
+    write_json_atomic(paths.by_n, by_n)
+    if isinstance(run.method, BestOfN):
+        write_json_atomic(paths.best_of_k, by_k + best_of_k(oracle_scores(groups)))
+
+
+def _write_probe(workspace: Workspace) -> None:
+    """Writes whether last observations give the outcome away, on the trajectories of training."""
+    paths = workspace.paths
+    endings: list[Ending] = []
+    source = ""
+    if paths.trees.exists():
+        source = "trees"
+        trees = TreeStore.read(paths.trees).values()
+        endings = [ending for tree in trees for ending in tree_endings(tree)]
+    elif paths.samples.exists():
+        source = "samples"
+        groups = sampled_trajectories(paths)
+        endings = [ending_of(trajectory) for group in groups for trajectory in group]
+    if endings:
+        write_json_atomic(paths.probe, probe_rows(endings, source))
 
 
 def _check_scoring_at_actions(workspace: Workspace) -> None:

@@ -136,7 +136,10 @@ class Tasks:
         family, most = load_family(environment.registered), environment.max_steps
         if reason := missing_of(family):  # otherwise the first reset would fail
             raise UserError(reason)
-        tasks = listed_tasks(family, split, kinds=kinds, n=n, seed=self.config.seed)
+        seed, of_tests = self.config.seed, self.config.evaluate.task_seed
+        if split != "train" and of_tests is not None:
+            seed = of_tests
+        tasks = listed_tasks(family, split, kinds=kinds, n=n, seed=seed)
         return [dataclasses.replace(task, max_steps=most) for task in tasks] if most else tasks
 
     def overlap(self) -> int:

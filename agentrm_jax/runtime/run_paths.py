@@ -109,6 +109,11 @@ class RunPaths:
         return MethodPaths(self.stage("calibrate") / name / candidate)
 
     @property
+    def probe(self) -> pathlib.Path:
+        """Whether the last observations of training trajectories give their outcome away."""
+        return self.stage("evaluate") / "probe.json"
+
+    @property
     def metrics(self) -> pathlib.Path:
         """The metrics of training, a row for each update that was logged."""
         return self.run / METRICS
@@ -170,3 +175,8 @@ class MethodPaths:
     def by_n(self) -> pathlib.Path:
         """The mean return of best-of-n for every number of samples."""
         return self.folder / "by_n.json"
+
+    @property
+    def best_of_k(self) -> pathlib.Path:
+        """The return of best-of-k on each task for every k up to the number of samples."""
+        return self.folder / "best_of_k.json"

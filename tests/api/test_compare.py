@@ -87,10 +87,12 @@ def test_the_printed_table():
     same = [rollout(task, outcome) for task, outcome in zip(TASKS, (1, 1, 0, 1), strict=True)]
     table = str(arm.compare({"first": same, "a longer name": same[:2]}))
     head, first, second = table.splitlines()
-    assert head == "method         tasks  mean   95% interval    first is better by"
+    assert head == (
+        "method         tasks  mean   95% interval    first is better by       p      smallest"
+    )
     assert first.startswith("first          4      0.750  [")
     assert second == (
-        "a longer name  2      1.000  [0.158, 1.000]  +0.000 [+0.000, +0.000]"
+        "a longer name  2      1.000  [0.158, 1.000]  +0.000 [+0.000, +0.000]  1.000"
     )  # 0.025 ** (1 / 2) = 0.158
     assert all(line == line.rstrip() for line in table.splitlines())
 
@@ -125,6 +127,39 @@ def test_evaluating_methods_gives_what_each_gives_alone():
         assert both == arm.compare({"best": best, "beam": list(beam)})
         again = arm.evaluate(methods, guess_policy, guess_scorer, envs, TASKS, seed=3)
         assert again == both
+
+
+def test_more_than_five_differences_are_corrected():
+    def answers(outcomes):
+        return [rollout(task, outcome) for task, outcome in zip(TASKS, outcomes, strict=True)]
+
+    worse = {f"worse {i}": answers((0, 0, 0, 0)) for i in range(6)}
+    few, many = (
+        arm.compare({"best": answers((1, 1, 1, 1)), **dict(list(worse.items())[:count])})
+        for count in (5, 6)
+    )
+    assert [method.p_value for method in few.methods] == [None, *[0.125] * 5]  # 2 / 2 ** 4
+    assert [method.p_value for method in many.methods] == [None, *[0.75] * 6]
+    assert many.methods[1].smallest_difference is None  # the same difference on all tasks
+
+
+def test_blind_scores_are_taken_before_the_last_answer():
+    def answered(states):
+        return [float(bool(state.steps) and state.steps[-1].answered) for state in states]
+
+    seen = []
+
+    def scorer(states):
+        seen.extend(answered(states))
+        return answered(states)
+
+    with arm.EnvPool({"guess": Guess}) as envs:
+        for place, wanted in (("observation", {1.0}), ("action", {0.0})):
+            seen.clear()
+            arm.evaluate({"best": BestOfN(n=2)}, guess_policy, scorer, envs, TASKS, score_at=place)
+            assert set(seen) == wanted
+        with pytest.raises(arm.UserError, match="place must be one of observation, action"):
+            arm.evaluate(["best_of_n"], guess_policy, scorer, envs, TASKS, score_at="end")
 
 
 def test_evaluating_registered_methods_by_name():

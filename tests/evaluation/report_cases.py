@@ -6,7 +6,7 @@ import numpy as np
 
 from agentrm_jax.core.records import Step, Task, Transition
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord
-from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.episodes import Episode
 
 KINDS = {"OpenDoor": False, "PickupDist": False, "PickupLoc": True}
 METHODS = (

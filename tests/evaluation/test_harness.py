@@ -11,14 +11,14 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.evaluation.config import EvaluateConfig, MethodRun, method_runs
-from agentrm_jax.evaluation.harness import answers, by_task, score_rows, scores_by_n
-from agentrm_jax.evaluation.results import (
+from agentrm_jax.evaluation.episodes import (
     episode_from_json,
     episode_to_json,
     read_episodes,
-    result_rows,
     write_episodes,
 )
+from agentrm_jax.evaluation.harness import answers, by_task, score_rows, scores_by_n
+from agentrm_jax.evaluation.results import result_rows
 from agentrm_jax.evaluation.rollout_files import stored_rollouts
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.search.choose import BASELINES
@@ -62,7 +62,7 @@ def chosen_episodes(rollouts, scorers, *, seed):
         name="best_of_n", method_name="best_of_n", method=BestOfN(), reward_models=tuple(scorers)
     )
     found = answers(run, rollouts, scorers, seed=seed)
-    return found.episodes, found.scores
+    return found.episodes, found.scores.get("observation", {})
 
 
 class Undecided:
@@ -309,6 +309,82 @@ def test_an_answer_too_many_or_too_few_is_refused(tmp_path):
     assert stored_rollouts(path, EPISODES, lambda missing: pytest.fail("ran again")) == whole
 
 
+class ReadsTheEnd:
+    """Scores the reward where it is shown; otherwise all alike."""
+
+    def score(self, groups):
+        return [
+            [t.outcome if not t.steps or t.steps[-1].answered else 0.0 for t in group]
+            for group in groups
+        ]
+
+    def cost(self, group):
+        return sum(1 + (bool(t.steps) and t.steps[-1].answered) for t in group)
+
+
+def test_the_same_trajectories_are_scored_at_every_place():
+    run = MethodRun(
+        name="best_of_n", method_name="best_of_n", method=BestOfN(), reward_models=("end",),
+        score_at=("observation", "action", "mean"), sampling_seed=3,
+    )  # fmt: skip
+    found = answers(run, [*GROUP[:3], *OTHER[:3]], {"end": ReadsTheEnd()}, seed=2)
+    assert len(found.episodes) == 2 * (len(BASELINES) + 3)
+    assert {e.sampling_seed for e in found.episodes} == {3}
+    chosen = {(e.score_at, e.task.task_id): e for e in found.episodes if e.reward_model}
+    assert chosen["observation", "toy/0"].outcome == 1.0
+    assert chosen["action", "toy/0"].outcome == 0.0  # all alike: the first one
+    assert chosen["mean", "toy/0"].outcome == 0.5  # 1 / 3 for three steps, 0.5 for one
+    assert chosen["observation", "toy/0"].reward_tokens == 6
+    assert chosen["action", "toy/0"].reward_tokens == 3
+    assert {e.score_at for e in found.episodes if not e.reward_model} == {"observation"}
+    assert list(found.scores) == ["observation", "action", "mean"]
+    assert found.scores["action"]["end"]["toy/0"] == [0.0] * 3
+    assert found.scores["mean"]["end"]["toy/0"] == pytest.approx([0.0, 1 / 3, 0.5])
+    blind = scores_by_n([*GROUP[:3], *OTHER[:3]], found.scores["action"], score_at="action")
+    assert {(r["reward_model"], r["score_at"]) for r in blind} == {("end", "action")}
+    [first, *_] = score_rows(GROUP[:3], {"end": {"toy/0": [0.5]}}, score_at="mean", sampling_seed=3)
+    assert (first["score_at"], first["sampling_seed"]) == ("mean", 3)
+
+
+def test_searches_run_once_for_each_place_and_seed(lookahead):
+    config = EvaluateConfig(
+        methods=("greedy", "best_of_n", "lookahead", "beam"), random_beam=True,
+        score_at=("observation", "action"), sampling_seeds=(0, 2),
+    )  # fmt: skip
+    runs = {run.name: run for run in method_runs(config, ("explicit", "judge"))}
+    assert list(runs) == [
+        "greedy", "best_of_n", "lookahead", "lookahead@action", "beam", "beam@action",
+        "beam_random", "best_of_n+seed2", "lookahead+seed2", "lookahead@action+seed2",
+        "beam+seed2", "beam@action+seed2", "beam_random+seed2",
+    ]  # fmt: skip
+    assert runs["best_of_n"].score_at == ("observation", "action")
+    assert runs["beam@action+seed2"].score_at == ("action",)
+    assert runs["beam_random"].score_at == runs["greedy"].score_at == ("observation",)
+    assert {run.family for run in runs.values()} == {
+        "greedy", "best_of_n", "lookahead", "beam", "beam_random"
+    }  # fmt: skip
+    assert runs["beam"].seed(7) == 7
+    seeds = {run.seed(7) for run in runs.values() if run.sampling_seed == 2}
+    assert len(seeds) == 1
+    assert 7 not in seeds
+    scorer = ReadsTheEnd()
+    assert runs["beam"].placed(scorer) is scorer
+    [[score]] = runs["beam@action"].placed(scorer).score([[GROUP[1].trajectory]])
+    assert score == 0.0
+
+
+def test_a_beam_that_scores_at_the_action_runs_once_and_says_so():
+    config = EvaluateConfig(
+        methods=("beam",), beam=Beam(score_at="action"), score_at=("observation", "mean")
+    )
+    [run] = method_runs(config, ("explicit",))
+    assert (run.name, run.score_at) == ("beam", ("action",))
+    scorer = ReadsTheEnd()
+    assert run.placed(scorer) is scorer  # it scores inside of the decoding step
+    [episode] = answers(run, [rollout(0)], {}, seed=0).episodes
+    assert episode.variant.label == "beam 5x5, explicit, blind"
+
+
 def test_scores_stand_next_to_outcomes():
     _, scores = chosen_episodes([*GROUP, *OTHER], {"letters": LastLetter()}, seed=0)
     scores["letters"]["toy/1"][2] = float("nan")  # not decided: no row
@@ -402,6 +478,12 @@ def test_a_name_of_a_baseline_is_no_name_of_a_method():
         ({"split": "train"}, "split must be one of test, paper"),
         ({"num_tasks": 0}, "num_tasks must be at least 1"),
         ({"n": 0}, r"n must be at least 1"),
+        ({"score_at": ("end",)}, "score_at must be one of observation, action, mean.*'end'"),
+        ({"score_at": ()}, "score_at must name at least one place"),
+        ({"score_at": ("mean", "mean")}, "score_at must name at least one place, each once"),
+        ({"sampling_seeds": ()}, "sampling_seeds must be at least one number from 0"),
+        ({"sampling_seeds": (0, 1, 0)}, "sampling_seeds must be .*each once"),
+        ({"sampling_seeds": (-1,)}, "sampling_seeds must be .*from 0"),
     ],
 )
 def test_config_names_what_is_wrong(wrong, message):

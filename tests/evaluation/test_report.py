@@ -63,6 +63,10 @@ def _scores() -> list[dict]:
     ]
 
 
+def parts_of(made):
+    return {"results": result_rows(made), "comparisons": comparisons(made)}
+
+
 def _by_n(*environments: str) -> list[dict]:
     return [
         {
@@ -88,8 +92,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     made = episodes(8)
     write_report(
         directory,
-        result_rows(made),
-        comparisons(made),
+        parts_of(made),
         stages=STAGES,
         metrics=[
             {
@@ -151,14 +154,14 @@ def test_figures_are_well_formed_and_take_the_pages_colours(written: pathlib.Pat
 
 
 def test_an_empty_run_has_a_report(tmp_path: pathlib.Path) -> None:
-    page = write_report(tmp_path / "elsewhere", [], [])
+    page = write_report(tmp_path / "elsewhere", {"results": [], "comparisons": []})
     assert page == tmp_path / "elsewhere" / "report.html"
     assert "No method was evaluated" in page.read_text()
 
 
 def test_one_method_one_task_one_split(tmp_path: pathlib.Path) -> None:
     made = [e for e in episodes(1) if e.task.kind == "OpenDoor"]
-    page = write_report(tmp_path, result_rows(made), comparisons(made))
+    page = write_report(tmp_path, parts_of(made))
     assert "greedy" in page.read_text()
 
 
@@ -196,7 +199,7 @@ def test_several_environments(tmp_path: pathlib.Path) -> None:
     [maze] = [line for line in file.getvalue().splitlines() if "maze (held out)" in line]
     assert babyai.count("0.333 ±") == maze.count("0.500 ±") == 2  # of best-of-5 and greedy
     by_n = _by_n("babyai", "maze")
-    page = Page(write_report(tmp_path, rows, comparisons(made), by_n=by_n).read_text())
+    page = Page(write_report(tmp_path, parts_of(made), by_n=by_n).read_text())
     assert page.text.count("maze") >= 3  # in both tables, and in a panel
     assert "By environment" in page.text
     assert "By kind" in page.text
@@ -228,7 +231,7 @@ def test_control_characters_are_shown_as_escapes_everywhere(tmp_path: pathlib.Pa
     ]
     rows, compared = result_rows(made), comparisons(made)
     shown = dataclasses.replace(tree(), first_observation=CONTROLS, error=CONTROLS)
-    page = write_report(tmp_path, rows, compared, tree=shown, stages=[
+    page = write_report(tmp_path, parts_of(made), tree=shown, stages=[
         {"stage": CONTROLS, "seconds": 1.0, "summary": {CONTROLS: CONTROLS}}
     ])  # fmt: skip
     console = Console(file=io.StringIO(), width=500)
@@ -256,7 +259,8 @@ def test_replies_without_an_action_and_failures_are_shown(tmp_path: pathlib.Path
     assert re.search(r"errors .*no action", header)
     failure = FailureRecord(node=0, action="x", multiplicity=1, purpose="expand", reason="it broke")
     grown = dataclasses.replace(tree(), last_failures=(failure,))
-    page = write_report(tmp_path, rows, [], tree=grown).read_text(encoding="utf-8")
+    shown = {"results": rows, "comparisons": []}
+    page = write_report(tmp_path, shown, tree=grown).read_text(encoding="utf-8")
     assert "1 candidates failed, the last with:\n  it broke" in page
     assert '<th scope="col">no action</th>' in page
 
@@ -303,7 +307,7 @@ def test_a_deep_tree_can_be_shown(tmp_path: pathlib.Path) -> None:
         task_id="t", iteration=0, nodes=tuple(nodes), path=path, outcome=1.0
     )
     deep = TreeRecord(task=task(), first_observation="go", iterations=(iteration,))
-    page = write_report(tmp_path, [], [], tree=deep)
+    page = write_report(tmp_path, {"results": [], "comparisons": []}, tree=deep)
     assert f"act {2 * depth}" in page.read_text()
 
 

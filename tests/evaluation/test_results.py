@@ -10,15 +10,8 @@ import pytest
 from report_cases import KINDS, METHODS, episodes
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluation.results import (
-    comparisons,
-    default_pairs,
-    level,
-    read_episodes,
-    result_rows,
-    row_variant,
-    write_episodes,
-)
+from agentrm_jax.evaluation.episodes import read_episodes, row_variant, write_episodes
+from agentrm_jax.evaluation.results import comparisons, default_pairs, level, result_rows
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.runtime.json_lines import JsonLines
 
@@ -27,6 +20,7 @@ ROW_KEYS = {
     *("n_tasks", "score_mean", "score_ci95", "success_rate", "progress_rate", "policy_tokens"),
     *("reward_tokens", "env_steps", "wall_seconds", "errors"),
     *("replies_without_action", "failed_candidates"),
+    *("success_ci95", "n_seeds", "seeds", "sampling_seeds", "gap_closed"),
 }
 
 

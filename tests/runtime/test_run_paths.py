@@ -16,6 +16,8 @@ FILES = (
     "episodes.jsonl",
     "scores.json",
     "by_n.json",
+    "best_of_k.json",
+    "probe.json",
     "metrics.jsonl",
 )
 FOLDERS = ("sft/model", "reward/explicit", "reward/implicit")
