@@ -10,7 +10,8 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Proposal
-from agentrm_jax.reward.judge import JudgeConfig, JudgeScorer, attempt_text, parse_choice
+from agentrm_jax.data.attempts import attempt_text
+from agentrm_jax.reward.judge import JudgeConfig, JudgeScorer, parse_choice
 from agentrm_jax.testing.models import tiny_state
 
 
