@@ -178,7 +178,7 @@ def answer_tokens(tokenizer: ChatTokenizer, grades: int) -> list[int]:
 def _expectation(head: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
     """The readout: expected value of the answer after hidden states [R, D], as [R] float32."""
     logits = llama.project(head["answers"], hidden[None], dtype=jnp.float32)[0]
-    return jax.nn.softmax(logits, axis=-1) @ head["values"]
+    return jnp.sum(jax.nn.softmax(logits, axis=-1) * head["values"], axis=-1)
 
 
 def _pivots(texts: Sequence[str], most: int) -> list[int]:

@@ -40,7 +40,9 @@ def attempts(*numbers: int, task: int = 0):
     found = []
     for number in numbers:
         state = tiny_state(task, 1)
-        step = dataclasses.replace(state.steps[0], reply=f"Action: {'ab' * number}")
+        [step] = state.steps
+        done = dataclasses.replace(step.transition, done=True)
+        step = dataclasses.replace(step, reply=f"Action: {'ab' * number}", transition=done)
         found.append(dataclasses.replace(state, steps=(step,)))
     return found
 
