@@ -30,8 +30,9 @@ import numpy as np
 from agentrm_jax.core.records import Step, Task, Transition
 from agentrm_jax.data.chat import ChatFormat
 from agentrm_jax.data.packing import PackedRows, only_labelled, pack
-from agentrm_jax.data.sequences import TokenSequence, tree_sequences, value_sequences
+from agentrm_jax.data.sequences import TokenSequence, value_sequences
 from agentrm_jax.data.states import LabelledTree
+from agentrm_jax.data.tree_sequences import tree_sequences
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.plan.work import training_flops
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh, named_sharding

@@ -23,6 +23,8 @@ class PackedRows:
       targets: As weights.
       subtree_ends: [R, T] int32, if any sequence is a tree: the index after the last token that
         attends to each one (`model.attention.causal_attention`).
+      siblings: As weights, int32, if any sequence has them: a number that labels of siblings share
+        (`data.sequences.TokenSequence`), 0 for none.
       only: [R, L] int32, the tokens that weights and targets are of, where it is not all. What
         fills up a row has no weight.
     """
@@ -33,6 +35,7 @@ class PackedRows:
     weights: np.ndarray
     targets: np.ndarray
     subtree_ends: np.ndarray | None = None
+    siblings: np.ndarray | None = None
     only: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -73,12 +76,19 @@ def pack(sequences: Sequence[TokenSequence], length: int) -> PackedRows:
     return _fill(sequences, rows, length)
 
 
-def only_labelled(rows: PackedRows) -> PackedRows:
-    """The rows with weights and targets of those tokens alone that have a weight."""
+def only_labelled(rows: PackedRows, *, siblings: bool = False) -> PackedRows:
+    """The rows with weights and targets of those tokens alone that have a weight.
+
+    Args:
+      rows: Rows with weights of all tokens.
+      siblings: Whether `siblings` is kept as well.
+    """
     most = int((rows.weights != 0).sum(axis=1).max())
     first = np.argsort(rows.weights == 0, axis=1, kind="stable")[:, : max(most, 1)].astype(np.int32)
-    weights, targets = (np.take_along_axis(x, first, axis=1) for x in (rows.weights, rows.targets))
-    return dataclasses.replace(rows, only=first, weights=weights, targets=targets)
+    kept: dict[str, np.ndarray | None] = {"siblings": None}
+    for name in ("weights", "targets", *(["siblings"] if siblings else [])):
+        kept[name] = np.take_along_axis(getattr(rows, name), first, axis=1)
+    return dataclasses.replace(rows, only=first, **kept)
 
 
 def _fill(
@@ -87,7 +97,7 @@ def _fill(
     shape = (len(rows), length)
     tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     weights, targets = (np.zeros(shape, np.float32) for _ in range(2))
-    subtree_ends = np.full(shape, length, np.int32)
+    subtree_ends, siblings = np.full(shape, length, np.int32), np.zeros(shape, np.int32)
     for r, members in enumerate(rows):
         begin = 0
         for number, i in enumerate(members, start=1):
@@ -102,8 +112,11 @@ def _fill(
             )
             weights[r, at] = sequence.weights
             targets[r, at] = sequence.targets
+            if sequence.siblings is not None:
+                siblings[r, at] = sequence.siblings
             begin = at.stop
     trees = any(sequence.subtree_ends is not None for sequence in sequences)
+    labelled = any(sequence.siblings is not None for sequence in sequences)
     return PackedRows(
         tokens=tokens,
         segments=segments,
@@ -111,4 +124,5 @@ def _fill(
         weights=weights,
         targets=targets,
         subtree_ends=subtree_ends if trees else None,
+        siblings=siblings if labelled else None,
     )

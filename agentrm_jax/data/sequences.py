@@ -1,15 +1,13 @@
 """Training sequences: trajectories and labelled trees as tokens with loss weights and targets.
 
-A policy has a loss at the tokens of replies, a reward model at the ends of actions and states. The
-steps that branches of a tree share are read once: a tree is one sequence, its nodes in preorder,
-and each token attends to the tokens of its own path only.
+A policy has a loss at the tokens of replies, a reward model at the ends of actions and states.
+`data.tree_sequences` makes one sequence of a whole tree.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -20,10 +18,7 @@ from agentrm_jax.data.chat import (
     ChatTokenizer,
     Rendered,
     first_steps,
-    observation_tokens,
-    opening_tokens,
     render,
-    reply_tokens,
 )
 from agentrm_jax.data.states import Branch, LabelledTree
 
@@ -38,6 +33,9 @@ class TokenSequence:
       targets: [T] float32, the target of each token.
       positions: [T] int32, of a tree: the number of tokens before each token on its path.
       subtree_ends: [T] int32, of a tree: the index after the last token of the node's subtree.
+      siblings: [T] int32, of labelled trees: a number that the ends of siblings share, also across
+        the sequences of one call; even after the observation, odd after the action (`end_numbers`).
+        0 at all other tokens.
     """
 
     tokens: np.ndarray
@@ -45,6 +43,19 @@ class TokenSequence:
     targets: np.ndarray
     positions: np.ndarray | None = None
     subtree_ends: np.ndarray | None = None
+    siblings: np.ndarray | None = None
+
+
+def end_numbers(first_family: int, parent: int) -> tuple[int, int]:
+    """Returns `TokenSequence.siblings` at both ends of a step: after the observation, the action.
+
+    Args:
+      first_family: Number of the family of the root's children, at least 1: families of other trees
+        have other numbers.
+      parent: The node that the step leaves.
+    """
+    family = first_family + parent
+    return 2 * family, 2 * family + 1
 
 
 def sft_sequences(
@@ -207,166 +218,56 @@ def value_sequences(
       UserError: An opening (prompt and first observation) is longer than `length`.
     """
     sequences: list[TokenSequence] = []
-    truncated = 0
+    truncated, first_family = 0, 1
     for tree in trees:
+        prompt = prompt_of(tree.task)
         for branch in tree.branches():
-            windows, lost = _branch_sequences(tokenizer, prompt_of(tree.task), tree, branch, length)
+            windows, lost = branch_sequences(tokenizer, prompt, tree, branch, length, first_family)
             sequences += windows
             truncated += lost
+        first_family += len(tree.parents)
     return sequences, truncated
 
 
-def _branch_sequences(
+def branch_sequences(
     tokenizer: ChatTokenizer,
     prompt: Prompt | None,
     tree: LabelledTree,
     branch: Branch,
     length: int,
+    first_family: int,
 ) -> tuple[list[TokenSequence], int]:
-    """Returns the windows of one branch, and how many of its labels do not fit."""
+    """Returns the windows of one branch, and how many of its labels do not fit.
+
+    Args:
+      tokenizer: The model's tokenizer.
+      prompt: The prompt of the task, None for none.
+      tree: The labelled tree.
+      branch: The branch.
+      length: Most tokens of a sequence.
+      first_family: See `end_numbers`.
+    """
     leaf = tree.state(branch.nodes[-1])
     rendered, _ = render(tokenizer, prompt, leaf, length, all_steps=True)
     _check_opening(rendered, length, tree.task)
     weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
+    siblings = np.zeros(len(rendered.tokens), np.int32)
     for depth, (node, weight) in enumerate(zip(branch.nodes, branch.weights, strict=True)):
         ends = [rendered.state_ends[depth]]
         if depth:
             ends.append(rendered.action_ends[depth - 1])
+            siblings[ends] = end_numbers(first_family, tree.parents[node])
         targets[ends], weights[ends] = tree.values[node], weight
-    windows, lost = _windows(rendered, weights, targets, length)
+    windows, lost = _windows(rendered, weights, targets, length, siblings)
     return windows, sum(branch.weights[step + 1] > 0 for step in lost)
 
 
-def tree_sequences(
-    tokenizer: ChatTokenizer,
-    prompt_of: Callable[[Task], Prompt | None],
-    trees: Iterable[LabelledTree],
-    length: int,
-) -> tuple[list[TokenSequence], int]:
-    """Returns labelled trees as sequences in which each node is read once.
-
-    The labels are those of `value_sequences`. A tree that is longer than `length` becomes several
-    sequences, each of some branches. A branch that is longer itself becomes what `value_sequences`
-    makes of it.
-
-    Args:
-      tokenizer: The model's tokenizer.
-      prompt_of: The prompt of a task, None for none.
-      trees: Labelled trees.
-      length: Most tokens of a sequence.
-
-    Returns:
-      As `value_sequences`: first the sequences of branches that are too long, then those of trees.
-
-    Raises:
-      UserError: As `value_sequences`.
-    """
-    windows: list[TokenSequence] = []
-    packed: list[TokenSequence] = []
-    truncated = 0
-    for tree in trees:
-        prompt = prompt_of(tree.task)
-        nodes = _NodeTokens(tokenizer, prompt, tree)
-        fitting: list[Branch] = []
-        for branch in (branch.to_last_label() for branch in tree.branches()):
-            if nodes.count(branch.nodes) <= length:
-                fitting.append(branch)
-                continue
-            more, lost = _branch_sequences(tokenizer, prompt, tree, branch, length)
-            windows += more
-            truncated += lost
-        packed += [
-            _tree_sequence(tree, nodes, group)
-            for group in _groups(_in_preorder(fitting), nodes, length)
-        ]
-    return [*windows, *packed], truncated
-
-
-class _NodeTokens:
-    """The tokens of each node of a tree: of the root the opening, of another one its step."""
-
-    def __init__(self, tokenizer: ChatTokenizer, prompt: Prompt | None, tree: LabelledTree) -> None:
-        self._tokenizer, self._prompt, self._tree = tokenizer, prompt, tree
-        self._rendered: dict[int, tuple[list[int], list[int]]] = {}
-
-    def rendered(self, node: int) -> tuple[list[int], list[int]]:
-        """Returns a node's tokens, and the indices among them at which its label stands."""
-        if node not in self._rendered:
-            if node == 0:
-                first = self._tree.first_observation
-                tokens, ends = opening_tokens(self._tokenizer, self._prompt, first), [-1]
-            else:
-                step = self._tree.steps[node - 1]
-                reply = reply_tokens(self._tokenizer, step.reply, step.token_ids)
-                answer = observation_tokens(self._tokenizer, step.transition.observation)
-                tokens, ends = [*reply, *answer], [-1, len(reply) - 1]
-            self._rendered[node] = tokens, [end % len(tokens) for end in ends]
-        return self._rendered[node]
-
-    def count(self, nodes: Iterable[int]) -> int:
-        """Returns how many tokens some nodes have together."""
-        return sum(len(self.rendered(node)[0]) for node in nodes)
-
-
-def _in_preorder(branches: Sequence[Branch]) -> list[Branch]:
-    """Sorts branches so that those through a node follow one another, siblings as they came."""
-    rank: dict[int, int] = {}
-    for node in itertools.chain.from_iterable(branch.nodes for branch in branches):
-        rank.setdefault(node, len(rank))
-    return sorted(branches, key=lambda branch: [rank[node] for node in branch.nodes])
-
-
-def _groups(branches: Sequence[Branch], nodes: _NodeTokens, length: int) -> Iterator[list[Branch]]:
-    """Groups neighbouring branches, as many as make a tree of at most `length` tokens."""
-    group: list[Branch] = []
-    size = 0
-    for branch in branches:
-        before = set(group[-1].nodes) if group else set()
-        added = nodes.count(node for node in branch.nodes if node not in before)
-        if size + added > length:
-            yield group
-            group, size, added = [], 0, nodes.count(branch.nodes)
-        group.append(branch)
-        size += added
-    if group:
-        yield group
-
-
-def _tree_sequence(
-    tree: LabelledTree, nodes: _NodeTokens, branches: Sequence[Branch]
-) -> TokenSequence:
-    """Returns branches in preorder as one sequence."""
-    weight_of: dict[int, float] = {}
-    for branch in branches:
-        for node, weight in zip(branch.nodes, branch.weights, strict=True):
-            weight_of[node] = max(weight, weight_of.get(node, 0.0))
-    order = list(weight_of)  # by first appearance, which is preorder
-    sizes = [nodes.count([node]) for node in order]
-    starts = dict(zip(order, np.cumsum([0, *sizes]).tolist(), strict=False))
-    ends = {node: starts[node] + size for node, size in zip(order, sizes, strict=True)}
-    depths = {0: 0}  # tokens before the node on its path
-    for node in order[1:]:
-        parent = tree.parents[node]
-        depths[node] = depths[parent] + nodes.count([parent])
-    for node in reversed(order[1:]):
-        parent = tree.parents[node]
-        ends[parent] = max(ends[parent], ends[node])
-    weights, targets = (np.zeros(sum(sizes), np.float32) for _ in range(2))
-    for node in order:
-        indices = [starts[node] + index for index in nodes.rendered(node)[1]]
-        weights[indices], targets[indices] = weight_of[node], tree.values[node]
-    shift = np.repeat([depths[node] - starts[node] for node in order], sizes)
-    return TokenSequence(
-        tokens=np.concatenate([np.asarray(nodes.rendered(n)[0], np.int32) for n in order]),
-        weights=weights,
-        targets=targets,
-        positions=(np.arange(len(shift)) + shift).astype(np.int32),
-        subtree_ends=np.repeat([ends[node] for node in order], sizes).astype(np.int32),
-    )
-
-
 def _windows(
-    rendered: Rendered, weights: np.ndarray, targets: np.ndarray, length: int
+    rendered: Rendered,
+    weights: np.ndarray,
+    targets: np.ndarray,
+    length: int,
+    siblings: np.ndarray | None = None,
 ) -> tuple[list[TokenSequence], list[int]]:
     """Cuts a rendered trajectory into sequences of at most `length` tokens.
 
@@ -385,8 +286,14 @@ def _windows(
         first_new = begins[states[0] - 1] if states[0] else 0  # earlier ones are context
         held = weights[indices] * (indices >= first_new)
         if held.any():
-            tokens = rendered.tokens[indices]
-            sequences.append(TokenSequence(tokens=tokens, weights=held, targets=targets[indices]))
+            sequences.append(
+                TokenSequence(
+                    tokens=rendered.tokens[indices],
+                    weights=held,
+                    targets=targets[indices],
+                    siblings=None if siblings is None else siblings[indices],
+                )
+            )
     return sequences, [i for i in range(len(begins) - 1) if firsts[i + 1] == i + 1]
 
 

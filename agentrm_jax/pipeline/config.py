@@ -31,6 +31,7 @@ from agentrm_jax.search.thresholds import open_thresholds
 from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.implicit import ImplicitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.ranking import RankingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,11 +128,13 @@ class RewardTrainConfig(TrainConfig):
       head: The value head.
       head_bias: Whether the value head has a bias. transformers' heads have none: without it an
         exported reward model gives there the same score as here.
+      ranking: The ranking loss between siblings that is added to the loss of the head.
     """
 
     packing: Literal["paths", "trees"] = "trees"
     head: Annotated[ValueHead, HEADS] = PAPER_HEAD
     head_bias: bool = True
+    ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -336,11 +339,12 @@ class RunConfig:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""
         acts = self.agent.uses_model
         explores, samples = acts and self.trains_reward, acts and self.trains_implicit
+        writes_answers = self.uses_kind("judge") and self.judge.form == "choice"
         used = {
             "explore.sampling": self.explore.sampling.max_tokens if explores else 0,
             "sample.sampling": self.sample.sampling.max_tokens if samples else 0,
             "evaluate.sampling": self.evaluate.sampling.max_tokens if acts else 0,
-            "judge": self.judge.max_tokens if self.uses_kind("judge") else 0,
+            "judge": self.judge.max_tokens if writes_answers else 0,
         }
         for stage, tokens in used.items():
             if tokens >= self.engine.context:

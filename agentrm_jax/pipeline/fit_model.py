@@ -25,7 +25,8 @@ from agentrm_jax.train.fit import FitConfig, FitInputs, fit
 from agentrm_jax.train.step import LossFn
 from agentrm_jax.train.trainable import make_trainable
 
-_SHOWN = ("loss", "held_out_loss", "accuracy", "correlation")  # next to the progress bar
+_SHOWN = ("loss", "held_out_loss", "accuracy", "correlation", "sibling_accuracy")
+"""Metrics next to the progress bar."""
 
 
 class FitSummary(TypedDict, total=False):
@@ -36,6 +37,8 @@ class FitSummary(TypedDict, total=False):
     accuracy: float
     squared_error: float
     correlation: float
+    ranking_loss: float
+    sibling_accuracy: float
     value: float
     target: float
     grad_norm: float

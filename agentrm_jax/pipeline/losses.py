@@ -34,6 +34,7 @@ def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
         forward_options(config, stage, mesh),
         head=stage.head,
         head_bias=stage.head_bias,
+        ranking=stage.ranking,
     )
 
 

@@ -19,6 +19,7 @@ from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_vocabulary
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.model import llama
 from agentrm_jax.pipeline.acting import ActingPolicy
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.models import load_policy, load_policy_params, load_reward, stored_head
@@ -28,6 +29,7 @@ from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings, Reduction
 from agentrm_jax.reward.judge import JudgeScorer
+from agentrm_jax.reward.log_prob_judge import LogProbJudge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,9 +268,14 @@ class Judge(RewardKind):
     compares: ClassVar[bool] = True
 
     def open(self, policy: ActingPolicy) -> Scorer:
-        """Returns a scorer; without `judge.policy` it shares the engine of the run's own model."""
+        """Returns a scorer; without `judge.policy` it shares the parameters of the run's own model.
+
+        A judge that writes its answers shares the engine as well.
+        """
         workspace = policy.workspace
         config, mesh = workspace.config, workspace.engine_mesh
+        if config.judge.form == "log_probs":
+            return self._log_prob_judge(policy)
         if config.judge.policy is None:
             model, engine = policy.model, policy.engine
         else:
@@ -282,4 +289,16 @@ class Judge(RewardKind):
             lambda text: len(tokenizer.encode(text)),
             limit=agent.renderer.limit - len(opening_tokens(tokenizer, None, "")),
             most=config.judge.most,
+        )
+
+    def _log_prob_judge(self, policy: ActingPolicy) -> LogProbJudge:
+        workspace = policy.workspace
+        config, mesh = workspace.config, workspace.engine_mesh
+        if config.judge.policy is None:
+            model, params = policy.model, policy.engine.programs.model.params
+        else:
+            model = load_policy(pathlib.Path(config.judge.policy), config.dtype, mesh)
+            params = llama.unstacked(model.params, consume=True)
+        return LogProbJudge(
+            params, model.config, model.tokenizer, config.engine, config.judge, mesh
         )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+from typing import NotRequired
 
 import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, only_labelled
-from agentrm_jax.data.sequences import tree_sequences, value_sequences
+from agentrm_jax.data.sequences import value_sequences
 from agentrm_jax.data.states import open_labels
+from agentrm_jax.data.tree_sequences import tree_sequences
 from agentrm_jax.model.heads import head_to_json
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import init_reward
@@ -23,14 +26,21 @@ from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MODEL
 from agentrm_jax.train import explicit
+from agentrm_jax.train.ranking import count_pairs
 
 
 class RewardSummary(FitSummary):
-    """The summary of stage `train-rm`; `target_mean` is the weighted mean of the labels."""
+    """The summary of stage `train-rm`; `target_mean` is the weighted mean of the labels.
+
+    With a ranking loss, `sibling_pairs` counts the pairs of siblings that share a row, and
+    `sibling_pairs_separated` those that packing has put into different rows.
+    """
 
     rows: int
     labels_left_out: int
     target_mean: float
+    sibling_pairs: NotRequired[int]
+    sibling_pairs_separated: NotRequired[int]
 
 
 def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> RewardSummary:
@@ -42,13 +52,14 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     problems = frozenset(tree.task.problem for tree in trees)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)
+    ranking = config.train_rm.ranking
     rows = training_rows(
         lambda some: sequences_of(policy.tokenizer, workspace.prompts, some, longest),
         trees,
         lambda tree: tree.task.task_id,
         "train_rm",
         config,
-    ).map(only_labelled)
+    ).map(functools.partial(only_labelled, siblings=ranking.weight > 0))
     start, mean = _start(workspace, policy, rows.trained, problems)
     training = Training(
         start=start,
@@ -60,12 +71,17 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     params, last = fit_model(workspace, stage, "train-rm", training)
     params["trunk"] = cast(params["trunk"], config.dtype)
     models.save(directory / MODEL, "reward", dataclasses.replace(start, params=params))
-    return {
+    summary: RewardSummary = {
         "rows": len(rows.trained),
         "labels_left_out": rows.left_out,
         "target_mean": mean,
         **last,
     }
+    if ranking.weight:
+        together, separated = count_pairs(ranking, rows.trained)
+        summary["sibling_pairs"] = together
+        summary["sibling_pairs_separated"] = separated
+    return summary
 
 
 def _start(

@@ -107,6 +107,8 @@ def _batch(target: Target, train: TrainConfig) -> dict[str, jax.ShapeDtypeStruct
     batch |= {name: field(jnp.float32, labels or length) for name in ("weights", "targets")}
     if labels is not None:
         batch["only"] = field(jnp.int32, labels)
+    if isinstance(train, RewardTrainConfig) and train.ranking.weight:
+        batch["siblings"] = field(jnp.int32, labels or length)
     if _rows_are_trees(train):
         batch["subtree_ends"] = field(jnp.int32)
     return batch

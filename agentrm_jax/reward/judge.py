@@ -7,9 +7,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import check_fields
+from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
@@ -38,16 +39,34 @@ class JudgeConfig:
     Attributes:
       policy: A Hugging Face directory or a `model/` directory of a run; without one the policy that
         acts also judges.
-      max_tokens: Most tokens of an answer.
-      most: Attempts in one question; more are asked about in rounds, as in a tournament.
+      form: `choice`: the judge writes which of several attempts is the best, and the score is the
+        rounds of a tournament that an attempt survives. `log_probs`: the judge is asked about two
+        attempts, and the score is its expected answer by the probabilities of the answers' tokens
+        (`reward.log_prob_judge`).
+      max_tokens: Most tokens of an answer; for `choice`.
+      most: Attempts in one question; more are asked about in rounds, as in a tournament; for
+        `choice`.
+      num_pivots: Attempts with which every attempt is compared; for `log_probs`.
+      grades: Number of answers from "attempt 1 is better" to "attempt 2 is better", for
+        `log_probs`. 2 are the answers A and B, 20 are A to T.
     """
 
     policy: str | None = None
+    form: Literal["choice", "log_probs"] = "choice"
     max_tokens: int = 128
     most: int = 8
+    num_pivots: int = 4
+    grades: int = 2
 
     def __post_init__(self) -> None:
-        check_fields(self, max_tokens="[1, inf)", most="[2, 100000]")
+        check_fields(
+            self,
+            max_tokens="[1, inf)",
+            most="[2, 100000]",
+            num_pivots="[1, 100000]",
+            grades="[2, 26]",
+        )
+        check_choice("form", self.form, ("choice", "log_probs"))
 
 
 class JudgeScorer:
@@ -126,24 +145,8 @@ class JudgeScorer:
         """Each attempt in words, of which two fit into a question."""
         if not group:
             return []
-        room = (self._limit - self._count(self._question(group[0], ["", ""]))) // 2
-        if room < 1:
-            raise UserError(
-                f"must be larger: the task {group[0].task.task_id} alone fills a question of the "
-                f"judge, {self._limit} tokens",
-                field="engine.context",
-            )
-        return [self._shortened(trajectory, room) for trajectory in group]
-
-    def _shortened(self, trajectory: Trajectory, room: int) -> str:
-        text = shortened_attempt(trajectory, lambda text: self._count(text) <= room)
-        if text is None:
-            raise UserError(
-                f"must be larger: no step of an attempt at {trajectory.task.task_id} fits into "
-                f"half of a question of the judge, {self._limit} tokens",
-                field="engine.context",
-            )
-        return text
+        frame = self._count(self._question(group[0], ["", ""]))
+        return pair_texts(group, self._count, limit=self._limit, frame=frame)
 
     def _parts(self, texts: Sequence[str], contenders: Sequence[int]) -> list[list[int]]:
         """Contenders in order, as many in a part as a question holds; two always fit."""
@@ -166,6 +169,40 @@ class JudgeScorer:
 
 def _heading(number: int) -> str:
     return f"Attempt {number}:\n"
+
+
+def pair_texts(
+    group: Sequence[Trajectory], count: Callable[[str], int], *, limit: int, frame: int
+) -> list[str]:
+    """Returns each attempt at a task in words, so short that any two fit into one question.
+
+    Args:
+      group: The attempts, at least one.
+      count: Returns the tokens of a text.
+      limit: Most tokens of a question.
+      frame: Tokens of a question without attempts.
+
+    Raises:
+      UserError: Not even a note that all steps are left out fits.
+    """
+    room, task_id = (limit - frame) // 2, group[0].task.task_id
+    if room < 1:
+        raise UserError(
+            f"must be larger: the task {task_id} alone fills a question of the judge, {limit} "
+            "tokens",
+            field="engine.context",
+        )
+    texts = []
+    for attempt in group:
+        text = shortened_attempt(attempt, lambda text: count(text) <= room)
+        if text is None:
+            raise UserError(
+                f"must be larger: no step of an attempt at {task_id} fits into half of a question "
+                f"of the judge, {limit} tokens",
+                field="engine.context",
+            )
+        texts.append(text)
+    return texts
 
 
 def parse_choice(answer: str, n: int) -> int | None:

@@ -19,6 +19,7 @@ from agentrm_jax.model.heads import PAPER_HEAD, ValueHead
 from agentrm_jax.model.options import DEFAULT_OPTIONS, ForwardOptions
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.model.value import head_outputs
+from agentrm_jax.train.ranking import NO_RANKING, RankingConfig, ranking_sums
 from agentrm_jax.train.step import Batch, LossFn, Sums
 
 
@@ -28,8 +29,11 @@ def make_loss(
     *,
     head: ValueHead = PAPER_HEAD,
     head_bias: bool = True,
+    ranking: RankingConfig = NO_RANKING,
 ) -> LossFn:
     """Returns the loss: the sum of w * loss of the value in float32 over all labelled tokens.
+
+    With a ranking loss, the losses of pairs of siblings are added (`train.ranking`).
 
     For rows with label positions (`data.packing.only_labelled`), the last layer computes only
     those.
@@ -39,9 +43,11 @@ def make_loss(
       options: How the trunk is computed; the head is always float32.
       head: The value head; the paper's loss is (value - target)^2.
       head_bias: Whether the head's bias is trained; if not, it stays as it is.
+      ranking: The ranking loss; with a weight above 0 batches must hold `siblings`.
 
     Returns:
-      A function of (parameters, batch) to the loss and the sums of `moments`.
+      A function of (parameters, batch) to the loss and the sums of `moments`, with a ranking loss
+      also those of `ranking_sums`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:
@@ -62,7 +68,12 @@ def make_loss(
         outputs = head_outputs(value_head, hidden)
         weights, targets = batch["weights"], batch["targets"]
         loss = jnp.sum(weights * head.losses(outputs, targets))
-        return loss, moments(weights, head.value(outputs), targets)
+        values = head.value(outputs)
+        sums = moments(weights, values, targets)
+        if ranking.weight:
+            pairs = ranking_sums(ranking, values, targets, weights, batch["siblings"])
+            loss, sums = loss + ranking.weight * pairs["ranking"], sums | pairs
+        return loss, sums
 
     return loss_fn
 
@@ -94,15 +105,21 @@ def describe(means: dict[str, float]) -> dict[str, float]:
 
     Returns:
       `loss`; `squared_error` of the values, whatever the loss is; the `correlation` of values and
-      targets, 0 if one of them hardly varies; the mean `value` and `target`.
+      targets, 0 if one of them hardly varies; the mean `value` and `target`. With a ranking loss
+      also `ranking_loss` and `sibling_accuracy`, the weighted means over pairs of siblings, if
+      there is a pair.
     """
     value, target = means["value"], means["target"]
     spread = (means["value_squared"] - value**2) * (means["target_squared"] - target**2)
     covariance = means["value_target"] - value * target
-    return {
+    described = {
         "loss": means["loss"],
         "squared_error": means["squared_error"],
         "correlation": covariance / math.sqrt(spread) if spread > 1e-10 else 0.0,
         "value": value,
         "target": target,
     }
+    if pairs := means.get("pair_weight"):
+        described["ranking_loss"] = means["ranking"] / pairs
+        described["sibling_accuracy"] = means["ordered"] / pairs
+    return described

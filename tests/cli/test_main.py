@@ -140,6 +140,36 @@ def test_a_judge_without_an_answer_is_an_error_and_no_choice(finished, tmp_path)
     assert row["reward_tokens"] > 0
 
 
+def test_a_judge_by_log_probabilities_always_decides(finished, tmp_path) -> None:
+    given = [
+        f"--policy={finished / 'sft' / 'model'}",
+        "--train_policy=false",
+        "--rewards=[judge]",
+        "--evaluate.methods=[best_of_n]",
+        "--judge.form=log_probs",
+    ]
+    agentrm("run", str(CONFIG), "--output", str(tmp_path), *given, ends=0)
+    [row] = [
+        row
+        for row in read_json(tmp_path / "results.json")
+        if (row["method"], row["task"], row["split"]) == ("best_of_n", "all", "all")
+    ]
+    assert (row["reward_model"], row["errors"], row["n_tasks"]) == ("judge", 0, 8)
+    assert row["reward_tokens"] > 0
+
+
+def test_reward_training_with_a_ranking_loss(copy) -> None:
+    shutil.rmtree(copy / "reward")
+    shutil.rmtree(copy / "eval")
+    given = ["--train_rm.ranking.weight=1", "--train_rm.fit.held_out=0.2"]
+    agentrm("train-rm", str(CONFIG), "--output", str(copy), *given, ends=0)
+    summary = read_json(copy / "reward" / "explicit" / "stage.json")["summary"]
+    assert summary["sibling_pairs"] > 0
+    assert summary["sibling_pairs_separated"] >= 0
+    rows = [row for row in read_metrics(copy / "metrics.jsonl") if row["stage"] == "train-rm"]
+    assert {"ranking_loss", "sibling_accuracy", "held_out_loss"} <= set(rows[-1])
+
+
 def test_reward_training_can_start_from_a_reward_model(finished, copy) -> None:
     shutil.rmtree(copy / "reward")
     shutil.rmtree(copy / "eval")

@@ -167,8 +167,9 @@ def test_a_reward_kind_that_asks_for_the_engine_is_refused(configured, tmp_path)
         _ = policy.engine
 
 
-def test_a_judge_of_its_own_needs_no_model_that_acts(configured, trunk, tmp_path):
-    own = ["--rewards=[judge]", f"--judge.policy={tmp_path / 'policy'}"]
+@pytest.mark.parametrize("form", ["choice", "log_probs"])
+def test_a_judge_of_its_own_needs_no_model_that_acts(configured, trunk, tmp_path, form):
+    own = ["--rewards=[judge]", f"--judge.policy={tmp_path / 'policy'}", f"--judge.form={form}"]
     config = load_config(configured, [*own, "--policy=null", "--evaluate.methods=[best_of_n]"])
     policy = open_policy(Workspace(config=config, directory=tmp_path))
     assert REWARD_KINDS.load("judge")().open(policy).cost([]) == 0

@@ -153,6 +153,9 @@ def test_cost_counts_what_was_read() -> None:
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"most": 1}, "most must be at least 2"),
+        ({"form": "numbers"}, "form must be one of choice, log_probs"),
+        ({"grades": 27}, "grades must be at most 26"),
+        ({"num_pivots": 0}, "num_pivots must be at least 1"),
     ],
 )
 def test_bad_values_name_the_key(values, key) -> None:

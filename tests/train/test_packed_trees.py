@@ -15,7 +15,8 @@ from train_cases import CONFIG, assert_gradients_close, batch_of, mesh_of, rewar
 from agentrm_jax.core.records import Step, Transition
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.packing import only_labelled, pack
-from agentrm_jax.data.sequences import tree_sequences, value_sequences
+from agentrm_jax.data.sequences import value_sequences
+from agentrm_jax.data.tree_sequences import tree_sequences
 from agentrm_jax.model import llama
 from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead
 from agentrm_jax.model.options import ForwardOptions
