@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluation.calibration import Calibration, calibration, with_thresholds
 from agentrm_jax.evaluation.config import MethodRun, method_runs
+from agentrm_jax.evaluation.episodes import Episode, episode_from_json, episode_to_json
 from agentrm_jax.evaluation.harness import answers
-from agentrm_jax.evaluation.results import Episode, episode_from_json, episode_to_json
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.evaluate import Scorers, missing_rollouts
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
