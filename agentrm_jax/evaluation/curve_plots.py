@@ -30,32 +30,31 @@ def score_against_tokens(curves: Sequence[Mapping[str, Any]]) -> str:
       curves: The rows of `curves` in report.json.
     """
     own = [row for row in curves if row["task"] == "all"]
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in own:
         if row["k"] is not None:
-            key = (row["reward_model"] or row["method"], row.get("score_at", "observation"))
-            lines.setdefault(key, []).append(row)
+            lines.setdefault(row["label"], []).append(row)
     points = [row for row in own if row["k"] is None]
     with styled():
         figure = new_figure(8.2, 4.2)
         axes = figure.subplots()
-        for i, ((model, place), rows) in enumerate(lines.items()):
+        for i, (label, rows) in enumerate(lines.items()):
             rows = sorted(rows, key=lambda row: row["k"])
+            is_oracle = rows[0]["reward_model"] == _ORACLE
             tokens = np.array([row["tokens"] for row in rows])
             low, high = np.array([row["score_ci95"] for row in rows]).T
-            colour = INK if model == _ORACLE else (ACCENT, SECOND)[i % 2]
-            where = "" if place == "observation" or model == _ORACLE else f", at {place}"
+            colour = INK if is_oracle else (ACCENT, SECOND)[i % 2]
             axes.plot(
                 tokens,
                 [row["score_mean"] for row in rows],
                 color=colour,
-                linestyle="--" if model == _ORACLE else "-",
+                linestyle="--" if is_oracle else "-",
                 marker=_MARKERS[i % len(_MARKERS)],
                 markersize=3.5,
                 linewidth=1.4,
-                label=f"best of n, {model}{where}",
+                label=label,
             )
-            if model != _ORACLE:
+            if not is_oracle:
                 axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
         x = np.array([max(row["tokens"], 1.0) for row in points])

@@ -73,7 +73,11 @@ def json_block(text: str) -> str:
 
 
 def _file(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("agentrm_jax.evaluation")
+        .joinpath(name)
+        .read_text(encoding="utf-8")
+    )
 
 
 def _hash(source: str) -> str:

@@ -25,8 +25,9 @@ from agentrm_jax.evaluation.drawing import (
     new_figure,
     styled,
 )
+from agentrm_jax.evaluation.episodes import row_variant
 from agentrm_jax.evaluation.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
-from agentrm_jax.evaluation.results import SPLITS, row_variant
+from agentrm_jax.evaluation.results import SPLITS
 from agentrm_jax.evaluation.rows import ByNRow, Comparison, ResultRow, ScoreRow
 from agentrm_jax.evaluation.tables import scored_by
 

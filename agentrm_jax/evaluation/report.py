@@ -33,6 +33,9 @@ from agentrm_jax.runtime.stage_files import KEY
 Row = Mapping[str, Any]
 T = TypeVar("T", bound=Mapping[str, Any])
 
+SCRIPTS = ("page.js", "tree.js", "viewer.js")
+"""The scripts of the page."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportPage:
@@ -83,15 +86,14 @@ def write_report(
       The path of report.html.
     """
     page = page or ReportPage()
-    report: Report = {
-        "results": [],
-        "comparisons": [],
-        "stages": [],
-        "trees": {},
-        "by_n": [],
+    explored = (row["summary"] for row in parts.get("stages", ()) if row["stage"] == "explore")
+    empty = {"results": [], "comparisons": [], "stages": [], "by_n": []}
+    report: Any = {
+        **empty,
         **parts,
+        "trees": next(explored, {}),
         "reward_models": score_quality(page.scores),
-    }  # pyright: ignore[reportAssignmentType]
+    }
     paths = RunPaths(directory)
     write_json_atomic(paths.results, report["results"])
     write_json_atomic(paths.report, report)
@@ -111,7 +113,7 @@ def render(title: str, report: Report, page: ReportPage) -> str:
     return filled(
         "report.html",
         styles=("page.css", "viewer.css"),
-        scripts=("page.js", "tree.js", "viewer.js"),
+        scripts=SCRIPTS,
         blocks=blocks,
         title=title,
         report=report,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from agentrm_jax.core.text import printable
-from agentrm_jax.evaluation.results import SPLITS, Variant, level, row_variant
+from agentrm_jax.evaluation.episodes import Variant, row_variant
+from agentrm_jax.evaluation.results import SPLITS, level
 from agentrm_jax.evaluation.rows import Comparison, ResultRow, ScoreQuality, ScoreRow
 from agentrm_jax.evaluation.statistics import pairwise_accuracy, pearson, spearman
 
@@ -319,7 +320,7 @@ def comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def scored_by(row: Mapping[str, Any]) -> str:
-    """Returns the reward model of a row, with the place of its scores unless it is the usual one."""
+    """Returns the reward model of a row, with the place of its scores unless it is the default."""
     place = row.get("score_at", "observation")
     return row["reward_model"] if place == "observation" else f"{row['reward_model']}, at {place}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import admit_text, printable
-from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.episodes import Episode
 from agentrm_jax.evaluation.searches import Search
 
 PAGE_CHARACTERS = 16_000_000

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.evaluation.episodes import Episode, read_episodes
 from agentrm_jax.evaluation.harness import by_task
-from agentrm_jax.evaluation.results import Episode, read_episodes
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.evaluation.rows import ScoreRow, read_rows
 from agentrm_jax.evaluation.searches import Search, rollout_search, samples_search, tree_search
@@ -158,9 +158,7 @@ def _method_searches(run: RunRecord, wanted: frozenset[str]) -> Iterator[Search]
                 yield samples_search(samples, whole, label)
 
 
-def _sample_scores(
-    paths: MethodPaths, wanted: frozenset[str]
-) -> dict[str, dict[str, list[float]]]:
+def _sample_scores(paths: MethodPaths, wanted: frozenset[str]) -> dict[str, dict[str, list[float]]]:
     """The scores of the samples by task and reward model, in the order of the samples."""
     scores: dict[str, dict[str, list[float]]] = {}
     for row in read_rows(paths.scores, ScoreRow):
@@ -176,5 +174,3 @@ def _label(paths: MethodPaths) -> str:
         return f"{paths.folder.name.replace('_', ' ')}: samples"
     labels = {episode.variant.label for episode in read_episodes(paths.episodes)}
     return labels.pop() if len(labels) == 1 else paths.folder.name.replace("_", " ")
-
-
