@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
 
 import numpy as np
 
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.evaluation.meta_evaluation import tree_states
-
-
-class DepthValues(TypedDict):
-    """The visited states at one depth.
-
-    Attributes:
-      depth: Steps after the first observation.
-      states: Number of states, over all trees.
-      mean: Mean of their values, in [0, 1].
-      low: First quartile of their values.
-      high: Third quartile of their values.
-    """
-
-    depth: int
-    states: int
-    mean: float
-    low: float
-    high: float
+from agentrm_jax.evaluation.report_rows import DepthValues
 
 
 def value_by_depth(trees: Iterable[TreeRecord]) -> list[DepthValues]:

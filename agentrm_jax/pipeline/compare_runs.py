@@ -262,7 +262,9 @@ def _read(directory: pathlib.Path, name: str) -> _Run:
         methods=tuple(folder.name for folder in methods),
         settings=settings,
         best_of_k=[
-            row for folder in methods for row in read_rows(MethodPaths(folder).best_of_k, BestOfKRow)
+            row
+            for folder in methods
+            for row in read_rows(MethodPaths(folder).best_of_k, BestOfKRow)
         ],
         probe=read_probe(paths),
     )
