@@ -114,6 +114,7 @@ def take_screenshots(browser: Chromium, page: pathlib.Path, folder: pathlib.Path
             browser.screenshot(folder / f"{name}-{section}.png")
         browser.run(
             "document.getElementById('searches').scrollIntoView();"
+            "[...document.querySelectorAll('[role=option]')].at(-1).click();"
             "document.querySelector('[data-part=both]').click()"
         )
         browser.screenshot(folder / f"{name}-two.png")

@@ -28,23 +28,23 @@ _METHODS = (
 
 
 def made_up_tree(task: Task, nodes: int, rng: random.Random) -> TreeRecord:
-    """Returns an exploration tree: each iteration attaches four candidates and a rollout.
+    """Returns an exploration tree: each iteration expands a node and rolls out.
 
     Args:
       task: Its task.
-      nodes: Number of nodes, the root included.
+      nodes: Least number of nodes, the root included.
       rng: Draws actions, branches and outcomes.
     """
     steps: dict[int, Step] = {}
     paths: dict[int, tuple[int, ...]] = {0: (0,)}
-    inner, iterations = [0], []
+    closed, iterations = [0], []
     while len(paths) < nodes:
-        start = inner[min(int(rng.expovariate(0.06)), len(inner) - 1)]
+        # Early nodes are expanded first, most of the time: the tree grows in width and depth.
+        at = closed.pop(min(int(rng.expovariate(0.1)), len(closed) - 1))
         added: list[NodeRecord] = []
-        at = start
         length = rng.randrange(2, 7)
         for depth in range(length):
-            for sibling in range(4 if depth == 0 else 1):
+            for sibling in range(5 if depth == 0 else 1):
                 number = len(paths)
                 ends = depth == length - 1
                 reward = float(rng.random() < 0.5) if ends else 0.0
@@ -56,7 +56,7 @@ def made_up_tree(task: Task, nodes: int, rng: random.Random) -> TreeRecord:
                 )
                 paths[number] = (*paths[at], number)
                 if not ends:
-                    inner.append(number)
+                    closed.append(number)
             at = len(paths) - 1
         iterations.append(
             IterationRecord(
@@ -250,7 +250,7 @@ def _by_n() -> list[dict[str, object]]:
 
 def _curves() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [
-        {"task": "all", "label": f"best-of-n, {model}", "method": "best_of_n",
+        {"task": "all", "label": f"best-of-n, {model}{', blind' if place == 'action' else ''}", "method": "best_of_n",
          "reward_model": model, "score_at": place, "k": k, "tokens": 70.0 * k,
          "score_mean": 0.4 + gain * (1 - 1 / k), "n_tasks": 40,
          "score_ci95": [0.32 + gain * (1 - 1 / k), 0.48 + gain * (1 - 1 / k)]}

@@ -10,7 +10,7 @@ const element = (name, classes = "", text = null) => {
 const decimals = (number, places = 2) => number === null || number === undefined
   ? "–" : number.toFixed(places);
 
-const ROW = 48, LEFT = 10, TOP = 8, FIRST_BOXES = 120;
+const ROW = 46, HEIGHT = 40, GAP = 28, LEFT = 10, TOP = 8, FIRST_BOXES = 40;
 const STATUS = ["kept", "removed", "finished", "failed"];
 
 // The arrays of one search and what follows from them. A box holds the steps that follow each other
@@ -96,118 +96,132 @@ class TreeView {
     this.read();
   }
 
-  openFirst() { // level by level until enough boxes are shown; the chosen path is always open
-    let level = [0], shown = 1;
-    while (level.length && shown < FIRST_BOXES) {
-      const next = [];
-      for (const first of level) {
-        const below = this.search.below(first, this.path);
-        if (!below.length || (shown + below.length > FIRST_BOXES && first !== 0)) continue;
-        this.open.add(first);
-        shown += below.length;
-        next.push(...below);
-      }
-      level = next;
-    }
-    for (let first = 0; this.path.has(first);) {
-      const next = this.search.below(first, this.path)[0];
-      if (next === undefined) break;
+  // The chosen path is open, and the most visited boxes until enough are shown.
+  openFirst() {
+    const { search, path } = this;
+    let shown = 1;
+    const waiting = [[0, 0]];
+    const rank = ([a, depth], [b, other]) => path.has(b) - path.has(a)
+      || search.visits[b] - search.visits[a] || depth - other || a - b;
+    while (waiting.length) {
+      waiting.sort(rank);
+      const [first, depth] = waiting.shift();
+      const below = search.below(first, path);
+      if (first !== 0 && !path.has(first) && shown + below.length > FIRST_BOXES) break;
+      if (!below.length) continue;
       this.open.add(first);
-      first = next;
+      shown += below.length;
+      waiting.push(...below.map((each) => [each, depth + 1]));
     }
   }
 
-  // A first child stands right of its parent, its siblings below: rows never fall from one shown
-  // box to the next, so that those in view are found by bisection.
+  // A first child stands right of its parent on the same row, its siblings below it, as high as the
+  // boxes before them permit. So rows grow down each column, and the lines of two boxes of a column
+  // never share a place: those in view are found by bisection.
   layout() {
     const { search, path } = this;
-    this.shown = [];
     this.place = new Map();
-    const stack = [[0, 0, null, true, 1, 1]];
-    let row = -1;
+    this.columns = [];
+    const stack = [{ first: 0, depth: 0, row: 0, parent: null, position: 1, size: 1, below: [] }];
+    const bottom = []; // the last row that is taken, by column
+    let rows = 0;
     while (stack.length) {
-      const [first, depth, parent, isFirst, position, size] = stack.pop();
-      if (!isFirst || parent === null) row += 1;
-      const box = { first, depth, row, parent, position, size, end: row, below: [] };
-      this.place.set(first, box);
-      this.shown.push(box);
-      parent?.below.push(box);
-      if (parent && !isFirst) parent.end = row;
-      if (!this.open.has(first)) continue;
-      const below = search.below(first, path);
-      for (let i = below.length - 1; i >= 0; i--) {
-        stack.push([below[i], depth + 1, box, i === 0, i + 1, below.length]);
+      let box = stack.pop();
+      const chain = [];
+      for (;;) { // a box and its first children stand on one row
+        chain.push(box);
+        if (!this.open.has(box.first)) break;
+        const parent = box, below = search.below(parent.first, path);
+        parent.below = below.map((first, i) => ({
+          first, depth: parent.depth + 1, row: 0, parent, position: i + 1, size: below.length,
+          below: [],
+        }));
+        if (!below.length) break;
+        for (let i = below.length - 1; i > 0; i--) stack.push(parent.below[i]);
+        box = parent.below[0];
       }
+      const row = chain.reduce((most, { depth }) => Math.max(most, (bottom[depth] ?? -1) + 1), 0);
+      for (const each of chain) {
+        each.row = row;
+        bottom[each.depth] = row;
+        each.index = (this.columns[each.depth] ??= []).push(each) - 1;
+        this.place.set(each.first, each);
+      }
+      rows = Math.max(rows, row + 1);
     }
-    this.rows = row + 1;
-    this.depth = this.shown.reduce((most, box) => Math.max(most, box.depth), 0);
-    this.width = this.canvas.clientWidth < 420 ? 154 : 184;
-    this.column = this.width + 30;
-    this.sizer.style.width = `${2 * LEFT + (this.depth + 1) * this.column - 30}px`;
-    this.sizer.style.height = `${2 * TOP + this.rows * ROW - 6}px`;
+    this.width = this.canvas.clientWidth < 420 ? 154 : 176;
+    this.step = this.width + GAP;
+    this.sizer.style.width = `${2 * LEFT + this.columns.length * this.step - GAP}px`;
+    this.sizer.style.height = `${2 * TOP + rows * ROW - (ROW - HEIGHT)}px`;
   }
+
+  left(box) { return LEFT + box.depth * this.step; }
+
+  top(box) { return TOP + box.row * ROW; }
 
   later() {
     if (!this.search || this.frame) return;
     this.frame = requestAnimationFrame(() => { this.frame = 0; this.draw(false); });
   }
 
+  // The boxes in view and, of the column left of the view as well, those whose lines cross it.
   inView() {
-    const from = Math.floor((this.canvas.scrollTop - TOP) / ROW) - 2;
-    const to = Math.ceil((this.canvas.scrollTop + this.canvas.clientHeight) / ROW) + 2;
-    let low = 0, high = this.shown.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (this.shown[middle].row < from) low = middle + 1; else high = middle;
+    const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.canvas;
+    const from = Math.floor((scrollTop - TOP) / ROW) - 1;
+    const to = Math.ceil((scrollTop + clientHeight - TOP) / ROW) + 1;
+    const first = Math.max(0, Math.floor((scrollLeft - LEFT) / this.step) - 1);
+    const last = Math.ceil((scrollLeft + clientWidth) / this.step);
+    const boxes = [], parents = [];
+    for (let depth = first; depth <= last && depth < this.columns.length; depth++) {
+      const column = this.columns[depth];
+      let low = 0, high = column.length;
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (column[middle].row < from) low = middle + 1; else high = middle;
+      }
+      for (let i = low; i < column.length && column[i].row <= to; i++) boxes.push(column[i]);
+      let above = low - 1; // the lines of one box above the view may reach into it
+      while (above >= 0 && !column[above].below.length) above--;
+      if (above >= 0) parents.push(column[above]);
     }
-    const found = [];
-    for (let i = low; i < this.shown.length && this.shown[i].row <= to; i++) {
-      found.push(this.shown[i]);
-    }
-    return found;
+    return { boxes, parents: [...parents, ...boxes] };
   }
 
   draw(again) {
-    const left = this.canvas.scrollLeft - this.column;
-    const right = this.canvas.scrollLeft + this.canvas.clientWidth + this.column;
-    const rows = this.inView();
-    const seen = rows.filter((box) => {
-      const x = LEFT + box.depth * this.column;
-      return x >= left && x <= right;
-    });
-    const at = this.place.get(this.at);
-    if (at && !seen.includes(at)) seen.push(at); // the selected box is always in the document
-    const wanted = new Set(seen.map((box) => box.first));
+    const { boxes, parents } = this.inView();
+    const at = this.place.get(this.at); // the selected box is always in the document
+    const seen = new Set(at ? [...boxes, at] : boxes);
+    const wanted = new Set([...seen].map((box) => box.first));
     for (const [first, node] of this.drawn) {
       if (again || !wanted.has(first)) { node.remove(); this.drawn.delete(first); }
     }
+    const made = document.createDocumentFragment();
     for (const box of seen) {
       if (this.drawn.has(box.first)) continue;
       const node = this.node(box);
       this.drawn.set(box.first, node);
-      this.sizer.append(node);
+      made.append(node);
     }
-    this.drawLines(rows);
+    this.sizer.append(made);
+    this.drawLines(parents);
     this.mark();
   }
 
-  drawLines(rows) { // of the boxes in view and of the boxes above them, whose lines pass the view
-    const parents = new Set(rows);
-    for (let box = rows[0]?.parent; box; box = box.parent) parents.add(box);
-    for (const box of rows) if (box.parent) parents.add(box.parent);
-    const top = this.canvas.scrollTop - 3 * ROW;
-    const bottom = this.canvas.scrollTop + this.canvas.clientHeight + 3 * ROW;
+  drawLines(parents) {
+    const top = this.canvas.scrollTop - 2 * ROW;
+    const bottom = this.canvas.scrollTop + this.canvas.clientHeight + 2 * ROW;
     const lines = [[], []];
     for (const box of parents) {
-      const x = LEFT + box.depth * this.column + this.width, y = TOP + box.row * ROW + 21;
-      const trunk = x + 13, end = TOP + box.end * ROW + 21 - 8;
-      if (box.end > box.row) {
+      if (!box.below.length) continue;
+      const x = this.left(box) + this.width, y = this.top(box) + HEIGHT / 2, trunk = x + 12;
+      const to = x + GAP, last = box.below[box.below.length - 1];
+      if (last !== box.below[0]) {
+        const end = this.top(last) + HEIGHT / 2 - 8;
         lines[0].push(`M${trunk} ${Math.max(y, top)}V${Math.min(end, bottom)}`);
       }
       for (const child of box.below) {
-        const below = TOP + child.row * ROW + 21;
+        const below = this.top(child) + HEIGHT / 2;
         if (below < top || below > bottom) continue;
-        const to = LEFT + child.depth * this.column;
         const onPath = this.path.has(child.first) && this.path.has(box.first);
         lines[+onPath].push(child.row === box.row ? `M${x} ${y}H${to}`
           : `M${trunk} ${below - 8}Q${trunk} ${below} ${trunk + 8} ${below}H${to}`);
@@ -223,7 +237,7 @@ class TreeView {
 
   facts(box) {
     const { search, model } = this, { nodes, last } = search.box(box.first);
-    const score = model === "" ? null : search.scores[model][last];
+    const score = search.scores[model]?.[last] ?? null;
     const span = search.spans[model] ?? [0, 1];
     return {
       nodes, last, score, status: STATUS[search.status[last]], chosen: this.path.has(last),
@@ -242,8 +256,8 @@ class TreeView {
     const node = element("div", `node ${facts.status}${facts.chosen ? " chosen" : ""}`);
     node.id = `${this.canvas.id}-${box.first}`;
     node.dataset.first = box.first;
-    node.style.left = `${LEFT + box.depth * this.column}px`;
-    node.style.top = `${TOP + box.row * ROW}px`;
+    node.style.left = `${this.left(box)}px`;
+    node.style.top = `${this.top(box)}px`;
     node.style.width = `${this.width}px`;
     const more = nodes.length > 1 ? ` +${nodes.length - 1}` : "";
     node.append(element("span", "action", action + more));
@@ -296,7 +310,7 @@ class TreeView {
   select(first) {
     this.at = first;
     const box = this.place.get(first), view = this.canvas;
-    const x = LEFT + box.depth * this.column, y = TOP + box.row * ROW;
+    const x = this.left(box), y = this.top(box);
     const into = (start, size, from, length) => start < from ? start
       : start + size > from + length ? Math.min(start, start + size - length) : from;
     view.scrollTo(into(x - LEFT, this.width + 2 * LEFT, view.scrollLeft, view.clientWidth),
@@ -306,18 +320,12 @@ class TreeView {
   }
 
   toggle(first, open = !this.open.has(first)) {
-    if (!this.search.children[this.search.box(first).last].length) return;
+    const last = this.search.box(first).last;
+    if (open === this.open.has(first) || !this.search.children[last].length) return;
     if (open) this.open.add(first); else this.open.delete(first);
-    if (!open && !this.isShown(this.at)) this.at = first;
     this.layout();
+    if (!this.place.has(this.at)) this.at = first; // it was below the box that is closed
     this.draw(true);
-  }
-
-  isShown(first) { // whether all boxes above a box are open
-    for (let box = this.place.get(first)?.parent; box; box = box.parent) {
-      if (!this.open.has(box.first)) return false;
-    }
-    return this.place.has(first);
   }
 
   click(event) {
@@ -329,23 +337,16 @@ class TreeView {
   }
 
   key(event) {
-    const box = this.place.get(this.at);
-    const beside = (step) => { // the sibling, else the next row's box that is not below this one
-      const index = this.shown.indexOf(box);
-      for (let i = index + step; i >= 0 && i < this.shown.length; i += step) {
-        if (this.shown[i].depth <= box.depth && this.shown[i].row !== box.row) return this.shown[i];
-      }
-      return null;
-    };
+    const box = this.place.get(this.at), column = this.columns[box.depth];
     let to = null;
     if (event.key === "ArrowRight") {
       this.toggle(this.at, true);
       to = this.place.get(this.at).below[0];
     } else if (event.key === "ArrowLeft") to = box.parent;
-    else if (event.key === "ArrowDown") to = beside(1);
-    else if (event.key === "ArrowUp") to = beside(-1);
-    else if (event.key === "Home") to = this.shown[0];
-    else if (event.key === "End") to = this.shown[this.shown.length - 1];
+    else if (event.key === "ArrowDown") to = column[box.index + 1];
+    else if (event.key === "ArrowUp") to = column[box.index - 1];
+    else if (event.key === "Home") to = column[0];
+    else if (event.key === "End") to = column[column.length - 1];
     else if (event.key === " ") this.toggle(this.at);
     else if (event.key === "Enter") this.panel.focus();
     else return;

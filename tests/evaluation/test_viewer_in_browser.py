@@ -48,7 +48,7 @@ def test_a_large_tree_is_drawn_in_part(opened: Chromium) -> None:
     drawn = opened.run(f"{TREE}.querySelectorAll('[role=treeitem]').length")
     assert 5 < drawn < 120
     facts = opened.run("document.querySelector('.facts').textContent")
-    assert facts.startswith("800 nodes")
+    assert int(facts.split()[0]) >= 800
     opened.run(f"{TREE}.scrollTo(0, 1e6)")
     opened.painted()
     assert opened.run(f"{TREE}.querySelectorAll('[role=treeitem]').length") < 120
