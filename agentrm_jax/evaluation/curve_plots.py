@@ -38,6 +38,9 @@ def score_against_tokens(curves: Sequence[Mapping[str, Any]]) -> str:
     with styled():
         figure = new_figure(8.2, 4.2)
         axes = figure.subplots()
+        every = [max(row["tokens"], 1.0) for row in own]
+        axes.set_xscale("log")
+        axes.set_xlim(min(every) / 1.4, max(every) * 3.5)
         for i, (label, rows) in enumerate(lines.items()):
             rows = sorted(rows, key=lambda row: row["k"])
             is_oracle = rows[0]["reward_model"] == _ORACLE
@@ -56,7 +59,6 @@ def score_against_tokens(curves: Sequence[Mapping[str, Any]]) -> str:
             )
             if not is_oracle:
                 axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xscale("log")
         x = np.array([max(row["tokens"], 1.0) for row in points])
         y = np.array([row["score_mean"] for row in points])
         for i, row in enumerate(points):
@@ -69,11 +71,9 @@ def score_against_tokens(curves: Sequence[Mapping[str, Any]]) -> str:
                 color=ACCENT if row["reward_model"] else INK,
                 linewidth=1,
             )
-        every = [max(row["tokens"], 1.0) for row in own]
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(min(every) / 1.4, max(every) * 3.5)
         axes.set_ylim(-0.02, 1.02)
         axes.set(xlabel="policy tokens for each task", ylabel="mean score, 95% interval")
         label_apart(axes, x, y, [row["label"] for row in points])
