@@ -250,12 +250,15 @@ def _by_n() -> list[dict[str, object]]:
 
 def _curves() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [
-        {"task": "all", "label": f"best-of-n, {model}{', blind' if place == 'action' else ''}", "method": "best_of_n",
+        {"task": "all", "label": label, "method": "best_of_n",
          "reward_model": model, "score_at": place, "k": k, "tokens": 70.0 * k,
          "score_mean": 0.4 + gain * (1 - 1 / k), "n_tasks": 40,
          "score_ci95": [0.32 + gain * (1 - 1 / k), 0.48 + gain * (1 - 1 / k)]}
-        for model, place, gain in (("explicit", "observation", 0.3), ("explicit", "action", 0.1),
-                                   ("oracle", "observation", 0.5))
+        for label, model, place, gain in (
+            ("best-of-n, explicit", "explicit", "observation", 0.3),
+            ("best-of-n, explicit, blind", "explicit", "action", 0.1),
+            ("oracle-of-n", "oracle", "observation", 0.5),
+        )
         for k in range(1, 9)
     ]  # fmt: skip
     for label, model, tokens, mean in (

@@ -234,8 +234,8 @@ def console_table(rows: Sequence[ResultRow]) -> Table:
     table.add_column("macro", justify="right")
     has_gap = any(entry["gap_closed"] is not None for entry in entries)
     if has_gap:
-        table.add_column("gap closed", justify="right")
-    table.add_column("policy tokens/task", justify="right")
+        table.add_column("gap\nclosed", justify="right")
+    table.add_column("policy\ntokens/task", justify="right")
     counts = {
         title: key
         for title, key in (("errors", "errors"), ("no action", "replies_without_action"))

@@ -159,6 +159,6 @@
   text.addEventListener("input", filter);
   place.hidden = false;
   filter();
-  const first = data.tasks.find((task) => task.searches.length) ?? data.tasks[0];
+  const first = data.tasks.find((task) => task.searches.includes(0)) ?? data.tasks[0];
   if (first) choose(first);
 })();

@@ -76,7 +76,11 @@ def run_viewer(runs: Sequence[RunRecord], shown: Shown) -> Viewer | None:
     Raises:
       UserError: A file is missing or damaged.
     """
-    scores = {folder.name: read_node_scores(folder) for folder in shown.scores}
+    names = [folder.name for folder in shown.scores]
+    scores = {
+        folder.name if names.count(folder.name) == 1 else str(folder): read_node_scores(folder)
+        for folder in shown.scores
+    }
     answers: list[Answer] = []
     for run in runs:
         answers += [episode_answer(episode, run.name) for episode in run.episodes]
@@ -170,7 +174,10 @@ def _sample_scores(paths: MethodPaths, wanted: frozenset[str]) -> dict[str, dict
 
 def _label(paths: MethodPaths) -> str:
     """The name of a method's searches: that of its rows, or its folder's for samples."""
-    if paths.scores.exists() or not paths.episodes.exists():
-        return f"{paths.folder.name.replace('_', ' ')}: samples"
-    labels = {episode.variant.label for episode in read_episodes(paths.episodes)}
-    return labels.pop() if len(labels) == 1 else paths.folder.name.replace("_", " ")
+    name, _, seed = paths.folder.name.replace("_", " ").partition("+seed")
+    if paths.scores.exists():
+        name += ": samples"
+    elif paths.episodes.exists():
+        labels = {episode.variant.label for episode in read_episodes(paths.episodes)}
+        name = labels.pop() if len(labels) == 1 else name
+    return f"{name} (sampling seed {seed})" if seed else name

@@ -7,10 +7,10 @@ import json
 import random
 
 import pytest
-from report_cases import episodes, task, tree
+from report_cases import episodes, step, task, tree
 
 from agentrm_jax.core.records import Step, Trajectory, Transition
-from agentrm_jax.data.trees import TreeRecord
+from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord
 from agentrm_jax.evaluation.searches import (
     Search,
     rollout_search,
@@ -38,6 +38,24 @@ def test_a_tree_has_the_visits_and_values_of_its_iterations() -> None:
             assert found.multiplicity[number] == record.multiplicity
     assert found.scores["explicit"][1] == 0.25
     assert found.scores["explicit"].count(None) == len(found.nodes) - 1
+
+
+def test_a_deep_tree_needs_no_recursion() -> None:
+    """At every second depth a dead end branches off, so that nothing is drawn together."""
+    nodes = []
+    for level in range(2000):
+        parent = 2 * level - 1 if level else 0
+        for number in (2 * level + 1, 2 * level + 2):
+            made = step(f"act {number}", "ok", done=number == 3999)
+            nodes.append(NodeRecord(node=number, parent=parent, step=made, multiplicity=1))
+    path = (0, *range(1, 4000, 2))
+    iteration = IterationRecord(
+        task_id=task().task_id, iteration=0, nodes=tuple(nodes), path=path, outcome=0.0
+    )
+    deep = TreeRecord(task=task(), first_observation="go", iterations=(iteration,))
+    data = json.loads(make_viewer([], [tree_search(deep)]).searches[0])
+    assert "act 4000" in data["texts"]
+    assert sum(data["visits"]) == 2001
 
 
 def test_a_tree_without_iterations_is_its_root() -> None:

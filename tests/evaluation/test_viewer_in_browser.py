@@ -7,12 +7,13 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from report_cases import episodes, tree
+from report_cases import episodes, task, tree
 
 from agentrm_jax.evaluation.report import ReportPage, write_report
 from agentrm_jax.evaluation.results import comparisons, result_rows
-from agentrm_jax.evaluation.searches import tree_search
+from agentrm_jax.evaluation.searches import Search, tree_search
 from agentrm_jax.evaluation.viewer import make_viewer, tree_answer
+from agentrm_jax.search.search_nodes import SearchNode
 from benchmarks.chromium import Chromium, find_chromium
 from benchmarks.reports import write_made_up_report
 
@@ -168,6 +169,25 @@ def test_a_narrow_window_scrolls_in_one_direction(browser: Chromium, page: pathl
     browser.open(page)
     assert browser.run("document.documentElement.scrollWidth") <= 390
     browser.resize(1280, 900)
+
+
+def test_a_deep_tree_is_drawn(browser: Chromium, tmp_path: pathlib.Path) -> None:
+    nodes = [SearchNode(parent=-1)]
+    for level in range(1500):
+        above = 2 * level - 1 if level else 0
+        nodes += [SearchNode(parent=above, action=f"act {level}", chosen=True)]
+        nodes += [SearchNode(parent=above, action="other", status="removed")]
+    searches = [Search(task=task(), label="deep", nodes=tuple(nodes))]
+    viewer = make_viewer([], searches)
+    browser.problems.clear()
+    browser.open(write_report(tmp_path / "run", {}, ReportPage(viewer=viewer)))
+    browser.run(f"{TREE}.focus()")
+    browser.press("ArrowRight")
+    browser.press("ArrowRight")
+    assert browser.run(f"{AT}.title") == "act 1"
+    assert browser.run(f"{TREE}.scrollWidth") > 1500 * 150
+    assert browser.run(f"{TREE}.querySelectorAll('.node').length") < 60
+    assert browser.problems == []
 
 
 def test_hostile_texts_stay_text(browser: Chromium, tmp_path: pathlib.Path) -> None:
