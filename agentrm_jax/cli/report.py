@@ -19,10 +19,10 @@ def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument(
         "sources",
-        metavar="CONFIG | RUN [RUN ...]",
+        metavar="RUN",
         nargs="+",
         type=pathlib.Path,
-        help="a YAML file, or folders of runs",
+        help="folders of runs, or one YAML file: CONFIG",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=pathlib.Path, help="folder of the run, or of the comparison"

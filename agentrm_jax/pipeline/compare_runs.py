@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from agentrm_jax.evaluation.rows import Comparison, read_rows
 from agentrm_jax.evaluation.summary import report_parts
 from agentrm_jax.evaluation.tables import comparison_sentences, console_table, environment_table
 from agentrm_jax.evaluation.viewer import labelled
-from agentrm_jax.pipeline.report import read_probe
+from agentrm_jax.pipeline.report import method_rank, read_probe
 from agentrm_jax.pipeline.report_searches import RunRecord, Shown, run_viewer
 from agentrm_jax.runtime.metrics import read_metrics
 from agentrm_jax.runtime.output_folders import check_output_folder
@@ -247,6 +248,7 @@ def _read(directory: pathlib.Path, name: str) -> _Run:
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     stage_ended(root)
     methods = [folder for folder in folders if MethodPaths(folder).episodes.exists()]
+    methods.sort(key=lambda folder: method_rank(re.split("[@+]", folder.name)[0]))
     if not methods:
         raise UserError(f"{root}: nothing was evaluated yet; `agentrm evaluate` does it")
     episodes = [e for folder in methods for e in read_episodes(MethodPaths(folder).episodes)]

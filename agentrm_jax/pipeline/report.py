@@ -31,7 +31,15 @@ from agentrm_jax.runtime.stage_files import stage_ended
 T = TypeVar("T")
 
 _ORDER = ("greedy", "best_of_n", "beam", "beam_random")
-"""The order in which built-in methods are shown; others follow."""
+
+
+def method_rank(family: str) -> int:
+    """Returns the place of a method among the rows: built-in ones first, in a fixed order.
+
+    Args:
+      family: The name of the method's folder without place of the score and seed.
+    """
+    return _ORDER.index(family) if family in _ORDER else len(_ORDER)
 
 
 def report(workspace: Workspace, shown: Shown | None = None) -> None:
@@ -145,4 +153,4 @@ def _episodes(workspace: Workspace) -> list[Episode]:
 def _runs(config: RunConfig) -> list[MethodRun]:
     """The runs of an evaluation, in the order in which they are shown."""
     runs = method_runs(config.evaluate, config.rewards)
-    return sorted(runs, key=lambda r: _ORDER.index(r.family) if r.family in _ORDER else len(_ORDER))
+    return sorted(runs, key=lambda run: method_rank(run.family))
