@@ -42,6 +42,7 @@ class ReportPage:
     """What the page of a report shows next to the results.
 
     Attributes:
+      title: The name of the run; that of the folder if it is empty.
       metrics: Rows of metrics.jsonl: `stage`, `update`, `loss`, ...
       scores: The scored test trajectories.
       viewer: The searches, None without any.
@@ -52,6 +53,7 @@ class ReportPage:
       run_names: The names of the runs, if several are compared.
     """
 
+    title: str = ""
     metrics: Sequence[Row] = ()
     scores: Sequence[ScoreRow] = ()
     viewer: Viewer | None = None
@@ -97,7 +99,9 @@ def write_report(
     paths = RunPaths(directory)
     write_json_atomic(paths.results, report["results"])
     write_json_atomic(paths.report, report)
-    write_text_atomic(paths.report_page, render(directory.resolve().name, report, page))
+    write_text_atomic(
+        paths.report_page, render(page.title or directory.resolve().name, report, page)
+    )
     return paths.report_page
 
 

@@ -25,7 +25,7 @@ from agentrm_jax.evaluation.viewer import labelled
 from agentrm_jax.pipeline.report import method_rank, read_probe
 from agentrm_jax.pipeline.report_searches import RunRecord, Shown, run_viewer
 from agentrm_jax.runtime.metrics import read_metrics
-from agentrm_jax.runtime.output_folders import check_output_folder
+from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 from agentrm_jax.runtime.run_directory import flat
 from agentrm_jax.runtime.run_paths import MethodPaths, RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
@@ -85,6 +85,7 @@ def compare_runs(
     parts["value_by_depth"] = value_by_depth(tree for run in runs for tree in run.record.trees)
     settings = [run.settings for run in runs]
     page = ReportPage(
+        title=output.resolve().name,
         metrics=[
             {**row, "stage": f"{run.name}: {row['stage']}"}
             for run in runs
@@ -95,7 +96,9 @@ def compare_runs(
         differing=_differing(settings),
         run_names=names,
     )
-    path = write_report(output, parts, page)
+    with new_folder(output) as folder:
+        write_report(folder, parts, page)
+    path = RunPaths(output).report_page
     console = Console(width=None if Console().is_terminal else 120)
     for note in parts["notes"]:
         print(note)
