@@ -47,8 +47,11 @@ from agentrm_jax.engine.engine import Engine
 from agentrm_jax.envs import given, registry
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.evaluation.episodes import Episode
-from agentrm_jax.evaluation.report import console_table, write_report
+from agentrm_jax.evaluation.report import SCRIPTS, ReportPage, write_report
 from agentrm_jax.evaluation.results import comparisons, result_rows
+from agentrm_jax.evaluation.searches import tree_search
+from agentrm_jax.evaluation.tables import console_table
+from agentrm_jax.evaluation.viewer import make_viewer, tree_answer
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.value import readout
@@ -243,11 +246,15 @@ class Fuzzer:
         rng = random.Random(self.seed + number)
         name = self.counts.text(rng)
         made = list(episodes_of(trees, name)) if number % 5 == 0 else []
+        searches = [tree_search(trees[number % len(trees)])] if trees else []
         page = write_report(
             self.folder,
-            {"results": result_rows(made), "comparisons": comparisons(made)},
-            stages=[{"stage": "explore\x1b", "seconds": 1.0, "summary": {"x\u202e": name}}],
-            tree=trees[number % len(trees)] if trees else None,
+            {
+                "results": result_rows(made),
+                "comparisons": comparisons(made),
+                "stages": [{"stage": "explore\x1b", "seconds": 1.0, "summary": {"x\u202e": name}}],
+            },
+            ReportPage(viewer=make_viewer(map(tree_answer, searches), searches)),
         )
         if made:
             from rich.console import Console
@@ -259,9 +266,14 @@ class Fuzzer:
         text = page.read_bytes().decode()
         reader = _Reader()
         reader.feed(text)
-        self.counts.raw_characters += reader.scripts + sum(
-            (ord(character) < 32 and character not in "\n\t") or character in "\x7f\x9b\u202e\u2066"
-            for character in text
+        self.counts.raw_characters += (
+            reader.running
+            - len(SCRIPTS)
+            + sum(
+                (ord(character) < 32 and character not in "\n\t")
+                or character in "\x7f\x9b\u202e\u2066"
+                for character in text
+            )
         )
         json.loads((self.folder / "report.json").read_text(), parse_constant=_refuse)
 
@@ -275,10 +287,11 @@ class _Reader(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scripts = 0
+        self.running = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script" or any(name.startswith("on") for name, _ in attrs)
+        runs = tag == "script" and ("type", "application/json") not in attrs
+        self.running += runs or any(name.startswith("on") for name, _ in attrs)
 
 
 def texts_of(trajectory: Trajectory) -> Iterator[str]:

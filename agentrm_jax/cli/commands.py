@@ -94,7 +94,15 @@ GROUPS: dict[str, Sequence[Command]] = {
         _stage("train-implicit", "train the implicit reward model on their outcomes"),
         _stage("calibrate", "choose thresholds of test-time methods on training tasks"),
         _stage("evaluate", "run greedy, best-of-n, beam search and the baselines on test tasks"),
-        _stage("report", "write report.html, report.json and results.json again"),
+        Command(
+            name="report",
+            summary="write the report of a run again, or one report of several runs",
+            usage="CONFIG --output DIR | RUN [RUN ...] [--output DIR] [--tasks N]",
+            example="agentrm report runs/small runs/large --output runs/compared",
+            module="report",
+            takes_keys=True,
+            computes=True,
+        ),
         Command(
             name="plan",
             summary="compile a run for TPUs and print whether it fits; no TPU is needed",

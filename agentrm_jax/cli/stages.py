@@ -1,4 +1,4 @@
-"""`agentrm run`, the commands of its stages, and `agentrm report`: they take a configuration."""
+"""`agentrm run` and the commands of its stages: they take a configuration."""
 
 from __future__ import annotations
 
@@ -43,8 +43,6 @@ def run(given: argparse.Namespace) -> int:
     with ended_with_others():
         if given.command == "run":
             runner.run_all(config, given.output)
-        elif given.command == "report":
-            runner.report(config, given.output)
         else:
             runner.run_stage(config, given.output, given.command)
     return 0

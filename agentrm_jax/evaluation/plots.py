@@ -6,65 +6,41 @@ who do not see it.
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from agentrm_jax.core.text import admit_text, printable
+from agentrm_jax.evaluation.drawing import (
+    ACCENT,
+    FAINT,
+    INK,
+    SECOND,
+    as_svg,
+    errors,
+    identifier,
+    label_apart,
+    new_figure,
+    styled,
+)
 from agentrm_jax.evaluation.episodes import row_variant
 from agentrm_jax.evaluation.meta_evaluation import DepthRow, EstimateRow, ReliabilityRow
 from agentrm_jax.evaluation.results import SPLITS
 from agentrm_jax.evaluation.rows import ByNRow, Comparison, ResultRow, ScoreRow
-
-# Stand-ins that never meet a real colour; the page's own colours take their place in the SVG.
-_INK, _FAINT, _ACCENT, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
-_PAGE_COLOURS = {
-    _INK: "currentColor",
-    _FAINT: "var(--line)",
-    _ACCENT: "var(--accent)",
-    _SECOND: "var(--second)",
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-}
+from agentrm_jax.evaluation.tables import scored_by
 
 
 def forest(comparisons: Sequence[Comparison]) -> str:
     """Draws paired differences with their intervals, one line for each comparison."""
     names = list(dict.fromkeys((c["a_label"], c["b_label"]) for c in comparisons))
-    marks = {"all": ("o", _ACCENT, 0.0), "held_in": ("s", _INK, 0.2), "held_out": ("D", _INK, 0.4)}
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.2, 1.0 + 0.55 * len(names)), layout="constrained")
+    marks = {"all": ("o", ACCENT, 0.0), "held_in": ("s", INK, 0.2), "held_out": ("D", INK, 0.4)}
+    with styled():
+        figure = new_figure(8.2, 1.0 + 0.55 * len(names))
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
-        axes.axvline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         for split, (marker, colour, offset) in marks.items():
             own = [c for c in comparisons if c["split"] == split]
             y = np.array([names.index((c["a_label"], c["b_label"])) + offset for c in own])
@@ -73,7 +49,7 @@ def forest(comparisons: Sequence[Comparison]) -> str:
             axes.errorbar(
                 x,
                 y,
-                xerr=_errors(x, low, high),
+                xerr=errors(x, low, high),
                 fmt=marker,
                 markersize=6 if split == "all" else 3.5,
                 color=colour,
@@ -85,23 +61,23 @@ def forest(comparisons: Sequence[Comparison]) -> str:
         axes.set_ylim(len(names) - 0.35, -0.5)
         axes.set_xlabel("difference of mean score, 95% interval (paired over tasks)")
         figure.legend(loc="outside upper right", ncols=3)
-        return _svg(figure, "forest", "Differences between methods with 95% intervals")
+        return as_svg(figure, "forest", "Differences between methods with 95% intervals")
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Draws the loss of every stage that has one, and that on held-out tasks; one panel each."""
     stages = list(dict.fromkeys(row["stage"] for row in metrics if "loss" in row))
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         columns = min(2, len(stages))
         lines = -(-len(stages) // columns)
-        figure = Figure(figsize=(4.1 * columns, 2.5 * lines), layout="constrained")
+        figure = new_figure(4.1 * columns, 2.5 * lines)
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, stage in zip(panels, stages, strict=False):
             rows = [row for row in metrics if row["stage"] == stage and "loss" in row]
             axes.plot(
                 [row["update"] for row in rows],
                 [row["loss"] for row in rows],
-                color=_ACCENT,
+                color=ACCENT,
                 linewidth=1.4,
             )
             held_out = [row for row in rows if "held_out_loss" in row]
@@ -110,7 +86,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
                     [row["update"] for row in held_out],
                     [row["held_out_loss"] for row in held_out],
                     "o-",
-                    color=_SECOND,
+                    color=SECOND,
                     markersize=3.5,
                     linewidth=1.4,
                     label="held-out tasks",
@@ -122,36 +98,36 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         for axes in panels[len(stages) :]:
             axes.set_visible(False)
         names = ", ".join(stages)
-        return _svg(figure, "curves", f"Learning curves: loss over updates of {names}")
+        return as_svg(figure, "curves", f"Learning curves: loss over updates of {names}")
 
 
 def score_against_outcome(scores: Sequence[ScoreRow], reward_model: str) -> str:
     """Draws mean returns of test trajectories in tenths of the score, and a histogram of scores."""
-    own = [row for row in scores if row["reward_model"] == reward_model]
+    own = [row for row in scores if scored_by(row) == reward_model]
     score = np.array([row["score"] for row in own], float)
     outcome = np.array([row["outcome"] for row in own], float)
     groups = [g for g in np.array_split(np.argsort(score, kind="stable"), 10) if g.size]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.2, 2.9), layout="constrained")
+    with styled():
+        figure = new_figure(8.2, 2.9)
         left, right = figure.subplots(1, 2)
         x, y = [score[g].mean() for g in groups], [outcome[g].mean() for g in groups]
         ends = [min(0.0, *x), max(1.0, *x)]
-        left.plot(ends, ends, color=_FAINT, linewidth=1.2)
-        left.plot(x, y, "o-", color=_ACCENT, markersize=4.5, linewidth=1.2)
+        left.plot(ends, ends, color=FAINT, linewidth=1.2)
+        left.plot(x, y, "o-", color=ACCENT, markersize=4.5, linewidth=1.2)
         left.set(xlabel="mean score of each tenth", ylabel="mean outcome", ylim=(-0.04, 1.04))
         bins = np.linspace(score.min() - 1e-6, score.max() + 1e-6, 25).tolist()
         right.hist(
             [score[outcome >= 0.5], score[outcome < 0.5]],
             bins=bins,
             stacked=True,
-            color=[_ACCENT, _SECOND],
+            color=[ACCENT, SECOND],
             label=["outcome 0.5 or more", "less"],
         )
         right.set(xlabel="score", ylabel="trajectories")
         right.margins(x=0.02)
         figure.legend(loc="outside upper right", ncols=2)
         title = f"Scores of the {reward_model} reward model against outcomes"
-        return _svg(figure, f"scores-{_identifier(reward_model)}", title)
+        return as_svg(figure, f"scores-{identifier(reward_model)}", title)
 
 
 def reliability(bins: Sequence[ReliabilityRow], depths: Sequence[DepthRow]) -> str:
@@ -161,19 +137,19 @@ def reliability(bins: Sequence[ReliabilityRow], depths: Sequence[DepthRow]) -> s
       bins: See `meta_evaluation.reliability`.
       depths: See `meta_evaluation.by_depth`.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.2, 3.1), layout="constrained")
+    with styled():
+        figure = new_figure(8.2, 3.1)
         left, right = figure.subplots(1, 2)
         x = np.array([row["score"] for row in bins])
         ends = [min(0.0, float(x.min())), max(1.0, float(x.max()))]
-        left.plot(ends, ends, color=_FAINT, linewidth=1.2)
+        left.plot(ends, ends, color=FAINT, linewidth=1.2)
         _interval(left, x, [row["value"] for row in bins])
         largest = max(row["states"] for row in bins)
         left.scatter(
             x,
             [row["value"]["mean"] for row in bins],
             s=[15 + 120 * row["states"] / largest for row in bins],
-            color=_ACCENT,
+            color=ACCENT,
         )
         left.set(xlabel="mean score of each bin", ylabel="mean value", ylim=(-0.04, 1.04))
         accuracies = {
@@ -181,17 +157,17 @@ def reliability(bins: Sequence[ReliabilityRow], depths: Sequence[DepthRow]) -> s
             for row in depths
             if (accuracy := row["pairwise_accuracy"]) is not None
         }
-        right.axhline(0.5, color=_FAINT, linewidth=1.2)
+        right.axhline(0.5, color=FAINT, linewidth=1.2)
         if accuracies:
             _interval(right, np.array(list(accuracies)), list(accuracies.values()))
         right.set(xlabel="steps taken", ylabel="pairwise accuracy", ylim=(-0.04, 1.04))
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(figure, "reliability", "Values over scores, and pairwise accuracy over depth")
+        return as_svg(figure, "reliability", "Values over scores, and pairwise accuracy over depth")
 
 
 def _interval(axes: Axes, x: np.ndarray, estimates: Sequence[EstimateRow]) -> None:
     mean, low, high = (np.array([e[key] for e in estimates]) for key in ("mean", "low", "high"))
-    axes.errorbar(x, mean, yerr=_errors(mean, low, high), fmt="o", color=_ACCENT, markersize=4.5)
+    axes.errorbar(x, mean, yerr=errors(mean, low, high), fmt="o", color=ACCENT, markersize=4.5)
 
 
 def score_against_budget(rows: Sequence[ResultRow]) -> str:
@@ -200,12 +176,12 @@ def score_against_budget(rows: Sequence[ResultRow]) -> str:
     tokens = np.array([max(row["policy_tokens"] / row["n_tasks"], 1.0) for row in own])
     mean = np.array([row["score_mean"] for row in own])
     low, high = np.array([row["score_ci95"] for row in own]).T
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.2, 3.8), layout="constrained")
+    with styled():
+        figure = new_figure(8.2, 3.8)
         axes = figure.subplots()
         for i, row in enumerate(own):
-            colour = _INK if row_variant(row).is_baseline else _ACCENT
-            error = _errors(mean[i : i + 1], low[i : i + 1], high[i : i + 1])
+            colour = INK if row_variant(row).is_baseline else ACCENT
+            error = errors(mean[i : i + 1], low[i : i + 1], high[i : i + 1])
             axes.errorbar(tokens[i], mean[i], yerr=error, fmt="o", color=colour, linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -214,8 +190,8 @@ def score_against_budget(rows: Sequence[ResultRow]) -> str:
         axes.set_xlim(tokens.min() / 1.4, tokens.max() * 3.5)
         axes.set_ylim(min(0.0, float(low.min())), max(1.0, float(high.max())))
         axes.set(xlabel="policy tokens for each task", ylabel="mean score, 95% interval")
-        _label_apart(axes, tokens, mean, [row_variant(row).label for row in own])
-        return _svg(figure, "budget", "Mean score of each method against its policy tokens")
+        label_apart(axes, tokens, mean, [row_variant(row).label for row in own])
+        return as_svg(figure, "budget", "Mean score of each method against its policy tokens")
 
 
 def score_by_n(rows: Sequence[ByNRow]) -> str:
@@ -223,18 +199,18 @@ def score_by_n(rows: Sequence[ByNRow]) -> str:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     if len(tasks) == 2:  # one environment is all there is
         tasks = ["all"]
-    models = list(dict.fromkeys(row["reward_model"] for row in rows))
+    models = list(dict.fromkeys(map(scored_by, rows)))
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         size = (8.2, 3.2) if columns == 1 else (2.73 * columns, 2.3 * lines + 0.4)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(*size)
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, task in zip(panels, tasks, strict=False):
             for i, model in enumerate(models):
-                own = [r for r in rows if (r["task"], r["reward_model"]) == (task, model)]
+                own = [row for row in rows if (row["task"], scored_by(row)) == (task, model)]
                 n = [row["n"] for row in own]
-                colour = _INK if model == "oracle" else (_ACCENT, _SECOND)[i % 2]
+                colour = INK if model == "oracle" else (ACCENT, SECOND)[i % 2]
                 (line,) = axes.plot(
                     n,
                     [row["score_mean"] for row in own],
@@ -256,48 +232,4 @@ def score_by_n(rows: Sequence[ByNRow]) -> str:
         figure.supxlabel("n, trajectories to choose from", fontsize=10)
         figure.supylabel("mean score, 95% interval", fontsize=10)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
-        return _svg(figure, "by-n", "Mean score of best-of-n over the number of trajectories")
-
-
-def _label_apart(axes: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes each label right of its point, pushed up where it would lie on another one."""
-    span = axes.get_ylim()[1] - axes.get_ylim()[0]
-    gap, placed = 0.06 * span, []
-    for i in np.argsort(y, kind="stable"):
-        near = [top for other, top in placed if abs(np.log(other / x[i])) < np.log(2.5)]
-        height = max([y[i], *(top + gap for top in near)])
-        placed.append((x[i], height))
-        axes.annotate(
-            labels[int(i)],
-            (x[i], y[i]),
-            xytext=(x[i] * 1.09, height),
-            verticalalignment="center",
-            fontsize=9,
-        )
-
-
-def _errors(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return np.maximum(np.stack([mean - low, high - mean]), 0.0)
-
-
-def _identifier(text: str) -> str:
-    return re.sub(r"\W+", "-", text)
-
-
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an `<svg>` element for a page that may hold several."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px", text)
-    for stand_in, colour in _PAGE_COLOURS.items():
-        text = text.replace(stand_in, colour)
-    title = html.escape(printable(title))
-    head = f'<svg role="img" aria-label="{title}"'
-    text = printable(admit_text(text, len(text)), keep="\n\t")  # names may hold control characters
-    return text.replace("<svg", head, 1).replace(">", f"><title>{title}</title>", 1)
+        return as_svg(figure, "by-n", "Mean score of best-of-n over the number of trajectories")

@@ -149,6 +149,40 @@ class ProbeRow(TypedDict):
     gives_away: bool
 
 
+class DepthValues(TypedDict):
+    """The visited states of exploration trees at one depth.
+
+    Attributes:
+      depth: Steps after the first observation.
+      states: Number of states, over all trees.
+      mean: Mean of their values, in [0, 1].
+      low: First quartile of their values.
+      high: Third quartile of their values.
+    """
+
+    depth: int
+    states: int
+    mean: float
+    low: float
+    high: float
+
+
+class TransferCell(TypedDict):
+    """A cell of a transfer matrix.
+
+    Attributes:
+      row: What was trained on.
+      column: What was tested.
+      value: The result, for example a difference of mean returns.
+      ci95: Low and high end of its 95% interval; None if it is not known.
+    """
+
+    row: str
+    column: str
+    value: float
+    ci95: list[float] | None
+
+
 class OptionalParts(TypedDict, total=False):
     """The parts of `report.json` that files of earlier versions lack.
 
@@ -158,6 +192,8 @@ class OptionalParts(TypedDict, total=False):
       probe: By environment, whether its last observation gives the outcome away.
       curves: Score against policy tokens.
       equal_tokens: Searches against best-of-k with as many tokens.
+      value_by_depth: Values of the states of exploration trees by depth.
+      transfer: The cells of a transfer matrix.
     """
 
     oracle_gap: list[OracleGap]
@@ -165,3 +201,5 @@ class OptionalParts(TypedDict, total=False):
     probe: dict[str, ProbeRow]
     curves: list[CurveRow]
     equal_tokens: list[EqualTokens]
+    value_by_depth: list[DepthValues]
+    transfer: list[TransferCell]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluation import meta_evaluation
 from agentrm_jax.evaluation.meta_evaluation import TreeStates, tree_states
 from agentrm_jax.evaluation.page import page
+from agentrm_jax.evaluation.rows import read_rows
 from agentrm_jax.pipeline.reward_model import (
     RewardModel,
     check_finite,
@@ -34,6 +35,25 @@ _NOT_KNOWN = (
 )
 MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
 PAGE, FIGURES = "eval_rm.html", "eval_rm.json"
+NODE_SCORES = "node_scores.json"
+"""The scores of single states, which `agentrm report --scores` shows in the trees."""
+
+NodeScores = Mapping[str, Mapping[int, float]]
+"""By task, the score of each scored node of its tree, by node number."""
+
+
+class NodeScoreRow(TypedDict):
+    """The scores of the states of one tree.
+
+    Attributes:
+      task_id: The task of the tree.
+      nodes: Numbers of the scored nodes.
+      scores: Their scores, in the same order.
+    """
+
+    task_id: str
+    nodes: list[int]
+    scores: list[float]
 
 
 def evaluate_reward_model(
@@ -94,8 +114,42 @@ def evaluate_reward_model(
     }
     with new_folder(output) as folder:
         write_json_atomic(folder / FIGURES, figures)
+        write_json_atomic(folder / NODE_SCORES, _node_scores(compared, scores))
         write_text_atomic(folder / PAGE, _page(figures))
     return figures
+
+
+def read_node_scores(folder: pathlib.Path) -> NodeScores:
+    """Returns the scores that `evaluate_reward_model` wrote, by task and node.
+
+    Args:
+      folder: Its output folder.
+
+    Raises:
+      UserError: The folder holds no scores, or they are damaged.
+    """
+    path = folder / NODE_SCORES
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `agentrm eval-rm` writes it")
+    return {
+        row["task_id"]: dict(zip(row["nodes"], row["scores"], strict=False))
+        for row in read_rows(path, NodeScoreRow)
+    }
+
+
+def _node_scores(
+    compared: Sequence[tuple[TreeRecord, TreeStates]], scores: np.ndarray
+) -> list[NodeScoreRow]:
+    ends = np.cumsum([len(states.nodes) for _, states in compared])
+    parts = np.split(scores, ends[:-1])
+    return [
+        {
+            "task_id": tree.task.task_id,
+            "nodes": states.nodes.tolist(),
+            "scores": [float(score) for score in own],
+        }
+        for (tree, states), own in zip(compared, parts, strict=True)
+    ]
 
 
 def _read(path: pathlib.Path) -> list[TreeRecord]:

@@ -12,37 +12,47 @@ from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.evaluation.config import MethodRun, method_runs
+from agentrm_jax.evaluation.depths import value_by_depth
 from agentrm_jax.evaluation.episodes import Episode, read_episodes
-from agentrm_jax.evaluation.report import (
-    comparison_sentences,
-    console_table,
-    environment_table,
-    write_report,
-)
+from agentrm_jax.evaluation.report import run_page, write_report
 from agentrm_jax.evaluation.report_rows import BestOfKRow, ProbeRow
 from agentrm_jax.evaluation.rows import ByNRow, ReportParts, ScoreRow, read_rows
 from agentrm_jax.evaluation.summary import report_parts
-from agentrm_jax.evaluation.tree_view import most_telling
+from agentrm_jax.evaluation.tables import comparison_sentences, console_table, environment_table
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.report_searches import RunRecord, Shown, run_viewer
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.json_files import read_record
 from agentrm_jax.runtime.metrics import read_metrics
 from agentrm_jax.runtime.run_directory import stages
+from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 
 T = TypeVar("T")
 
 _ORDER = ("greedy", "best_of_n", "beam", "beam_random")
-"""The order in which built-in methods are shown; others follow."""
 
 
-def report(workspace: Workspace) -> None:
+def method_rank(family: str) -> int:
+    """Returns the place of a method among the rows: built-in ones first, in a fixed order.
+
+    Args:
+      family: The name of the method's folder without place of the score and seed.
+    """
+    return _ORDER.index(family) if family in _ORDER else len(_ORDER)
+
+
+def report(workspace: Workspace, shown: Shown | None = None) -> None:
     """Writes report.html, report.json and results.json, and prints the tables.
+
+    Args:
+      workspace: The run.
+      shown: What the viewer of searches shows.
 
     Raises:
       UserError: Nothing was evaluated, or a file is missing or damaged.
     """
-    parts = _write(workspace)
+    parts = _write(workspace, shown or Shown())
     rows, compared = parts["results"], parts["comparisons"]
     for note in parts.get("notes", []):
         print(note)
@@ -55,24 +65,31 @@ def report(workspace: Workspace) -> None:
     print(f"report: {workspace.paths.report_page}")
 
 
-def _write(workspace: Workspace) -> ReportParts:
+def _write(workspace: Workspace, shown: Shown) -> ReportParts:
     """Writes the files of the report; returns what they show."""
     paths = workspace.paths
     episodes = _episodes(workspace)
     sampled = [run for run in _runs(workspace.config) if run.samples]
     parts = report_parts(
-        episodes, _rows(workspace, sampled, "best_of_k", BestOfKRow), _probe(workspace)
+        episodes, _rows(workspace, sampled, "best_of_k", BestOfKRow), read_probe(paths)
     )
-    trees = TreeStore.read(paths.trees, finished=stage_ended(paths.trees)).values()
+    stored = TreeStore.read(paths.trees, finished=stage_ended(paths.trees)).values()
+    trees = [tree for tree in stored if tree.iterations]
     first = [run for run in sampled if run.sampling_seed == sampled[0].sampling_seed]
     write_report(
         workspace.directory,
-        parts,
-        stages=list(stages(paths.stages)),
-        metrics=read_metrics(paths.metrics),
-        scores=_rows(workspace, sampled, "scores", ScoreRow),
-        by_n=_rows(workspace, first, "by_n", ByNRow),
-        tree=most_telling([tree for tree in trees if tree.iterations]),
+        {
+            **parts,
+            "stages": list(stages(paths.stages)),
+            "by_n": _rows(workspace, first, "by_n", ByNRow),
+            "value_by_depth": value_by_depth(trees),
+        },
+        run_page(
+            workspace.directory,
+            metrics=read_metrics(paths.metrics),
+            scores=_rows(workspace, sampled, "scores", ScoreRow),
+            viewer=run_viewer([RunRecord(paths=paths, episodes=episodes, trees=trees)], shown),
+        ),
     )
     return parts
 
@@ -87,13 +104,16 @@ def _rows(workspace: Workspace, runs: Sequence[MethodRun], name: str, kind: type
     ]
 
 
-def _probe(workspace: Workspace) -> dict[str, ProbeRow]:
-    """Whether last observations give outcomes away; empty if evaluation did not probe it.
+def read_probe(paths: RunPaths) -> dict[str, ProbeRow]:
+    """Returns whether last observations give outcomes away; nothing if that was not probed.
+
+    Args:
+      paths: The run.
 
     Raises:
       UserError: The file is damaged.
     """
-    path = workspace.paths.probe
+    path = paths.probe
     if not path.exists():
         return {}
     try:
@@ -133,4 +153,4 @@ def _episodes(workspace: Workspace) -> list[Episode]:
 def _runs(config: RunConfig) -> list[MethodRun]:
     """The runs of an evaluation, in the order in which they are shown."""
     runs = method_runs(config.evaluate, config.rewards)
-    return sorted(runs, key=lambda r: _ORDER.index(r.family) if r.family in _ORDER else len(_ORDER))
+    return sorted(runs, key=lambda run: method_rank(run.family))

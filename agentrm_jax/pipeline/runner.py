@@ -16,6 +16,7 @@ from agentrm_jax.pipeline import report as run_report
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.config_values import defaults, plain, upgraded
 from agentrm_jax.pipeline.load_config import located
+from agentrm_jax.pipeline.report_searches import Shown
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Workspace
@@ -68,12 +69,13 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
         _run(workspace, spec, "")
 
 
-def report(config: RunConfig, directory: pathlib.Path) -> None:
+def report(config: RunConfig, directory: pathlib.Path, shown: Shown | None = None) -> None:
     """Writes the report again, from what the stages left.
 
     Args:
       config: The configuration.
       directory: The folder of the run.
+      shown: What the viewer of searches shows.
 
     Raises:
       UserError: Nothing was evaluated; the folder is left as it is.
@@ -82,7 +84,7 @@ def report(config: RunConfig, directory: pathlib.Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: nothing was evaluated yet; `agentrm evaluate` does it")
     with _opened(config, directory) as workspace:
-        from_first(lambda: run_report.report(workspace))
+        from_first(lambda: run_report.report(workspace, shown))
 
 
 def _check_before(workspace: Workspace, spec: StageSpec) -> None:

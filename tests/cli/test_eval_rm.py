@@ -10,6 +10,7 @@ import pytest
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.pipeline.evaluate_reward_model import read_node_scores
 from agentrm_jax.pipeline.reward_model import open_reward_model
 
 
@@ -29,13 +30,14 @@ def test_accuracy_among_siblings_one_pair_at_a_time(finished, tmp_path, capsys) 
     found = json.loads((tmp_path / "out" / "eval_rm.json").read_text())
 
     model, right, pairs, states = open_reward_model(finished), 0.0, 0, 0
-    trees = TreeStore.read(finished / "trees")
+    trees, stored = TreeStore.read(finished / "trees"), read_node_scores(tmp_path / "out")
     for tree in trees.values():
         visits, sums = tree.backed_up()
         known = [node for node in range(tree.num_nodes) if visits[node]]
         states += len(known)
         every = tree.states()
         scores = dict(zip(known, model.score([[every[n] for n in known]])[0], strict=True))
+        assert stored[tree.task.task_id] == pytest.approx(scores)
         for a, b in itertools.combinations([n for n in known if n], 2):
             difference = sums[a] / visits[a] - sums[b] / visits[b]
             if tree.nodes[a].parent != tree.nodes[b].parent or difference == 0:
@@ -50,7 +52,7 @@ def test_accuracy_among_siblings_one_pair_at_a_time(finished, tmp_path, capsys) 
     page = (tmp_path / "out" / "eval_rm.html").read_text()
     assert f"trained on {len(trees)} of these trees" in page
     assert "<svg" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1  # its own
 
 
 def test_trees_of_tasks_that_were_trained_on_are_left_out(finished, tmp_path, capsys) -> None:
@@ -83,7 +85,7 @@ def test_what_a_model_was_trained_on_travels_with_it(how, finished, tmp_path, ca
     found = json.loads((out / "eval_rm.json").read_text())
     assert (found["trained_on"], found["seen"]) == ("known", found["trees"])
     assert sorted(p.name for p in out.iterdir()) == [
-        "eval_rm.html", "eval_rm.json", "manifest.json"]  # fmt: skip
+        "eval_rm.html", "eval_rm.json", "manifest.json", "node_scores.json"]  # fmt: skip
 
 
 def test_it_is_said_if_nothing_tells_what_a_model_was_trained_on(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import json
@@ -12,20 +14,24 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from report_cases import episodes, step, task, tree
+from report_cases import episodes, task, tree
 from rich.console import Console
 
-from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord, TreeRecord
-from agentrm_jax.evaluation.report import (
+from agentrm_jax.data.trees import FailureRecord, TreeRecord
+from agentrm_jax.evaluation.depths import value_by_depth
+from agentrm_jax.evaluation.report import ReportPage, run_page, write_report
+from agentrm_jax.evaluation.results import comparisons, result_rows
+from agentrm_jax.evaluation.searches import tree_search
+from agentrm_jax.evaluation.tables import (
     comparison_sentences,
     console_table,
     environment_table,
+    gap_table,
+    heat_map,
     method_table,
     score_quality,
-    write_report,
 )
-from agentrm_jax.evaluation.results import comparisons, result_rows
-from agentrm_jax.evaluation.tree_view import branches, most_telling
+from agentrm_jax.evaluation.viewer import Viewer, make_viewer, tree_answer
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & $x_1$"
 STAGES = [
@@ -50,6 +56,11 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+def viewer(*trees: TreeRecord) -> Viewer:
+    searches = [tree_search(each) for each in trees]
+    return make_viewer(map(tree_answer, searches), searches)
+
+
 def _scores() -> list[dict]:
     generator = np.random.default_rng(0)
     return [
@@ -61,10 +72,6 @@ def _scores() -> list[dict]:
         }
         for i in range(50)
     ]
-
-
-def parts_of(made):
-    return {"results": result_rows(made), "comparisons": comparisons(made)}
 
 
 def _by_n(*environments: str) -> list[dict]:
@@ -90,22 +97,23 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (directory / "config.resolved.yaml").write_text(f"seed: 7\nnote: {json.dumps(EVIL)}\n")
     (directory / "versions.json").write_text('{"packages": {"jax": "9.9.9"}}')
     made = episodes(8)
+    losses = [
+        {"stage": "sft", "update": u, "loss": 1 / u, **({} if u % 4 else {"held_out_loss": 0.5})}
+        for u in range(1, 9)
+    ]
+    page = run_page(directory, metrics=losses, scores=_scores(), viewer=viewer(tree(EVIL)))
     write_report(
         directory,
-        parts_of(made),
-        stages=STAGES,
-        metrics=[
-            {
-                "stage": "sft",
-                "update": u,
-                "loss": 1 / u,
-                **({} if u % 4 else {"held_out_loss": 0.5}),
-            }
-            for u in range(1, 9)
-        ],
-        scores=_scores(),
-        by_n=_by_n("babyai"),
-        tree=tree(EVIL),
+        {
+            "results": result_rows(made),
+            "comparisons": comparisons(made),
+            "stages": STAGES,
+            "by_n": _by_n("babyai"),
+            "value_by_depth": value_by_depth([tree()]),
+            "notes": [EVIL],
+            "transfer": [{"row": EVIL, "column": "maze", "value": 0.5, "ci95": [0.4, 0.6]}],
+        },
+        page,
     )
     return directory
 
@@ -123,21 +131,47 @@ def test_page_shows_everything(written: pathlib.Path) -> None:
     for shown in ("beam 5x5, explicit", "upper bound", "9.9.9", "held-out tasks", "1 min 01 s"):
         assert shown in page.text
     figures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(figures) == 5
+    assert len(figures) == 6
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
-def test_page_is_self_contained_and_nothing_in_it_runs(written: pathlib.Path) -> None:
+def test_page_is_self_contained_and_only_its_own_scripts_run(written: pathlib.Path) -> None:
     text = (written / "report.html").read_text()
     page = Page(text)
     assert page.text.count("<img src=x onerror=alert(2)> {{ 7 * 7 }}") >= 6  # as text
     for tag, attributes in page.elements:
-        assert tag not in ("script", "img", "link", "iframe", "object")
+        assert tag not in ("img", "link", "iframe", "object")
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith("#")
     assert "@import" not in text
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    scripts = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    policy = dict(page.elements)["meta"]["content"] or ""
+    assert [f"sha256-{digest}" for digest in hashes] == re.findall(r"sha256-[^']+", policy)
+    assert len(scripts) == 3
+    assert "default-src 'none'" in policy
+    kinds = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert kinds == ["application/json"] * (len(kinds) - 3) + [None] * 3
+
+
+def test_blocks_of_data_hold_hostile_texts_as_text(written: pathlib.Path) -> None:
+    text = (written / "report.html").read_text()
+    blocks = re.findall(r'<script type="application/json" id="(.*?)">(.*?)</script>', text)
+    assert [name for name, _ in blocks] == ["viewer-data", "search-0"]
+    data, search = (json.loads(block) for _, block in blocks)
+    assert EVIL in search["texts"]
+    assert data["tasks"][0]["id"] == task().task_id
+    assert not any(set("<>&\u2028\u2029") & set(block) for _, block in blocks)
+
+
+def test_the_tables_need_no_script(written: pathlib.Path) -> None:
+    text = re.sub(r"<script.*?</script>", "", (written / "report.html").read_text(), flags=re.S)
+    page = Page(text)
+    assert sum(tag == "table" for tag, _ in page.elements) >= 4
+    assert "beam 5x5, explicit" in page.text
+    assert "Oracle gap" in page.text
 
 
 def test_figures_are_well_formed_and_take_the_pages_colours(written: pathlib.Path) -> None:
@@ -154,14 +188,15 @@ def test_figures_are_well_formed_and_take_the_pages_colours(written: pathlib.Pat
 
 
 def test_an_empty_run_has_a_report(tmp_path: pathlib.Path) -> None:
-    page = write_report(tmp_path / "elsewhere", {"results": [], "comparisons": []})
+    page = write_report(tmp_path / "elsewhere", {})
     assert page == tmp_path / "elsewhere" / "report.html"
     assert "No method was evaluated" in page.read_text()
 
 
 def test_one_method_one_task_one_split(tmp_path: pathlib.Path) -> None:
     made = [e for e in episodes(1) if e.task.kind == "OpenDoor"]
-    page = write_report(tmp_path, parts_of(made))
+    parts = {"results": result_rows(made), "comparisons": comparisons(made)}
+    page = write_report(tmp_path, parts)
     assert "greedy" in page.read_text()
 
 
@@ -199,7 +234,8 @@ def test_several_environments(tmp_path: pathlib.Path) -> None:
     [maze] = [line for line in file.getvalue().splitlines() if "maze (held out)" in line]
     assert babyai.count("0.333 ±") == maze.count("0.500 ±") == 2  # of best-of-5 and greedy
     by_n = _by_n("babyai", "maze")
-    page = Page(write_report(tmp_path, parts_of(made), by_n=by_n).read_text())
+    parts = {"results": rows, "comparisons": comparisons(made), "by_n": by_n}
+    page = Page(write_report(tmp_path, parts).read_text())
     assert page.text.count("maze") >= 3  # in both tables, and in a panel
     assert "By environment" in page.text
     assert "By kind" in page.text
@@ -231,9 +267,9 @@ def test_control_characters_are_shown_as_escapes_everywhere(tmp_path: pathlib.Pa
     ]
     rows, compared = result_rows(made), comparisons(made)
     shown = dataclasses.replace(tree(), first_observation=CONTROLS, error=CONTROLS)
-    page = write_report(tmp_path, parts_of(made), tree=shown, stages=[
-        {"stage": CONTROLS, "seconds": 1.0, "summary": {CONTROLS: CONTROLS}}
-    ])  # fmt: skip
+    ended = [{"stage": CONTROLS, "seconds": 1.0, "summary": {CONTROLS: CONTROLS}}]
+    parts = {"results": rows, "comparisons": compared, "stages": ended}
+    page = write_report(tmp_path, parts, ReportPage(viewer=viewer(shown)))
     console = Console(file=io.StringIO(), width=500)
     console.print(console_table(rows))
     console.print(environment_table(rows))
@@ -259,9 +295,11 @@ def test_replies_without_an_action_and_failures_are_shown(tmp_path: pathlib.Path
     assert re.search(r"errors .*no action", header)
     failure = FailureRecord(node=0, action="x", multiplicity=1, purpose="expand", reason="it broke")
     grown = dataclasses.replace(tree(), last_failures=(failure,))
-    shown = {"results": rows, "comparisons": []}
-    page = write_report(tmp_path, shown, tree=grown).read_text(encoding="utf-8")
-    assert "1 candidates failed, the last with:\n  it broke" in page
+    found = tree_search(grown)
+    assert found.nodes[-1].observation == "it broke"
+    assert (found.nodes[-1].status, found.nodes[-1].parent) == ("failed", 0)
+    assert "1 candidates failed" in found.note
+    page = write_report(tmp_path, {"results": rows}).read_text(encoding="utf-8")
     assert '<th scope="col">no action</th>' in page
 
 
@@ -282,37 +320,31 @@ def test_scores_that_cannot_be_judged_are_null() -> None:
     assert found == {"n": 2, "pairwise_accuracy": None, "pearson": None, "spearman": None}
 
 
-def test_tree_visits_and_values() -> None:
-    root = branches(tree())
-    assert (root.visit_count, root.value) == (3, pytest.approx(2 / 3))
-    first, unvisited = root.children
-    assert (first.visit_count, first.value, first.multiplicity) == (3, pytest.approx(2 / 3), 3)
-    assert (unvisited.visit_count, unvisited.value, unvisited.children) == (0, None, ())
-    rollout, ended = first.children
-    assert [s.action for s in rollout.steps] == ["action 2", "action 3"]
-    assert (rollout.visit_count, rollout.value, rollout.success) == (2, 1.0, True)
-    assert (ended.visit_count, ended.value, ended.done, ended.success) == (1, 0.0, True, False)
+def test_the_oracle_gap_comes_first_also_without_stored_gaps() -> None:
+    rows = result_rows(episodes(5))
+    means = {
+        (row["method"], row["split"]): row["score_mean"] for row in rows if row["task"] == "all"
+    }
+    [entry] = gap_table(rows, [])
+    for split, cell in zip(("held_in", "held_out", "all"), entry["cells"], strict=True):
+        assert cell is not None
+        expected = means["oracle_of_n", split] - means["random_of_n", split]
+        assert cell["gap"] == pytest.approx(expected)
+    stored = [{"task": "all", "split": "all", "n": 5, "gap": 0.25, "ci95": [0.1, 0.4]}]
+    assert gap_table(rows, stored)[0]["cells"] == [None, None, {"gap": 0.25, "ci95": [0.1, 0.4]}]
 
 
-def test_a_deep_tree_can_be_shown(tmp_path: pathlib.Path) -> None:
-    # At every second depth a dead end branches off, so that nothing is drawn together.
-    nodes, depth = [], 150
-    for level in range(depth):
-        parent = 2 * level - 1 if level else 0
-        for number in (2 * level + 1, 2 * level + 2):
-            made = step(f"act {number}", "ok")
-            nodes.append(NodeRecord(node=number, parent=parent, step=made, multiplicity=1))
-    path = (0, *range(1, 2 * depth, 2))
-    iteration = IterationRecord(
-        task_id="t", iteration=0, nodes=tuple(nodes), path=path, outcome=1.0
-    )
-    deep = TreeRecord(task=task(), first_observation="go", iterations=(iteration,))
-    page = write_report(tmp_path, {"results": [], "comparisons": []}, tree=deep)
-    assert f"act {2 * depth}" in page.read_text()
+def test_a_heat_map_has_every_cell_and_its_share_of_the_range() -> None:
+    cells = [("a", "x", 0.2), ("a", "y", 0.6), ("b", "y", 0.4)]
+    found = heat_map([{"row": r, "column": c, "value": v} for r, c, v in cells])
+    assert found["columns"] == ["x", "y"]
+    shares = {(r, c): cell["share"] for r, own in found["rows"].items() for c, cell in own.items()}
+    assert shares == {("a", "x"): 0.0, ("a", "y"): 1.0, ("b", "y"): pytest.approx(0.5)}
 
 
-def test_the_tree_that_tells_most_has_mixed_outcomes() -> None:
-    mixed = tree()
-    solved = dataclasses.replace(mixed, iterations=mixed.iterations[:1])
-    assert most_telling([solved, mixed]) is mixed
-    assert most_telling([]) is None
+def test_values_by_depth() -> None:
+    """The tree of report_cases: values 2/3 | 2/3 | 1, 0 | 1, and a node without visits."""
+    rows = value_by_depth([tree(), tree()])
+    assert [row["states"] for row in rows] == [2, 2, 4, 2]
+    assert [row["mean"] for row in rows] == pytest.approx([2 / 3, 2 / 3, 0.5, 1.0])
+    assert (rows[2]["low"], rows[2]["high"]) == (0.0, 1.0)
