@@ -11,7 +11,7 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "agentrm_jax"
 MODULE, FUNCTION, PARAMETERS = 400, 70, 8
 """Most lines of a module, lines of a function, and parameters of a function."""
-COMMAND_LINE = 1200
+COMMAND_LINE = 1400
 """Most lines of the whole command line."""
 
 

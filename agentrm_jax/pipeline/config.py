@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.registry import Registry
+from agentrm_jax.data.state_parts import PARTS, Part
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluation.calibration import CalibrateConfig
@@ -245,6 +246,8 @@ class RunConfig:
         `auto` takes `end` for a classifier that others trained and `stop` for our own.
       reward_init: An existing explicit reward model from which reward training starts, in place of
         the policy's trunk.
+      state_parts: The parts of each step that the explicit reward model reads, of `thought`,
+        `action` and `observation` (paper section 4.4); the task and the first observation always.
     """
 
     plugins: tuple[str, ...] = ()
@@ -260,6 +263,7 @@ class RunConfig:
     reward_model: str | None = None
     reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
+    state_parts: tuple[Part, ...] = PARTS
     agent: Annotated[PolicyKind, POLICIES] = dataclasses.field(default_factory=RunPolicy)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -309,6 +313,7 @@ class RunConfig:
                 field="evaluate.beam.score_at",
             )
         check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
+        self._check_state_parts()
         self._check_reply_lengths()
         if self.sft.lora.rank and self.policy is None:
             raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
@@ -323,6 +328,19 @@ class RunConfig:
             "evaluate.beam.score_at": at_action,
         }
         check_without_model(self.agent, needed)
+
+    def _check_state_parts(self) -> None:
+        """Refuses states without a part, and scores of whole states in a decoding step."""
+        for part in self.state_parts:
+            check_choice("state_parts", part, PARTS)
+        if not self.state_parts or len(set(self.state_parts)) < len(self.state_parts):
+            raise UserError("must name at least one part, each once", field="state_parts")
+        at_action = "beam" in self.evaluate.methods and self.evaluate.beam.score_at == "action"
+        if at_action and set(self.state_parts) < set(PARTS):
+            raise UserError(
+                "must be observation because state_parts leaves out a part of the states",
+                field="evaluate.beam.score_at",
+            )
 
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""

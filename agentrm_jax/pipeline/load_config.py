@@ -63,9 +63,27 @@ def load_as(kind: type[T], path: pathlib.Path, overrides: Sequence[str] = ()) ->
       kind: A dataclass. The files that its key `plugins` names, if it has one, are imported before
         any other key is read.
     """
-    layers = [read_yaml(path), *(_override(key, text) for key, text in _options(overrides))]
+    return load_layers(kind, [read_yaml(path), *override_layers(overrides)])
+
+
+def override_layers(overrides: Sequence[str]) -> list[Node]:
+    """Returns a layer of keys for each override; see `load_config`.
+
+    Raises:
+      UserError: A word is no override, or a file that `--config` names cannot be read.
+    """
+    return [_override(key, text) for key, text in _options(overrides)]
+
+
+def load_layers(kind: type[T], layers: Sequence[Node]) -> T:
+    """Returns a configuration of any class from layers of keys; see `load_config`.
+
+    Args:
+      kind: As of `load_as`.
+      layers: Keys and values, each layer in place of what the layers before it set.
+    """
     layers = [_moved(kind, layer) for layer in layers]
-    merged = functools.reduce(_overlaid, layers)
+    merged = functools.reduce(overlaid, layers)
     _import_plugins(kind, merged)
     for layer in layers:
         _check_keys(kind, layer, "")
@@ -129,8 +147,8 @@ def _moved(kind: Any, layer: Node) -> Node:
         if (node := _at(layer, old)) is None:
             continue
         if _at(layer, new) is not None:
-            raise _refused(node, old, f"is the earlier name of {new}, which is set too; delete it")
-        layer = _overlaid(_without(layer, old.split(".")), _nested(new, node))
+            raise refused(node, old, f"is the earlier name of {new}, which is set too; delete it")
+        layer = overlaid(_without(layer, old.split(".")), nested(new, node))
     for section, names in SHARED_ONCE.items():
         head = _at(layer, section)
         given = None if head is None else _at(head, KIND)
@@ -160,8 +178,8 @@ def _without(node: Node, names: Sequence[str]) -> Node:
     return dataclasses.replace(node, value=kept)
 
 
-def _nested(key: str, node: Node) -> Node:
-    """A layer that sets one dotted key."""
+def nested(key: str, node: Node) -> Node:
+    """Returns the layer that sets one dotted key."""
     for name in reversed(key.split(".")):
         node = Node(value={name: node}, tag="map", where=node.where)
     return node
@@ -175,7 +193,7 @@ def _import_plugins(kind: Any, node: Node) -> None:
         try:
             import_plugin(name)
         except UserError as error:
-            raise _refused(given, "plugins", f"names {error}") from error
+            raise refused(given, "plugins", f"names {error}") from error
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -194,7 +212,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _override(key: str, text: str) -> Node:
-    """The layer that sets one key."""
+    """The layer that sets one key, or all keys of a file."""
     if key == "config":
         return read_yaml(pathlib.Path(text))
     try:
@@ -203,16 +221,16 @@ def _override(key: str, text: str) -> Node:
         node = Node(value=text, tag="str", where="")
     if isinstance(node.value, str) and text.strip()[:1] not in ("'", '"'):
         node = dataclasses.replace(node, value=text)  # a # in it begins no comment
-    return _nested(key, node)
+    return nested(key, node)
 
 
-def _overlaid(base: Node, over: Node) -> Node:
-    """The base with the keys of another layer in place of its own."""
+def overlaid(base: Node, over: Node) -> Node:
+    """Returns the base with the keys of another layer in place of its own."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(base.value)
     for key, node in over.value.items():
-        merged[key] = _overlaid(merged[key], node) if key in merged else node
+        merged[key] = overlaid(merged[key], node) if key in merged else node
     return dataclasses.replace(base, value=merged)
 
 
@@ -244,7 +262,7 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
 
 def _require_section(node: Node, key: str) -> None:
     if not isinstance(node.value, dict):
-        raise _refused(node, key, f"must be keys and values (got {_got(node)})")
+        raise refused(node, key, f"must be keys and values (got {_got(node)})")
 
 
 def _config(kind: Any, node: Node, key: str) -> Any:
@@ -258,7 +276,7 @@ def _config(kind: Any, node: Node, key: str) -> Any:
     for field in dataclasses.fields(kind):
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
-            raise _refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
+            raise refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
     try:
         return kind(**values)
     except UserError as error:
@@ -279,7 +297,7 @@ def _open(opened: OpenSection, node: Node, key: str, default: Any) -> Any:
     given = node.value.get(KIND)
     if given is None and default is None:
         names = ", ".join(opened.registry.names())
-        raise _refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
+        raise refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
     name = opened.kind_of(default) if given is None else str(_scalar(str, given, f"{key}.{KIND}"))
     return _member(opened, name, given or node, _without(node, [KIND]), f"{key}")
 
@@ -288,7 +306,7 @@ def _member(opened: OpenSection, name: str, at: Node, node: Node, key: str) -> A
     try:
         member = opened.member(name)
     except UserError as error:
-        raise _refused(at, key, f"is not known: {error}") from error
+        raise refused(at, key, f"is not known: {error}") from error
     _check_keys(member, node, key)
     return _config(member, node, key)
 
@@ -318,11 +336,11 @@ def _value(kind: Any, node: Node, key: str, default: Any = None) -> Any:
         return _config(kind, node, key)
     if typing.get_origin(kind) is typing.Literal:
         if node.value not in options:
-            raise _refused(node, key, f"must be one of {', '.join(options)} (got {_got(node)})")
+            raise refused(node, key, f"must be one of {', '.join(options)} (got {_got(node)})")
         return node.value
     if (item := _item_of(kind)) is not None:
         if not isinstance(node.value, list):
-            raise _refused(node, key, f"must be a list, such as [a, b] (got {_got(node)})")
+            raise refused(node, key, f"must be a list, such as [a, b] (got {_got(node)})")
         return tuple(_value(item, one, f"{key}.{i}") for i, one in enumerate(node.value))
     return _scalar(kind, node, key)
 
@@ -333,18 +351,18 @@ def _scalar(kind: Any, node: Node, key: str) -> bool | int | float | str:
         if kind is str:
             if node.tag in ("str", "timestamp") or not node.where:
                 return text
-            raise _refused(node, key, f"must be text; write it in quotes (got {_got(node)})")
+            raise refused(node, key, f"must be text; write it in quotes (got {_got(node)})")
         if kind is bool and text.lower() in words:
             return words[text.lower()]
         if kind is int and (whole := _number(text, lambda t: int(t, 0))) is not None:
             return whole
         if kind is float:
             if text.lower().lstrip("+-.") in ("nan", "inf", "infinity"):
-                raise _refused(node, key, f"must be a finite number (got {_got(node)})")
+                raise refused(node, key, f"must be a finite number (got {_got(node)})")
             if (number := _number(text, float)) is not None:
                 return number
     expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
-    raise _refused(node, key, f"must be {expected} (got {_got(node)})")
+    raise refused(node, key, f"must be {expected} (got {_got(node)})")
 
 
 def _number(text: str, read: typing.Callable[[str], Any]) -> Any:
@@ -368,5 +386,6 @@ def _got(node: Node) -> str:
     return "a list" if isinstance(node.value, list) else "keys and values"
 
 
-def _refused(node: Node, key: str, reason: str) -> UserError:
+def refused(node: Node, key: str, reason: str) -> UserError:
+    """Returns the error about a key, with file and line of its node."""
     return UserError(reason, field=key).located(key, node.where)
