@@ -57,9 +57,7 @@ def test_a_state_is_scored_as_it_is_trained(parts):
     """The tokens of the last label of a training sequence end the state that is scored."""
     tokenizer = train_tokenizer([STEP.reply, STEP.transition.observation, "Take the key."], 300)
     [tree] = label_trajectories([TRAJECTORY])
-    [sequence], _ = value_sequences(
-        tokenizer, lambda task: None, [reduced_tree(tree, parts)], 256
-    )
+    [sequence], _ = value_sequences(tokenizer, lambda task: None, [reduced_tree(tree, parts)], 256)
     renderer = Renderer(tokenizer, lambda task: None, 256, parts=parts)
     scored = np.concatenate(renderer.state(TRAJECTORY).segments)
     last = int(np.flatnonzero(sequence.weights)[-1])

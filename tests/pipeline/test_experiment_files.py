@@ -55,7 +55,9 @@ def counted(found: Plan) -> dict[str, int]:
 
 
 def test_runs_share_the_stages_that_their_keys_do_not_touch(write):
-    path = write("grid:\n  train_rm.optimizer.learning_rate: [0.001, 0.002]\n  evaluate.n: [1, 2]\n")
+    path = write(
+        "grid:\n  train_rm.optimizer.learning_rate: [0.001, 0.002]\n  evaluate.n: [1, 2]\n"
+    )
     found = planned(path)
     assert counted(found) == {
         "experts": 1, "sft": 1, "explore": 1, "label": 1, "train-rm": 2, "evaluate": 4,
@@ -105,10 +107,7 @@ def test_seeds_make_runs_of_their_own_with_models_of_their_own(write):
 
 def test_models_are_trained_as_far_as_a_run_refers_to_them(write):
     models = "models:\n  a: {seed: 1}\n  b: {seed: 2}\n  unused: {seed: 3}\n"
-    runs = (
-        "runs:\n"
-        '  c: {policy: "${a.policy}", train_policy: false, reward_model: "${b.reward}"}\n'
-    )
+    runs = 'runs:\n  c: {policy: "${a.policy}", train_policy: false, reward_model: "${b.reward}"}\n'
     found = planned(write(models + runs))
     stages = {(job.spec.name, *job.runs) for job in found.jobs.values()}
     assert {(name, run) for name, *runs in stages for run in runs} == {
