@@ -217,7 +217,7 @@ def test_the_plan_is_printed_and_nothing_runs(write, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "a, b" in shown
     assert "missing: policy: no/policy" in shown
-    assert "3 runs, 13 stages (18 without sharing), 0 done" in shown
+    assert "3 runs, 12 stages (18 without sharing), 0 done" in shown
     assert "assumed: two CPU cores" in shown
     assert not (tmp_path / "out").exists()
 

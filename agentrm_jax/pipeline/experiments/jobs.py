@@ -142,7 +142,9 @@ def plan(experiment: Experiment, output: pathlib.Path) -> Plan:
                 except UserError as error:
                     raise UserError(str(error), field=f"tables.{number}.trees") from None
     own = output / f"{experiment.name}-{experiment.size}"
-    return Plan(output=own, root=planner.root, jobs=planner.jobs, runs=planner.runs)
+    folders = [entry.folder for entry in experiment.entries]
+    runs = {name: planner.runs[name] for name in folders if name in planner.runs}
+    return Plan(output=own, root=planner.root, jobs=planner.jobs, runs=runs)
 
 
 class _Planner:

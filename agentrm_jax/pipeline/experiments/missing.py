@@ -10,28 +10,19 @@ from agentrm_jax.envs.contract import missing_of
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan
-from agentrm_jax.pipeline.load_config import located
 from agentrm_jax.pipeline.models import is_model_directory
-from agentrm_jax.pipeline.tasks import Tasks
 from agentrm_jax.runtime.trackers import check_installed
 
 
 def missing(plan: Plan) -> list[str]:
     """Returns what the runs of an experiment lack, each once.
 
-    Packages and data of environments, given models, imported trajectories, trackers; and tasks that
-    are tested and trained on. Models that the experiment trains are not missing.
+    Packages and data of environments, given models, imported trajectories and trackers. Models that
+    the experiment trains are not missing.
     """
     found: dict[str, None] = {}
     for run in plan.runs.values():
         found |= dict.fromkeys(_missing(run.config, plan.root))
-    if not found:  # listing tasks needs the environments
-        for run in plan.evaluated:
-            try:
-                with located(run.config):
-                    Tasks(run.config).check_overlap()
-            except UserError as error:
-                found[f"run {run.entry.name}: {error}"] = None
     return list(found)
 
 
