@@ -42,7 +42,8 @@ def run(given: argparse.Namespace) -> int:
 
     if given.name is None:
         for name in load.experiment_names():
-            print(f"{name:<24}{load.load_header(load.find_experiment(name)).title}")
+            header = load.load_header(load.find_experiment(name))
+            print(f"{name:<24}{header.title} (about {header.time} on a laptop)")
         return 0
     path = load.find_experiment(given.name)
     experiment = load.load_experiment(

@@ -204,9 +204,9 @@ def test_what_is_expected_of_a_stage(write):
     found = planned(write("config: {evaluate: {methods: [greedy, best_of_n]}}\n"))
     costs = {job.spec.name: estimate(job, Rates()) for job in found.jobs.values()}
     assert costs["experts"].tasks == 48
-    assert costs["sft"].trained == 40 * 4 * 512
-    assert costs["explore"].decoded == 4 * 3 * (2 + 3) * 8  # trees, iterations, turns, tokens
-    assert costs["evaluate"].decoded == 6 * 3 * (1 + 2) * 8  # greedy and best of two
+    assert costs["sft"].trained == 100 * 4 * 256
+    assert costs["explore"].decoded == 4 * 3 * (2 + 3) * 16  # trees, iterations, turns, tokens
+    assert costs["evaluate"].decoded == 6 * 3 * (1 + 2) * 16  # greedy and best of two
     assert costs["explore"].seconds > costs["explore"].decoded / DECODED
     assert rates(found.jobs.values()) == Rates()
 

@@ -20,11 +20,11 @@ STEPS = 10
 """Assumed turns of an episode without `max_steps`."""
 REPLY = 0.5
 """Assumed tokens of a reply, as a fraction of `max_tokens`."""
-DECODED, TRAINED, READ, TASKS = 400.0, 3000.0, 3000.0, 20.0
-"""Assumed rates on two CPU cores with a model of 1M parameters: tokens decoded, trained on and read
-in a second; expert tasks in a second."""
-START = 15.0
-"""Assumed seconds in which a stage loads and compiles."""
+DECODED, TRAINED, TASKS = 1000.0, 5000.0, 70.0
+"""Assumed rates on two CPU cores with a model of 1M parameters: tokens decoded and trained on in a
+second; expert tasks in a second."""
+START = 8.0
+"""Assumed seconds in which a stage with a model loads and compiles."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,8 @@ def estimate(job: Job, found: Rates) -> Estimate:
     config = job.config
     counts = _COUNTS.get(job.spec.name)
     tasks, decoded, trained = (0, 0.0, 0.0) if counts is None else counts(config)
-    seconds = START + decoded / found.decoded + trained / found.trained
+    seconds = decoded / found.decoded + trained / found.trained
+    seconds += START if seconds else 0.0
     if job.spec.name == "experts":
         seconds += tasks / TASKS
     return Estimate(

@@ -221,15 +221,18 @@ def _trees(
                 source.directory, model, output, on_note=lambda note: notes.append(note)
             )
         for row in figures["rows"]:
-            if row["name"] != "reward model" and rows and row["name"] in {r["name"] for r in rows}:
-                continue  # the same for every reward model
+            head = named(run)
+            if row["name"] != "reward model":  # the same for all runs
+                head |= {"run": "-", **dict.fromkeys(run.entry.axes, "-")}
+                if row["name"] in {each["name"] for each in rows}:
+                    continue
             values = {}
             for name, value in row.items():
                 if isinstance(value, Mapping):
                     values |= {name: value["mean"], f"{name}_ci95": [value["low"], value["high"]]}
                 else:
                     values[name] = value
-            rows.append({**named(run), **values, "n_tasks": figures["trees"]})
+            rows.append({**head, **values, "n_tasks": figures["trees"]})
     return rows
 
 
