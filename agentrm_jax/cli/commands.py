@@ -113,6 +113,18 @@ GROUPS: dict[str, Sequence[Command]] = {
             takes_keys=True,
         ),
     ),
+    "experiments": (
+        Command(
+            name="experiment",
+            summary="run an experiment of the paper, or list all of them",
+            usage="[NAME] [--size laptop|tiny|paper] [--output DIR] [--seeds A,B] [--dry-run] "
+            "[--KEY=VALUE ...]",
+            example="agentrm experiment main_table --dry-run",
+            module="experiment",
+            takes_keys=True,
+            computes=True,
+        ),
+    ),
     "reward models and trajectories": (
         Command(
             name="score",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from agentrm_jax.data.chat import (
     tokens_of,
 )
 from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observation, fit_step
+from agentrm_jax.data.state_parts import PARTS, Part, reduced_step
 from agentrm_jax.data.tokenizer import Tokenizer
 
 _MOST_OPENINGS = 4096
@@ -53,6 +54,7 @@ class Renderer:
         observation that alone is too long loses its middle.
       closed: Whether an action is read at the end of the text that the template writes after the
         last reply, in place of the stop token.
+      parts: The parts of a step that are rendered; see `data.state_parts`.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class Renderer:
         limit: int,
         *,
         closed: bool = False,
+        parts: Sequence[Part] = PARTS,
     ) -> None:
         self.tokenizer, self.limit = tokenizer, limit
         chat = tokenizer.chat
         self._closing = tuple(tokens_of(tokenizer, chat.closing, chat.stop_token)) if closed else ()
-        self._prompt_of = prompt_of
+        self._prompt_of, self._parts = prompt_of, parts
         self._openings: dict[tuple[Prompt | None, str], Opening] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
         # Steps repeat between branches, and every state repeats the steps before it.
@@ -155,7 +158,8 @@ class Renderer:
         opening = self._fitted_opening(trajectory)
         room = self.limit - sum(map(len, opening.segments))
         turns = []
-        for step in trajectory.steps:
+        for whole in trajectory.steps:
+            step = reduced_step(whole, self._parts)
             answer = step.transition.observation if step.answered else None
             fitted = self._fitted(step.reply, step.token_ids, answer, room)
             if fitted.length > room:

@@ -9,17 +9,16 @@ from typing import Annotated, Any, Literal
 
 from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.data.state_parts import PARTS, Part
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.evaluation.calibration import CalibrateConfig
 from agentrm_jax.evaluation.config import EvaluateConfig
-from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
-from agentrm_jax.model.lora import LoraConfig
 from agentrm_jax.pipeline import reward_names
 from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, check_without_model
 from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
-from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
+from agentrm_jax.pipeline.train_config import ImplicitTrainConfig, RewardTrainConfig, SftTrainConfig
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.processes import DistributedConfig
 from agentrm_jax.runtime.sharding import MeshConfig
@@ -28,10 +27,6 @@ from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.search.methods import method_traits
 from agentrm_jax.search.thresholds import open_thresholds
-from agentrm_jax.train.fit import FitConfig
-from agentrm_jax.train.implicit import ImplicitConfig
-from agentrm_jax.train.optimizer import OptimizerConfig
-from agentrm_jax.train.ranking import RankingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,57 +91,6 @@ class ExpertsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A training stage: its loop, its optimiser, and adapters where not all is trained."""
-
-    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SftTrainConfig(TrainConfig):
-    """Training of the policy.
-
-    Attributes:
-      vocab_chunks: Parts of the vocabulary whose logits are made one after another, to save memory.
-    """
-
-    vocab_chunks: int = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self, vocab_chunks="[1, 4096]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardTrainConfig(TrainConfig):
-    """Training of the reward model.
-
-    Attributes:
-      packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
-        for each of them (`pallas` attention knows paths only). The loss is the same.
-      head: The value head.
-      head_bias: Whether the value head has a bias. transformers' heads have none: without it an
-        exported reward model gives there the same score as here.
-      ranking: The ranking loss between siblings that is added to the loss of the head.
-    """
-
-    packing: Literal["paths", "trees"] = "trees"
-    head: Annotated[ValueHead, HEADS] = PAPER_HEAD
-    head_bias: bool = True
-    ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_choice("packing", self.packing, ("paths", "trees"))
-        if self.packing == "trees" and self.fit.attention == "pallas":
-            raise UserError(
-                "must be paths because fit.attention: pallas does not support trees",
-                field="packing",
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExploreConfig:
     """Exploration.
 
@@ -180,31 +124,6 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, num_samples="[1, 100000]", concurrency="[1, 100000]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImplicitTrainConfig(TrainConfig):
-    """Training of the implicit reward model.
-
-    Attributes:
-      objective: What is minimised.
-      vocab_chunks: As of `sft`.
-      reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
-        `mean`, `min`, `max` or `last`.
-    """
-
-    objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
-    vocab_chunks: int = 1
-    reduction: Reduction = "sum"
-
-    def __post_init__(self) -> None:
-        check_fields(self, vocab_chunks="[1, 4096]")
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        if self.objective.loss == "dpo" and self.fit.attention == "pallas":
-            raise UserError(
-                "must be xla because pallas does not support objective.loss: dpo",
-                field="fit.attention",
-            )
 
 
 MOST_WORKERS = 4096
@@ -248,6 +167,8 @@ class RunConfig:
         `auto` takes `end` for a classifier that others trained and `stop` for our own.
       reward_init: An existing explicit reward model from which reward training starts, in place of
         the policy's trunk.
+      state_parts: The parts of each step that the explicit reward model reads, of `thought`,
+        `action` and `observation` (paper section 4.4); the task and the first observation always.
     """
 
     plugins: tuple[str, ...] = ()
@@ -266,6 +187,7 @@ class RunConfig:
     reward_model: str | None = None
     reward_read_at: Literal["auto", "stop", "end"] = "auto"
     reward_init: str | None = None
+    state_parts: tuple[Part, ...] = PARTS
     agent: Annotated[PolicyKind, POLICIES] = dataclasses.field(default_factory=RunPolicy)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -299,6 +221,7 @@ class RunConfig:
             raise UserError("must be true unless `policy` is given", field="train_policy")
         self._check_rewards()
         check_choice("reward_read_at", self.reward_read_at, ("auto", "stop", "end"))
+        self._check_state_parts()
         self._check_reply_lengths()
         if self.sft.lora.rank and self.policy is None:
             raise UserError("must be 0 unless `policy` is given", field="sft.lora.rank")
@@ -334,6 +257,19 @@ class RunConfig:
             "evaluate.beam.score_at": at_action,
         }
         check_without_model(self.agent, needed)
+
+    def _check_state_parts(self) -> None:
+        """Refuses states without a part, and scores of whole states in a decoding step."""
+        for part in self.state_parts:
+            check_choice("state_parts", part, PARTS)
+        if not self.state_parts or len(set(self.state_parts)) < len(self.state_parts):
+            raise UserError("must name at least one part, each once", field="state_parts")
+        at_action = "beam" in self.evaluate.methods and self.evaluate.beam.score_at == "action"
+        if at_action and set(self.state_parts) < set(PARTS):
+            raise UserError(
+                "must be observation because state_parts leaves out a part of the states",
+                field="evaluate.beam.score_at",
+            )
 
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""

@@ -12,8 +12,9 @@ from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, pack
 from agentrm_jax.data.sequences import TokenSequence
 from agentrm_jax.model import lora
-from agentrm_jax.pipeline.config import RunConfig, TrainConfig
+from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.train_config import TrainConfig
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.metrics import read_metrics
 from agentrm_jax.runtime.processes import is_first

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import yaml
-
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.config_scalars import got, refused, scalar
 from agentrm_jax.pipeline.config_values import (
     KIND,
     MOVED,
@@ -37,7 +36,6 @@ from agentrm_jax.pipeline.plugins import import_plugin
 
 T = TypeVar("T")
 
-_LONGEST_NUMBER = 400  # characters
 _SOURCE = "_source"
 """Attribute of a configuration: the keys that were set, with file and line. It is not a field, so
 that configurations with equal values are equal."""
@@ -64,9 +62,27 @@ def load_as(kind: type[T], path: pathlib.Path, overrides: Sequence[str] = ()) ->
       kind: A dataclass. The files that its key `plugins` names, if it has one, are imported before
         any other key is read.
     """
-    layers = [read_yaml(path), *(_override(key, text) for key, text in _options(overrides))]
+    return load_layers(kind, [read_yaml(path), *override_layers(overrides)])
+
+
+def override_layers(overrides: Sequence[str]) -> list[Node]:
+    """Returns a layer of keys for each override; see `load_config`.
+
+    Raises:
+      UserError: A word is no override, or a file that `--config` names cannot be read.
+    """
+    return [_override(key, text) for key, text in _options(overrides)]
+
+
+def load_layers(kind: type[T], layers: Sequence[Node]) -> T:
+    """Returns a configuration of any class from layers of keys; see `load_config`.
+
+    Args:
+      kind: As of `load_as`.
+      layers: Keys and values, each layer in place of what the layers before it set.
+    """
     layers = [_moved(kind, layer) for layer in layers]
-    merged = functools.reduce(_overlaid, layers)
+    merged = functools.reduce(overlaid, layers)
     _import_plugins(kind, merged)
     for layer in layers:
         _check_keys(kind, layer, "")
@@ -130,8 +146,8 @@ def _moved(kind: Any, layer: Node) -> Node:
         if (node := _at(layer, old)) is None:
             continue
         if _at(layer, new) is not None:
-            raise _refused(node, old, f"is the earlier name of {new}, which is set too; delete it")
-        layer = _overlaid(_without(layer, old.split(".")), _nested(new, node))
+            raise refused(node, old, f"is the earlier name of {new}, which is set too; delete it")
+        layer = overlaid(_without(layer, old.split(".")), nested(new, node))
     for section, names in SHARED_ONCE.items():
         head = _at(layer, section)
         given = None if head is None else _at(head, KIND)
@@ -161,8 +177,8 @@ def _without(node: Node, names: Sequence[str]) -> Node:
     return dataclasses.replace(node, value=kept)
 
 
-def _nested(key: str, node: Node) -> Node:
-    """A layer that sets one dotted key."""
+def nested(key: str, node: Node) -> Node:
+    """Returns the layer that sets one dotted key."""
     for name in reversed(key.split(".")):
         node = Node(value={name: node}, tag="map", where=node.where)
     return node
@@ -176,7 +192,7 @@ def _import_plugins(kind: Any, node: Node) -> None:
         try:
             import_plugin(name)
         except UserError as error:
-            raise _refused(given, "plugins", f"names {error}") from error
+            raise refused(given, "plugins", f"names {error}") from error
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -195,7 +211,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _override(key: str, text: str) -> Node:
-    """The layer that sets one key."""
+    """The layer that sets one key, or all keys of a file."""
     if key == "config":
         return read_yaml(pathlib.Path(text))
     try:
@@ -204,16 +220,16 @@ def _override(key: str, text: str) -> Node:
         node = Node(value=text, tag="str", where="")
     if isinstance(node.value, str) and text.strip()[:1] not in ("'", '"'):
         node = dataclasses.replace(node, value=text)  # a # in it begins no comment
-    return _nested(key, node)
+    return nested(key, node)
 
 
-def _overlaid(base: Node, over: Node) -> Node:
-    """The base with the keys of another layer in place of its own."""
+def overlaid(base: Node, over: Node) -> Node:
+    """Returns the base with the keys of another layer in place of its own."""
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(base.value)
     for key, node in over.value.items():
-        merged[key] = _overlaid(merged[key], node) if key in merged else node
+        merged[key] = overlaid(merged[key], node) if key in merged else node
     return dataclasses.replace(base, value=merged)
 
 
@@ -250,7 +266,7 @@ def _check_keys(kind: Any, node: Node, key: str) -> None:
 
 def _require_section(node: Node, key: str) -> None:
     if not isinstance(node.value, dict):
-        raise _refused(node, key, f"must be keys and values (got {_got(node)})")
+        raise refused(node, key, f"must be keys and values (got {got(node)})")
 
 
 def _config(kind: Any, node: Node, key: str) -> Any:
@@ -264,7 +280,7 @@ def _config(kind: Any, node: Node, key: str) -> Any:
     for field in dataclasses.fields(kind):
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
-            raise _refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
+            raise refused(node, f"{key}.{field.name}".lstrip("."), "is missing")
     try:
         return kind(**values)
     except UserError as error:
@@ -285,8 +301,8 @@ def _open(opened: OpenSection, node: Node, key: str, default: str | None) -> Any
     given = node.value.get(KIND)
     if given is None and default is None:
         names = ", ".join(opened.registry.names())
-        raise _refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
-    name = default if given is None else str(_scalar(str, given, f"{key}.{KIND}"))
+        raise refused(node, f"{key}.{KIND}", f"is missing; must be one of {names}")
+    name = default if given is None else str(scalar(str, given, f"{key}.{KIND}"))
     assert name is not None
     return _member(opened, name, given or node, _without(node, [KIND]), f"{key}")
 
@@ -295,7 +311,7 @@ def _member(opened: OpenSection, name: str, at: Node, node: Node, key: str) -> A
     try:
         member = opened.member(name)
     except UserError as error:
-        raise _refused(at, key, f"is not known: {error}") from error
+        raise refused(at, key, f"is not known: {error}") from error
     _check_keys(member, node, key)
     return _config(member, node, key)
 
@@ -333,55 +349,15 @@ def _value(kind: Any, node: Node, key: str, default: Any = None) -> Any:
         return _config(kind, node, key)
     if typing.get_origin(kind) is typing.Literal:
         if node.value not in options:
-            raise _refused(node, key, f"must be one of {', '.join(options)} (got {_got(node)})")
+            raise refused(node, key, f"must be one of {', '.join(options)} (got {got(node)})")
         return node.value
     if (item := _item_of(kind)) is not None:
         if not isinstance(node.value, list):
-            raise _refused(node, key, f"must be a list, such as [a, b] (got {_got(node)})")
+            raise refused(node, key, f"must be a list, such as [a, b] (got {got(node)})")
         return tuple(_value(item, one, f"{key}.{i}") for i, one in enumerate(node.value))
-    return _scalar(kind, node, key)
-
-
-def _scalar(kind: Any, node: Node, key: str) -> bool | int | float | str:
-    text, words = node.value, yaml.SafeLoader.bool_values
-    if isinstance(text, str) and node.tag != "null":
-        if kind is str:
-            if node.tag in ("str", "timestamp") or not node.where:
-                return text
-            raise _refused(node, key, f"must be text; write it in quotes (got {_got(node)})")
-        if kind is bool and text.lower() in words:
-            return words[text.lower()]
-        if kind is int and (whole := _number(text, lambda t: int(t, 0))) is not None:
-            return whole
-        if kind is float:
-            if text.lower().lstrip("+-.") in ("nan", "inf", "infinity"):
-                raise _refused(node, key, f"must be a finite number (got {_got(node)})")
-            if (number := _number(text, float)) is not None:
-                return number
-    expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
-    raise _refused(node, key, f"must be {expected} (got {_got(node)})")
-
-
-def _number(text: str, read: typing.Callable[[str], Any]) -> Any:
-    """The number of a text, None if it is none."""
-    if not text.isascii() or len(text) > _LONGEST_NUMBER:
-        return None
-    try:
-        return read(text)
-    except ValueError:
-        return None
+    return scalar(kind, node, key)
 
 
 def _item_of(kind: Any) -> Any:
     """The type of the items of a list, None if the type is no list."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, Sequence) else None
-
-
-def _got(node: Node) -> str:
-    if isinstance(node.value, str):
-        return "nothing" if node.tag == "null" and not node.value else shown(node.value)
-    return "a list" if isinstance(node.value, list) else "keys and values"
-
-
-def _refused(node: Node, key: str, reason: str) -> UserError:
-    return UserError(reason, field=key).located(key, node.where)

@@ -6,7 +6,8 @@ from jax.sharding import Mesh
 
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.options import ForwardOptions
-from agentrm_jax.pipeline.config import ImplicitTrainConfig, RunConfig, SftTrainConfig, TrainConfig
+from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.train_config import ImplicitTrainConfig, SftTrainConfig, TrainConfig
 from agentrm_jax.train import explicit, implicit, sft
 from agentrm_jax.train.step import LossFn
 

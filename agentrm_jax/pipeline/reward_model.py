@@ -17,6 +17,7 @@ from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
+from agentrm_jax.data.state_parts import PARTS
 from agentrm_jax.engine import front
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
@@ -111,7 +112,13 @@ class RewardModel(ExplicitScorer):
             closed = folder.config.reads_closing(closed)
         return cls(
             _engine_of(model, sizes, mesh),
-            Renderer(model.tokenizer, folder.prompts, sizes.context, closed=closed),
+            Renderer(
+                model.tokenizer,
+                folder.prompts,
+                sizes.context,
+                closed=closed,
+                parts=PARTS if folder.config is None else folder.config.state_parts,
+            ),
         )
 
     @property
@@ -241,7 +248,13 @@ def explicit_scorer(model: Model, run: Workspace, quantile: float | None = None)
     if quantile is not None:
         model = dataclasses.replace(model, head=model.head.at_quantile(quantile))
     closed = run.config.reads_closing(model.tokenizer.foreign)
-    renderer = Renderer(model.tokenizer, run.prompts, run.config.engine.context, closed=closed)
+    renderer = Renderer(
+        model.tokenizer,
+        run.prompts,
+        run.config.engine.context,
+        closed=closed,
+        parts=run.config.state_parts,
+    )
     return ExplicitScorer(_engine_of(model, run.config.engine, run.engine_mesh), renderer)
 
 

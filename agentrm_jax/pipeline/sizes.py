@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from agentrm_jax.engine.cache.memory import OTHERS, least_bytes
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.pipeline import models
-from agentrm_jax.pipeline.config import RunConfig, TrainConfig
+from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.model_config import ModelConfig
+from agentrm_jax.pipeline.train_config import TrainConfig
 from agentrm_jax.runtime.memory import check_need, smallest_device_bytes
 from agentrm_jax.train.fit import FitConfig
 

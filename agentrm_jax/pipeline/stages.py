@@ -58,7 +58,7 @@ class StageSpec:
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
-_SCORING = (*_POLICY, "agent", "rewards", "reward_model", "judge")
+_SCORING = (*_POLICY, "agent", "rewards", "reward_model", "state_parts", "judge")
 
 STAGES = (
     StageSpec(
@@ -96,7 +96,7 @@ STAGES = (
     StageSpec(
         name="train-rm",
         after=("label",),
-        sections=("train_rm", "reward_init"),
+        sections=("train_rm", "reward_init", "state_parts"),
         wanted=lambda config: config.trains_reward,
         work=train_reward,
         processes="all",

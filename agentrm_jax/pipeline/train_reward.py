@@ -13,6 +13,7 @@ import numpy as np
 from agentrm_jax.core.errors import section
 from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import value_sequences
+from agentrm_jax.data.state_parts import reduced_tree
 from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.tree_sequences import tree_sequences
 from agentrm_jax.model.heads import head_to_json
@@ -48,7 +49,7 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     config = workspace.config
     dtype = loaded_dtype(config, config.train_rm)
     policy = workspace.models.policy(dtype)
-    trees = open_labels(workspace.paths.labels)
+    trees = [reduced_tree(t, config.state_parts) for t in open_labels(workspace.paths.labels)]
     problems = frozenset(tree.task.problem for tree in trees)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from agentrm_jax.core.errors import section
 from agentrm_jax.model import lora, parameters
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.pipeline.config import (
+from agentrm_jax.pipeline.losses import MASTER, implicit_loss, reward_loss, sft_loss
+from agentrm_jax.pipeline.train_config import (
     ImplicitTrainConfig,
     RewardTrainConfig,
     SftTrainConfig,
     TrainConfig,
 )
-from agentrm_jax.pipeline.losses import MASTER, implicit_loss, reward_loss, sft_loss
 from agentrm_jax.plan import work
 from agentrm_jax.plan.compiling import Target, bytes_on_chip
 from agentrm_jax.plan.needs import Program, StagePlan, training_advice

@@ -10,7 +10,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.records import Trajectory, canonical_form
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.states import ROOT_PARENT, LabelledTree
 from agentrm_jax.data.trees import NodeRecord, TreeRecord
@@ -27,6 +27,7 @@ class LabelConfig:
       min_visits: The paper's lambda; only for `faithful`.
       target: `mean`: a state's mean return (the paper's); `td`: its TD(lambda) target
         (`lambda_targets`).
+      num_trees: Trees that are labelled; 0 takes all. Smaller numbers take subsets of larger ones.
       td_lambda: The lambda of `td`. With 1 the target of a state is made of outcomes alone, with 0
         of the values of its children alone.
     """
@@ -35,9 +36,10 @@ class LabelConfig:
     min_visits: int = 3
     target: Literal["mean", "td"] = "mean"
     td_lambda: float = 0.9
+    num_trees: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, min_visits="[1, inf)", td_lambda="[0, 1]")
+        check_fields(self, min_visits="[1, inf)", td_lambda="[0, 1]", num_trees="[0, inf)")
         check_choice("weighting", self.weighting, ("faithful", "visits"))
         check_choice("target", self.target, ("mean", "td"))
 
@@ -56,6 +58,20 @@ class LabelConfig:
 
 
 DEFAULT = LabelConfig()
+
+
+def chosen_trees(trees: Iterable[TreeRecord], num_trees: int) -> list[TreeRecord]:
+    """Returns the trees that are labelled, ordered by task.
+
+    Args:
+      trees: Search trees.
+      num_trees: How many are labelled; 0 for all. They are drawn by a hash of their tasks, so that
+        a smaller number takes a subset of a larger one.
+    """
+    ordered = sorted(trees, key=lambda tree: tree.task.task_id)  # not as environments were ready
+    drawn = sorted(ordered, key=lambda tree: canonical_form(tree.task.task_id))
+    kept = {tree.task.task_id for tree in drawn[: num_trees or None]}
+    return [tree for tree in ordered if tree.task.task_id in kept]
 
 
 def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[LabelledTree]:

@@ -216,6 +216,34 @@ def test_hints_of_pddl_never_leak_the_old_verb():
     assert family.tasks("train", kinds=["gripper"], n=1)[0].problem == task.problem
 
 
+@pytest.mark.parametrize(
+    ("name", "level", "old"),
+    [
+        ("move_to", "GoToLocal", "go to "),
+        ("grab", "PickupLoc", "pick"),
+        ("rotate", "GoToObj", "turn"),
+    ],
+)
+def test_babyai_in_other_words(name, level, old):
+    """The expert solves tasks in the wording, and neither reads nor says the old word."""
+    family = load_family(f"babyai@{name}")
+    said_new = 0
+    for task in family.tasks("train", kinds=[level], n=6):
+        turns = family.demonstrate(task)
+        if turns is None:
+            continue
+        episode = family.create()
+        texts = [episode.reset(task)]
+        steps = [episode.step(turn.action) for turn in turns]
+        texts += [step.observation for step in steps]
+        assert steps[-1].success
+        assert all(step.valid for step in steps)
+        assert not any(old in text.lower() for text in texts)
+        assert not any(turn.action.lower().startswith(old) for turn in turns)
+        said_new += any(turn.action.split()[0] in ("move", "grab", "rotate") for turn in turns)
+    assert said_new
+
+
 def test_unknown_wordings_name_the_known_ones():
     with pytest.raises(
         UserError, match=r"'alfworld': no wording 'usin'; choose from original, usi"

@@ -17,6 +17,7 @@ from agentrm_jax.core.records import Step, Trajectory, Transition
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord, TreeStore
 from agentrm_jax.search.labels import (
     LabelConfig,
+    chosen_trees,
     label,
     label_trajectories,
     label_tree,
@@ -253,3 +254,21 @@ def test_config_names_what_is_wrong():
         LabelConfig(target="gae")
     with pytest.raises(UserError, match=r"td_lambda must be"):
         LabelConfig(td_lambda=1.5)
+
+
+def test_fewer_trees_are_a_subset_in_the_order_of_tasks():
+    task = game(0)
+    trees = [
+        TreeRecord(
+            task=dataclasses.replace(task, task_id=f"t/{number}"),
+            first_observation="",
+            iterations=(),
+        )
+        for number in (5, 3, 8, 1, 9, 2)
+    ]
+    chosen = [[tree.task.task_id for tree in chosen_trees(trees, n)] for n in range(7)]
+    assert chosen[0] == chosen[6] == [f"t/{number}" for number in (1, 2, 3, 5, 8, 9)]
+    for n in range(1, 7):
+        assert len(chosen[n]) == n
+        assert chosen[n] == sorted(chosen[n])
+        assert set(chosen[n - 1]) <= set(chosen[n]) or n == 1

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, is_test_problem
 from agentrm_jax.envs.babyai.episode import BabyAIEpisode, action_key
+from agentrm_jax.envs.babyai.wordings import WORDINGS
 from agentrm_jax.envs.babyai.world import World, build, problem_form
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
@@ -79,6 +80,7 @@ class BabyAI:
     name = "babyai"
     pooled = True
     metric = "success rate"
+    wordings = WORDINGS
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("minigrid") is None:

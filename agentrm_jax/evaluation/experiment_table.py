@@ -1,0 +1,144 @@
+"""Tables of results: rows and columns of any keys, with the paper's numbers next to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+from agentrm_jax.core.errors import UserError
+
+PERCENT = ("score_mean", "success_rate")
+"""Keys that are shown in percent, as the paper does."""
+_INTERVALS = {"score_mean": "score_ci95"}
+_NAMES = {"score_mean": "score, %", "success_rate": "success, %", "score_ci95": "95% interval"}
+SEPARATOR = " · "
+
+
+class Cell(NamedTuple):
+    """A cell: a number as text, its interval as text, and the number (None if there is none)."""
+
+    text: str
+    interval: str = ""
+    value: float | None = None
+
+
+class ShownTable(TypedDict):
+    """A table as it is printed.
+
+    Attributes:
+      title: Its title.
+      head: The names of its columns; the first one names the rows.
+      rows: The name of each row with its cells; None if there is no result.
+      paper: The paper's number of each row, empty if it has none; no column if all are empty.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[tuple[str, list[Cell | None]]]
+    paper: list[str]
+
+
+def shown_table(
+    table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], paper: Sequence[Mapping[str, Any]]
+) -> ShownTable:
+    """Returns a table of results.
+
+    Args:
+      table: `title`, `rows`, `columns` and `values`; see `TableConfig`.
+      rows: The results.
+      paper: Numbers of the paper; those with a `row` of this table are shown next to it.
+
+    Raises:
+      UserError: Two results belong into one cell.
+    """
+    found: dict[str, dict[str, Cell]] = {}
+    for row in rows:
+        name = SEPARATOR.join(_key(row, key) for key in table["rows"])
+        cells = found.setdefault(name, {})
+        for value in table["values"]:
+            column = _key(row, table["columns"]) if table["columns"] else value
+            if column in cells:
+                raise UserError(
+                    f"table {table['title']!r}: two results in row {name!r}, column {column!r}; "
+                    "add a key to rows that tells them apart"
+                )
+            if row.get(value) is not None:
+                cells[column] = _cell(row, value)
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    numbers = {
+        name: ", ".join(f"{p['value']:g}" for p in paper if p["row"] == name) for name in found
+    }
+    return {
+        "title": table["title"],
+        "head": ["", *(_NAMES.get(column, column.replace("_", " ")) for column in columns)],
+        "rows": [
+            (name, [cells.get(column) for column in columns]) for name, cells in found.items()
+        ],
+        "paper": list(numbers.values()) if any(numbers.values()) else [],
+    }
+
+
+def _key(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "-" if value is None else str(value)
+
+
+def _cell(row: Mapping[str, Any], key: str) -> Cell:
+    value, scale, places = row[key], 1.0, 3
+    if isinstance(value, str | bool):
+        return Cell(str(value))
+    if isinstance(value, int):
+        return Cell(f"{value:,}", value=float(value))
+    if key in PERCENT:
+        scale, places = 100.0, 1
+    elif abs(value) >= 10:
+        places = 1
+    interval = row.get(_INTERVALS.get(key, f"{key}_ci95"))
+    text = (
+        f"[{scale * interval[0]:.{places}f}, {scale * interval[1]:.{places}f}]" if interval else ""
+    )
+    return Cell(f"{scale * value:.{places}f}", text, float(value))
+
+
+def markdown(table: ShownTable) -> str:
+    """Returns a table as Markdown, intervals in the cells."""
+    head = [*table["head"], *(["paper"] if table["paper"] else [])]
+    lines = [f"### {table['title']}", "", _line(head), _line(["---"] * len(head))]
+    for number, (name, cells) in enumerate(table["rows"]):
+        paper = [table["paper"][number] or "-"] if table["paper"] else []
+        lines.append(_line([name, *map(cell_text, cells), *paper]))
+    return "\n".join(lines)
+
+
+def cell_text(cell: Cell | None) -> str:
+    """Returns a cell as text: the number and its interval."""
+    if cell is None:
+        return "-"
+    return f"{cell.text} {cell.interval}".rstrip()
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def line_plot(
+    table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> Sequence[tuple[str, list[tuple[float, float]]]]:
+    """Returns the lines of a figure: a name and its points, by the key `x`.
+
+    Args:
+      table: The table; the first of its `values` is drawn over its `x`.
+      rows: The results; those without a number at `x` are left out.
+    """
+    names = [key for key in (*table["rows"], table["columns"]) if key and key != table["x"]]
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        value = row.get(table["values"][0])
+        try:
+            x = float(row[table["x"]])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if value is not None:
+            name = SEPARATOR.join(_key(row, key) for key in names)
+            lines.setdefault(name, []).append((x, float(value)))
+    return [(name, sorted(points)) for name, points in lines.items()]

@@ -1,0 +1,257 @@
+"""The results in the tables of an experiment, from the files of its runs.
+
+A result is a mapping: `run`, `seed` or `seeds`, the axes of the grid, and what the measure adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.evaluation.episodes import Episode, read_episodes, row_variant
+from agentrm_jax.evaluation.results import level, result_rows
+from agentrm_jax.evaluation.rows import ByNRow, read_rows
+from agentrm_jax.evaluation.statistics import RESAMPLES, percentile_interval
+from agentrm_jax.pipeline.config_values import plain
+from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, evaluate_reward_model
+from agentrm_jax.pipeline.experiments.config import Level, TableConfig
+from agentrm_jax.pipeline.experiments.jobs import Plan, PlannedRun
+from agentrm_jax.pipeline.experiments.load import Experiment
+from agentrm_jax.pipeline.experiments.scoring import costs, tamperings
+from agentrm_jax.runtime.json_files import read_json, write_json_atomic
+from agentrm_jax.runtime.processes import from_first
+from agentrm_jax.runtime.run_paths import EPISODES, MODEL, RunPaths
+
+Result = dict[str, Any]
+FOLDER = "measures"
+
+
+class MeasuredTable(TypedDict):
+    """A table with its results.
+
+    Attributes:
+      table: Its configuration.
+      rows: The results.
+      notes: What the results do not show.
+    """
+
+    table: Mapping[str, Any]
+    rows: list[Result]
+    notes: list[str]
+
+
+def measured(experiment: Experiment, planned: Plan, table: TableConfig) -> MeasuredTable:
+    """Returns a table with its results; measures what is not stored.
+
+    Args:
+      experiment: The experiment.
+      planned: Its runs, which have ended.
+      table: The table.
+
+    Raises:
+      UserError: A file of a run is missing or damaged.
+    """
+    notes: list[str] = []
+    if table.measure == "methods":
+        rows = list(_methods(planned, table))
+    elif table.measure == "by_n":
+        rows = [row for run in planned.evaluated for row in _by_n(planned, run, table)]
+    elif table.measure == "trees":
+        rows = from_first(lambda: _trees(experiment, planned, table, notes))
+    else:
+        measure = {"tampering": tamperings, "cost": costs}[table.measure]
+        rows = [
+            row
+            for run in planned.evaluated
+            for row in _stored(planned, run, table, lambda run=run: measure(planned, run, table))
+        ]
+    rows = [row for row in rows if _shown(row, table)]
+    return {"table": plain(table), "rows": rows, "notes": notes}
+
+
+def _shown(row: Result, table: TableConfig) -> bool:
+    methods, models = table.methods, table.reward_models
+    return (not methods or row.get("method") in methods) and (
+        not models or row.get("reward_model") in models
+    )
+
+
+def named(run: PlannedRun) -> Result:
+    """Returns the keys of a result that name its run."""
+    entry = run.entry
+    return {"run": entry.name, "group": entry.group, "seed": run.config.seed, **entry.axes}
+
+
+def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
+    """Results of test-time methods; seeds are averaged within a task."""
+    by_name: dict[str, list[PlannedRun]] = {}
+    for run in planned.evaluated:
+        by_name.setdefault(run.entry.name, []).append(run)
+    for runs in by_name.values():
+        episodes = [e for run in runs for e in episodes_of(planned.directory(run))]
+        head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
+        for row in _rows_at(averaged(episodes), table.level):
+            if row["split"] in table.splits or table.level == "kind":
+                yield {**row, **head}
+
+
+def _rows_at(episodes: Sequence[Episode], at: Level) -> list[Result]:
+    """Result rows of a level with their labels."""
+    if at == "macro":
+        return macro_rows(episodes)
+    rows = [row for row in result_rows(episodes) if level(row) == at]
+    return [{**row, "label": row_variant(row).label} for row in rows]
+
+
+def episodes_of(run: pathlib.Path) -> list[Episode]:
+    """Returns the episodes of all methods of a run."""
+    files = sorted(RunPaths(run).stage("evaluate").glob(f"*/{EPISODES}"))
+    if not files:
+        raise UserError(f"{run}: nothing was evaluated")
+    return [episode for file in files for episode in read_episodes(file)]
+
+
+def averaged(episodes: Sequence[Episode]) -> list[Episode]:
+    """Returns episodes of several seeds with one episode for each method and task.
+
+    Outcomes and costs are means over the seeds that had the task, so that a task counts once.
+    """
+    groups: dict[Any, list[Episode]] = {}
+    for episode in episodes:
+        key = (episode.variant._replace(seed=0), episode.task.task_id)
+        groups.setdefault(key, []).append(episode)
+    seed = min((episode.seed for episode in episodes), default=0)
+    return [_mean(group, seed) for group in groups.values()]
+
+
+def _mean(group: Sequence[Episode], seed: int) -> Episode:
+    if len(group) == 1:
+        return dataclasses.replace(group[0], seed=seed)
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(episode, name) for episode in group]))
+
+    counts = ("policy_tokens", "reward_tokens", "env_steps")
+    return dataclasses.replace(
+        group[0],
+        seed=seed,
+        outcome=mean("outcome"),
+        success=mean("success"),
+        wall_seconds=mean("wall_seconds"),
+        error=next((episode.error for episode in group if episode.error), None),
+        **{name: round(mean(name)) for name in counts},
+    )
+
+
+def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
+    """Returns the mean of the environments' means, for each method and split.
+
+    Tasks are resampled within each environment.
+    """
+    rows: list[Result] = []
+    for variant in dict.fromkeys(episode.variant for episode in episodes):
+        own = [episode for episode in episodes if episode.variant == variant]
+        for split in ("all", "held_in", "held_out"):
+            part = [e for e in own if split in ("all", e.split)]
+            if not part:
+                continue
+            groups: dict[str, list[float]] = {}
+            for episode in part:
+                groups.setdefault(episode.task.environment, []).append(episode.outcome)
+            score = _macro(list(groups.values()))
+            rows.append(
+                {
+                    "task": "macro",
+                    "split": split,
+                    "label": variant.label,
+                    **variant._asdict(),
+                    "n_tasks": len(part),
+                    "score_mean": score[0],
+                    "score_ci95": list(score[1:]),
+                }
+            )
+    return rows
+
+
+def _macro(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    generator = np.random.default_rng(0)
+    value = float(np.mean([np.mean(group) for group in groups]))
+    n = min(map(len, groups))
+    if n < 2:
+        return value, 0.0, 1.0
+    resampled = np.mean(
+        [generator.choice(group, (RESAMPLES, len(group))).mean(axis=1) for group in groups], axis=0
+    )
+    found = percentile_interval(value, resampled, n, (0.0, 1.0))
+    return value, found.low, found.high
+
+
+def _by_n(planned: Plan, run: PlannedRun, table: TableConfig) -> Iterator[Result]:
+    folder = RunPaths(planned.directory(run)).method("best_of_n")
+    for row in read_rows(folder.by_n, ByNRow):
+        if (row["task"] == "all") == (table.level == "all"):
+            yield {**row, **named(run)}
+
+
+def _trees(
+    experiment: Experiment, planned: Plan, table: TableConfig, notes: list[str]
+) -> list[Result]:
+    """The reward model of each run next to the values of stored search trees."""
+    rows = []
+    for run in planned.evaluated:
+        other = experiment.entry(table.trees, run.entry.seed, {})
+        source = planned.jobs[planned.runs[other.folder].jobs["explore"]]
+        model = reward_model_of(planned, run)
+        digest = f"{source.name}-{run.jobs.get('train-rm', run.jobs['evaluate'])}"
+        output = planned.output / FOLDER / f"trees-{digest}"
+        if (output / FIGURES).exists():
+            figures = read_json(output / FIGURES)
+        else:
+            figures = evaluate_reward_model(
+                source.directory, model, output, on_note=lambda note: notes.append(note)
+            )
+        for row in figures["rows"]:
+            head = named(run)
+            if row["name"] != "reward model":  # the same for all runs
+                head |= {"run": "-", **dict.fromkeys(run.entry.axes, "-")}
+                if row["name"] in {each["name"] for each in rows}:
+                    continue
+            values = {}
+            for name, value in row.items():
+                if isinstance(value, Mapping):
+                    values |= {name: value["mean"], f"{name}_ci95": [value["low"], value["high"]]}
+                else:
+                    values[name] = value
+            rows.append({**head, **values, "n_tasks": figures["trees"]})
+    return rows
+
+
+def reward_model_of(planned: Plan, run: PlannedRun) -> pathlib.Path:
+    """Returns the folder of a run's explicit reward model, trained or given.
+
+    Raises:
+      UserError: The run has none.
+    """
+    if run.config.reward_model is not None:
+        return pathlib.Path(run.config.reward_model)
+    if "train-rm" not in run.jobs:
+        raise UserError(f"run {run.entry.name} has no explicit reward model to compare")
+    return planned.jobs[run.jobs["train-rm"]].folder / MODEL
+
+
+def _stored(planned: Plan, run: PlannedRun, table: TableConfig, measure: Any) -> list[Result]:
+    """The results of a measure that needs models, computed once."""
+    name = f"{table.measure}-{run.jobs['evaluate']}"
+    path = planned.output / FOLDER / f"{name}.json"
+    settings = {"lengths": list(table.lengths), "num_trajectories": table.num_trajectories}
+    if path.exists() and (stored := read_json(path))["settings"] == settings:
+        rows = stored["rows"]
+    else:
+        rows = measure()
+        from_first(lambda: write_json_atomic(path, {"settings": settings, "rows": rows}))
+    return [{**named(run), **row} for row in rows]

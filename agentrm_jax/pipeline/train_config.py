@@ -1,0 +1,92 @@
+"""Configurations of the training stages: loop, optimizer, adapters, loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.model.heads import HEADS, PAPER_HEAD, ValueHead
+from agentrm_jax.model.lora import LoraConfig
+from agentrm_jax.reward.implicit import REDUCTIONS, Reduction
+from agentrm_jax.train.fit import FitConfig
+from agentrm_jax.train.implicit import ImplicitConfig
+from agentrm_jax.train.optimizer import OptimizerConfig
+from agentrm_jax.train.ranking import RankingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training stage: its loop, its optimiser, and adapters where not all is trained."""
+
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftTrainConfig(TrainConfig):
+    """Training of the policy.
+
+    Attributes:
+      vocab_chunks: Parts of the vocabulary whose logits are made one after another, to save memory.
+    """
+
+    vocab_chunks: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_chunks="[1, 4096]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardTrainConfig(TrainConfig):
+    """Training of the reward model.
+
+    Attributes:
+      packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
+        for each of them (`pallas` attention knows paths only). The loss is the same.
+      head: The value head.
+      head_bias: Whether the value head has a bias. transformers' heads have none: without it an
+        exported reward model gives there the same score as here.
+      ranking: The ranking loss between siblings that is added to the loss of the head.
+    """
+
+    packing: Literal["paths", "trees"] = "trees"
+    head: Annotated[ValueHead, HEADS] = PAPER_HEAD
+    head_bias: bool = True
+    ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_choice("packing", self.packing, ("paths", "trees"))
+        if self.packing == "trees" and self.fit.attention == "pallas":
+            raise UserError(
+                "must be paths because fit.attention: pallas does not support trees",
+                field="packing",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImplicitTrainConfig(TrainConfig):
+    """Training of the implicit reward model.
+
+    Attributes:
+      objective: What is minimised.
+      vocab_chunks: As of `sft`.
+      reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
+        `mean`, `min`, `max` or `last`.
+    """
+
+    objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
+    vocab_chunks: int = 1
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        check_fields(self, vocab_chunks="[1, 4096]")
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        if self.objective.loss == "dpo" and self.fit.attention == "pallas":
+            raise UserError(
+                "must be xla because pallas does not support objective.loss: dpo",
+                field="fit.attention",
+            )
