@@ -12,7 +12,7 @@ from jaxtyping import Float
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.evaluation.config import MethodRun
-from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.episodes import Episode
 from agentrm_jax.evaluation.statistics import bootstrap
 from agentrm_jax.search.thresholds import open_thresholds
 

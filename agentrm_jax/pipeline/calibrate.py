@@ -6,6 +6,7 @@ takes the values that are chosen here, so that no threshold is ever chosen on te
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -55,11 +56,11 @@ def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Ca
         )
     policy = open_policy(workspace)
     scorers = Scorers(policy)
+    once = dataclasses.replace(config.evaluate, sampling_seeds=(0,))
     found = [
         _calibrated_method(run, candidates, policy, scorers, stage)
-        for run in method_runs(config.evaluate, config.rewards)
-        if run.sampling_seed == config.evaluate.sampling_seeds[0]
-        and (candidates := threshold_candidates(run.method))
+        for run in method_runs(once, config.rewards)
+        if (candidates := threshold_candidates(run.method))
     ]
     from_first(lambda: write_json_atomic(workspace.paths.thresholds, found))
     trained = {task.problem for task in (*tasks.experts, *tasks.explored)}
@@ -91,7 +92,11 @@ def _calibrated_method(
 def _episodes(
     run: MethodRun, label: str, policy: ActingPolicy, scorers: Scorers, stage: Stage
 ) -> list[Episode]:
-    """Runs a method on the tasks of this process; returns its episodes on all tasks, in order."""
+    """Runs a method on the tasks of this process; returns its episodes on all tasks, in order.
+
+    A method that samples first is scored by its first reward model at its first place.
+    """
+    run = dataclasses.replace(run, reward_models=run.reward_models[:1], score_at=run.score_at[:1])
     workspace, tasks = policy.workspace, policy.workspace.tasks.calibration
     rollouts = shared_rollouts(
         f"{run.name.replace('_', ' ')} {label}",

@@ -110,7 +110,7 @@ def _made_from(workspace: Workspace, name: str) -> str:
     digest.update(json.dumps([options, config.reward_model], sort_keys=True).encode())
     for stage, folder in workspace.paths.stages.items():
         record = folder / STAGE_FILE
-        if stage != "evaluate" and record.exists():
+        if stage not in ("calibrate", "evaluate") and record.exists():
             digest.update(record.read_bytes())
     return digest.hexdigest()
 

@@ -58,7 +58,15 @@ class StageSpec:
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
-_SCORING = (*_POLICY, "agent", "rewards", "reward_model", "state_parts", "judge")
+_SCORING = (
+    *_POLICY,
+    "agent",
+    "rewards",
+    "reward_options",
+    "reward_model",
+    "state_parts",
+    "judge",
+)
 
 STAGES = (
     StageSpec(
@@ -128,6 +136,7 @@ STAGES = (
             "evaluate.methods",
             "evaluate.options",
             "evaluate.sampling",
+            "evaluate.score_at",
         ),
         wanted=lambda config: config.calibrates,
         work=calibrate,

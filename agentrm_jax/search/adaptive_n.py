@@ -18,6 +18,7 @@ from agentrm_jax.core.records import Task
 from agentrm_jax.search.methods import UNDECIDED
 from agentrm_jax.search.rollouts import Rollout, RolloutSearch
 from agentrm_jax.search.search_nodes import SearchNode, search_node
+from agentrm_jax.search.thresholds import check_thresholds
 from agentrm_jax.search.turns import run_turns
 
 
@@ -82,12 +83,10 @@ class AdaptiveN:
         """Yields the chosen trajectory of each task with the costs of all; see `Method.run`.
 
         Raises:
-          UserError: `cost` is None.
+          UserError: `cost` has no value.
         """
-        if self.cost is None:
-            raise UserError(
-                "must be a number for this method: run `agentrm calibrate`, or set it", field="cost"
-            )
+        check_thresholds(self)
+        assert self.cost is not None
         search = _AdaptiveSearch(scorer, envs, tasks, self, self.cost)
         return run_turns(policy, search, self.concurrency)
 

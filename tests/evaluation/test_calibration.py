@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -17,7 +18,7 @@ from agentrm_jax.evaluation.calibration import (
     calibration,
 )
 from agentrm_jax.evaluation.config import MethodRun
-from agentrm_jax.evaluation.results import Episode
+from agentrm_jax.evaluation.episodes import Episode
 from agentrm_jax.search.retry import Retry
 
 RUN = MethodRun(name="retry", method_name="retry", method=Retry(), reward_models=("explicit",))
@@ -85,6 +86,11 @@ def test_every_candidate_is_written_down_and_the_chosen_one_is_used():
     [run] = calibrated([RUN], [found])
     assert run.method == Retry(retry_below=0.2)
     assert run.options == RUN.options
+    other_seed = dataclasses.replace(RUN, name="retry+seed3", sampling_seed=3)
+    assert calibrated([other_seed], [found])[0].method == Retry(retry_below=0.2)
+    at_action = dataclasses.replace(RUN, name="retry@action", score_at=("action",))
+    with pytest.raises(UserError, match="retry_below has no value"):
+        calibrated([at_action], [found])
     fixed = MethodRun(
         name="retry", method_name="retry", method=Retry(retry_below=0.5), reward_models=()
     )

@@ -187,6 +187,21 @@ def test_a_run_chooses_thresholds_on_training_tasks_and_uses_them(config, tmp_pa
         runner.run_all(other, tmp_path / "run")
 
 
+def test_thresholds_are_chosen_for_each_place_and_used_with_every_seed(config, tmp_path):
+    evaluate = dataclasses.replace(
+        config.evaluate,
+        methods=("retrying",),
+        score_at=("observation", "action"),
+        sampling_seeds=(1, 2),
+    )
+    small = dataclasses.replace(config, evaluate=evaluate, calibrate=CalibrateConfig(num_tasks=4))
+    paths = run_all(small, tmp_path / "run")
+    found = {entry["name"]: entry["chosen"] for entry in read_rows(paths.thresholds, Calibration)}
+    assert list(found) == ["retrying", "retrying@action"]
+    for name in ("retrying+seed1", "retrying@action+seed2"):
+        assert len(list(read_rollouts(paths.method(name).rollouts))) == 4
+
+
 def test_an_interrupted_calibration_resumes(config, tmp_path):
     whole = run_all(config, tmp_path / "whole")
     asked = len(ASKED)

@@ -88,6 +88,16 @@ def test_a_run_without_options_depends_on_no_new_key(tmp_path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["calibrate", "evaluate"])
+def test_the_options_decide_what_is_calibrated_and_evaluated(load, name) -> None:
+    methods = "--evaluate.methods=[adaptive_n]"
+    stage = next(stage for stage in STAGES if stage.name == name)
+    before = depends_on(load(methods), stage)
+    assert before == depends_on(load(methods), stage)
+    assert before != depends_on(load(methods, "--reward_options.both.beta=2"), stage)
+    assert before != depends_on(load(methods, "--evaluate.score_at=[action]"), stage)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -191,7 +191,7 @@ def test_sample_i_is_sample_i_of_best_of_n():
 
 
 def test_a_missing_cost_is_named():
-    with pytest.raises(UserError, match=r"cost must be a number .* `agentrm calibrate`, or set"):
+    with pytest.raises(UserError, match=r"cost has no value; run `agentrm calibrate`"):
         AdaptiveN().run(GamePolicy(), GameScorer(), GamePool(), TASKS, 0)
     assert set(AdaptiveN.thresholds) == {"cost"}
     for cost in AdaptiveN.thresholds["cost"]:
