@@ -39,7 +39,7 @@ SCRIPTS = ("page.js", "tree.js", "viewer.js")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportPage:
-    """What the page of a report shows next to the results.
+    """The parts of a report's page next to the results.
 
     Attributes:
       title: The name of the run; that of the folder if it is empty.

@@ -31,7 +31,7 @@ TASKS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
-    """What the viewer of a report shows.
+    """The choice of searches that the viewer of a report shows.
 
     Attributes:
       tasks: Most tasks whose searches are shown.
