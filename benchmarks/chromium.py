@@ -64,6 +64,7 @@ class Chromium:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Performance.enable", timeDomain="threadTicks")
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +122,11 @@ class Chromium:
             details = answer["exceptionDetails"]
             raise RuntimeError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
+
+    def cpu_seconds(self) -> float:
+        """Returns the processor time of the page's main thread since some fixed moment."""
+        found = self.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in found if metric["name"] == "TaskDuration")
 
     def painted(self) -> None:
         """Waits until the page has drawn its next frame."""
