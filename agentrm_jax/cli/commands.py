@@ -95,6 +95,13 @@ GROUPS: dict[str, Sequence[Command]] = {
         _stage("evaluate", "run greedy, best-of-n, beam search and the baselines on test tasks"),
         _stage("report", "write report.html, report.json and results.json again"),
         Command(
+            name="watch",
+            summary="show how far a run is, live, from its files",
+            usage="RUN [--once] [--every SECONDS]",
+            example="agentrm watch runs/quickstart",
+            module="watch",
+        ),
+        Command(
             name="plan",
             summary="compile a run for TPUs and print whether it fits; no TPU is needed",
             usage="CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]",
