@@ -45,7 +45,7 @@ def _lines(stage: StageView, view: RunView) -> Iterator[str]:
         shown = list(numbers.items())[:_SHOWN_KEYS]
         yield ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in shown)
     elif view.activity is not None:
-        yield from _activity_lines(view.activity)
+        yield from _activity_lines(view.activity, works=stage.state == "at work")
     if losses:
         yield f"loss {sparkline(losses)} {losses[-1]:.4g}"
     if stage.name == "explore" and stage.state != "done" and view.trees is not None:
@@ -60,16 +60,16 @@ def _lines(stage: StageView, view: RunView) -> Iterator[str]:
                 )
 
 
-def _activity_lines(activity: ActivityRecord) -> Iterator[str]:
+def _activity_lines(activity: ActivityRecord, *, works: bool) -> Iterator[str]:
     done, total = activity["done"], activity["total"]
     seconds = max(activity["updated"] - activity["began"], 1e-9)
     new = done - activity["done_before"]
     line = activity["name"]
     if total is not None:
         line += f" {_bar(done / max(total, 1))} {done:,}/{total:,}"
-        if new > 0 and done < total:
+        if works and new > 0 and done < total:
             line += f", {_clock(seconds / new * (total - done))} left"
-    yield f"{line} on {activity['host']}"
+    yield f"{line} on {activity['host']}" if works else line
     counts = activity["counts"]
     rates = {"tokens decoded": "tokens_decoded", "read": "tokens_read", "steps": "env_steps"}
     shown = [

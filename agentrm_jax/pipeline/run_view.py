@@ -178,7 +178,8 @@ def _stage(name: str, folder: pathlib.Path, activity: ActivityRecord | None) -> 
             except FileNotFoundError:  # the stage ended between the two looks
                 continue
             done = file == STAGE_FILE
-            state = "done" if done else "at work" if _works(activity) else "stopped"
+            works = _is_new(folder / file) if activity is None else _works(activity)
+            state = "done" if done else "at work" if works else "stopped"
             return StageView(
                 name=name,
                 state=state,
@@ -188,10 +189,15 @@ def _stage(name: str, folder: pathlib.Path, activity: ActivityRecord | None) -> 
     return None
 
 
-def _works(activity: ActivityRecord | None) -> bool:
-    """Whether the process of an activity lives, as far as can be told from here."""
-    if activity is None:
+def _is_new(path: pathlib.Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < SILENT_SECONDS
+    except OSError:
         return False
+
+
+def _works(activity: ActivityRecord) -> bool:
+    """Whether the process of an activity lives, as far as can be told from here."""
     if activity["host"] != socket.gethostname():
         return time.time() - activity["updated"] < SILENT_SECONDS
     try:
