@@ -102,12 +102,14 @@ class Agent(BackgroundPolicy):
 
     def collect(self) -> list[tuple[int, list[Proposal]]]:
         answers = []
-        while self._tickets and not answers:
-            self.start()
-            for scheduler in self._distinct_schedulers():
-                for number, replies in scheduler.collect():
-                    ticket, truncated = self._tickets.pop((scheduler, number))
-                    answers.append((ticket, [self.proposal(reply, truncated) for reply in replies]))
+        with self.engine.usage.timed():
+            while self._tickets and not answers:
+                self.start()
+                for scheduler in self._distinct_schedulers():
+                    for number, replies in scheduler.collect():
+                        ticket, truncated = self._tickets.pop((scheduler, number))
+                        proposals = [self.proposal(reply, truncated) for reply in replies]
+                        answers.append((ticket, proposals))
         return answers
 
     def room(self) -> int:

@@ -104,6 +104,13 @@ GROUPS: dict[str, Sequence[Command]] = {
             computes=True,
         ),
         Command(
+            name="watch",
+            summary="show how far a run is, live, from its files",
+            usage="RUN [--once] [--every SECONDS]",
+            example="agentrm watch runs/quickstart",
+            module="watch",
+        ),
+        Command(
             name="plan",
             summary="compile a run for TPUs and print whether it fits; no TPU is needed",
             usage="CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]",

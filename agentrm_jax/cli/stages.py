@@ -13,6 +13,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", type=pathlib.Path, required=True, help="folder of the run"
     )
+    if parser.prog != "agentrm report":
+        parser.add_argument(
+            "--from",
+            metavar="RUN",
+            dest="source",
+            type=pathlib.Path,
+            help="another run: its finished stages that CONFIG leaves as they were are linked into "
+            "DIR, not run again",
+        )
     if parser.prog == "agentrm run":
         parser.appendix = _keys  # takes a second, because it imports every section
     else:
@@ -41,6 +50,8 @@ def run(given: argparse.Namespace) -> int:
     join(config.distributed)
     check_joined()
     with ended_with_others():
+        if getattr(given, "source", None) is not None:
+            runner.link_stages(config, given.output, given.source)
         if given.command == "run":
             runner.run_all(config, given.output)
         else:

@@ -82,8 +82,27 @@ def section(key: str) -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A signal to stop (SIGTERM) was followed: everything is saved and the command can resume.
+    """A signal to stop (SIGTERM) or a budget ended the work: it is saved and can be resumed.
 
     The command line prints the message and exits with status 0, as schedulers expect of a program
     that they preempt.
+
+    Attributes:
+      resume: What to do to resume.
     """
+
+    resume = "run the same command again to resume"
+
+
+class BudgetSpent(Stopped):
+    """A limit of the section `budget` is reached.
+
+    Args:
+      key: The limit.
+      progress: How far the work is, such as `explore: 246 of 768`.
+    """
+
+    def __init__(self, key: str, progress: str) -> None:
+        super().__init__(f"{key} is reached at {progress}")
+        if key == "budget.tokens":
+            self.resume = f"run it again with a larger {key} to resume"

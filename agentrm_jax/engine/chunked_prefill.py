@@ -7,7 +7,9 @@ chunks are packed into bins.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -24,10 +26,26 @@ Group = Sequence[Node]
 
 @dataclasses.dataclass(slots=True)
 class Usage:
-    """Tokens decoded and tokens read by prefill, without padding."""
+    """The work of an engine.
+
+    Attributes:
+      decoded: Tokens decoded.
+      read: Tokens read by prefill, without padding.
+      seconds: Seconds in which the caller waited for the engine.
+    """
 
     decoded: int = 0
     read: int = 0
+    seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the seconds of a block, in which the caller waits for the engine."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class ChunkedPrefill:

@@ -123,6 +123,19 @@ class ActingPolicy:
         """Tokens that the run's own model has read in this process."""
         return 0 if self.running is None else self.running.engine.usage.read
 
+    def counts(self) -> dict[str, float]:
+        """Returns what this process has counted so far; see `runtime.activity.ActivityRecord`."""
+        pool = self.workspace.pool
+        counts = {"env_steps": pool.steps, "environment_seconds": pool.seconds}
+        if self.running is not None:
+            usage = self.running.engine.usage
+            counts |= {
+                "tokens_decoded": usage.decoded,
+                "tokens_read": usage.read,
+                "policy_seconds": usage.seconds,
+            }
+        return counts
+
     @property
     def name(self) -> AgentName:
         """The kind of the policy, as the summary of a stage shows it."""

@@ -20,6 +20,7 @@ from agentrm_jax.pipeline.policy_kinds import POLICIES, PolicyKind, RunPolicy, c
 from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.pipeline.train_config import ImplicitTrainConfig, RewardTrainConfig, SftTrainConfig
 from agentrm_jax.reward.judge import JudgeConfig
+from agentrm_jax.runtime.budget import BudgetConfig
 from agentrm_jax.runtime.processes import DistributedConfig
 from agentrm_jax.runtime.sharding import MeshConfig
 from agentrm_jax.runtime.trackers import TRACKERS
@@ -192,6 +193,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
     sft: SftTrainConfig = dataclasses.field(default_factory=SftTrainConfig)

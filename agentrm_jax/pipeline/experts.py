@@ -11,7 +11,6 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.trajectories import write_trajectories
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 
 
@@ -39,7 +38,7 @@ def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expe
     else:
         tasks = workspace.tasks.experts
         asked = len(tasks)
-        with progress("experts", asked) as bar:
+        with stage.progress("experts", asked) as bar:
             solved = list(expert_trajectories(workspace.pool, tasks, bar.advance))
     write_trajectories(workspace.paths.experts, solved)
     return {

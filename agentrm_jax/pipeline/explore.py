@@ -11,9 +11,9 @@ import numpy as np
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.pipeline.acting import AgentName, open_policy
+from agentrm_jax.pipeline.shared_rollouts import ended_together
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.runtime.processes import from_all, from_first, gather, is_first, own_share
-from agentrm_jax.runtime.progress import progress
+from agentrm_jax.runtime.processes import from_all, from_first, gather, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.stage_files import FileRecord, stage_files
 from agentrm_jax.search.explore import Explorer
@@ -51,6 +51,7 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     config = workspace.config.explore
     tasks = own_share(workspace.tasks.explored)
     policy = open_policy(workspace)
+    stage.activity.counts = policy.counts
     # Trees that expand a node ask for several turns, trees that roll out ask for one.
     branches, concurrency = (config.search.expansion_width, 1), config.search.concurrency
     agent = policy.agent(config.sampling, branches, concurrency=concurrency)
@@ -61,12 +62,17 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     done = sum(len(tree.iterations) for tree in begun)
     with (
         contextlib.closing(TreeStore(directory)) as store,
-        progress("explore", total, done=done, shown=is_first()) as bar,
+        stage.progress("explore", total, done=done) as bar,
+        ended_together(),
     ):
+        left = total - done
 
         def on_iteration() -> None:
+            nonlocal left
             bar.advance()
-            stage.tick()
+            left -= 1
+            if left > 0:
+                stage.check_budget()
 
         Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
     gather(directory / FILE)

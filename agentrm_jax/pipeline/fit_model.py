@@ -18,7 +18,6 @@ from agentrm_jax.pipeline.train_config import TrainConfig
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.metrics import read_metrics
 from agentrm_jax.runtime.processes import is_first
-from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import CHECKPOINTS
 from agentrm_jax.train import held_out
@@ -160,7 +159,7 @@ def fit_model(
         lambda: lora.init_adapters(key, start.config, config.lora, workspace.mesh),
     )
     fit_key = f"{name.replace('-', '_')}.fit"
-    with section(fit_key), progress(name, total, shown=is_first()) as bar:
+    with section(fit_key), stage.progress(name, total) as bar:
         done = 0
 
         def on_update(update: int, total: int, row: dict[str, float]) -> None:
@@ -168,7 +167,6 @@ def fit_model(
             shown = {key: row[key] for key in _SHOWN if key in row}
             bar.advance(update - done, **shown)
             done = update
-            stage.tick()
 
         params, last = fit(
             FitInputs(
@@ -182,6 +180,7 @@ def fit_model(
                 metrics=workspace.metrics(name),
                 held_out=rows.held_out,
                 describe=training.describe,
+                stop_at=stage.budget.ends,
                 on_update=on_update,
             )
         )

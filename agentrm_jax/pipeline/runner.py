@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import jax
 import yaml
 
 from agentrm_jax.core.errors import UserError
@@ -20,11 +22,12 @@ from agentrm_jax.pipeline.report_searches import Shown
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.runtime.budget import Budget
 from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.processes import from_first, is_first
 from agentrm_jax.runtime.run_claim import check_run_folder, lock_run_folder
-from agentrm_jax.runtime.run_directory import Stage, completed, versions
+from agentrm_jax.runtime.run_directory import Stage, completed, tokens_decoded, versions
 from agentrm_jax.runtime.run_paths import CHECKPOINTS, STAGE_FOLDERS, RunPaths
 from agentrm_jax.runtime.stage_files import check_stage_files
 from agentrm_jax.runtime.trackers import check_installed
@@ -67,6 +70,49 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
         from_first(lambda: _check_before(workspace, spec))
         from_first(lambda: check_sizes(config, workspace.mesh))
         _run(workspace, spec, "")
+
+
+def link_stages(config: RunConfig, directory: pathlib.Path, source: pathlib.Path) -> None:
+    """Links the finished stages of another run that this configuration would make in the same way.
+
+    They are symbolic links into the other run's folder, whose files are only read: labels with
+    other targets, or another evaluation, need no new trees. Stages that are there already stay.
+
+    Args:
+      config: The configuration.
+      directory: The folder of the run.
+      source: The folder of the other run.
+
+    Raises:
+      UserError: It is no folder of a run, or none of its finished stages fits.
+    """
+    if not RunPaths(source).config.is_file():
+        raise UserError(f"--from {source}: is no folder of a run")
+    with _opened(config, directory) as workspace:
+        from_first(lambda: _link_stages(workspace, source))
+
+
+def _link_stages(workspace: Workspace, source: pathlib.Path) -> None:
+    config, linked, differs = workspace.config, [], ""
+    for spec in stages_of(config):
+        folder, other = workspace.paths.stage(spec.name), RunPaths(source).stage(spec.name)
+        if _completed(workspace, spec) is not None:
+            linked.append(spec.name)
+            continue
+        try:
+            upgrade = functools.partial(upgraded, config=RunConfig)
+            ended = completed(other, depends_on(config, spec), defaults(config), upgrade)
+        except UserError as error:
+            differs = differs or str(error)
+            continue
+        if ended is None or folder.exists():
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(os.path.relpath(other.resolve(), folder.parent.resolve()))
+        linked.append(spec.name)
+        _say(f"{spec.name}: linked to {other}")
+    if not linked:
+        raise UserError(differs or f"--from {source}: none of its stages has ended")
 
 
 def report(config: RunConfig, directory: pathlib.Path, shown: Shown | None = None) -> None:
@@ -151,7 +197,8 @@ def _run(workspace: Workspace, spec: StageSpec, mark: str) -> None:
     _say(f"{mark}{spec.name}")
     needed = depends_on(workspace.config, spec)
     from_first(lambda: _record(workspace))
-    with naming(folder), Stage(spec.name, folder, needed, writes=is_first()) as stage:
+    budget = _budget(workspace, spec.name)
+    with naming(folder), _stage(spec.name, folder, needed, budget) as stage:
         with compilations() as compiled:
             if spec.processes == "first":
                 made = from_first(lambda: spec.work(workspace, stage, folder))
@@ -167,6 +214,17 @@ def _run(workspace: Workspace, spec: StageSpec, mark: str) -> None:
     if is_first():
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model is saved
     _say(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})")
+
+
+def _stage(name: str, folder: pathlib.Path, needed: Mapping[str, Any], budget: Budget) -> Stage:
+    processes = jax.process_count()
+    return Stage(name, folder, needed, writes=is_first(), budget=budget, processes=processes)
+
+
+def _budget(workspace: Workspace, stage: str) -> Budget:
+    """The budget that is left to a stage; the first process has the records of the others."""
+    spent = from_first(lambda: tokens_decoded(workspace.paths.stages, but=stage))
+    return Budget(config=workspace.config.budget, tokens_before=spent, began=workspace.began)
 
 
 def _say(line: str) -> None:

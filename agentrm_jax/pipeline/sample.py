@@ -42,6 +42,7 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
     """Runs the policy to the end several times on each task that `explore` would search."""
     config, path = workspace.config.sample, workspace.paths.samples
     policy = open_policy(workspace)
+    stage.activity.counts = policy.counts
     agent = policy.agent(config.sampling, concurrency=config.concurrency)
     tasks = own_share(workspace.tasks.explored)
     shared_rollouts(

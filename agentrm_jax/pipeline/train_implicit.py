@@ -29,7 +29,6 @@ from agentrm_jax.pipeline.sample import sampled_trajectories
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.array_files import read_array, write_array
 from agentrm_jax.runtime.processes import from_first, is_first
-from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MODEL
 from agentrm_jax.train import explicit, implicit
@@ -75,7 +74,7 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
     training = Training(
         start=model,
         loss=implicit_loss(workspace.config, model.config, workspace.mesh),
-        rows=_with_reference(workspace, model, rows, directory),
+        rows=_with_reference(workspace, stage, model, rows, directory),
         config=config,
         describe=dict if config.objective.loss == "dpo" else explicit.describe,
     )
@@ -86,12 +85,17 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
 
 
 def _with_reference(
-    workspace: Workspace, model: Model, rows: TrainingRows, directory: pathlib.Path
+    workspace: Workspace,
+    stage: Stage,
+    model: Model,
+    rows: TrainingRows,
+    directory: pathlib.Path,
 ) -> TrainingRows:
     """The rows with the log-probabilities under the policy before training as targets."""
 
     def referenced(part: PackedRows, name: str) -> PackedRows:
-        return implicit.with_reference(part, _reference(workspace, model, part, directory / name))
+        log_probs = _reference(workspace, stage, model, part, directory / name)
+        return implicit.with_reference(part, log_probs)
 
     return dataclasses.replace(
         rows,
@@ -101,7 +105,7 @@ def _with_reference(
 
 
 def _reference(
-    workspace: Workspace, model: Model, rows: PackedRows, path: pathlib.Path
+    workspace: Workspace, stage: Stage, model: Model, rows: PackedRows, path: pathlib.Path
 ) -> np.ndarray:
     """The log-probabilities of the rows under the policy, [R, T]; computed once and stored."""
     if from_first(path.exists):
@@ -110,7 +114,7 @@ def _reference(
     options = dataclasses.replace(
         forward_options(workspace.config, config, workspace.mesh), remat="none", dtype=None
     )
-    with progress("reference", len(rows), shown=is_first()) as bar:
+    with stage.progress("reference", len(rows)) as bar:
         log_probs = implicit.reference_log_probs(
             cast(model.params, workspace.config.dtype),
             model.config,

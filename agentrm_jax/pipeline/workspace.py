@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import time
 
 import jax
 from jax.sharding import Mesh
 
-from agentrm_jax.core.protocols import EnvironmentPool
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.config_values import plain
+from agentrm_jax.pipeline.measured_pool import MeasuredPool
 from agentrm_jax.pipeline.prompts import RunPrompts
 from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.tasks import Tasks
@@ -30,10 +31,12 @@ class Workspace:
     Attributes:
       config: The configuration.
       directory: The folder of the run.
+      began: `time.monotonic()` at which the command began, from which `budget.hours` count.
     """
 
     config: RunConfig
     directory: pathlib.Path
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def paths(self) -> RunPaths:
@@ -50,8 +53,9 @@ class Workspace:
         return make_mesh(self.config.mesh, jax.local_devices())
 
     @functools.cached_property
-    def pool(self) -> EnvironmentPool:
-        return EnvPool(workers=self.config.workers, step_seconds=self.config.step_seconds)
+    def pool(self) -> MeasuredPool:
+        config = self.config
+        return MeasuredPool(EnvPool(workers=config.workers, step_seconds=config.step_seconds))
 
     @functools.cached_property
     def prompts(self) -> RunPrompts:

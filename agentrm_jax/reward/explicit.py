@@ -31,7 +31,8 @@ class ExplicitScorer(SelectingScorer):
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
         flat = [self._sequence(state) for group in groups for state in group]
-        scores = iter(score(self.engine, flat))
+        with self.engine.usage.timed():
+            scores = iter(score(self.engine, flat))
         return [[next(scores) for _ in group] for group in groups]
 
     def select(
@@ -43,7 +44,10 @@ class ExplicitScorer(SelectingScorer):
         sequences = [
             ([self._sequence(state) for state in states], finished) for states, finished in tasks
         ]
-        choices = select_states(self.engine, sequences, n=expansion_width, beam_width=beam_width)
+        with self.engine.usage.timed():
+            choices = select_states(
+                self.engine, sequences, n=expansion_width, beam_width=beam_width
+            )
         return [
             [
                 Kept(score=score, finished=number)

@@ -153,7 +153,7 @@ def ended(
     if debug:
         traceback.print_exception(error)
     if isinstance(error, Stopped):
-        return _say(f"{error}; run the same command again to resume", 0)
+        return _say(f"{error}; {error.resume}", 0)
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted; run the same command again to resume", 130)
     if isinstance(error, BrokenPipeError) and _reader_is_gone():

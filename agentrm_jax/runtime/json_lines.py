@@ -161,3 +161,36 @@ class JsonLines:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class FollowedLines:
+    """Reads what a writer appends to a file, from where the last look ended.
+
+    For views of files that are being written: a line that is torn or damaged ends the look, and is
+    tried again at the next one.
+
+    Args:
+      path: The file; it may be absent for now.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> Iterator[Any]:
+        """Yields the records that were appended since the last look."""
+        try:
+            require_regular(self._path)
+            file = self._path.open("rb")
+        except (OSError, UserError):
+            return
+        with file:
+            if os.fstat(file.fileno()).st_size < self._offset:
+                self._offset = 0  # it was made again
+            file.seek(self._offset)
+            for line in iter(lambda: file.readline(MAX_LINE + 1), b""):
+                try:
+                    record = _decode(line)
+                except ValueError:
+                    return
+                self._offset += len(line)
+                yield record

@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, TypedDict
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import BudgetSpent, UserError
+from agentrm_jax.runtime.activity import Activity
+from agentrm_jax.runtime.budget import Budget, BudgetConfig
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic
+from agentrm_jax.runtime.progress import Progress, progress
 
 RESOLVED = "config.resolved.yaml"
 VERSIONS = "versions.json"
@@ -167,10 +170,11 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Stage:
-    """A stage at work; its seconds accumulate over interruptions.
+    """A stage at work; its seconds and tokens accumulate over interruptions.
 
         with Stage("sft", directory, depends_on) as stage:
-            ...
+            with stage.progress("sft", 10) as bar:
+                ...
             stage.finish({"loss": 0.1})
 
     Args:
@@ -178,6 +182,12 @@ class Stage:
       directory: Its folder; made where it is absent.
       depends_on: See `completed`, which must have agreed.
       writes: Whether it is recorded: one of several processes does.
+      budget: The budget of the command.
+      processes: Number of processes; each has an equal share of the budget's tokens.
+
+    Attributes:
+      activity: What the stage is doing; `activity.counts` is set by stages that count.
+      budget: The budget of the command.
     """
 
     def __init__(
@@ -187,26 +197,64 @@ class Stage:
         depends_on: Mapping[str, Any],
         *,
         writes: bool = True,
+        budget: Budget | None = None,
+        processes: int = 1,
     ) -> None:
+        self.activity = Activity(directory, name, writes=writes)
+        self.budget = budget or Budget(config=BudgetConfig())
+        self._processes, self._tokens_before = processes, 0
         self._name, self._directory, self._depends_on = name, directory, depends_on
         self._before, self._writes = 0.0, writes
         self._made_with: list[Any] = []
         if writes and (directory / SECONDS_FILE).exists():
             before = read_stage_record(directory / SECONDS_FILE)
             self._before, earlier = float(before["seconds"]), before.get("made_with", [])
+            self._tokens_before = _tokens(before)
             self._made_with = earlier if isinstance(earlier, list) else []
         if writes and (now := versions()) not in self._made_with:
             self._made_with = [*self._made_with, now]  # it was interrupted, and resumed elsewhere
         self._start = self._saved = time.monotonic()
         self._save()
+        self.activity.begin(name, None, 0)
 
     @property
     def seconds(self) -> float:
         """Seconds at work so far, those of interrupted runs included."""
         return self._before + time.monotonic() - self._start
 
+    @property
+    def tokens(self) -> int:
+        """Tokens decoded so far, those of interrupted runs and of other processes included."""
+        decoded = self.activity.counts().get("tokens_decoded", 0)
+        return self._tokens_before + int(decoded) * self._processes
+
+    @contextlib.contextmanager
+    def progress(self, name: str, total: int | None, *, done: int = 0) -> Iterator[Progress]:
+        """Shows how far a loop is, to the terminal and to `agentrm watch`; see `progress.progress`.
+
+        `advance` of the bar also saves the stage's seconds now and then, so that a killed run loses
+        few of them.
+
+        Args:
+          name: The loop.
+          total: Its length; None if it is not known.
+          done: Items that an interrupted run has done.
+        """
+        with progress(name, total, done=done, shown=self._writes) as bar:
+            self.activity.begin(name, total, done)
+            yield _StageProgress(self, bar)
+
+    def check_budget(self) -> None:
+        """Called when an item of a search is stored.
+
+        Raises:
+          BudgetSpent: A limit of the budget is reached.
+        """
+        if (key := self.budget.spent(self.tokens)) is not None:
+            raise BudgetSpent(key, self.activity.progress())
+
     def tick(self) -> None:
-        """Called now and then; so a killed run loses at most some seconds of its time."""
+        """Saves the seconds now and then."""
         if time.monotonic() - self._saved >= 5.0:
             self._save()
 
@@ -214,15 +262,16 @@ class Stage:
         """Marks the stage as done. Everything that it makes must be on disk by then."""
         self._write(STAGE_FILE, {**self._record(), "summary": dict(summary)})
         (self._directory / SECONDS_FILE).unlink()
+        self.activity.end()
 
     def _record(self) -> dict[str, Any]:
-        seconds = round(self.seconds, 3)
-        return {
+        record = {
             "stage": self._name,
             "depends_on": dict(self._depends_on),
             "made_with": self._made_with,
-            "seconds": seconds,
+            "seconds": round(self.seconds, 3),
         }
+        return {**record, "tokens": self.tokens} if self.tokens else record
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -245,8 +294,42 @@ class Stage:
         if not self._writes or not record.exists():
             return
         self._save()
-        if isinstance(error, UserError) and list(self._directory.iterdir()) == [record]:
-            record.unlink()  # nothing was made, so another configuration may take the folder
+        if isinstance(error, UserError):
+            self.activity.end()
+            if list(self._directory.iterdir()) == [record]:
+                record.unlink()  # nothing was made, so another configuration may take the folder
+
+
+class _StageProgress:
+    """A progress bar that keeps the records of its stage up to date."""
+
+    def __init__(self, stage: Stage, bar: Progress) -> None:
+        self._stage, self._bar = stage, bar
+
+    def advance(self, n: int = 1, **fields: object) -> None:
+        self._bar.advance(n, **fields)
+        self._stage.activity.advance(n, fields)
+        self._stage.tick()
+
+
+def _tokens(record: Mapping[str, Any]) -> int:
+    tokens = record.get("tokens", 0)  # records of early versions have none
+    return tokens if isinstance(tokens, int) else 0
+
+
+def tokens_decoded(directories: Mapping[str, pathlib.Path], but: str) -> int:
+    """Returns the tokens that the stages of a run have decoded, ended or begun, but for one.
+
+    Args:
+      directories: The folder of each stage by its name.
+      but: The stage that is left out.
+    """
+    total = 0
+    for name, directory in directories.items():
+        files = [directory / file for file in (STAGE_FILE, SECONDS_FILE)]
+        found = [path for path in files if name != but and path.exists()]
+        total += sum(_tokens(read_stage_record(path)) for path in found[:1])
+    return total
 
 
 class StageRow(TypedDict):

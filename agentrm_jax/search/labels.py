@@ -25,23 +25,34 @@ class LabelConfig:
         paper's rule); `visits`: every visited state with weight N / (N + 2), but terminal states,
         whose value is certain, with weight 1.
       min_visits: The paper's lambda; only for `faithful`.
-      target: `mean`: a state's mean return (the paper's); `td`: its TD(lambda) target
-        (`lambda_targets`).
+      target: `mean`: a state's mean return (the paper's); `max`: the largest return that was
+        reached from it; `td`: its TD(lambda) target (`lambda_targets`).
       num_trees: Trees that are labelled; 0 takes all. Smaller numbers take subsets of larger ones.
       td_lambda: The lambda of `td`. With 1 the target of a state is made of outcomes alone, with 0
         of the values of its children alone.
+      gamma: Discount: a return counts gamma^n from n steps before its end, so that of two ways to
+        the same outcome the shorter one is worth more. 1 is the paper's.
+      terminal: Whether states that end an episode have a label. Best-of-n scores exactly those.
     """
 
     weighting: Literal["faithful", "visits"] = "visits"
     min_visits: int = 3
-    target: Literal["mean", "td"] = "mean"
+    target: Literal["mean", "max", "td"] = "mean"
     td_lambda: float = 0.9
+    gamma: float = 1.0
+    terminal: bool = True
     num_trees: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, min_visits="[1, inf)", td_lambda="[0, 1]", num_trees="[0, inf)")
+        check_fields(
+            self,
+            min_visits="[1, inf)",
+            td_lambda="[0, 1]",
+            gamma="(0, 1]",
+            num_trees="[0, inf)",
+        )
         check_choice("weighting", self.weighting, ("faithful", "visits"))
-        check_choice("target", self.target, ("mean", "td"))
+        check_choice("target", self.target, ("mean", "max", "td"))
 
     def weight(self, visit_count: int, terminal: bool) -> float:
         """Returns the weight of a state's label; 0 means that it has none.
@@ -50,6 +61,8 @@ class LabelConfig:
           visit_count: Number of returns that were backed up through the state.
           terminal: Whether the state ends its episode.
         """
+        if terminal and not self.terminal:
+            return 0.0
         if self.weighting == "faithful":
             return 1.0 if visit_count >= self.min_visits else 0.0
         if visit_count == 0:
@@ -99,8 +112,11 @@ def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:
     """
     visits, sums = tree.backed_up()
     values = sums / np.maximum(visits, 1)
+    if config.target == "max" or config.gamma != 1:
+        of = "max" if config.target == "max" else "mean"
+        values = discounted_values(tree, config.gamma, of)
     if config.target == "td":
-        values = lambda_targets(tree, visits, values, config.td_lambda)
+        values = lambda_targets(tree, visits, values, config.td_lambda, config.gamma)
     nodes = [node for _, node in sorted(tree.nodes.items())]
     terminal = [False, *(node.step.transition.done for node in nodes)]
     return LabelledTree(
@@ -150,15 +166,42 @@ def label_trajectories(trajectories: Iterable[Trajectory]) -> list[LabelledTree]
     return trees
 
 
+def discounted_values(
+    tree: TreeRecord, gamma: float, of: Literal["mean", "max"] = "mean"
+) -> np.ndarray:
+    """Returns the mean or the largest discounted return of each state's iterations.
+
+    Args:
+      tree: The search tree of M nodes.
+      gamma: Discount of a step, in (0, 1].
+      of: The mean over the iterations that passed through the state, or the largest.
+
+    Returns:
+      [M] float64 values by node; 0 for nodes without a visit.
+    """
+    visits, sums, largest = (np.zeros(tree.num_nodes) for _ in range(3))
+    for iteration in tree.iterations:
+        path = list(iteration.path)  # from the root to the end
+        returns = iteration.outcome * gamma ** np.arange(len(path) - 1, -1, -1)
+        visits[path] += 1
+        sums[path] += returns
+        largest[path] = np.maximum(largest[path], returns)
+    return largest if of == "max" else sums / np.maximum(visits, 1)
+
+
 def lambda_targets(
-    tree: TreeRecord, visits: np.ndarray, values: np.ndarray, td_lambda: float
+    tree: TreeRecord,
+    visits: np.ndarray,
+    values: np.ndarray,
+    td_lambda: float,
+    gamma: float = 1.0,
 ) -> np.ndarray:
     """Returns the TD(lambda) targets (Sutton 1988) of the states under the sampling policy.
 
     The target G of a state is the mean over its visited children c of
-    (1 - lambda) V(c) + lambda G(c), with V the mean return and each child counted as often as the
-    policy chose it (`times_chosen`); a state without visited children has G = V. Only the end is
-    rewarded, hence neither rewards nor a discount. G equals V plus the generalised advantage
+    gamma ((1 - lambda) V(c) + lambda G(c)), with V the mean return and each child counted as often
+    as the policy chose it (`times_chosen`); a state without visited children has G = V. Only the
+    end is rewarded, hence no other rewards. G equals V plus the generalised advantage
     estimate (Schulman et al. 2016) with the same lambda. If children were counted as often as the
     search visited them, every lambda would give V: the search prefers children with large values,
     and counting the policy's choices removes that preference.
@@ -166,8 +209,9 @@ def lambda_targets(
     Args:
       tree: The search tree of M nodes.
       visits: [M] visit counts by node.
-      values: [M] mean returns V by node.
+      values: [M] mean returns V by node, discounted by gamma.
       td_lambda: lambda, in [0, 1].
+      gamma: Discount of a step, in (0, 1].
 
     Returns:
       [M] float64 targets by node.
@@ -180,7 +224,7 @@ def lambda_targets(
         if count[node]:
             targets[node] = total[node] / count[node]
         if node and visits[node]:
-            mixed = (1 - td_lambda) * values[node] + td_lambda * targets[node]
+            mixed = gamma * ((1 - td_lambda) * values[node] + td_lambda * targets[node])
             total[parents[node]] += chosen[node] * mixed
             count[parents[node]] += chosen[node]
     return targets

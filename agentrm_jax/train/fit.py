@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.core.fields import check_choice, check_fields
@@ -29,6 +26,7 @@ from agentrm_jax.runtime.sharding import named_sharding
 from agentrm_jax.train.held_out import make_measure
 from agentrm_jax.train.optimizer import OptimizerConfig, make_optimizer
 from agentrm_jax.train.step import Sums, TrainState, make_state, make_train_step
+from agentrm_jax.train.stopping import Stopping
 from agentrm_jax.train.trainable import Trainable
 
 
@@ -133,6 +131,7 @@ class FitInputs:
       held_out: Rows that decide which checkpoint is the best one; None if the last one is.
       describe: Turns the weighted means of the loss's sums into a row of metrics.
       on_update: Called with (finished updates, all updates, metrics) after each row of metrics.
+      stop_at: `time.monotonic()` after which training stops as after SIGTERM.
     """
 
     model: Trainable
@@ -146,13 +145,15 @@ class FitInputs:
     held_out: PackedRows | None = None
     describe: Callable[[dict[str, float]], dict[str, float]] = dict
     on_update: Callable[[int, int, dict[str, float]], None] = lambda update, total, row: None
+    stop_at: float = math.inf
 
 
 def fit(inputs: FitInputs) -> tuple[Any, dict[str, float]]:
     """Trains a model, and resumes from the newest checkpoint with the same result to the bit.
 
-    After SIGTERM the updates in flight end, at most two, and a checkpoint is saved. Of several
-    processes one may get the signal; all stop at the same update, the next or the one after it.
+    After SIGTERM, or at `stop_at`, the updates in flight end, at most two, and a checkpoint is
+    saved. Of several processes one may get the signal; all stop at the same update, the next or
+    the one after it.
 
     Args:
       inputs: The model, the rows and the settings.
@@ -166,12 +167,12 @@ def fit(inputs: FitInputs) -> tuple[Any, dict[str, float]]:
     Raises:
       UserError: The loss is not finite, the batch does not fit the mesh, or the checkpoint is of
         another model.
-      Stopped: By SIGTERM; everything is saved.
+      Stopped: By SIGTERM or at `stop_at`; everything is saved.
     """
     config = inputs.config
     config.check_mesh(inputs.mesh)
     checkpoints = TrainingCheckpoints(inputs.directory, config.keep)
-    stopping = _Stopping(inputs.mesh)
+    stopping = Stopping(inputs.mesh, inputs.stop_at)
     try:
         loop = _Loop(inputs, checkpoints)
         with ended_with_others(), stopping:
@@ -191,7 +192,7 @@ def fit(inputs: FitInputs) -> tuple[Any, dict[str, float]]:
         return loop.result()
     except Stopped as stopped:
         checkpoints.close()  # waits until the checkpoint is on the disk
-        raise Stopped(f"{stopped} {stopping.seconds:.1f} s after the signal") from None
+        raise Stopped(f"{stopped} {stopping.cause}") from None
     finally:
         checkpoints.close()
 
@@ -347,49 +348,3 @@ class _Clock:
             "tokens_per_second": (self._updates - 1) * self._batch_tokens / seconds,
             "compile_seconds": self._first - self._began,
         }
-
-
-class _Stopping:
-    """Records SIGTERM, so that the running update ends and a checkpoint is saved.
-
-    Several processes must stop at the same update. In every update each process sends the others
-    whether it got the signal, and reads one update later what they sent: nothing waits for it.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._signalled_at: float | None = None
-        self._sent = None
-        self._one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-    def agreed(self) -> bool:
-        """Returns whether to stop now; all processes call it in every update."""
-        if jax.process_count() == 1:
-            return self._signalled_at is not None
-        sent_before = self._sent
-        signalled = np.full(self._one_per_device.mesh.size, self._signalled_at is not None)
-        self._sent = self._any(
-            jax.make_array_from_callback(
-                signalled.shape, self._one_per_device, lambda index: signalled[index]
-            )
-        )
-        return sent_before is not None and bool(sent_before)
-
-    def __enter__(self) -> _Stopping:
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
-        return self
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signalled_at is None:
-            self._signalled_at = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the signal came to this process; 0 if it came to another one."""
-        return 0.0 if self._signalled_at is None else time.monotonic() - self._signalled_at
-
-    def __exit__(self, *error: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 
 import numpy as np
 import pytest
@@ -33,13 +34,17 @@ def record(seed: int, iterations: int) -> TreeRecord:
     return TreeRecord(task=game(0), first_observation="Go.", iterations=tuple(grown.records))
 
 
-def brute_force(tree: TreeRecord):
-    """(mean outcome, visits, terminal) of every node, by looking through all iterations."""
+def brute_force(tree: TreeRecord, gamma: float = 1.0, of=statistics.fmean):
+    """(mean return, visits, terminal) of every node, by looking through all iterations."""
     nodes = {n.node: n for it in tree.iterations for n in it.nodes}
     found = {}
     for number in [0, *nodes]:
-        outcomes = [it.outcome for it in tree.iterations if number in it.path]
-        mean = sum(outcomes) / len(outcomes) if outcomes else 0.0
+        outcomes = [
+            it.outcome * gamma ** (len(it.path) - 1 - it.path.index(number))
+            for it in tree.iterations
+            if number in it.path
+        ]
+        mean = of(outcomes) if outcomes else 0.0
         terminal = number != 0 and nodes[number].step.transition.done
         found[number] = (mean, len(outcomes), terminal)
     return found
@@ -125,8 +130,9 @@ def ways(number, children, share):
             yield [number, *path], share[child] * probability
 
 
-def brute_force_targets(tree, known, counts, td_lambda):
-    """V + sum of lambda^l (V(next) - V) along each path (GAE), in the mean over paths."""
+def brute_force_targets(tree, known, counts, td_lambda, gamma=1.0):
+    """V + sum of (gamma lambda)^l (gamma V(next) - V) along each path (GAE), in the mean over
+    paths."""
     children = {number: [] for number in known}
     for node in (n for it in tree.iterations for n in it.nodes):
         if known[node.node][1]:
@@ -139,7 +145,10 @@ def brute_force_targets(tree, known, counts, td_lambda):
         total = 0.0
         for path, probability in ways(number, children, share):
             value = [known[n][0] for n in path]
-            steps = [td_lambda**l * (b - a) for l, (a, b) in enumerate(itertools.pairwise(value))]
+            steps = [
+                (gamma * td_lambda) ** l * (gamma * b - a)
+                for l, (a, b) in enumerate(itertools.pairwise(value))
+            ]
             total += probability * (value[0] + sum(steps))
         found[number] = total
     return found
@@ -154,14 +163,35 @@ def targets_of(tree, config):
     seed=st.integers(0, 10**6),
     iterations=st.integers(1, 20),
     td_lambda=st.one_of(st.just(0.0), st.floats(1e-6, 1.0)),
+    gamma=st.sampled_from([1.0, 0.9, 0.3]),
 )
-def test_lambda_targets_equal_brute_force(seed, iterations, td_lambda):
+def test_lambda_targets_equal_brute_force(seed, iterations, td_lambda, gamma):
     tree = counted(record(seed, iterations), seed)
-    known = brute_force(tree)
-    wanted = brute_force_targets(tree, known, times_chosen(tree), td_lambda)
-    found = targets_of(tree, LabelConfig(target="td", td_lambda=td_lambda))
+    known = brute_force(tree, gamma)
+    wanted = brute_force_targets(tree, known, times_chosen(tree), td_lambda, gamma)
+    found = targets_of(tree, LabelConfig(target="td", td_lambda=td_lambda, gamma=gamma))
     assert len(found) == tree.num_nodes
     assert found == {n: pytest.approx(wanted[n], abs=1e-9) for n in found}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), iterations=st.integers(0, 25), gamma=st.floats(0.1, 1.0))
+@pytest.mark.parametrize(("target", "of"), [("mean", statistics.fmean), ("max", max)])
+def test_discounted_values_equal_brute_force(target, of, seed, iterations, gamma):
+    tree = record(seed, iterations)
+    found = targets_of(tree, LabelConfig(target=target, gamma=gamma))
+    wanted = brute_force(tree, gamma, of)
+    assert found == {n: pytest.approx(value) for n, (value, _, _) in wanted.items()}
+
+
+def test_terminal_states_can_be_left_without_a_label():
+    tree = record(3, 12)
+    known = brute_force(tree)
+    labelled = label_tree(tree, LabelConfig(terminal=False))
+    for number, (_, visits, terminal) in known.items():
+        expected = 0.0 if terminal or not visits else visits / (visits + 2)
+        assert labelled.weights[number] == pytest.approx(expected)
+    assert any(terminal and visits for _, visits, terminal in known.values())
 
 
 @settings(max_examples=20, deadline=None)
