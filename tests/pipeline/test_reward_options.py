@@ -71,21 +71,19 @@ def test_traits_are_those_of_the_members(load) -> None:
     assert ranked.reward_traits("both").compares
     assert load().reward_traits("low").scores_actions
     assert not load().reward_traits("both").scores_actions
-    assert not load().uses_kind("judge")
-    assert load("--rewards=[low, wise]", "--reward_options.wise={kind: ensemble, of: [low, judge]}")
-    assert judged.uses_kind("judge") is False  # it is described, and not used
+    assert not judged.uses_kind("judge")  # it is described, and not used
+    used = load("--rewards=[low, wise]", "--reward_options.wise={kind: ensemble, of: [low, judge]}")
+    assert used.uses_kind("judge")
 
 
-def test_a_run_without_options_depends_on_no_new_key(tmp_path) -> None:
-    """So that folders of earlier versions still fit their configuration."""
-    path = tmp_path / "run.yaml"
-    path.write_text("environments: [{name: maze}]\n")
+def test_an_evaluation_depends_on_the_options(load, tmp_path) -> None:
+    """Without options on no new key: folders of earlier versions still fit their configuration."""
     evaluate = next(stage for stage in STAGES if stage.name == "evaluate")
-    assert not [
-        key
-        for key in flat(depends_on(load_config(path, ()), evaluate))
-        if key.startswith("reward_options.")
-    ]
+    assert flat(depends_on(load(), evaluate))["reward_options.both.beta"] == 1.0
+    path = tmp_path / "plain.yaml"
+    path.write_text("environments: [{name: maze}]\n")
+    needed = flat(depends_on(load_config(path, ()), evaluate))
+    assert not [key for key in needed if key.startswith("reward_options")]
 
 
 @pytest.mark.parametrize("name", ["calibrate", "evaluate"])
