@@ -1,4 +1,4 @@
-"""What a stage is doing at this moment, in a file of its folder, for `agentrm watch`.
+"""The activity of a stage at work, in a file of its folder, for `agentrm watch`.
 
 The file is written at most once a second, and removed when the stage ends. Nothing that a run makes
 depends on it.
