@@ -25,6 +25,7 @@ from agentrm_jax.search.methods import (
     options_text,
 )
 from agentrm_jax.search.rollouts import Rollout
+from agentrm_jax.search.thresholds import open_thresholds
 
 RANDOM = "random"
 """The reward model of a beam search with random scores."""
@@ -121,6 +122,11 @@ class EvaluateConfig:
         if name in built_in:
             return built_in[name]()
         return self.options[name] if name in self.options else METHODS.load(name)()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a threshold of a method has no value and is chosen on training tasks."""
+        return any(open_thresholds(self.method(name)) for name in self.methods)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,6 @@ from agentrm_jax.runtime.trackers import TRACKERS
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.search.methods import method_traits
-from agentrm_jax.search.thresholds import open_thresholds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -319,11 +318,6 @@ class RunConfig:
     def reward_traits(self, name: str) -> RewardTraits:
         """Returns the traits of the reward model of a name in `rewards`."""
         return reward_names.reward_traits(name, self.reward_options)
-
-    @functools.cached_property
-    def calibrates(self) -> bool:
-        """Whether thresholds of test-time methods are chosen on training tasks."""
-        return any(open_thresholds(self.evaluate.method(name)) for name in self.evaluate.methods)
 
     @functools.cached_property
     def used_rewards(self) -> tuple[tuple[str, Any], ...]:

@@ -138,7 +138,7 @@ STAGES = (
             "evaluate.sampling",
             "evaluate.score_at",
         ),
-        wanted=lambda config: config.calibrates,
+        wanted=lambda config: config.evaluate.calibrates,
         work=calibrate,
         processes="all",
     ),

@@ -147,7 +147,7 @@ class Tasks:
 
         Problems on which thresholds are chosen count as well.
         """
-        calibration = self.calibration if self.config.calibrates else ()
+        calibration = self.calibration if self.config.evaluate.calibrates else ()
         trained = {task.problem for task in (*self.experts, *self.explored, *calibration)}
         return sum(task.problem in trained for task in self.test)
 
