@@ -264,7 +264,7 @@ class TreeView {
     const numbers = element("span", "numbers");
     numbers.append(element("span", "", `${visits}×`));
     if (value !== null) numbers.append(element("span", "value", decimals(value)));
-    if (score !== null) numbers.append(element("span", "score", decimals(score)));
+    if (score !== null) numbers.append(element("span", "score", decimals(score, 3)));
     const ended = facts.success ? ["✓ solved", "mark good"]
       : facts.status === "failed" ? ["failed", "mark bad"] : facts.done ? ["ended", "mark bad"]
       : facts.status === "removed" ? ["removed", ""] : null;
