@@ -17,6 +17,9 @@ from agentrm_jax.evaluation.statistics import pairwise_accuracy, pearson, spearm
 if TYPE_CHECKING:
     from rich.table import Table
 
+UNDECIDED = "not told apart from"
+_MOST_SENTENCES = 12
+
 
 class MethodEntry(TypedDict):
     """A method in the table of results.
@@ -304,19 +307,30 @@ def _score(row: ResultRow) -> str:
 
 
 def comparison_sentences(comparisons: Sequence[Comparison]) -> list[str]:
-    """Returns the comparisons over all tasks as sentences."""
-    sentences = []
-    for c in comparisons:
-        if c["split"] != "all":
-            continue
-        low, high = c["ci95"]
-        verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-        sentences.append(
-            f"{printable(c['a_label'])} is {verdict} {printable(c['b_label'])}: "
-            f"{c['difference']:+.3f} "
-            f"[{low:+.3f}, {high:+.3f}] over {c['n_tasks']} tasks"
-        )
-    return sentences
+    """Returns the comparisons over all tasks as sentences: of many those that show a difference."""
+    overall = [c for c in comparisons if c["split"] == "all"]
+    if len(overall) <= _MOST_SENTENCES:
+        return list(map(_sentence, overall))
+    decided = [c for c in overall if _verdict(c) != UNDECIDED]
+    rest = len(overall) - len(decided)
+    return [*map(_sentence, decided), f"{rest} other comparisons over all tasks show no difference"]
+
+
+def _sentence(c: Comparison) -> str:
+    low, high = c["ci95"]
+    corrected = f", p {c['p_holm']:.3f} by Holm's rule" if "p_holm" in c else ""
+    return (
+        f"{printable(c['a_label'])} is {_verdict(c)} {printable(c['b_label'])}: "
+        f"{c['difference']:+.3f} [{low:+.3f}, {high:+.3f}] over {c['n_tasks']} tasks{corrected}"
+    )
+
+
+def _verdict(c: Comparison) -> str:
+    """The interval decides, and of more than five comparisons Holm's rule has to agree."""
+    low, high = c["ci95"]
+    if c.get("p_holm", 0.0) >= 0.05 or low <= 0 <= high:
+        return UNDECIDED
+    return "better than" if low > 0 else "worse than"
 
 
 def scored_by(row: Mapping[str, Any]) -> str:

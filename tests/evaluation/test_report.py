@@ -314,6 +314,17 @@ def test_sentences_follow_the_interval() -> None:
     assert "worse than" in worse
 
 
+def test_many_comparisons_are_corrected_and_shortened() -> None:
+    row = {"a_label": "A", "split": "all", "n_tasks": 9, "difference": 0.3, "ci95": [0.1, 0.5]}
+    corrected = [{**row, "b_label": f"B{i}", "p_holm": 0.01 if i < 2 else 0.2} for i in range(13)]
+    assert comparison_sentences(corrected) == [
+        "A is better than B0: +0.300 [+0.100, +0.500] over 9 tasks, p 0.010 by Holm's rule",
+        "A is better than B1: +0.300 [+0.100, +0.500] over 9 tasks, p 0.010 by Holm's rule",
+        "11 other comparisons over all tasks show no difference",
+    ]
+    assert "A is not told apart from B12" in comparison_sentences(corrected[-6:])[-1]
+
+
 def test_scores_that_cannot_be_judged_are_null() -> None:
     row = {"reward_model": "explicit", "task_id": "a", "score": 0.5, "outcome": 1.0}
     found = score_quality([row, {**row, "score": 0.7}])["explicit"]
