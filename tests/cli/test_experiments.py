@@ -151,6 +151,7 @@ def test_seeds_are_averaged_within_a_task(output):
             folder = output / "sft_held_in-tiny" / "runs" / f"run-seed{seed}" / "eval" / "greedy"
             for task, group in by_task(read_rollouts(folder / "rollouts.jsonl")).items():
                 outcomes.setdefault(task, []).append(group[0].trajectory.outcome)
+        assert all(len(each) == 2 for each in outcomes.values())  # both seeds had the same tasks
         means = [sum(each) / len(each) for each in outcomes.values()]
         assert row["n_tasks"] == len(means)
         assert row["score_mean"] == pytest.approx(sum(means) / len(means))

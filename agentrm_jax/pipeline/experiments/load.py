@@ -157,7 +157,9 @@ def load_experiment(
     axes = list(_axes(_map(node, "grid")))
     entries = []
     for seed in seeds or (None,):
-        shared = common if seed is None else [*common, _seed_layer(seed)]
+        shared = common
+        if seed is not None:  # all seeds are tested on the same tasks, so that they can be averaged
+            shared = [_number("evaluate.task_seed", seeds[0]), *common, _number("seed", seed)]
         for name, own in _named(_map(node, "models"), "models").items():
             entries.append(_entry(name, False, seed, (*shared, own), ()))
         for name, own in _named(_map(node, "runs"), "runs").items():
@@ -277,8 +279,8 @@ def _text(node: Node) -> str:
     return "+".join(map(_text, inner))
 
 
-def _seed_layer(seed: int) -> Node:
-    return nested("seed", Node(value=str(seed), tag="int", where=""))
+def _number(key: str, value: int) -> Node:
+    return nested(key, Node(value=str(value), tag="int", where=""))
 
 
 _REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")

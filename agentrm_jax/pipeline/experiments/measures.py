@@ -5,7 +5,6 @@ A result is a mapping: `run`, `seed` or `seeds`, the axes of the grid, and what 
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
@@ -16,7 +15,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluation.episodes import Episode, read_episodes, row_variant
 from agentrm_jax.evaluation.results import level, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
-from agentrm_jax.evaluation.statistics import RESAMPLES, percentile_interval
+from agentrm_jax.evaluation.statistics import RESAMPLES, all_equal, percentile_interval
 from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, evaluate_reward_model
 from agentrm_jax.pipeline.experiments.config import Level, TableConfig
@@ -95,7 +94,7 @@ def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
     for runs in by_name.values():
         episodes = [e for run in runs for e in episodes_of(planned.directory(run))]
         head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
-        for row in _rows_at(averaged(episodes), table.level):
+        for row in _rows_at(episodes, table.level):
             if row["split"] in table.splits or table.level == "kind":
                 yield {**row, **head}
 
@@ -116,42 +115,10 @@ def episodes_of(run: pathlib.Path) -> list[Episode]:
     return [episode for file in files for episode in read_episodes(file)]
 
 
-def averaged(episodes: Sequence[Episode]) -> list[Episode]:
-    """Returns episodes of several seeds with one episode for each method and task.
-
-    Outcomes and costs are means over the seeds that had the task, so that a task counts once.
-    """
-    groups: dict[Any, list[Episode]] = {}
-    for episode in episodes:
-        key = (episode.variant._replace(seed=0), episode.task.task_id)
-        groups.setdefault(key, []).append(episode)
-    seed = min((episode.seed for episode in episodes), default=0)
-    return [_mean(group, seed) for group in groups.values()]
-
-
-def _mean(group: Sequence[Episode], seed: int) -> Episode:
-    if len(group) == 1:
-        return dataclasses.replace(group[0], seed=seed)
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(episode, name) for episode in group]))
-
-    counts = ("policy_tokens", "reward_tokens", "env_steps")
-    return dataclasses.replace(
-        group[0],
-        seed=seed,
-        outcome=mean("outcome"),
-        success=mean("success"),
-        wall_seconds=mean("wall_seconds"),
-        error=next((episode.error for episode in group if episode.error), None),
-        **{name: round(mean(name)) for name in counts},
-    )
-
-
 def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
     """Returns the mean of the environments' means, for each method and split.
 
-    Tasks are resampled within each environment.
+    Seeds are averaged within each task, and tasks are resampled within each environment.
     """
     rows: list[Result] = []
     for variant in dict.fromkeys(episode.variant for episode in episodes):
@@ -160,9 +127,13 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
             part = [e for e in own if split in ("all", e.split)]
             if not part:
                 continue
-            groups: dict[str, list[float]] = {}
+            tasks: dict[tuple[str, str], list[float]] = {}
             for episode in part:
-                groups.setdefault(episode.task.environment, []).append(episode.outcome)
+                task = (episode.task.environment, episode.task.task_id)
+                tasks.setdefault(task, []).append(episode.outcome)
+            groups: dict[str, list[float]] = {}
+            for (environment, _), outcomes in tasks.items():
+                groups.setdefault(environment, []).append(float(np.mean(outcomes)))
             score = _macro(list(groups.values()))
             rows.append(
                 {
@@ -170,7 +141,7 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
                     "split": split,
                     "label": variant.label,
                     **variant._asdict(),
-                    "n_tasks": len(part),
+                    "n_tasks": len(tasks),
                     "score_mean": score[0],
                     "score_ci95": list(score[1:]),
                 }
@@ -184,6 +155,9 @@ def _macro(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     n = min(map(len, groups))
     if n < 2:
         return value, 0.0, 1.0
+    if len(set().union(*groups)) == 1:
+        bound = all_equal(value, n, (0.0, 1.0))
+        return value, bound.low, bound.high
     resampled = np.mean(
         [generator.choice(group, (RESAMPLES, len(group))).mean(axis=1) for group in groups], axis=0
     )
