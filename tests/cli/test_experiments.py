@@ -59,8 +59,6 @@ def test_an_experiment_runs_and_shows_its_tables(name, output, capsys):
     assert {stage["name"] for stage in record["stages"]} == set(found.jobs)
     runs = {run.entry.name for run in found.evaluated}
     assert {row["run"] for row in rows(record)} <= runs
-    assert "script-src" not in page
-    assert "<script" not in page
 
 
 @pytest.mark.parametrize("name", ["main_table", "scaling_n", "labels", "weak_to_strong"])

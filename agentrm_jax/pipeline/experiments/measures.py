@@ -5,7 +5,6 @@ A result is a mapping: `run`, `seed` or `seeds`, the axes of the grid, and what 
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
@@ -13,8 +12,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluation.episodes import Episode, read_episodes, row_variant
-from agentrm_jax.evaluation.results import level, result_rows
+from agentrm_jax.evaluation.episodes import Episode, grouped, read_episodes, row_variant
+from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
 from agentrm_jax.evaluation.statistics import RESAMPLES, percentile_interval
 from agentrm_jax.pipeline.config_values import plain
@@ -93,9 +92,9 @@ def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
     for run in planned.evaluated:
         by_name.setdefault(run.entry.name, []).append(run)
     for runs in by_name.values():
-        episodes = [e for run in runs for e in episodes_of(planned.directory(run))]
+        own = {run.entry.folder: episodes_of(planned.directory(run)) for run in runs}
         head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
-        for row in _rows_at(averaged(episodes), table.level):
+        for row in _rows_at(merge_runs(own), table.level):
             if row["split"] in table.splits or table.level == "kind":
                 yield {**row, **head}
 
@@ -116,42 +115,10 @@ def episodes_of(run: pathlib.Path) -> list[Episode]:
     return [episode for file in files for episode in read_episodes(file)]
 
 
-def averaged(episodes: Sequence[Episode]) -> list[Episode]:
-    """Returns episodes of several seeds with one episode for each method and task.
-
-    Outcomes and costs are means over the seeds that had the task, so that a task counts once.
-    """
-    groups: dict[Any, list[Episode]] = {}
-    for episode in episodes:
-        key = (episode.variant._replace(seed=0), episode.task.task_id)
-        groups.setdefault(key, []).append(episode)
-    seed = min((episode.seed for episode in episodes), default=0)
-    return [_mean(group, seed) for group in groups.values()]
-
-
-def _mean(group: Sequence[Episode], seed: int) -> Episode:
-    if len(group) == 1:
-        return dataclasses.replace(group[0], seed=seed)
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(episode, name) for episode in group]))
-
-    counts = ("policy_tokens", "reward_tokens", "env_steps")
-    return dataclasses.replace(
-        group[0],
-        seed=seed,
-        outcome=mean("outcome"),
-        success=mean("success"),
-        wall_seconds=mean("wall_seconds"),
-        error=next((episode.error for episode in group if episode.error), None),
-        **{name: round(mean(name)) for name in counts},
-    )
-
-
 def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
     """Returns the mean of the environments' means, for each method and split.
 
-    Tasks are resampled within each environment.
+    The seeds of a task are averaged first, and tasks are resampled within each environment.
     """
     rows: list[Result] = []
     for variant in dict.fromkeys(episode.variant for episode in episodes):
@@ -161,8 +128,9 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
             if not part:
                 continue
             groups: dict[str, list[float]] = {}
-            for episode in part:
-                groups.setdefault(episode.task.environment, []).append(episode.outcome)
+            for _, seeds in grouped(part, lambda episode: episode.task.task_id):
+                mean = float(np.mean([episode.outcome for episode in seeds]))
+                groups.setdefault(seeds[0].task.environment, []).append(mean)
             score = _macro(list(groups.values()))
             rows.append(
                 {
@@ -170,7 +138,7 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
                     "split": split,
                     "label": variant.label,
                     **variant._asdict(),
-                    "n_tasks": len(part),
+                    "n_tasks": sum(map(len, groups.values())),
                     "score_mean": score[0],
                     "score_ci95": list(score[1:]),
                 }
