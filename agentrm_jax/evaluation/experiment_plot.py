@@ -61,7 +61,8 @@ class _Axes:
         self._xs = sorted({x for x, _ in points})
         low, high = min(y for _, y in points), max(y for _, y in points)
         margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-        self._low, self._high = low - margin, high + margin
+        self._low = max(0.0, low - margin) if low >= 0 else low - margin
+        self._high = high + margin
 
     def across(self, x: float) -> float:
         """The place of a value of x."""

@@ -27,7 +27,8 @@ class ShownTable(TypedDict):
 
     Attributes:
       title: Its title.
-      head: The names of its columns; the first one names the rows.
+      head: The names of its columns. The first one is that of the value if the columns are not
+        values, else empty.
       rows: The name of each row with its cells; None if there is no result.
       paper: The paper's number of each row, empty if it has none; no column if all are empty.
     """
@@ -70,12 +71,17 @@ def shown_table(
     }
     return {
         "title": table["title"],
-        "head": ["", *(_NAMES.get(column, column.replace("_", " ")) for column in columns)],
+        "head": [_name(table["values"][0]) if table["columns"] else "", *map(_name, columns)],
         "rows": [
             (name, [cells.get(column) for column in columns]) for name, cells in found.items()
         ],
         "paper": list(numbers.values()) if any(numbers.values()) else [],
     }
+
+
+def _name(key: str) -> str:
+    """The name of a column."""
+    return _NAMES.get(key, key.replace("_", " "))
 
 
 def _key(row: Mapping[str, Any], key: str) -> str:

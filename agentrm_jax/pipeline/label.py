@@ -33,7 +33,8 @@ def label(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> LabelS
     """
     folder, config = workspace.paths.trees, workspace.config.label
     stored = TreeStore.read(folder, finished=stage_ended(folder)).values()
-    trees = labels.chosen_trees(stored, config.num_trees)
+    ordered = sorted(stored, key=lambda tree: tree.task.task_id)  # not as environments were ready
+    trees = labels.chosen_trees(ordered, config.num_trees)
     labelled = [tree for tree in labels.label(trees, config) if tree.num_labels]
     if not labelled:
         failed = [tree.error for tree in trees if tree.error is not None]

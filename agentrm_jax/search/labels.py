@@ -74,17 +74,16 @@ DEFAULT = LabelConfig()
 
 
 def chosen_trees(trees: Iterable[TreeRecord], num_trees: int) -> list[TreeRecord]:
-    """Returns the trees that are labelled, ordered by task.
+    """Returns the trees that are labelled, in their order.
 
     Args:
       trees: Search trees.
       num_trees: How many are labelled; 0 for all. They are drawn by a hash of their tasks, so that
         a smaller number takes a subset of a larger one.
     """
-    ordered = sorted(trees, key=lambda tree: tree.task.task_id)  # not as environments were ready
-    drawn = sorted(ordered, key=lambda tree: canonical_form(tree.task.task_id))
-    kept = {tree.task.task_id for tree in drawn[: num_trees or None]}
-    return [tree for tree in ordered if tree.task.task_id in kept]
+    given = list(trees)
+    drawn = sorted(range(len(given)), key=lambda i: canonical_form(given[i].task.task_id))
+    return [given[i] for i in sorted(drawn[: num_trees or None])]
 
 
 def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[LabelledTree]:
@@ -95,9 +94,10 @@ def label(trees: Iterable[TreeRecord], config: LabelConfig = DEFAULT) -> list[La
       config: Which states have a label, and its weight and value.
 
     Returns:
-      One labelled tree for each tree, in order; nodes have the same numbers.
+      One labelled tree for each tree, or for `num_trees` of them, in order; nodes have the same
+      numbers.
     """
-    return [label_tree(tree, config) for tree in trees]
+    return [label_tree(tree, config) for tree in chosen_trees(trees, config.num_trees)]
 
 
 def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:

@@ -23,14 +23,14 @@ ROWS = [
 
 def test_rows_and_columns_with_the_papers_number():
     table = shown_table(TABLE, ROWS, [{"row": "a", "value": 61.5}])
-    assert table["head"] == ["", "1", "2"]
+    assert table["head"] == ["score, %", "1", "2"]
     assert [name for name, _ in table["rows"]] == ["a", "b|c"]
     assert [cell and cell[:2] for cell in table["rows"][0][1]] == [
         ("10.0", "[0.0, 100.0]"), ("20.0", "[0.0, 100.0]"),
     ]  # fmt: skip
     assert table["paper"] == ["61.5", ""]
     lines = markdown(table).splitlines()
-    assert lines[2] == "|  | 1 | 2 | paper |"
+    assert lines[2] == "| score, % | 1 | 2 | paper |"
     assert lines[5] == "| b/c | 10.0 [0.0, 100.0] | 20.0 [0.0, 100.0] | - |"
 
 

@@ -286,19 +286,18 @@ def test_config_names_what_is_wrong():
         LabelConfig(td_lambda=1.5)
 
 
-def test_fewer_trees_are_a_subset_in_the_order_of_tasks():
-    task = game(0)
+def test_fewer_trees_are_a_subset_in_their_order():
     trees = [
         TreeRecord(
-            task=dataclasses.replace(task, task_id=f"t/{number}"),
-            first_observation="",
-            iterations=(),
+            task=dataclasses.replace(game(0), task_id=f"t/{i}"), first_observation="", iterations=()
         )
-        for number in (5, 3, 8, 1, 9, 2)
+        for i in (5, 3, 8, 1, 9, 2)
     ]
-    chosen = [[tree.task.task_id for tree in chosen_trees(trees, n)] for n in range(7)]
-    assert chosen[0] == chosen[6] == [f"t/{number}" for number in (1, 2, 3, 5, 8, 9)]
+    chosen = [chosen_trees(trees, n) for n in range(8)]
+    assert chosen[0] == chosen[6] == chosen[7] == trees
     for n in range(1, 7):
         assert len(chosen[n]) == n
-        assert chosen[n] == sorted(chosen[n])
-        assert set(chosen[n - 1]) <= set(chosen[n]) or n == 1
+        assert chosen[n] == [tree for tree in trees if tree in chosen[n]]
+        assert all(tree in chosen[n] for tree in chosen[n - 1]) or n == 1
+        labelled = label(trees, LabelConfig(num_trees=n))
+        assert [tree.task for tree in labelled] == [tree.task for tree in chosen[n]]

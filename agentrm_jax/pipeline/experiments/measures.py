@@ -12,10 +12,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluation.episodes import Episode, read_episodes, row_variant
-from agentrm_jax.evaluation.results import level, result_rows
+from agentrm_jax.evaluation.episodes import Episode, grouped, read_episodes, row_variant
+from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
-from agentrm_jax.evaluation.statistics import RESAMPLES, all_equal, percentile_interval
+from agentrm_jax.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
 from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, evaluate_reward_model
 from agentrm_jax.pipeline.experiments.config import Level, TableConfig
@@ -92,9 +92,9 @@ def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
     for run in planned.evaluated:
         by_name.setdefault(run.entry.name, []).append(run)
     for runs in by_name.values():
-        episodes = [e for run in runs for e in episodes_of(planned.directory(run))]
+        own = {run.entry.folder: episodes_of(planned, run) for run in runs}
         head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
-        for row in _rows_at(episodes, table.level):
+        for row in _rows_at(merge_runs(own), table.level):
             if row["split"] in table.splits or table.level == "kind":
                 yield {**row, **head}
 
@@ -107,18 +107,29 @@ def _rows_at(episodes: Sequence[Episode], at: Level) -> list[Result]:
     return [{**row, "label": row_variant(row).label} for row in rows]
 
 
-def episodes_of(run: pathlib.Path) -> list[Episode]:
-    """Returns the episodes of all methods of a run."""
-    files = sorted(RunPaths(run).stage("evaluate").glob(f"*/{EPISODES}"))
+def episodes_of(planned: Plan, run: PlannedRun) -> list[Episode]:
+    """Returns the episodes of a run, in the order of its methods.
+
+    Raises:
+      UserError: Nothing was evaluated, or a file is damaged.
+    """
+    directory, methods = planned.directory(run), run.config.evaluate.methods
+
+    def number(file: pathlib.Path) -> tuple[int, str]:
+        name = file.parent.name
+        found = [i for i, method in enumerate(methods) if name.startswith(method)]
+        return (found[-1] if found else len(methods)), name
+
+    files = sorted(RunPaths(directory).stage("evaluate").glob(f"*/{EPISODES}"), key=number)
     if not files:
-        raise UserError(f"{run}: nothing was evaluated")
+        raise UserError(f"{directory}: nothing was evaluated")
     return [episode for file in files for episode in read_episodes(file)]
 
 
 def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
     """Returns the mean of the environments' means, for each method and split.
 
-    Seeds are averaged within each task, and tasks are resampled within each environment.
+    The seeds of a task are averaged first, and tasks are resampled within each environment.
     """
     rows: list[Result] = []
     for variant in dict.fromkeys(episode.variant for episode in episodes):
@@ -127,13 +138,10 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
             part = [e for e in own if split in ("all", e.split)]
             if not part:
                 continue
-            tasks: dict[tuple[str, str], list[float]] = {}
-            for episode in part:
-                task = (episode.task.environment, episode.task.task_id)
-                tasks.setdefault(task, []).append(episode.outcome)
             groups: dict[str, list[float]] = {}
-            for (environment, _), outcomes in tasks.items():
-                groups.setdefault(environment, []).append(float(np.mean(outcomes)))
+            for _, seeds in grouped(part, lambda episode: episode.task.task_id):
+                mean = float(np.mean([episode.outcome for episode in seeds]))
+                groups.setdefault(seeds[0].task.environment, []).append(mean)
             score = _macro(list(groups.values()))
             rows.append(
                 {
@@ -141,7 +149,7 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
                     "split": split,
                     "label": variant.label,
                     **variant._asdict(),
-                    "n_tasks": len(tasks),
+                    "n_tasks": sum(map(len, groups.values())),
                     "score_mean": score[0],
                     "score_ci95": list(score[1:]),
                 }
@@ -150,14 +158,15 @@ def macro_rows(episodes: Sequence[Episode]) -> list[Result]:
 
 
 def _macro(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    generator = np.random.default_rng(0)
     value = float(np.mean([np.mean(group) for group in groups]))
     n = min(map(len, groups))
-    if n < 2:
-        return value, 0.0, 1.0
-    if len(set().union(*groups)) == 1:
-        bound = all_equal(value, n, (0.0, 1.0))
-        return value, bound.low, bound.high
+    if n < 2 or all(np.ptp(group) == 0 for group in groups):  # resampling says nothing
+        ends = [bootstrap(group, bounds=(0.0, 1.0)) for group in groups]
+        return value, *(
+            float(np.mean([e.low for e in ends])),
+            float(np.mean([e.high for e in ends])),
+        )
+    generator = np.random.default_rng(0)
     resampled = np.mean(
         [generator.choice(group, (RESAMPLES, len(group))).mean(axis=1) for group in groups], axis=0
     )

@@ -17,7 +17,6 @@ from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.evaluation.statistics import bootstrap
 from agentrm_jax.evaluation.tampering import lengthened, tampered
 from agentrm_jax.pipeline.acting import ActingPolicy, open_policy
-from agentrm_jax.pipeline.config import REWARD_KINDS
 from agentrm_jax.pipeline.experiments.config import TableConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan, PlannedRun
 from agentrm_jax.pipeline.workspace import Workspace
@@ -124,10 +123,10 @@ def costs(planned: Plan, run: PlannedRun, table: TableConfig) -> list[Row]:
 
 def _scorers(policy: ActingPolicy, *, comparing: bool = True) -> Iterator[tuple[str, Scorer]]:
     """The reward models of a run, each opened when it is needed."""
-    for name in policy.workspace.config.rewards:
-        kind = REWARD_KINDS.load(name)
-        if comparing or not kind.compares:
-            yield name, kind().open(policy)
+    config = policy.workspace.config
+    for name in config.rewards:
+        if comparing or not config.reward_traits(name).compares:
+            yield name, policy.scorer(name)
 
 
 def _stored(workspace: Workspace) -> list[list[Trajectory]]:
