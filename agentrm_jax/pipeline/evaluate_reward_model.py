@@ -26,7 +26,7 @@ from agentrm_jax.pipeline.trained_on import read_trained_on
 from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 from agentrm_jax.runtime.progress import progress
-from agentrm_jax.runtime.run_paths import RunPaths
+from agentrm_jax.runtime.run_paths import NODE_SCORES, RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 
 _NOT_KNOWN = (
@@ -35,8 +35,6 @@ _NOT_KNOWN = (
 )
 MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
 PAGE, FIGURES = "eval_rm.html", "eval_rm.json"
-NODE_SCORES = "node_scores.json"
-"""The scores of single states, which `agentrm report --scores` shows in the trees."""
 
 NodeScores = Mapping[str, Mapping[int, float]]
 """By task, the score of each scored node of its tree, by node number."""

@@ -34,6 +34,8 @@ ROLLOUTS = "rollouts.jsonl"
 TREES = "trees.jsonl"
 EPISODES = "episodes.jsonl"
 RESULTS = "results.json"
+NODE_SCORES = "node_scores.json"
+"""The scores of single states that `eval-rm` writes and `report --scores` shows in the trees."""
 
 POLICY_MODEL = f"{STAGE_FOLDERS['sft']}/{MODEL}"
 EXPLICIT_MODEL = f"{STAGE_FOLDERS['train-rm']}/{MODEL}"

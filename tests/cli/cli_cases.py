@@ -1,7 +1,8 @@
-"""The command line in a process of its own."""
+"""The command line in a process of its own, and what two runs have in common."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -27,3 +28,21 @@ def agentrm(*arguments: str, ends: int, script: tuple[str, ...] = ()) -> tuple[s
     )
     assert done.returncode == ends, (arguments, done.stdout, done.stderr)
     return done.stdout, done.stderr
+
+
+def without_log_probs(trees):
+    """The trees without their log-probabilities, and these."""
+    log_probs: list[float] = []
+
+    def bare(node):
+        log_probs.extend(node.step.log_probs)
+        return dataclasses.replace(node, step=dataclasses.replace(node.step, log_probs=()))
+
+    def iteration(record):
+        return dataclasses.replace(record, nodes=tuple(map(bare, record.nodes)))
+
+    found = {
+        task_id: dataclasses.replace(tree, iterations=tuple(map(iteration, tree.iterations)))
+        for task_id, tree in sorted(trees.items())
+    }
+    return found, log_probs

@@ -6,11 +6,20 @@ import importlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from agentrm_jax.cli import main as command_line
 from agentrm_jax.runtime.interrupts import handled_interrupts
+
+
+@pytest.fixture(autouse=True)
+def _default_handler() -> Iterator[None]:
+    """Python's own handler: a shell that starts the tests in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Swallows:

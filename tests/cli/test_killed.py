@@ -9,7 +9,7 @@ import signal
 import chex
 import numpy as np
 import pytest
-from cli_cases import CONFIG, HERE, agentrm
+from cli_cases import CONFIG, HERE, agentrm, without_log_probs
 
 from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.trees import TreeStore
@@ -59,24 +59,6 @@ def test_results_are_the_same(folders) -> None:
     assert comparisons[0] == comparisons[1]
     methods = {row["method"] for row in rows[0]}
     assert {"greedy", "random_of_n", "best_of_n", "oracle_of_n", "beam"} <= methods
-
-
-def without_log_probs(trees):
-    """The trees without their log-probabilities, and these."""
-    log_probs: list[float] = []
-
-    def bare(node):
-        log_probs.extend(node.step.log_probs)
-        return dataclasses.replace(node, step=dataclasses.replace(node.step, log_probs=()))
-
-    def iteration(record):
-        return dataclasses.replace(record, nodes=tuple(map(bare, record.nodes)))
-
-    found = {
-        task_id: dataclasses.replace(tree, iterations=tuple(map(iteration, tree.iterations)))
-        for task_id, tree in sorted(trees.items())
-    }
-    return found, log_probs
 
 
 def test_trees_and_labels_are_the_same(folders) -> None:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from cli_cases import CONFIG, agentrm
+from cli_cases import CONFIG, agentrm, without_log_probs
 
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeStore
@@ -151,7 +152,11 @@ def test_a_budget_stops_a_search_that_resumes_with_the_same_trees(finished, tmp_
     _, line = agentrm(*command, "--budget.tokens=300", ends=0)  # nothing is left of it
     assert sum(len(t.iterations) for t in TreeStore.read(folder / "trees").values()) <= count + 16
     agentrm(*command, ends=0)
-    assert TreeStore.read(folder / "trees", finished=True) == whole
+    resumed = TreeStore.read(folder / "trees", finished=True)
+    # What was decoded before the stop is read again in another shape: last bits may differ.
+    (a, log_probs), (b, others) = map(without_log_probs, (resumed, whole))
+    assert a == b
+    np.testing.assert_allclose(log_probs, others, atol=1e-4)
     out, _ = agentrm("watch", str(folder), "--once", ends=0)
     assert re.search(r"^explore +done", out, re.MULTILINE)
 

@@ -59,7 +59,7 @@ def test_folders_of_earlier_versions_are_found() -> None:
     paths = RunPaths(pathlib.Path("run"))
     assert [str(paths.stage(name)) for name in STAGE_FOLDERS] == [
         "run/experts", "run/sft", "run/trees", "run/states", "run/reward/explicit", "run/samples",
-        "run/reward/implicit", "run/eval",
+        "run/reward/implicit", "run/calibrate", "run/eval",
     ]  # fmt: skip
     assert str(paths.policy_model) == "run/sft/model"
     assert str(paths.labels) == "run/states/dataset"
