@@ -39,6 +39,7 @@ from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.model import parameters
 from agentrm_jax.model.value import readout
+from agentrm_jax.pipeline.measured_pool import MeasuredPool
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.search.methods import METHODS, Method, method_traits, options_text
@@ -59,24 +60,6 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """By method: at most about 8 turns for each step. A method that is not here has its defaults."""
 TURNS = (4, 1)
 """The numbers of turns that these ask for at once: all methods run on the same programs."""
-
-
-class CountingPool:
-    """An environment pool that counts its steps, those in copies too."""
-
-    def __init__(self, pool: EnvironmentPool) -> None:
-        self._pool, self.steps = pool, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
-    def branch(self, requests: Sequence[tuple[int, str]]) -> Any:
-        self.steps += len(requests)
-        return self._pool.branch(requests)
-
-    def step(self, requests: Sequence[tuple[int, str]]) -> Any:
-        self.steps += len(requests)
-        return self._pool.step(requests)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +141,7 @@ class Bench:
         sampling = Sampling(max_tokens=self.sizes.max_tokens, temperature=warmth)
         agent = Agent(engine, self.model.tokenizer, _no_prompt, sampling, seed, TURNS)
         agent.warm_up()
-        policy, pool = search.Recorder(agent), CountingPool(self.pool)
+        policy, pool = search.Recorder(agent), MeasuredPool(self.pool)
         scorer = ExplicitScorer(rewards, Renderer(self.model.tokenizer, _no_prompt, sizes.context))
         running: Any = dataclasses.replace(cast(Any, method), concurrency=concurrency)
         clock = measuring.Clock()
