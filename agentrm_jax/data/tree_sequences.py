@@ -31,7 +31,7 @@ def tree_sequences(
 ) -> tuple[list[TokenSequence], int]:
     """Returns labelled trees as sequences in which each node is read once.
 
-    The labels are those of `value_sequences`. A tree that is longer than `length` becomes several
+    The labels equal the labels of `value_sequences`. A tree that is longer than `length` becomes several
     sequences, each of some branches. A branch that is longer itself becomes what `value_sequences`
     makes of it.
 
@@ -42,7 +42,7 @@ def tree_sequences(
       length: Most tokens of a sequence.
 
     Returns:
-      As `value_sequences`: first the sequences of branches that are too long, then those of trees.
+      As `value_sequences`: first the sequences of branches that are too long, then of trees.
 
     Raises:
       UserError: As `value_sequences`.
@@ -96,7 +96,7 @@ class _NodeTokens:
 
 
 def _in_preorder(branches: Sequence[Branch]) -> list[Branch]:
-    """Sorts branches so that those through a node follow one another, siblings as they came."""
+    """Sorts branches: those of one node are consecutive, and siblings keep their order."""
     rank: dict[int, int] = {}
     for node in itertools.chain.from_iterable(branch.nodes for branch in branches):
         rank.setdefault(node, len(rank))

@@ -81,7 +81,7 @@ class _Axes:
         return _HEIGHT - _BOTTOM - part * (_HEIGHT - _BOTTOM - _TOP)
 
     def ticks(self, x_name: str) -> list[str]:
-        """The numbers of both axes, lines at those of y, and the name of x."""
+        """The tick labels of both axes, a grid line for each tick of y, and the name of x."""
         parts, right = [], _WIDTH - _RIGHT
         for y in (self._low + (self._high - self._low) * i / 4 for i in range(5)):
             at = self.up(y)

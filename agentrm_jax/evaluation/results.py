@@ -257,7 +257,7 @@ def paired_values(
 
     Args:
       first: A value for each task and training seed.
-      second: Those of the other side.
+      second: The values of the other side.
     """
     both = grouped((key for key in first if key in second), lambda key: key[0])
     sides = [

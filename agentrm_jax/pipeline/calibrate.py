@@ -43,7 +43,7 @@ def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Ca
     """Runs the candidates of each method, stores their rollouts and writes the chosen values.
 
     Raises:
-      UserError: No environment is trained on, or test problems are among those of these tasks.
+      UserError: No environment is trained on, or a problem is both trained on and tested.
     """
     config, tasks = workspace.config, workspace.tasks
     tasks.check_overlap()

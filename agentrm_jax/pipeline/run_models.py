@@ -86,7 +86,7 @@ class RunModels:
     def check_given(self) -> None:
         """Refuses given models that cannot read as much as the run gives them.
 
-        Those of `reward_options` are checked as well.
+        The models of `reward_options` are checked as well.
 
         Raises:
           UserError: One is absent, or `engine.context` is too long for it.

@@ -34,7 +34,7 @@ class RewardSummary(FitSummary):
     """The summary of stage `train-rm`; `target_mean` is the weighted mean of the labels.
 
     With a ranking loss, `sibling_pairs` counts the pairs of siblings that share a row, and
-    `sibling_pairs_separated` those that packing has put into different rows.
+    `sibling_pairs_separated` counts the pairs that packing has put into different rows.
     """
 
     rows: int

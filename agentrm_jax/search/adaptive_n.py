@@ -145,7 +145,7 @@ class _Samples:
 
     Attributes:
       asked: Number of trajectories that were begun or wait.
-      rollouts: Those that have ended, by sample number.
+      rollouts: The rollouts that have ended, by sample number.
       scores: Their scores, NaN if undecided; none for those whose environment failed.
       began: The time at which the first of them began.
     """

@@ -163,7 +163,7 @@ class RolloutSearch(TurnSearch[Episode, Rollout]):
         self._running: set[Episode] = set()
 
     def add(self, samples: Sequence[tuple[Task, int]]) -> None:
-        """Adds tasks with their sample numbers; they begin before those that wait."""
+        """Adds tasks with their sample numbers; they begin before the waiting tasks."""
         self._waiting += reversed(samples)
 
     @property

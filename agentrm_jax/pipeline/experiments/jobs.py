@@ -121,7 +121,7 @@ class Plan:
 
 
 def plan(experiment: Experiment, output: pathlib.Path) -> Plan:
-    """Returns the stages of an experiment, those of `trees` tables as well.
+    """Returns the stages of an experiment, also the stages that its `trees` tables need.
 
     Args:
       experiment: The experiment.

@@ -130,7 +130,7 @@ def _scorers(policy: ActingPolicy, *, comparing: bool = True) -> Iterator[tuple[
 
 
 def _stored(workspace: Workspace) -> list[list[Trajectory]]:
-    """The trajectories of best-of-n, by task; those that an error ended are left out."""
+    """The trajectories of best-of-n that ended without an error, by task."""
     path = workspace.paths.method("best_of_n").rollouts
     rollouts = [r for r in read_rollouts(path, finished=True) if r.error is None]
     groups = by_task(sorted(rollouts, key=lambda r: (r.trajectory.task.task_id, r.sample)))
