@@ -31,9 +31,9 @@ def tree_sequences(
 ) -> tuple[list[TokenSequence], int]:
     """Returns labelled trees as sequences in which each node is read once.
 
-    The labels equal the labels of `value_sequences`. A tree that is longer than `length` becomes several
-    sequences, each of some branches. A branch that is longer itself becomes what `value_sequences`
-    makes of it.
+    The labels equal the labels of `value_sequences`. A tree that is longer than `length` becomes
+    several sequences, each of some branches. A branch that is longer itself becomes what
+    `value_sequences` makes of it.
 
     Args:
       tokenizer: The model's tokenizer.
