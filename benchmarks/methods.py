@@ -5,9 +5,9 @@
 Policy, tasks and environments are those of `benchmarks.search`; the reward model is the policy with
 a random value head, which costs what a trained one costs. `OPTIONS` holds the options of each
 method, chosen so that the methods decode about as many tokens (greedy is one trajectory); the
-tokens are printed. Both sides run the same tasks with the same seed: a batch of all tasks, and
-concurrency 1 on an engine made for it, on one device or divided as the batch's, whichever is faster
-on a first task.
+tokens are printed. Both sides run with the same seed: a batch of all tasks, and every K-th of these
+tasks (`--every K`) with concurrency 1, on an engine made for it, on one device or divided as the
+batch's, whichever is faster on a first task. Ratios compare seconds for each decoded token.
 
 Exactness: concurrency 1 on the engines of the batch gives the same answers, costs and search nodes,
 bit for bit. On engines of other shapes answers may differ, each explained: `near_ties`, all replies
@@ -42,6 +42,7 @@ from agentrm_jax.model.value import readout
 from agentrm_jax.pipeline.measured_pool import MeasuredPool
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.reward.explicit import ExplicitScorer
+from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.search.methods import METHODS, Method, method_traits, options_text
 from agentrm_jax.search.rollouts import Rollout
 from benchmarks import latency, measuring, models, search
@@ -70,6 +71,7 @@ class Answered:
     asked: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]]
     agent: Agent
     seconds: measuring.Seconds
+    compile_seconds: float
     policy_tokens: int
     reward_tokens: int
     env_steps: int
@@ -103,8 +105,9 @@ class Bench:
         concurrency = len(self.tasks) * samples
         return self._run(method, self.sizes.batch, self.meshes[-1], self.tasks, concurrency, seed)
 
-    def one_at_a_time(self, method: Method, seed: int, tasks: int | None = None) -> Answered:
-        return self._run(method, self.sizes.one, self._one, self.tasks[:tasks], 1, seed)
+    def one_at_a_time(self, method: Method, seed: int, every: int = 1) -> Answered:
+        """Every so many-th task."""
+        return self._run(method, self.sizes.one, self._one, self.tasks[::every], 1, seed)
 
     def one_at_a_time_at_equal_shapes(self, method: Method, seed: int) -> Answered:
         """The first few."""
@@ -145,15 +148,17 @@ class Bench:
         scorer = ExplicitScorer(rewards, Renderer(self.model.tokenizer, _no_prompt, sizes.context))
         running: Any = dataclasses.replace(cast(Any, method), concurrency=concurrency)
         clock = measuring.Clock()
-        answers = list(
-            running.run(policy, scorer if traits.uses_reward_model else None, pool, tasks, seed)
-        )
+        with compilations() as compiled:
+            answers = list(
+                running.run(policy, scorer if traits.uses_reward_model else None, pool, tasks, seed)
+            )
         seconds = clock.read()
         return Answered(
             answers={answer.trajectory.task.task_id: answer for answer in answers},
             asked=policy.found,
             agent=agent,
             seconds=seconds,
+            compile_seconds=compiled.seconds,
             policy_tokens=engine.usage.decoded,
             reward_tokens=rewards.usage.read,
             env_steps=pool.steps,
@@ -186,14 +191,12 @@ def compare_answers(model: Model, a: Answered, b: Answered) -> dict[str, int]:
     return found
 
 
-def measure(bench: Bench, method: Method, rounds: int) -> dict[str, Any]:
+def measure(bench: Bench, method: Method, rounds: int, every: int) -> dict[str, Any]:
     """Runs a method both ways, in turn, each round with another seed."""
-    bench.together(method, 0)  # compiles
-    bench.one_at_a_time(method, 0, tasks=1)
     pairs: list[tuple[Answered, Answered]] = []
     for seed in range(1, rounds + 1):
         first = bench.together(method, seed)
-        pairs.append((first, bench.one_at_a_time(method, seed)))
+        pairs.append((first, bench.one_at_a_time(method, seed, every)))
     last = pairs[-1][0]
     equal = bench.one_at_a_time_at_equal_shapes(method, rounds)
     same = [
@@ -203,18 +206,24 @@ def measure(bench: Bench, method: Method, rounds: int) -> dict[str, Any]:
     divergence = [compare_answers(bench.model, *pair) for pair in pairs]
 
     def median(side: int, field: str) -> float:
-        return float(np.median([getattr(pair[side].seconds, field) for pair in pairs]))
+        """Seconds for each decoded token."""
+        return float(
+            np.median([getattr(p[side].seconds, field) / p[side].policy_tokens for p in pairs])
+        )
 
     tasks = len(last.answers)
     return {
         "options": options_text(method),
+        "tasks": tasks,
         "ratio": median(1, "wall") / median(0, "wall"),
         "ratio_cpu": median(1, "cpu") / median(0, "cpu"),
         "tasks_per_hour": float(np.median([pair[0].tasks_per_hour for pair in pairs])),
+        "tasks_one": len(pairs[-1][1].answers),
         "tasks_per_hour_one": float(np.median([pair[1].tasks_per_hour for pair in pairs])),
         "policy_tokens_per_task": last.policy_tokens / tasks,
         "reward_tokens_per_task": last.reward_tokens / tasks,
         "env_steps_per_task": last.env_steps / tasks,
+        "compile_seconds": max(answered.compile_seconds for pair in pairs for answered in pair),
         "errors": sum(answer.error is not None for answer in last.answers.values()),
         "exactness": {
             "answers_at_equal_shapes": len(same),
@@ -238,9 +247,9 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         shown.add_column(name, justify="right")
     for name, row in found.items():
         seconds = [
-            float(np.median([each[kind] for each in row["sides"][side]]))
+            float(np.median([each[kind] for each in row["sides"][side]])) / row[count]
             for kind in ("wall", "cpu")
-            for side in ("together", "one")
+            for side, count in (("together", "tasks"), ("one", "tasks_one"))
         ]
         costs = [row[f"{key}_per_task"] for key in ("policy_tokens", "reward_tokens", "env_steps")]
         rates = [row["tasks_per_hour"], row["tasks_per_hour_one"]]
@@ -257,6 +266,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--methods", nargs="+", default=METHODS.names(), help="default: all")
     parser.add_argument("--tasks", type=int, help="run together")
+    parser.add_argument("--max-steps", type=int, help="of an episode")
+    parser.add_argument("--every", type=int, default=1, help="one at a time: every so many-th task")
     parser.add_argument("--workers", type=int, help="processes of the environment that waits")
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)
@@ -264,7 +275,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     sizes = search.tiny_sizes() if given.tiny else search.full_sizes()
     if given.tiny:  # the same engine on both sides: half as much to compile
         sizes = dataclasses.replace(sizes, one=sizes.batch)
-    changed = {key: value for key in ("tasks", "workers") if (value := getattr(given, key))}
+    changed = {
+        key: value for key in ("tasks", "max_steps", "workers") if (value := getattr(given, key))
+    }
     sizes = dataclasses.replace(sizes, **changed)
     methods = {name: METHODS.load(name)(**OPTIONS.get(name, {})) for name in given.methods}
     found: dict[str, dict[str, Any]] = {}
@@ -281,9 +294,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             try:
                 tasks = search.tasks_of(name, sizes)
                 bench = Bench(model, pool, tasks, sizes, meshes)
-                devices[name] = bench.choose(next(iter(methods.values())))
+                first_method = next(iter(methods.values()))
+                devices[name] = bench.choose(first_method)
+                bench.together(first_method, 0)  # compiles the programs that all methods share
                 found[name] = {
-                    key: measure(bench, method, given.rounds) for key, method in methods.items()
+                    key: measure(bench, method, given.rounds, given.every)
+                    for key, method in methods.items()
                 }
             finally:
                 pool.close()
