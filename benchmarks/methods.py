@@ -18,6 +18,7 @@ reply differs, and scores that differ by rounding were ordered differently.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from agentrm_jax.pipeline.measured_pool import MeasuredPool
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.reward.explicit import ExplicitScorer
 from agentrm_jax.runtime.compilations import compilations
+from agentrm_jax.runtime.progress import progress
 from agentrm_jax.search.methods import METHODS, Method, method_traits, options_text
 from agentrm_jax.search.rollouts import Rollout
 from benchmarks import latency, measuring, models, search
@@ -193,6 +195,7 @@ def compare_answers(model: Model, a: Answered, b: Answered) -> dict[str, int]:
 
 def measure(bench: Bench, method: Method, rounds: int, every: int) -> dict[str, Any]:
     """Runs a method both ways, in turn, each round with another seed."""
+    gc.collect()  # engines are parts of reference cycles
     pairs: list[tuple[Answered, Answered]] = []
     for seed in range(1, rounds + 1):
         first = bench.together(method, seed)
@@ -258,6 +261,17 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
     Console(width=160).print(shown)
 
 
+def with_less_cache(sizes: search.Sizes, full_steps: int) -> search.Sizes:
+    """Returns sizes whose caches shrink with the episodes: several engines exist at a time."""
+    tokens = sizes.batch.cache_tokens * sizes.max_steps // full_steps
+    pages = max(1, tokens // sizes.batch.page_size)
+    batch, one = (
+        dataclasses.replace(engine, cache_tokens=pages * sizes.batch.page_size)
+        for engine in (sizes.batch, sizes.one)
+    )
+    return dataclasses.replace(sizes, batch=batch, one=one)
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = measuring.parser("methods", __doc__, rounds=1, threads=0)
     parser.add_argument("--policy", type=pathlib.Path, help="folder of a run with a policy")
@@ -278,7 +292,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     changed = {
         key: value for key in ("tasks", "max_steps", "workers") if (value := getattr(given, key))
     }
-    sizes = dataclasses.replace(sizes, **changed)
+    sizes = with_less_cache(dataclasses.replace(sizes, **changed), sizes.max_steps)
     methods = {name: METHODS.load(name)(**OPTIONS.get(name, {})) for name in given.methods}
     found: dict[str, dict[str, Any]] = {}
     devices: dict[str, dict[str, float]] = {}
@@ -297,10 +311,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 first_method = next(iter(methods.values()))
                 devices[name] = bench.choose(first_method)
                 bench.together(first_method, 0)  # compiles the programs that all methods share
-                found[name] = {
-                    key: measure(bench, method, given.rounds, given.every)
-                    for key, method in methods.items()
-                }
+                found[name] = {}
+                with progress(name, len(methods)) as bar:
+                    for key, method in methods.items():
+                        found[name][key] = measure(bench, method, given.rounds, given.every)
+                        bar.advance(ratio_cpu=found[name][key]["ratio_cpu"])
             finally:
                 pool.close()
             title = f"{name}: {len(tasks)} tasks together and one at a time; costs of one task"

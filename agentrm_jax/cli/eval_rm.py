@@ -24,6 +24,7 @@ with plots) and eval_rm.json, and prints:
   pairwise accuracy  how often the better of two siblings (states that follow the same state)
                      has the higher score; siblings of equal value are left out, equal
                      scores count half
+  over likelihood    the accuracy minus that of the policy's likelihood of the step
   pearson, spearman  correlation of score and value, and of their ranks
   calibration error  mean distance of mean score and mean value in ten bins
   squared error      the mean of (score - value) squared
@@ -52,6 +53,13 @@ def add_arguments(parser: Parser) -> None:
         help="visits that a state needs to be compared (default: 1)",
     )
     parser.add_argument(
+        "--score-at",
+        choices=("observation", "action"),
+        default="observation",
+        help="score states after the observation, or after the action, before the environment has "
+        "answered (default: observation)",
+    )
+    parser.add_argument(
         "--seen", action="store_true", help="compare tasks that were trained on as well"
     )
 
@@ -67,6 +75,7 @@ def run(given: argparse.Namespace) -> int:
         overrides=given.overrides,
         min_visits=given.min_visits,
         include_seen=given.seen,
+        score_at=given.score_at,
         on_note=lambda note: print(note, file=sys.stderr),
     )
     Console(width=None if Console().is_terminal else 120).print(_table(figures))

@@ -25,6 +25,8 @@ class PackedRows:
         attends to each one (`model.attention.causal_attention`).
       siblings: As weights, int32, if any sequence has them: a number that labels of siblings share
         (`data.sequences.TokenSequence`), 0 for none.
+      predicted: [R, T] bool, if any sequence has them: the tokens of observations that an auxiliary
+        loss predicts.
       only: [R, L] int32, the tokens that weights and targets are of, where it is not all. What
         fills up a row has no weight.
     """
@@ -36,6 +38,7 @@ class PackedRows:
     targets: np.ndarray
     subtree_ends: np.ndarray | None = None
     siblings: np.ndarray | None = None
+    predicted: np.ndarray | None = None
     only: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -76,16 +79,21 @@ def pack(sequences: Sequence[TokenSequence], length: int) -> PackedRows:
     return _fill(sequences, rows, length)
 
 
-def only_labelled(rows: PackedRows, *, siblings: bool = False) -> PackedRows:
-    """The rows with weights and targets of those tokens alone that have a weight.
+def only_labelled(
+    rows: PackedRows, *, siblings: bool = False, predicted: bool = False
+) -> PackedRows:
+    """Returns the rows with weights and targets of the tokens alone that have a weight.
 
     Args:
       rows: Rows with weights of all tokens.
       siblings: Whether `siblings` is kept as well.
+      predicted: Whether `predicted` is kept as well.
     """
     most = int((rows.weights != 0).sum(axis=1).max())
     first = np.argsort(rows.weights == 0, axis=1, kind="stable")[:, : max(most, 1)].astype(np.int32)
     kept: dict[str, np.ndarray | None] = {"siblings": None}
+    if not predicted:
+        kept["predicted"] = None
     for name in ("weights", "targets", *(["siblings"] if siblings else [])):
         kept[name] = np.take_along_axis(getattr(rows, name), first, axis=1)
     return dataclasses.replace(rows, only=first, **kept)
@@ -98,6 +106,7 @@ def _fill(
     tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
     weights, targets = (np.zeros(shape, np.float32) for _ in range(2))
     subtree_ends, siblings = np.full(shape, length, np.int32), np.zeros(shape, np.int32)
+    predicted = np.zeros(shape, bool)
     for r, members in enumerate(rows):
         begin = 0
         for number, i in enumerate(members, start=1):
@@ -114,6 +123,8 @@ def _fill(
             targets[r, at] = sequence.targets
             if sequence.siblings is not None:
                 siblings[r, at] = sequence.siblings
+            if sequence.predicted is not None:
+                predicted[r, at] = sequence.predicted
             begin = at.stop
     trees = any(sequence.subtree_ends is not None for sequence in sequences)
     labelled = any(sequence.siblings is not None for sequence in sequences)
@@ -125,4 +136,5 @@ def _fill(
         targets=targets,
         subtree_ends=subtree_ends if trees else None,
         siblings=siblings if labelled else None,
+        predicted=predicted if any(s.predicted is not None for s in sequences) else None,
     )

@@ -36,6 +36,8 @@ class TokenSequence:
       siblings: [T] int32, of labelled trees: a number that the ends of siblings share, also across
         the sequences of one call; even after the observation, odd after the action (`end_numbers`).
         0 at all other tokens.
+      predicted: [T] bool, of labelled trees: the tokens of the observations that follow the actions
+        of labelled states, without those of shared beginnings that another sequence has.
     """
 
     tokens: np.ndarray
@@ -44,6 +46,7 @@ class TokenSequence:
     positions: np.ndarray | None = None
     subtree_ends: np.ndarray | None = None
     siblings: np.ndarray | None = None
+    predicted: np.ndarray | None = None
 
 
 def end_numbers(first_family: int, parent: int) -> tuple[int, int]:
@@ -252,13 +255,15 @@ def branch_sequences(
     _check_opening(rendered, length, tree.task)
     weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
     siblings = np.zeros(len(rendered.tokens), np.int32)
+    predicted = np.zeros(len(rendered.tokens), bool)
     for depth, (node, weight) in enumerate(zip(branch.nodes, branch.weights, strict=True)):
         ends = [rendered.state_ends[depth]]
         if depth:
             ends.append(rendered.action_ends[depth - 1])
             siblings[ends] = end_numbers(first_family, tree.parents[node])
+            predicted[ends[1] + 1 : ends[0] + 1] = weight > 0
         targets[ends], weights[ends] = tree.values[node], weight
-    windows, lost = _windows(rendered, weights, targets, length, siblings)
+    windows, lost = _windows(rendered, weights, targets, length, siblings, predicted)
     return windows, sum(branch.weights[step + 1] > 0 for step in lost)
 
 
@@ -268,6 +273,7 @@ def _windows(
     targets: np.ndarray,
     length: int,
     siblings: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
 ) -> tuple[list[TokenSequence], list[int]]:
     """Cuts a rendered trajectory into sequences of at most `length` tokens.
 
@@ -284,7 +290,8 @@ def _windows(
         states = [state for state, kept in enumerate(firsts) if kept == first]
         indices = np.r_[0 : begins[0], begins[first] : begins[states[-1]]]
         first_new = begins[states[0] - 1] if states[0] else 0  # earlier ones are context
-        held = weights[indices] * (indices >= first_new)
+        is_new = indices >= first_new
+        held = weights[indices] * is_new
         if held.any():
             sequences.append(
                 TokenSequence(
@@ -292,6 +299,7 @@ def _windows(
                     weights=held,
                     targets=targets[indices],
                     siblings=None if siblings is None else siblings[indices],
+                    predicted=None if predicted is None else predicted[indices] & is_new,
                 )
             )
     return sequences, [i for i in range(len(begins) - 1) if firsts[i + 1] == i + 1]

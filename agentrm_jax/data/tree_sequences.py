@@ -139,12 +139,13 @@ def _tree_sequence(
         parent = tree.parents[node]
         ends[parent] = max(ends[parent], ends[node])
     weights, targets = (np.zeros(sum(sizes), np.float32) for _ in range(2))
-    siblings = np.zeros(sum(sizes), np.int32)
+    siblings, predicted = np.zeros(sum(sizes), np.int32), np.zeros(sum(sizes), bool)
     for node in order:
         indices = [starts[node] + index for index in nodes.rendered(node)[1]]
         weights[indices], targets[indices] = weight_of[node], tree.values[node]
         if node:
             siblings[indices] = end_numbers(first_family, tree.parents[node])
+            predicted[indices[1] + 1 : indices[0] + 1] = weight_of[node] > 0
     shift = np.repeat([depths[node] - starts[node] for node in order], sizes)
     return TokenSequence(
         tokens=np.concatenate([np.asarray(nodes.rendered(n)[0], np.int32) for n in order]),
@@ -153,4 +154,5 @@ def _tree_sequence(
         positions=(np.arange(len(shift)) + shift).astype(np.int32),
         subtree_ends=np.repeat([ends[node] for node in order], sizes).astype(np.int32),
         siblings=siblings,
+        predicted=predicted,
     )

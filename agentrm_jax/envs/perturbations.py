@@ -26,6 +26,8 @@ from agentrm_jax.core.protocols import (
 from agentrm_jax.core.records import Split, Task, Transition
 
 SEPARATOR = "@"
+SILENT = "silent"
+"""`NAME@silent` is the environment whose end does not tell the outcome, if it has such a form."""
 _LONGEST = 2000  # characters of an action with several slots
 _SLOT = re.compile(r"\{(\w+)\}")
 _REPLY = re.compile(r"(.*?Action:\s*)(.*)", re.DOTALL)
@@ -136,7 +138,7 @@ class _Perturbed:
 
     def tasks(self, split: Split, *, kinds: Sequence[str], n: int, seed: int = 0) -> list[Task]:
         tasks = self._family.tasks(split, kinds=kinds, n=n, seed=seed)
-        return [_renamed(task, self._family.name, self.name) for task in tasks]
+        return [renamed(task, self._family.name, self.name) for task in tasks]
 
     def prompt(self) -> Prompt:
         return reworded(self._family.prompt(), self._wording)
@@ -150,7 +152,7 @@ class _Perturbed:
         return _PerturbedEpisode(self._family.create(), self._family.name, self._wording)
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
-        turns = self._family.demonstrate(_renamed(task, self.name, self._family.name))
+        turns = self._family.demonstrate(renamed(task, self.name, self._family.name))
         if turns is None:
             return None
         return [
@@ -168,7 +170,7 @@ class _PerturbedEpisode:
         self._inner, self._name, self._wording = inner, name, wording
 
     def reset(self, task: Task) -> str:
-        own = _renamed(task, f"{self._name}{SEPARATOR}{self._wording.name}", self._name)
+        own = renamed(task, f"{self._name}{SEPARATOR}{self._wording.name}", self._name)
         return shown(self._inner.reset(own), self._wording)
 
     def step(self, action: str) -> Transition:
@@ -181,7 +183,8 @@ class _PerturbedEpisode:
         return _PerturbedEpisode(self._inner.fork(), self._name, self._wording)
 
 
-def _renamed(task: Task, old: str, new: str) -> Task:
+def renamed(task: Task, old: str, new: str) -> Task:
+    """Returns a task of the environment `old` as a task of the environment `new`."""
     return dataclasses.replace(task, environment=new, task_id=new + task.task_id.removeprefix(old))
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import ComparesActions, EnvironmentFamily
 from agentrm_jax.envs.contract import blaming
-from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, perturbed
+from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, find_wording, perturbed
 
 GROUP = "agentrm_jax.environments"
 
@@ -29,7 +29,8 @@ def is_registered(name: str) -> bool:
 def load_family(name: str) -> EnvironmentFamily:
     """The environment registered under this name; the same object each time.
 
-    `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`).
+    `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`), and
+    `NAME@silent` its form whose end does not tell the outcome.
 
     Raises:
       UserError: No such name (with the nearest one), two distributions claim it, or what is
@@ -38,6 +39,8 @@ def load_family(name: str) -> EnvironmentFamily:
     base, separator, wording = name.partition(SEPARATOR)
     if separator:
         family = load_family(base)
+        if wording == SILENT:
+            return _silent(family)
         return perturbed(family, find_wording(family, wording))
     points = list(entry_points(group=GROUP, name=name))
     if not points:
@@ -81,6 +84,18 @@ def family_at(path: str) -> EnvironmentFamily:
     """
     point = EntryPoint(name=path, value=path, group=GROUP)
     return _usable(f"environment {path!r}", point)
+
+
+def _silent(family: EnvironmentFamily) -> EnvironmentFamily:
+    """The form of an environment whose end does not tell the outcome.
+
+    Raises:
+      UserError: It has none.
+    """
+    silent = getattr(family, "silent", None)
+    if silent is None:
+        raise UserError(f"environment {family.name!r}: has no form with reveal: false")
+    return silent()
 
 
 def _created(point: EntryPoint) -> EnvironmentFamily:

@@ -180,6 +180,32 @@ def measured(
     return found
 
 
+def accuracy_difference(
+    trees: Sequence[TreeStates], scores: np.ndarray, others: np.ndarray, seed: int = 0
+) -> EstimateRow | None:
+    """Returns by how much one kind of score orders siblings more often than another one.
+
+    Both are compared on the pairs of which both know the scores.
+
+    Args:
+      trees: The states of each tree.
+      scores: [M] scores of the concatenated states; NaN where one is not known.
+      others: [M] the other scores.
+      seed: Seed of the resampling.
+
+    Returns:
+      The difference of the pairwise accuracies with its paired interval; None without a pair.
+    """
+    pairs = sibling_pairs(trees)
+    _, tree_of = _concatenated(trees)
+    difference = _ordered(scores, pairs) - _ordered(others, pairs)
+    known = np.isfinite(difference)
+    difference, groups = difference[known], tree_of[pairs.better][known]
+    return _row(
+        resampled(lambda w: mean(difference, w), groups, len(trees), seed, bounds=(-1.0, 1.0))
+    )
+
+
 def by_depth(trees: Sequence[TreeStates], scores: np.ndarray, seed: int = 0) -> list[DepthRow]:
     """Returns pairwise accuracy and correlation at each depth after the root's."""
     depths = np.concatenate([tree.depths for tree in trees])

@@ -12,6 +12,7 @@ from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.state_parts import PARTS, Part
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.envs.perturbations import SEPARATOR, SILENT
 from agentrm_jax.evaluation.calibration import CalibrateConfig
 from agentrm_jax.evaluation.config import EvaluateConfig
 from agentrm_jax.pipeline import reward_names
@@ -41,6 +42,8 @@ class EnvironmentConfig:
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.
       max_steps: Ends episodes after this number of steps; 0 leaves the environment's own limit.
+      reveal: Whether the end of an episode may tell its outcome. With false the agent ends episodes
+        itself, and no text says whether the goal is reached (babyai has this form).
       prompt: Whether the agent reads the environment's instruction and example. A model that was
         trained from nothing on this environment alone needs neither.
       prompt_dir: A folder with prompts in place of ours, in the files of the paper's authors: see
@@ -53,6 +56,7 @@ class EnvironmentConfig:
     kinds: Sequence[str] = ()
     held_out: Sequence[str] = ()
     max_steps: int = 0
+    reveal: bool = True
     prompt: bool = True
     prompt_dir: str | None = None
 
@@ -60,6 +64,8 @@ class EnvironmentConfig:
         check_fields(self, max_steps="[0, 1000000]")
         if both := set(self.kinds) & set(self.held_out):
             raise UserError(f"names {both.pop()}, which kinds names as well", field="held_out")
+        if self.wording and not self.reveal:
+            raise UserError("must be empty with reveal: false", field="wording")
         if self.held_out and not self.train:
             raise UserError(
                 f"must be empty because {self.name} is held out as a whole (train: false); name "
@@ -69,8 +75,9 @@ class EnvironmentConfig:
 
     @property
     def registered(self) -> str:
-        """The name under which the family is loaded: `NAME` or `NAME@WORDING`."""
-        return f"{self.name}@{self.wording}" if self.wording else self.name
+        """The name under which the family is loaded: `NAME`, `NAME@WORDING` or `NAME@silent`."""
+        form = self.wording if self.reveal else SILENT
+        return f"{self.name}{SEPARATOR}{form}" if form else self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_choice
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluation import meta_evaluation
@@ -33,9 +34,17 @@ _NOT_KNOWN = (
     "what this model was trained on is not known (it has no trained_on.json); tasks of these trees "
     "may be among it"
 )
-MEASURES = ("pairwise_accuracy", "pearson", "spearman", "calibration_error", "squared_error")
+MEASURES = (
+    "pairwise_accuracy",
+    "over_likelihood",
+    "pearson",
+    "spearman",
+    "calibration_error",
+    "squared_error",
+)
 PAGE, FIGURES = "eval_rm.html", "eval_rm.json"
 
+ScoreAt = Literal["observation", "action"]
 NodeScores = Mapping[str, Mapping[int, float]]
 """By task, the score of each scored node of its tree, by node number."""
 
@@ -63,6 +72,7 @@ def evaluate_reward_model(
     overrides: Sequence[str] = (),
     min_visits: int = 1,
     include_seen: bool = False,
+    score_at: ScoreAt = "observation",
     on_note: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Compares scores and values of visited states; writes a page and the figures.
@@ -75,6 +85,8 @@ def evaluate_reward_model(
       overrides: `--KEY=VALUE` of that configuration.
       min_visits: Visits that a state needs to be compared.
       include_seen: Whether trees of tasks that the model was trained on are compared as well.
+      score_at: Where states are scored: after the `observation`, or after the `action` that led
+        there, before the environment has answered.
       on_note: Called with one line if trees are left out, or if the training tasks are not known.
 
     Returns:
@@ -83,6 +95,7 @@ def evaluate_reward_model(
     Raises:
       UserError: There is no model or no tree to compare, or the folder cannot be written.
     """
+    check_choice("score_at", score_at, get_args(ScoreAt))
     check_output_folder(output, [source, model])
     trees = _read(source)
     problems, complete = _trained_on(reward_directory(model, config, overrides))
@@ -101,11 +114,12 @@ def evaluate_reward_model(
     compared = [(tree, states) for tree, states in compared if len(states.nodes)]
     if not compared:
         raise UserError(f"{source}: no state was visited {min_visits} times")
-    scores = _scores(open_reward_model(model, config, overrides), compared)
+    scores = _scores(open_reward_model(model, config, overrides), compared, score_at)
     figures = {
         "model": str(model),
         "source": str(source),
         "min_visits": min_visits,
+        "score_at": score_at,
         "trained_on": "known" if complete else "not known",
         "seen": len(seen) if include_seen else 0,
         **_figures([states for _, states in compared], scores),
@@ -177,12 +191,19 @@ def _trained_on(model: pathlib.Path) -> tuple[frozenset[str], bool]:
     return frozenset(), False
 
 
-def _scores(model: RewardModel, compared: Sequence[tuple[TreeRecord, TreeStates]]) -> np.ndarray:
+def _scores(
+    model: RewardModel, compared: Sequence[tuple[TreeRecord, TreeStates]], score_at: ScoreAt
+) -> np.ndarray:
     """[M] scores of all states, tree after tree."""
     all_scores: list[float] = []
     with progress("eval-rm", len(compared)) as bar:
         for tree, states in compared:
             trajectories = tree.states()
+            if score_at == "action":
+                trajectories = {
+                    node: trajectory.without_last_answer()
+                    for node, trajectory in trajectories.items()
+                }
             scores = model.score([[trajectories[node] for node in states.nodes]])[0]
             for node, score in zip(states.nodes, scores, strict=True):
                 check_finite(score, f"tree {tree.task.task_id}, node {node}")
@@ -198,7 +219,9 @@ def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]
         "depth": np.concatenate([each.depths for each in states]).astype(float),
         "likelihood": np.concatenate([each.likelihoods for each in states]),
     }
-    rows = [{"name": "reward model", **meta_evaluation.measured(states, scores, calibrated=True)}]
+    own = meta_evaluation.measured(states, scores, calibrated=True)
+    difference = meta_evaluation.accuracy_difference(states, scores, others["likelihood"])
+    rows = [{"name": "reward model", "over_likelihood": difference, **own}]
     for name, other in others.items():
         rows.append({"name": name, **meta_evaluation.measured(states, other, calibrated=False)})
     return {

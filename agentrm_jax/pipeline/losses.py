@@ -36,6 +36,7 @@ def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
         head=stage.head,
         head_bias=stage.head_bias,
         ranking=stage.ranking,
+        observation_loss=stage.observation_loss,
     )
 
 

@@ -29,6 +29,7 @@ from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings, Reduction
 from agentrm_jax.reward.judge import JudgeScorer
+from agentrm_jax.reward.likelihood import LikelihoodScorer
 from agentrm_jax.reward.log_prob_judge import LogProbJudge
 
 
@@ -259,6 +260,16 @@ def _implicit_settings(workspace: Workspace, beta: float, reduction: Reduction) 
         rows=sizes.extend_rows,
         mesh=workspace.engine_mesh,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood(RewardKind):
+    """The log-probability of all replies under the policy that acts: a baseline without a model."""
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns a scorer that reads the stored log-probabilities."""
+        del policy
+        return LikelihoodScorer()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

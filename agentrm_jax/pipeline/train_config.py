@@ -50,15 +50,27 @@ class RewardTrainConfig(TrainConfig):
       head_bias: Whether the value head has a bias. transformers' heads have none: without it an
         exported reward model gives there the same score as here.
       ranking: The ranking loss between siblings that is added to the loss of the head.
+      action_weight: Factor of the weights of labels after an action, before the environment has
+        answered.
+      observation_weight: Factor of the weights of labels after an observation.
+      observation_loss: Weight of the cross-entropy of each token of the observations, an auxiliary
+        language-model loss. It teaches the model what an action brings about at the place at which
+        the action is scored.
     """
 
     packing: Literal["paths", "trees"] = "trees"
     head: Annotated[ValueHead, HEADS] = PAPER_HEAD
     head_bias: bool = True
     ranking: RankingConfig = dataclasses.field(default_factory=RankingConfig)
+    action_weight: float = 1.0
+    observation_weight: float = 1.0
+    observation_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        ends = dict.fromkeys(("action_weight", "observation_weight"), "[0, 1e6]")
+        check_fields(self, **ends, observation_loss="[0, 1e6]")
+        if not self.action_weight + self.observation_weight:
+            raise UserError("must be above 0 if observation_weight is 0", field="action_weight")
         check_choice("packing", self.packing, ("paths", "trees"))
         if self.packing == "trees" and self.fit.attention == "pallas":
             raise UserError(

@@ -23,6 +23,7 @@ from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.fit_model import FitSummary, Training, fit_model, training_rows
 from agentrm_jax.pipeline.losses import loaded_dtype, reward_loss
 from agentrm_jax.pipeline.models import Model
+from agentrm_jax.pipeline.train_config import RewardTrainConfig
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MODEL
@@ -53,15 +54,20 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     problems = frozenset(tree.task.problem for tree in trees)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)
-    ranking = config.train_rm.ranking
+    ranking, predicts = config.train_rm.ranking, config.train_rm.observation_loss > 0
     rows = training_rows(
         lambda some: sequences_of(policy.tokenizer, workspace.prompts, some, longest),
         trees,
         lambda tree: tree.task.task_id,
         "train_rm",
         config,
-    ).map(functools.partial(only_labelled, siblings=ranking.weight > 0))
+    ).map(functools.partial(_weighted_ends, config.train_rm))
+    rows = rows.map(
+        functools.partial(only_labelled, siblings=ranking.weight > 0, predicted=predicts)
+    )
     start, mean = _start(workspace, policy, rows.trained, problems)
+    if predicts and "lm_head" in policy.params:
+        start.params["trunk"]["lm_head"] = policy.params["lm_head"]
     training = Training(
         start=start,
         loss=reward_loss(config, start.config, workspace.mesh),
@@ -71,6 +77,7 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     )
     params, last = fit_model(workspace, stage, "train-rm", training)
     params["trunk"] = cast(params["trunk"], config.dtype)
+    params["trunk"].pop("lm_head", None)
     models.save(directory / MODEL, "reward", dataclasses.replace(start, params=params))
     summary: RewardSummary = {
         "rows": len(rows.trained),
@@ -83,6 +90,14 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
         summary["sibling_pairs"] = together
         summary["sibling_pairs_separated"] = separated
     return summary
+
+
+def _weighted_ends(config: RewardTrainConfig, rows: PackedRows) -> PackedRows:
+    """Returns the rows with the factors of both ends of steps in their weights."""
+    assert rows.siblings is not None
+    factors = np.where(rows.siblings % 2, config.action_weight, config.observation_weight)
+    factors = np.where(rows.siblings, factors, 1.0)  # the root has one end
+    return dataclasses.replace(rows, weights=rows.weights * factors.astype(np.float32))
 
 
 def _start(

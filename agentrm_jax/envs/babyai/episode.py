@@ -64,30 +64,39 @@ class BabyAIEpisode:
         """
         for move in moves:
             before = self._view.code
-            _, reward, _, _, _ = self._world.step(move)
-            self._view = look(self._world)
-            if reward > 0:
+            if self._low_level(move):
                 return True
             on_move(move)
             if self._view.code == before:
                 break
         return False
 
-    def _transition(self, text: str, *, valid: bool = True, success: bool = False) -> Transition:
+    def _low_level(self, move: int) -> bool:
+        """Makes one move of minigrid; returns whether it reached the goal."""
+        _, reward, _, _, _ = self._world.step(move)
+        self._view = look(self._world)
+        return reward > 0
+
+    def _transition(
+        self, text: str, *, valid: bool = True, success: bool = False, done: bool = False
+    ) -> Transition:
         return Transition(
             observation=text,
             reward=1.0 if success else 0.0,
-            done=success or self._steps_left <= 0,
+            done=done or success or self._steps_left <= 0,
             success=success,
             valid=valid,
         )
 
     def fork(self) -> BabyAIEpisode:
         copy = BabyAIEpisode()
-        copy._world = copy_world(self._world)
-        copy._view = self._view
-        copy._steps_left = self._steps_left
+        self._copy_to(copy)
         return copy
+
+    def _copy_to(self, other: BabyAIEpisode) -> None:
+        other._world = copy_world(self._world)
+        other._view = self._view
+        other._steps_left = self._steps_left
 
 
 def action_key(action: str) -> str:

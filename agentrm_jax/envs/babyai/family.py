@@ -115,6 +115,12 @@ class BabyAI:
     def action_key(self, action: str) -> str:
         return action_key(action)
 
+    def silent(self) -> BabyAI:
+        """Returns the form in which the agent ends episodes and nothing tells the outcome."""
+        from agentrm_jax.envs.babyai.silent import SilentBabyAI
+
+        return SilentBabyAI()
+
     def create(self) -> BabyAIEpisode:
         return BabyAIEpisode()
 

@@ -54,6 +54,8 @@ class TableConfig:
       methods: The methods that are shown; empty for all.
       reward_models: The reward models that are shown; empty for all.
       trees: Of `trees`: the run or model whose search trees are compared with.
+      score_at: Of `trees`: where states are scored, after the `observation`, or after the `action`
+        that led there, before the environment has answered.
       lengths: Of `cost`: the numbers of steps.
       num_trajectories: Of `cost` and `tampering`: how many stored trajectories are used at most.
       x: The key on the x axis of the figure; empty for no figure. The first value is drawn.
@@ -70,6 +72,7 @@ class TableConfig:
     methods: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
     trees: str = ""
+    score_at: Literal["observation", "action"] = "observation"
     lengths: tuple[int, ...] = (1, 2, 4, 8)
     num_trajectories: int = 64
     x: str = ""
@@ -79,6 +82,7 @@ class TableConfig:
         check_fields(self, num_trajectories="[1, 100000]")
         check_choice("measure", self.measure, MEASURES)
         check_choice("level", self.level, LEVELS)
+        check_choice("score_at", self.score_at, ("observation", "action"))
         for split in self.splits:
             check_choice("splits", split, SPLITS)
         if not self.rows:

@@ -190,13 +190,17 @@ def _trees(
         other = experiment.entry(table.trees, run.entry.seed, {})
         source = planned.jobs[planned.runs[other.folder].jobs["explore"]]
         model = reward_model_of(planned, run)
-        digest = f"{source.name}-{run.jobs.get('train-rm', run.jobs['evaluate'])}"
+        digest = f"{table.score_at}-{source.name}-{run.jobs.get('train-rm', run.jobs['evaluate'])}"
         output = planned.output / FOLDER / f"trees-{digest}"
         if (output / FIGURES).exists():
             figures = read_json(output / FIGURES)
         else:
             figures = evaluate_reward_model(
-                source.directory, model, output, on_note=lambda note: notes.append(note)
+                source.directory,
+                model,
+                output,
+                score_at=table.score_at,
+                on_note=lambda note: notes.append(note),
             )
         for row in figures["rows"]:
             head = named(run)
