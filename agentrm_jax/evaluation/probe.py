@@ -68,7 +68,7 @@ def ending_of(trajectory: Trajectory) -> Ending:
 def tree_endings(tree: TreeRecord) -> list[Ending]:
     """Returns the ends of the trajectories of a search tree: its terminal nodes, each once."""
     nodes = tree.nodes
-    leaves = dict.fromkeys(iteration.path[-1] for iteration in tree.iterations)
+    leaves = dict.fromkeys(backup.path[-1] for backup in tree.backups)
     return [
         Ending(
             environment=tree.task.environment,

@@ -100,7 +100,7 @@ def _decoders(target: Target) -> tuple[Sampling, list[tuple[int, ...]]]:
     """Returns the sampling of a stage, and the branch widths of each decoder that it makes."""
     config = target.config
     if target.stage == "explore":
-        return config.explore.sampling, [(config.explore.search.expansion_width, 1)]
+        return config.explore.sampling, [config.explore.search.branches]
     if target.stage == "sample":
         return config.sample.sampling, [(1,)]
     widths: list[tuple[int, ...]] = [(1,)]
