@@ -16,6 +16,7 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.envs.registry import end_reveals_outcome
 from agentrm_jax.evaluation.calibration import Calibration, calibrated
 from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
 from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores
@@ -267,7 +268,7 @@ def _write_probe(workspace: Workspace) -> None:
         groups = sampled_trajectories(paths)
         endings = [ending_of(trajectory) for group in groups for trajectory in group]
     if endings:
-        write_json_atomic(paths.probe, probe_rows(endings, source))
+        write_json_atomic(paths.probe, probe_rows(endings, source, end_reveals_outcome))
 
 
 def _check_scoring_at_actions(workspace: Workspace) -> None:

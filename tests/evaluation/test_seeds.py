@@ -257,3 +257,28 @@ def test_blind_rows_come_first_if_the_end_is_given_away() -> None:
     assert len(untold["notes"]) == len(told["notes"]) - 1
     [note] = [n for n in report_parts(episodes(2), probe={"babyai": row})["notes"] if "babyai" in n]
     assert "only blind scores (evaluate.score_at: [observation, action])" in note
+
+
+@pytest.mark.parametrize(
+    ("declared", "measured", "auc", "telling", "warns"),
+    [
+        (None, True, 0.99, True, False),
+        (None, False, 0.5, False, False),
+        (True, True, 0.99, True, False),
+        (True, False, None, True, False),  # too few trajectories for a probe
+        (True, False, 0.6, True, True),
+        (False, True, 0.95, True, True),
+        (False, False, None, False, False),
+    ],
+)
+def test_declared_ends_stand_next_to_the_probe(declared, measured, auc, telling, warns) -> None:
+    row = {
+        "source": "trees", "n": 400, "n_tasks": 80, "success_rate": 0.4, "accuracy": None,
+        "majority": 0.6, "auc": auc, "gives_away": measured, "declared": declared,
+    }  # fmt: skip
+    parts = report_parts(blind_episodes(), probe={"babyai": row})
+    places = [r.get("score_at", "observation") for r in parts["results"] if r["reward_model"]]
+    assert (places[0] == "action") == telling
+    notes = [note for note in parts["notes"] if "babyai" in note]
+    assert any("Warning: babyai declares" in note for note in notes) == warns
+    assert any("give the outcome away (" in note for note in notes) == telling
