@@ -131,7 +131,7 @@ class ComparesActions(Protocol):
 
 @runtime_checkable
 class DeclaresOutcome(Protocol):
-    """An environment family that says whether its last observation gives the outcome away. Optional.
+    """An environment family that says whether its last observation tells the outcome. Optional.
 
     Reports show it next to what the probe measures (`evaluation.probe`) and warn if they disagree.
 
