@@ -28,6 +28,7 @@ from agentrm_jax.evaluation.episodes import (
     write_episodes,
 )
 from agentrm_jax.evaluation.harness import (
+    Answers,
     PlacedScores,
     answers,
     by_task,
@@ -162,13 +163,7 @@ def _run_method(
         functools.partial(missing_rollouts, run, policy, scorers),
         stage,
     )
-    answered = answers(
-        run,
-        rollouts,
-        scorers.of(run),
-        seed=workspace.config.seed,
-        action_key=workspace.pool.action_key,
-    )
+    answered = scored_answers(run, rollouts, policy, scorers, stage)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
     records = from_all([episode_to_json(episode) for episode in answered.episodes])
     from_first(
@@ -180,6 +175,38 @@ def _run_method(
         everywhere = from_all(answered.scores)
         from_first(lambda: _write_scores(run, workspace, everywhere))
     return rollouts
+
+
+def scored_answers(
+    run: MethodRun,
+    rollouts: Sequence[Rollout],
+    policy: ActingPolicy,
+    scorers: Scorers,
+    stage: Stage,
+) -> Answers:
+    """Returns the answers of a method; shows how many trajectories are scored if it chooses by it.
+
+    Args:
+      run: The method.
+      rollouts: Its rollouts, those of this process.
+      policy: The policy that acts.
+      scorers: The reward models.
+      stage: The stage at work.
+    """
+    workspace, opened = policy.workspace, scorers.of(run)
+    in_order = functools.partial(
+        answers,
+        run,
+        rollouts,
+        opened,
+        seed=workspace.config.seed,
+        action_key=workspace.pool.action_key,
+    )
+    if not run.samples or not opened:
+        return in_order()
+    total = len(rollouts) * len(run.score_at) * len(opened)
+    with stage.progress(f"score {run.name.replace('_', ' ')}", total) as bar:
+        return in_order(on_scored=bar.advance)
 
 
 def missing_rollouts(
