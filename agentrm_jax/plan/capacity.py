@@ -116,7 +116,7 @@ def _opened(target: Target) -> dict[str, Any]:
 
 
 def _held_policies(config: RunConfig, kind: Any, policy: LlamaConfig) -> dict[str, LlamaConfig]:
-    """The shapes of the policies that a reward model holds besides the run's own engine."""
+    """The shapes of the policies that a reward model holds next to the run's own engine."""
     if isinstance(kind, Implicit):
         return {"policy": policy, "reference": policy}
     given: dict[str, str] = {}
