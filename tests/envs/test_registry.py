@@ -159,6 +159,7 @@ def test_environments_declare_whether_the_end_tells_the_outcome():
     wordings = list(load_family("babyai").wordings)
     names = ("maze", "babyai", "pddl", f"babyai@{wordings[0]}", "webshop", "toolquery")
     assert [end_reveals_outcome(name) for name in names] == [True] * 4 + [None] * 2
+    assert end_reveals_outcome("babyai@silent") is False
 
 
 def test_the_end_of_a_maze_tells_its_outcome():
