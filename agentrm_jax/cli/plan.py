@@ -41,8 +41,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="sft, explore, train-rm, sample, train-implicit or evaluate; can be repeated "
-        "(default: the stages that the configuration needs)",
+        help="sft, explore, train-rm, sample, train-implicit, calibrate or evaluate; can be "
+        "repeated (default: the stages that the configuration needs)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -66,7 +66,8 @@ class EnvironmentFamily(Protocol):
 
     The entry point names a class that is created without arguments. Creating it must be cheap:
     packages and data are loaded by the methods, which raise `UserError` if one is missing.
-    A family may also define which actions are equal: see `ComparesActions`.
+    A family may also define which actions are equal (`ComparesActions`), and whether the last
+    observation of an episode tells its outcome (`DeclaresOutcome`).
 
     Attributes:
       name: The registered name.
@@ -126,6 +127,20 @@ class ComparesActions(Protocol):
         is cheap, needs no data and no package, and raises for no text.
         """
         ...
+
+
+@runtime_checkable
+class DeclaresOutcome(Protocol):
+    """An environment family that says whether its last observation tells the outcome. Optional.
+
+    Reports show it next to what the probe measures (`evaluation.probe`) and warn if they disagree.
+
+    Attributes:
+      end_reveals_outcome: True if the last observation of an episode says whether the task was
+        solved, False if it does not, None if it is not known: then only the probe decides.
+    """
+
+    end_reveals_outcome: bool | None
 
 
 class EnvironmentPool(Protocol):

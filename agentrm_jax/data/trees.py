@@ -59,6 +59,19 @@ class FailureRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BackupRecord:
+    """A return and the path through which it was backed up.
+
+    Attributes:
+      path: The nodes, from the root to a terminal node, both included.
+      outcome: The return of the path, in [0, 1].
+    """
+
+    path: tuple[int, ...]
+    outcome: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class IterationRecord:
     """One iteration of a search.
 
@@ -66,8 +79,10 @@ class IterationRecord:
       task_id: The task of the tree.
       iteration: Number of the iteration in the tree, from 0.
       nodes: The nodes that it attached.
-      path: The nodes that it backed up, from the root to a terminal node, both included.
+      path: The nodes that its first rollout backed up, from the root to a terminal node, both
+        included.
       outcome: The return of the path, in [0, 1].
+      further: The paths and returns of its other rollouts (`explore.search.num_rollouts`).
       failures: Candidates that failed since the iteration before.
       closed: Nodes that selection does not enter any more, because no candidate below them is left.
       expanded: If there are failures, the nodes that were expanded; else they follow from `path`.
@@ -78,9 +93,15 @@ class IterationRecord:
     nodes: tuple[NodeRecord, ...]
     path: tuple[int, ...]
     outcome: float
+    further: tuple[BackupRecord, ...] = ()
     failures: tuple[FailureRecord, ...] = ()
     closed: tuple[int, ...] = ()
     expanded: tuple[int, ...] = ()
+
+    @property
+    def backups(self) -> tuple[BackupRecord, ...]:
+        """The paths and returns of all its rollouts, in the order in which they are backed up."""
+        return (BackupRecord(path=self.path, outcome=self.outcome), *self.further)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +129,11 @@ class TreeRecord:
         """All candidates that failed, in order."""
         failures = [failure for iteration in self.iterations for failure in iteration.failures]
         return [*failures, *self.last_failures]
+
+    @property
+    def backups(self) -> list[BackupRecord]:
+        """The paths and returns of all rollouts, in order."""
+        return [backup for iteration in self.iterations for backup in iteration.backups]
 
     @property
     def num_nodes(self) -> int:
@@ -139,17 +165,18 @@ def back_up(
     Args:
       iterations: A tree's iterations, in order.
       num_nodes: M, the length of the arrays; may be more than the tree has.
-      dtype: The type in which returns are added up, in the order of the iterations. With float32
-        the sums equal those of the search's device arrays to the bit.
+      dtype: The type in which returns are added up, in the order of the rollouts. With float32 the
+        sums equal those of the search's device arrays to the bit.
 
     Returns:
       Visit counts [M] int64 and sums of returns [M] of `dtype`.
     """
     visits, sums = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, dtype)
     for iteration in iterations:
-        path = list(iteration.path)
-        visits[path] += 1
-        sums[path] += dtype(iteration.outcome)
+        for backup in iteration.backups:
+            path = list(backup.path)
+            visits[path] += 1
+            sums[path] += dtype(backup.outcome)
     return visits, sums
 
 
@@ -220,7 +247,7 @@ class TreeStore:
         return trees
 
 
-_RARE = ("failures", "closed", "expanded")
+_RARE = ("further", "failures", "closed", "expanded")
 """Keys that are written only if they are not empty."""
 
 
@@ -279,7 +306,8 @@ class _Reading:
             )
         for node in iteration.nodes:
             self._add_node(node)
-        self._check_path(iteration)
+        for backup in iteration.backups:
+            self._check_path(backup)
         for key in ("closed", "expanded"):
             for node in getattr(iteration, key):
                 if not 0 <= node < len(self.parents) or (key == "closed" and node == 0):
@@ -304,8 +332,8 @@ class _Reading:
         self.returns.append(self.returns[node.parent] + node.step.transition.reward)
         self.done.append(node.step.transition.done)
 
-    def _check_path(self, iteration: IterationRecord) -> None:
-        path = iteration.path
+    def _check_path(self, backup: BackupRecord) -> None:
+        path = backup.path
         if not path or path[0] != 0:
             raise ValueError(f"path: must begin with the root, 0 (got {list(path[:3])})")
         for above, node in itertools.pairwise(path):
@@ -313,12 +341,12 @@ class _Reading:
                 raise ValueError(f"path: node {node} is no child of {above}")
         if not self.done[path[-1]]:
             raise ValueError(f"path: the episode is not over at its last node, {path[-1]}")
-        if not -1e-6 <= iteration.outcome <= 1 + 1e-6:
-            raise ValueError(f"outcome: must be within 0 and 1 (got {iteration.outcome})")
-        if abs(iteration.outcome - self.returns[path[-1]]) > 1e-6:
+        if not -1e-6 <= backup.outcome <= 1 + 1e-6:
+            raise ValueError(f"outcome: must be within 0 and 1 (got {backup.outcome})")
+        if abs(backup.outcome - self.returns[path[-1]]) > 1e-6:
             raise ValueError(
                 f"outcome: must be the return of its path, {self.returns[path[-1]]:.6g} "
-                f"(got {iteration.outcome:.6g})"
+                f"(got {backup.outcome:.6g})"
             )
 
 

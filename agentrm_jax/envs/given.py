@@ -161,6 +161,7 @@ class _ClassFamily:
     def __init__(self, name: str, environment: type) -> None:
         self.name = name
         self.pooled = bool(getattr(environment, "pooled", True))
+        self.end_reveals_outcome = getattr(environment, "end_reveals_outcome", None)
         self.metric = str(getattr(environment, "metric", "mean return"))
         self._environment = environment
         self._simulators = Simulators(environment, most=_LIVE_SIMULATORS)

@@ -90,6 +90,7 @@ class Maze:
     name = "maze"
     pooled = False
     metric = "success rate"
+    end_reveals_outcome = True  # "Success"
 
     def missing(self) -> None:
         """Nothing: it is all here."""

@@ -126,6 +126,7 @@ class _Perturbed:
         self._family, self._wording = family, wording
         self.name = f"{family.name}{SEPARATOR}{wording.name}"
         self.pooled, self.metric = family.pooled, family.metric
+        self.end_reveals_outcome = getattr(family, "end_reveals_outcome", None)
 
     def missing(self) -> str | None:
         return self._family.missing()

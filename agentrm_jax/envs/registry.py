@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import ComparesActions, EnvironmentFamily
+from agentrm_jax.core.protocols import ComparesActions, DeclaresOutcome, EnvironmentFamily
 from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, find_wording, perturbed
 
@@ -61,6 +61,16 @@ def action_key(environment: str, action: str) -> str:
     actions exactly but for blanks at both ends.
     """
     return key_of(lambda: load_family(environment), action)
+
+
+def end_reveals_outcome(environment: str) -> bool | None:
+    """Returns whether an environment declares that its last observation gives the outcome away.
+
+    None if it declares nothing, or something else than true or false.
+    """
+    family = load_family(environment)
+    declared = family.end_reveals_outcome if isinstance(family, DeclaresOutcome) else None
+    return declared if isinstance(declared, bool) else None
 
 
 def key_of(family_of: Callable[[], EnvironmentFamily], action: str) -> str:

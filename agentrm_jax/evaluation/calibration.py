@@ -53,7 +53,11 @@ class Candidate(TypedDict):
     errors: int
 
 
-class Calibration(TypedDict):
+class _OptionalOfCalibration(TypedDict, total=False):
+    sampling_seeds: list[int]
+
+
+class Calibration(_OptionalOfCalibration):
     """The thresholds that were chosen for a method: an entry of `thresholds.json`.
 
     Attributes:
@@ -61,7 +65,8 @@ class Calibration(TypedDict):
       reward_model: The reward model that scored; None without one.
       chosen: The value of each threshold.
       n_tasks: Number of tasks.
-      seeds: The seeds with which each task was run.
+      seeds: The training seeds of the episodes.
+      sampling_seeds: The sampling seeds of the episodes; absent in files of earlier versions.
       candidates: All settings that were tried.
     """
 
@@ -76,15 +81,14 @@ class Calibration(TypedDict):
 def calibration(
     run: MethodRun,
     tried: Sequence[tuple[Mapping[str, float], Sequence[Episode]]],
-    seeds: Sequence[int],
 ) -> Calibration:
     """Chooses the thresholds of a method; see `best_candidate`.
 
     Args:
       run: The method.
       tried: The value of each threshold, and the episodes: the same tasks in the same order.
-      seeds: The seeds with which each task was run.
     """
+    every = [episode for _, episodes in tried for episode in episodes]
     best = best_candidate(
         np.array([[episode.outcome for episode in episodes] for _, episodes in tried]),
         [sum(episode.policy_tokens for episode in episodes) for _, episodes in tried],
@@ -94,7 +98,8 @@ def calibration(
         "reward_model": run.reward_models[0] if run.reward_models else None,
         "chosen": dict(tried[best][0]),
         "n_tasks": len(tried[best][1]),
-        "seeds": list(seeds),
+        "seeds": list(dict.fromkeys(episode.seed for episode in every)),
+        "sampling_seeds": list(dict.fromkeys(episode.sampling_seed for episode in every)),
         "candidates": [_candidate(values, episodes) for values, episodes in tried],
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
-from agentrm_jax.core.records import Task
+from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.evaluation.config import MethodRun
 from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores, outcomes_of
 from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, grouped
@@ -59,6 +59,7 @@ def answers(
     *,
     seed: int,
     action_key: Callable[[Task, str], str] = lambda task, action: action.strip(),
+    on_scored: Callable[[int], None] = lambda count: None,
 ) -> Answers:
     """Turns the rollouts of a method into its episodes.
 
@@ -68,9 +69,11 @@ def answers(
       scorers: The reward models, by name. They score at the places of the run.
       seed: The seed of the run.
       action_key: `EnvironmentPool.action_key`, for the majority of actions.
+      on_scored: Called with the number of trajectories that a reward model has scored since the
+        last call.
     """
     if isinstance(run.method, SamplingMethod):
-        return _chosen(run, run.method, rollouts, scorers, seed, action_key)
+        return _chosen(run, run.method, rollouts, scorers, seed, action_key, on_scored)
     method: Any = run.method
     labels = {
         name: getattr(method, name)
@@ -100,6 +103,7 @@ def _chosen(
     scorers: Mapping[str, Scorer],
     seed: int,
     action_key: Callable[[Task, str], str],
+    on_scored: Callable[[int], None],
 ) -> Answers:
     """The choice under each scorer, and every baseline, among the same n trajectories of each task.
 
@@ -119,7 +123,7 @@ def _chosen(
     all_scores: PlacedScores = {}
     for place, (name, scorer) in itertools.product(run.score_at, scorers.items()):
         at_place = placed(scorer, place)
-        scores = scores_of(at_place, [[r.trajectory for r in group] for group in groups.values()])
+        scores = _scores(at_place, list(groups.values()), on_scored)
         all_scores.setdefault(place, {})[name] = dict(zip(groups, scores, strict=True))
         for group, each in zip(groups.values(), scores, strict=True):
             trajectories = [r.trajectory for r in group]
@@ -138,6 +142,26 @@ def _chosen(
                 )
             )
     return Answers(episodes=episodes, scores=all_scores)
+
+
+_SCORED_TOGETHER = 256
+"""Trajectories, about, that a reward model gets in one call: progress is shown after each call."""
+
+
+def _scores(
+    scorer: Scorer, groups: Sequence[Sequence[Rollout]], on_scored: Callable[[int], None]
+) -> list[list[float]]:
+    """The scores of the trajectories of each task, in calls of about `_SCORED_TOGETHER`."""
+    scores: list[list[float]] = []
+    waiting: list[list[Trajectory]] = []
+    for number, group in enumerate(groups, start=1):
+        waiting.append([rollout.trajectory for rollout in group])
+        count = sum(map(len, waiting))
+        if count >= _SCORED_TOGETHER or number == len(groups):
+            scores += scores_of(scorer, waiting)
+            on_scored(count)
+            waiting = []
+    return scores
 
 
 def score_rows(

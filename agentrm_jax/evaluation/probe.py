@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -68,7 +68,7 @@ def ending_of(trajectory: Trajectory) -> Ending:
 def tree_endings(tree: TreeRecord) -> list[Ending]:
     """Returns the ends of the trajectories of a search tree: its terminal nodes, each once."""
     nodes = tree.nodes
-    leaves = dict.fromkeys(iteration.path[-1] for iteration in tree.iterations)
+    leaves = dict.fromkeys(backup.path[-1] for backup in tree.backups)
     return [
         Ending(
             environment=tree.task.environment,
@@ -81,17 +81,34 @@ def tree_endings(tree: TreeRecord) -> list[Ending]:
     ]
 
 
-def probe_rows(endings: Sequence[Ending], source: str) -> dict[str, ProbeRow]:
+def probe_rows(
+    endings: Sequence[Ending],
+    source: str,
+    declared: Callable[[str], bool | None] = lambda environment: None,
+) -> dict[str, ProbeRow]:
     """Returns the result of the probe for each environment.
 
     Args:
       endings: The ends of training trajectories.
       source: Where they come from: `trees` or `samples`.
+      declared: Returns what an environment declares of its last observation
+        (`envs.registry.end_reveals_outcome`).
     """
     return {
-        environment: _probe_row(own, source)
+        environment: {**_probe_row(own, source), "declared": declared(environment)}
         for environment, own in grouped(endings, lambda ending: ending.environment)
     }
+
+
+def gives_away(row: ProbeRow) -> bool:
+    """Returns whether the last observation gives the outcome away, as declared or as measured."""
+    return row["gives_away"] or row.get("declared") is True
+
+
+def disagrees(row: ProbeRow) -> bool:
+    """Returns whether an environment declares something else than what was measured."""
+    declared = row.get("declared")
+    return declared is not None and row["auc"] is not None and declared != row["gives_away"]
 
 
 def _probe_row(endings: Sequence[Ending], source: str) -> ProbeRow:

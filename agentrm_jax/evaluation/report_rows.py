@@ -125,7 +125,11 @@ class EqualTokens(_OptionalOfEqualTokens):
     smallest_difference: float | None
 
 
-class ProbeRow(TypedDict):
+class _OptionalOfProbe(TypedDict, total=False):
+    declared: bool | None
+
+
+class ProbeRow(_OptionalOfProbe):
     """The success that the words of the last observation predict, in one environment.
 
     Attributes:
@@ -137,6 +141,8 @@ class ProbeRow(TypedDict):
       majority: The accuracy of predicting the more frequent outcome.
       auc: How often a success is scored above a failure; None with too few of either.
       gives_away: Whether `auc` is at least `probe.GIVES_AWAY`.
+      declared: Whether the environment says of itself that its last observation gives the outcome
+        away (`core.protocols.DeclaresOutcome`); None if it says nothing.
     """
 
     source: str

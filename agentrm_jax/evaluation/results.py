@@ -19,7 +19,7 @@ from agentrm_jax.evaluation.significance import (
     paired_test,
     success_interval,
 )
-from agentrm_jax.evaluation.statistics import bootstrap, paired_bootstrap
+from agentrm_jax.evaluation.statistics import bootstrap, bootstrap_ratio, paired_bootstrap
 
 SPLITS: tuple[Split, ...] = ("held_in", "held_out", "all")
 """Of results: trained-on kinds, kinds never trained on, both together."""
@@ -144,9 +144,13 @@ def _row(
         row["score_at"] = variant.score_at
     own = _by_task(group)
     if common := [t for t in own if all(t in outcomes for outcomes in gap.values())]:
-        random, oracle = (sum(gap[name][t] for t in common) for name in _GAP)
-        gained = sum(own[t] for t in common) - random
-        row["gap_closed"] = gained / (oracle - random) if oracle > random else None
+        values = np.array([[own[t], *(gap[name][t] for name in _GAP)] for t in common])
+        reached, random, oracle = values.sum(axis=0).tolist()
+        row["gap_closed"] = (reached - random) / (oracle - random) if oracle > random else None
+        if oracle > random:
+            gained, possible = values[:, 0] - values[:, 1], values[:, 2] - values[:, 1]
+            if closed := bootstrap_ratio(gained, possible):
+                row["gap_closed_ci95"] = [closed.low, closed.high]
     return row
 
 

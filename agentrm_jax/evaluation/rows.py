@@ -32,6 +32,7 @@ class _OptionalOfResults(TypedDict, total=False):
     seed_deviation: float
     success_ci95: list[float]
     gap_closed: float | None
+    gap_closed_ci95: list[float]
 
 
 class ResultRow(_OptionalOfResults):
@@ -69,6 +70,8 @@ class ResultRow(_OptionalOfResults):
       success_ci95: Low and high end of the 95% interval of `success_rate`.
       gap_closed: (score - random) / (oracle - random) on the same tasks; None if the oracle is not
         better than random, absent without trajectories to choose from.
+      gap_closed_ci95: Low and high end of its 95% interval over tasks; absent if the tasks are too
+        few for one.
     """
 
     task: str

@@ -139,6 +139,38 @@ def bootstrap_columns(
     ]
 
 
+def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None:
+    """Returns the ratio of two sums over the same tasks with its interval; see `bootstrap`.
+
+    Resamples whose denominator is 0 have no ratio and are left out.
+
+    Args:
+      numerators: [n] values, one for each task.
+      denominators: [n] values of at least 0 that are not all 0.
+
+    Returns:
+      The ratio and its interval. None for a single task, or if more than one resample in twenty has
+      no ratio: the interval would have no end.
+    """
+    data = np.stack([np.asarray(side, float) for side in (numerators, denominators)], axis=1)
+    n = len(data)
+    distinct, counts = np.unique(data, axis=0, return_counts=True)
+    generator = np.random.default_rng(0)
+    block = max(1, _CHUNK // len(distinct))
+    sums = np.concatenate(
+        [
+            generator.multinomial(n, counts / n, size=min(block, RESAMPLES - start)) @ distinct
+            for start in range(0, RESAMPLES, block)
+        ]
+    )
+    has_ratio = sums[:, 1] > 1e-12
+    if n < 2 or has_ratio.mean() < 0.95:
+        return None
+    ratio = float(data[:, 0].sum() / data[:, 1].sum())
+    resampled = sums[has_ratio, 0] / sums[has_ratio, 1]
+    return percentile_interval(ratio, resampled, n, (-np.inf, np.inf))
+
+
 def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """[resamples] means of draws with replacement."""
     generator = np.random.default_rng(seed)

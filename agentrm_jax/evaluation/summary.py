@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agentrm_jax.core.text import printable
 from agentrm_jax.evaluation.curves import curves, equal_tokens
 from agentrm_jax.evaluation.episodes import BLIND, Episode
+from agentrm_jax.evaluation.probe import GIVES_AWAY, disagrees, gives_away
 from agentrm_jax.evaluation.report_rows import BestOfKRow, OracleGap, ProbeRow
 from agentrm_jax.evaluation.results import UNCORRECTED, comparisons, oracle_gaps, result_rows
 from agentrm_jax.evaluation.rows import Comparison, ReportParts
@@ -26,7 +27,7 @@ def report_parts(
       probe: By environment, whether the last observation gives the outcome away.
     """
     probe = probe or {}
-    telling = {name for name, row in probe.items() if row["gives_away"]}
+    telling = {name for name, row in probe.items() if gives_away(row)}
     shown = list(episodes)
     if any(episode.task.environment in telling for episode in shown):
         shown.sort(key=lambda episode: episode.score_at != BLIND)
@@ -58,7 +59,11 @@ def _probe_notes(probe: Mapping[str, ProbeRow], episodes: Sequence[Episode]) -> 
     blind = any(episode.score_at == BLIND for episode in episodes)
     for environment in dict.fromkeys(episode.task.environment for episode in episodes):
         row = probe.get(environment)
-        if row is None or not row["gives_away"]:
+        if row is None:
+            continue
+        if disagrees(row):
+            yield _disagreement(environment, row)
+        if not gives_away(row):
             continue
         then = (
             "rows with blind scores come first."
@@ -66,11 +71,26 @@ def _probe_notes(probe: Mapping[str, ProbeRow], episodes: Sequence[Episode]) -> 
             else "only blind scores (evaluate.score_at: [observation, action]) show judgement of "
             "actions."
         )
+        how = (
+            f"they order a success above a failure in {100 * (row['auc'] or 0):.0f}% of pairs, "
+            f"{row['n']} training trajectories"
+            if row["gives_away"]
+            else "the environment declares it"
+        )
         yield (
             f"In {printable(environment)} the words of the last observation give the outcome away "
-            f"(they order a success above a failure in {100 * (row['auc'] or 0):.0f}% of pairs, "
-            f"{row['n']} training trajectories): {then}"
+            f"({how}): {then}"
         )
+
+
+def _disagreement(environment: str, row: ProbeRow) -> str:
+    measured = f"{100 * (row['auc'] or 0):.0f}% of pairs, from {100 * GIVES_AWAY:.0f}% on they do"
+    says = "gives" if row.get("declared") else "does not give"
+    return (
+        f"Warning: {printable(environment)} declares that its last observation {says} the outcome "
+        f"away, but the probe finds otherwise (its words order {measured}): correct "
+        "end_reveals_outcome, or look for too few trajectories."
+    )
 
 
 def _holm_notes(compared: Sequence[Comparison]) -> Iterator[str]:

@@ -33,6 +33,7 @@ class MethodEntry(TypedDict):
       macro: Mean of the environments' means, or of the kinds' if there is one environment; None if
         there are neither.
       gap_closed: Part of the oracle gap that it reaches; None without one.
+      gap_closed_ci95: Low and high end of its 95% interval; None without one.
       cost: The row over all tasks.
       cells: The row of each split, None if the method has no task of it.
     """
@@ -44,6 +45,7 @@ class MethodEntry(TypedDict):
     oracle: bool
     macro: float | None
     gap_closed: float | None
+    gap_closed_ci95: list[float] | None
     cost: ResultRow
     cells: list[ResultRow | None]
 
@@ -108,6 +110,7 @@ def method_table(rows: Sequence[ResultRow]) -> list[MethodEntry]:
                 "oracle": variant.method == "oracle_of_n",
                 "macro": float(np.mean(several)) if several else None,
                 "gap_closed": cost.get("gap_closed"),
+                "gap_closed_ci95": cost.get("gap_closed_ci95"),
                 "cost": cost,
                 "cells": [own.get(("all", split)) for split in SPLITS],
             }
@@ -259,7 +262,7 @@ def console_table(rows: Sequence[ResultRow]) -> Table:
             *(Text(printable(text(entry))) for text in texts.values()),
             *cells,
             "-" if entry["macro"] is None else f"{entry['macro']:.3f}",
-            *([_percent(entry["gap_closed"])] if has_gap else ()),
+            *([_percent(entry["gap_closed"], entry["gap_closed_ci95"])] if has_gap else ()),
             f"{cost['policy_tokens'] / cost['n_tasks']:,.0f}",
             *(f"{cost.get(key, 0):,}" for key in counts.values()),
             style="dim" if entry["baseline"] else "bold",
@@ -297,8 +300,11 @@ def environment_table(rows: Sequence[ResultRow]) -> Table | None:
     return table
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}%"
+def _percent(share: float | None, ci95: Sequence[float] | None) -> str:
+    if share is None:
+        return "-"
+    ends = f" [{100 * ci95[0]:.0f}, {100 * ci95[1]:.0f}]" if ci95 else ""
+    return f"{100 * share:.0f}%{ends}"
 
 
 def _score(row: ResultRow) -> str:

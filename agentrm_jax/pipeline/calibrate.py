@@ -15,9 +15,8 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluation.calibration import Calibration, calibration, with_thresholds
 from agentrm_jax.evaluation.config import MethodRun, method_runs
 from agentrm_jax.evaluation.episodes import Episode, episode_from_json, episode_to_json
-from agentrm_jax.evaluation.harness import answers
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
-from agentrm_jax.pipeline.evaluate import Scorers, missing_rollouts
+from agentrm_jax.pipeline.evaluate import Scorers, missing_rollouts, scored_answers
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.json_files import write_json_atomic
@@ -86,7 +85,7 @@ def _calibrated_method(
         (values, _episodes(with_thresholds(run, values), _label(values), policy, scorers, stage))
         for values in candidates
     ]
-    return calibration(run, tried, seeds=[policy.workspace.config.seed])
+    return calibration(run, tried)
 
 
 def _episodes(
@@ -105,13 +104,7 @@ def _episodes(
         functools.partial(missing_rollouts, run, policy, scorers),
         stage,
     )
-    answered = answers(
-        run,
-        rollouts,
-        scorers.of(run),
-        seed=workspace.config.seed,
-        action_key=workspace.pool.action_key,
-    )
+    answered = scored_answers(run, rollouts, policy, scorers, stage)
     own = [episode for episode in answered.episodes if episode.method == run.method_name]
     records = [record for part in from_all(list(map(episode_to_json, own))) for record in part]
     episodes = {episode.task.task_id: episode for episode in map(episode_from_json, records)}

@@ -16,6 +16,7 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.envs.registry import end_reveals_outcome
 from agentrm_jax.evaluation.calibration import Calibration, calibrated
 from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
 from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores
@@ -27,6 +28,7 @@ from agentrm_jax.evaluation.episodes import (
     write_episodes,
 )
 from agentrm_jax.evaluation.harness import (
+    Answers,
     PlacedScores,
     answers,
     by_task,
@@ -161,13 +163,7 @@ def _run_method(
         functools.partial(missing_rollouts, run, policy, scorers),
         stage,
     )
-    answered = answers(
-        run,
-        rollouts,
-        scorers.of(run),
-        seed=workspace.config.seed,
-        action_key=workspace.pool.action_key,
-    )
+    answered = scored_answers(run, rollouts, policy, scorers, stage)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
     records = from_all([episode_to_json(episode) for episode in answered.episodes])
     from_first(
@@ -179,6 +175,38 @@ def _run_method(
         everywhere = from_all(answered.scores)
         from_first(lambda: _write_scores(run, workspace, everywhere))
     return rollouts
+
+
+def scored_answers(
+    run: MethodRun,
+    rollouts: Sequence[Rollout],
+    policy: ActingPolicy,
+    scorers: Scorers,
+    stage: Stage,
+) -> Answers:
+    """Returns the answers of a method; shows how many trajectories are scored if it chooses by it.
+
+    Args:
+      run: The method.
+      rollouts: Its rollouts, those of this process.
+      policy: The policy that acts.
+      scorers: The reward models.
+      stage: The stage at work.
+    """
+    workspace, opened = policy.workspace, scorers.of(run)
+    in_order = functools.partial(
+        answers,
+        run,
+        rollouts,
+        opened,
+        seed=workspace.config.seed,
+        action_key=workspace.pool.action_key,
+    )
+    if not run.samples or not opened:
+        return in_order()
+    total = len(rollouts) * len(run.score_at) * len(opened)
+    with stage.progress(f"score {run.name.replace('_', ' ')}", total) as bar:
+        return in_order(on_scored=bar.advance)
 
 
 def missing_rollouts(
@@ -267,7 +295,7 @@ def _write_probe(workspace: Workspace) -> None:
         groups = sampled_trajectories(paths)
         endings = [ending_of(trajectory) for group in groups for trajectory in group]
     if endings:
-        write_json_atomic(paths.probe, probe_rows(endings, source))
+        write_json_atomic(paths.probe, probe_rows(endings, source, end_reveals_outcome))
 
 
 def _check_scoring_at_actions(workspace: Workspace) -> None:

@@ -52,9 +52,8 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     tasks = own_share(workspace.tasks.explored)
     policy = open_policy(workspace)
     stage.activity.counts = policy.counts
-    # Trees that expand a node ask for several turns, trees that roll out ask for one.
-    branches, concurrency = (config.search.expansion_width, 1), config.search.concurrency
-    agent = policy.agent(config.sampling, branches, concurrency=concurrency)
+    search = config.search
+    agent = policy.agent(config.sampling, search.branches, concurrency=search.concurrency)
     gather(directory / FILE)
     stored = TreeStore.read(directory)
     total = len(tasks) * config.search.num_iterations
@@ -90,6 +89,7 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
 def _tree_summary(directory: pathlib.Path) -> TreeSummary:
     trees = list(TreeStore.read(directory).values())
     iterations = [iteration for tree in trees for iteration in tree.iterations]
+    returns = [backup.outcome for tree in trees for backup in tree.backups]
     visits = np.concatenate([np.zeros(0), *(tree.backed_up()[0] for tree in trees)])
     return {
         "trees": len(trees),
@@ -103,5 +103,5 @@ def _tree_summary(directory: pathlib.Path) -> TreeSummary:
         "replies_without_action": sum(not node.step.action for i in iterations for node in i.nodes),
         "states_visited": int(np.sum(visits > 0)),
         "states_with_3_visits": int(np.sum(visits >= 3)),
-        "mean_outcome": float(np.mean([i.outcome for i in iterations])) if iterations else None,
+        "mean_outcome": float(np.mean(returns)) if returns else None,
     }

@@ -116,7 +116,7 @@ def chosen_tasks(runs: Sequence[RunRecord], count: int) -> list[str]:
     tested = sorted(outcomes, key=lambda task_id: min(outcomes[task_id]) - max(outcomes[task_id]))
 
     def unevenness(tree: TreeRecord) -> float:
-        returns = [iteration.outcome for iteration in tree.iterations]
+        returns = [backup.outcome for backup in tree.backups]
         return abs(sum(returns) / len(returns) - 0.5)
 
     trees = sorted((tree for run in runs for tree in run.trees), key=unevenness)

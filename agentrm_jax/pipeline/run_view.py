@@ -55,7 +55,7 @@ class TreesView:
       finished: Trees whose search has ended.
       failed: Finished trees that an error ended.
       iterations: Finished iterations.
-      mean_outcome: Mean return of the iterations; None without any.
+      mean_outcome: Mean return of the rollouts; None without any.
       states_by_visits: Number of states for each range of `VISITS`.
     """
 
@@ -216,7 +216,7 @@ class _Trees:
         self._visits: dict[str, collections.Counter[int]] = {}
         self._finished: dict[str, str | None] = {}
         self._iterations: set[tuple[str, int]] = set()
-        self._outcomes = 0.0
+        self._returns: list[float] = []
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Counts a record; one that was moved to another file comes again and counts once."""
@@ -226,8 +226,10 @@ class _Trees:
             self._finished[record["task_id"]] = record["error"]
         elif (key := (record["task_id"], record["iteration"])) not in self._iterations:
             self._iterations.add(key)
-            self._outcomes += record["outcome"]
-            self._visits.setdefault(key[0], collections.Counter()).update(record["path"])
+            visits = self._visits.setdefault(key[0], collections.Counter())
+            for backup in (record, *record.get("further", ())):
+                self._returns.append(backup["outcome"])
+                visits.update(backup["path"])
 
     def view(self) -> TreesView | None:
         if not self._visits:
@@ -238,7 +240,7 @@ class _Trees:
             finished=len(self._finished),
             failed=sum(error is not None for error in self._finished.values()),
             iterations=len(self._iterations),
-            mean_outcome=self._outcomes / len(self._iterations) if self._iterations else None,
+            mean_outcome=sum(self._returns) / len(self._returns) if self._returns else None,
             states_by_visits=tuple(
                 sum(low <= count and (high is None or count <= high) for count in counts)
                 for low, high in VISITS

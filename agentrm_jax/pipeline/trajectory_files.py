@@ -108,7 +108,7 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
 def _paths(folder: pathlib.Path, name: str = FILE) -> Iterator[Trajectory]:
     for tree in TreeStore.read(folder, name, finished=stage_ended(folder)).values():
         states = tree.states()
-        for leaf in dict.fromkeys(iteration.path[-1] for iteration in tree.iterations):
+        for leaf in dict.fromkeys(backup.path[-1] for backup in tree.backups):
             yield states[leaf]
 
 

@@ -13,12 +13,15 @@ from jax.sharding import Mesh
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
+from agentrm_jax.evaluation.config import RANDOM, method_runs
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import ValueHead
 from agentrm_jax.model.value import Readout
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.pipeline.reward_kinds import Explicit, Implicit, ImplicitPair, Judge
+from agentrm_jax.pipeline.reward_names import used_rewards
 from agentrm_jax.plan import training, work
 from agentrm_jax.plan.abstract_engine import AbstractEngine, lowered_decoding, lowered_reading
 from agentrm_jax.plan.chips import Topology
@@ -26,8 +29,9 @@ from agentrm_jax.plan.compiling import Target, bytes_on_chip
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh
+from agentrm_jax.search.thresholds import threshold_candidates
 
-STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "evaluate")
+STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "calibrate", "evaluate")
 """The stages that use an accelerator."""
 
 _PAGES_SHARE = 0.75  # of the free memory, as `engine.cache.memory.free_tokens`
@@ -70,10 +74,68 @@ def policy_shape(config: RunConfig) -> LlamaConfig:
     return models.fresh_shape(config.model, context)
 
 
-def _reward_shape(config: RunConfig, policy: LlamaConfig) -> tuple[LlamaConfig, ValueHead]:
-    if config.reward_model is None:
+def _reward_models(
+    target: Target, policy: LlamaConfig, resident: dict[str, float]
+) -> list[Program]:
+    """Adds the reward models that a stage opens to `resident`.
+
+    Returns:
+      The programs in which they read. Reward models of one shape share a program; those without an
+      engine (the implicit ones, and judges by log-probabilities) are counted by their parameters.
+    """
+    config = target.config
+    programs: list[Program] = []
+    compiled: list[tuple[LlamaConfig, ValueHead | None]] = []
+    for name, kind in _opened(target).items():
+        label = "reward model" if name == "explicit" else f"reward model {name}"
+        if isinstance(kind, Explicit):
+            shape, head = _reward_shape(config, policy, kind.model or config.reward_model)
+        elif isinstance(kind, Judge) and config.judge.policy and config.judge.form != "log_probs":
+            shape, head = models.stored_shape(pathlib.Path(config.judge.policy), "policy"), None
+        else:
+            for part, own in _held_policies(config, kind, policy).items():
+                params = target.abstract(parameters.describe(own))
+                resident[f"{label}: {part}'s parameters"] = bytes_on_chip(params)
+            continue
+        engine = _engine(label, target, shape, resident, head)
+        if (shape, head) not in compiled:
+            compiled.append((shape, head))
+            programs.append(_prefill(f"{label} reads", engine, target))
+    return programs
+
+
+def _opened(target: Target) -> dict[str, Any]:
+    """The reward models that a stage opens and their members, by name; members first."""
+    config = target.config
+    runs = method_runs(config.evaluate, config.rewards)
+    names = [run.reward_models for run in runs]
+    if target.stage == "calibrate":  # scores by the first one
+        names = [run.reward_models[:1] for run in runs if threshold_candidates(run.method)]
+    distinct = dict.fromkeys(name for own in names for name in own if name != RANDOM)
+    return used_rewards(list(distinct), config.reward_options)
+
+
+def _held_policies(config: RunConfig, kind: Any, policy: LlamaConfig) -> dict[str, LlamaConfig]:
+    """The shapes of the policies that a reward model holds next to the run's own engine."""
+    if isinstance(kind, Implicit):
+        return {"policy": policy, "reference": policy}
+    given: dict[str, str] = {}
+    if isinstance(kind, ImplicitPair):
+        given = {"policy": kind.policy, "reference": kind.reference}
+    elif isinstance(kind, Judge) and config.judge.policy:
+        given = {"policy": config.judge.policy}
+    return {
+        part: models.stored_shape(pathlib.Path(directory), "policy")
+        for part, directory in given.items()
+    }
+
+
+def _reward_shape(
+    config: RunConfig, policy: LlamaConfig, given: str | None
+) -> tuple[LlamaConfig, ValueHead]:
+    if given is None:
         return policy, config.train_rm.head
-    directory = pathlib.Path(config.reward_model)
+    directory = pathlib.Path(given)
     return models.stored_shape(directory, "reward"), models.stored_head(directory)
 
 
@@ -87,10 +149,8 @@ def _plan_inference(target: Target, policy: LlamaConfig) -> StagePlan:
         engine = _engine("policy", target, policy, resident)
         programs.append(_prefill("policy reads", engine, target))
         programs += [_decoding(engine, target, sampling, branches) for branches in widths]
-    if target.stage == "evaluate" and {"best_of_n", "beam"} & set(config.evaluate.methods):
-        shape, head = _reward_shape(config, policy)
-        scorer = _engine("reward model", target, shape, resident, head)
-        programs.append(_prefill("reward model reads", scorer, target))
+    if target.stage in ("calibrate", "evaluate"):
+        programs += _reward_models(target, policy, resident)
     hbm = target.topology.chip.hbm
     result = StagePlan(name=target.stage, resident=resident, programs=programs, hbm=hbm, advice=[])
     return dataclasses.replace(result, advice=inference_advice(config, mesh, policy, result))
@@ -100,10 +160,12 @@ def _decoders(target: Target) -> tuple[Sampling, list[tuple[int, ...]]]:
     """Returns the sampling of a stage, and the branch widths of each decoder that it makes."""
     config = target.config
     if target.stage == "explore":
-        return config.explore.sampling, [(config.explore.search.expansion_width, 1)]
+        return config.explore.sampling, [config.explore.search.branches]
     if target.stage == "sample":
         return config.sample.sampling, [(1,)]
     widths: list[tuple[int, ...]] = [(1,)]
+    if target.stage == "calibrate":
+        return config.evaluate.sampling, widths
     if "beam" in config.evaluate.methods and config.evaluate.beam.expansion_width > 1:
         widths.append((config.evaluate.beam.expansion_width,))
     return config.evaluate.sampling, widths

@@ -33,46 +33,51 @@ def act(
 
 
 def bring_environments(
-    pool: EnvironmentPool, needed: Mapping[int, tuple[GrowingTree, int]]
-) -> dict[int, str]:
+    pool: EnvironmentPool, trees: Mapping[int, GrowingTree], needed: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], str]:
     """Gives nodes an environment: those of rollouts and of restored trees have none.
 
     The path from the nearest ancestor with an environment is replayed in a copy of it, for all
     trees at the same time.
 
     Args:
-      needed: A tree and the number of its node, by slot.
+      trees: The trees by slot.
+      needed: Slots, each with the number of a node of its tree.
 
     Returns:
-      The reason of each failure, by slot.
+      The reason of each failure, by slot and node.
     """
-    routes: dict[int, list[Node]] = {}  # nodes still to be reached, the last first
-    handles: dict[int, int] = {}
-    for e, (growing, number) in needed.items():
+    routes: dict[tuple[int, int], list[Node]] = {}  # nodes still to be reached, the last first
+    handles: dict[tuple[int, int], int] = {}
+    for place in needed:
+        growing, number = trees[place[0]], place[1]
         node, route = growing.nodes[number], []
         while node.handle is None:
             route.append(node)
             node = growing.nodes[node.parent]
         if route:
-            routes[e], handles[e] = route, node.handle
-    failures: dict[int, str] = {}
-    copied: set[int] = set()  # slots whose handle is a copy made here
+            routes[place], handles[place] = route, node.handle
+    failures: dict[tuple[int, int], str] = {}
+    copied: set[tuple[int, int]] = set()  # those whose handle is a copy made here
     while routes:
-        requests = [(handles[e], route[-1].action, e not in copied) for e, route in routes.items()]
-        for e, answer in zip(list(routes), act(pool, requests), strict=True):
+        requests = [
+            (handles[place], route[-1].action, place not in copied)
+            for place, route in routes.items()
+        ]
+        for place, answer in zip(list(routes), act(pool, requests), strict=True):
             if isinstance(answer, EnvironmentFailure):
-                failures[e] = answer.reason
+                failures[place] = answer.reason
             else:
-                handles[e], transition = answer
-                copied.add(e)
-                node = routes[e].pop()
+                handles[place], transition = answer
+                copied.add(place)
+                node = routes[place].pop()
                 if transition != node.trajectory.steps[-1].transition:
-                    failures[e] = "a replayed step was answered otherwise than before"
-                elif not routes[e]:
-                    node.handle = handles[e]
-                    del routes[e]
-            if e in failures:
-                del routes[e]
-                if e in copied:
-                    pool.release([handles[e]])
+                    failures[place] = "a replayed step was answered otherwise than before"
+                elif not routes[place]:
+                    node.handle = handles[place]
+                    del routes[place]
+            if place in failures:
+                del routes[place]
+                if place in copied:
+                    pool.release([handles[place]])
     return failures

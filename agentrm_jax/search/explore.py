@@ -1,8 +1,8 @@
 """Exploration: Monte-Carlo tree search for many tasks at once (paper section 3.2).
 
 A turn of the loop (`search.turns`) serves all trees that wait, whatever their phase: trees that
-expand ask for k turns, trees that roll out ask for one, and all are decoded together. One jitted
-call updates all trees. A finished tree makes room for the next task.
+expand ask for k turns, trees that roll out ask for one for each rollout, and all are decoded
+together. One jitted call updates all trees. A finished tree makes room for the next task.
 
 A failed environment costs one candidate; if all candidates of a node fail, turns are sampled again.
 A node without an open child is closed to selection; a tree ends early only if its root is closed.
@@ -10,6 +10,7 @@ A node without an open child is closed to selection; a tree ends early only if i
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,16 +25,19 @@ from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act, bring_environments
-from agentrm_jax.search.growing import GrowingTree, Node
+from agentrm_jax.search.growing import GrowingTree, Node, RolloutGroup
 from agentrm_jax.search.search_config import SearchConfig
 from agentrm_jax.search.selection import UCB, SelectionRule, check_rule, name_of_rule
 from agentrm_jax.search.tasks import checked_tasks
 from agentrm_jax.search.tree import NONE
-from agentrm_jax.search.tree_search import TreeSearch
+from agentrm_jax.search.tree_search import Player, TreeSearch
 from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
-from agentrm_jax.search.turns import ATTEMPTS, run_turns
+from agentrm_jax.search.turns import run_turns
 
 _UCB = UCB()
+
+_Share = tuple[RolloutGroup, list[Proposal]]
+"""Rollouts in one state, and a turn for each."""
 
 
 def explore(
@@ -129,14 +133,14 @@ class Explorer(TreeSearch[GrowingTree, None]):
         self._stored = stored
         # Shapes follow from all tasks, so that nothing is compiled again on resuming.
         longest = max(task.max_steps for task in tasks)
-        width = self.config.expansion_width
-        # An iteration adds the children of one node and one rollout; a node has at most one child
-        # from a rollout next to the children of its expansion.
+        width, rollouts = self.config.expansion_width, self.config.num_rollouts
+        # An iteration adds the children of one node and its rollouts; a node has at most one child
+        # from each rollout next to the children of its expansion.
         self._prepare(
             waiting,
             num_slots=min(self.config.concurrency, len(tasks)),
-            num_nodes=1 + self.config.num_iterations * (width + longest),
-            width=width + 1,
+            num_nodes=1 + self.config.num_iterations * (width + rollouts * longest),
+            width=width + rollouts,
         )
         for _ in run_turns(self.policy, self, len(self._slots)):
             pass
@@ -158,7 +162,8 @@ class Explorer(TreeSearch[GrowingTree, None]):
                 continue
             trajectory = Trajectory(task=task, first_observation=observation)
             root = Node(parent=NONE, trajectory=trajectory, handle=handle)
-            self._slots[e] = GrowingTree(task=task, nodes=[root])
+            growing = GrowingTree(task=task, nodes=[root], num_rollouts=self.config.num_rollouts)
+            self._slots[e] = growing
             if record is not None:
                 self._restore(e, record)
         return ()
@@ -181,38 +186,47 @@ class Explorer(TreeSearch[GrowingTree, None]):
         if leaf == 0 or growing.nodes[leaf].visited:
             growing.expanding = leaf
         else:
-            growing.rolling = growing.rollout_leaf = leaf
+            growing.begin_rollouts(leaf)
         self._require_room(e)
 
     def _require_room(self, e: int) -> None:
         """Ends a tree whose failed candidates have used up the nodes of its iterations."""
         growing = self._tree(e)
-        needed = self.config.expansion_width + growing.task.max_steps
+        longest = growing.task.max_steps
+        needed = self.config.expansion_width + self.config.num_rollouts * longest
         if len(growing.nodes) + needed > self._trees.parent.shape[1] and (
             growing.closed or growing.failures
         ):
             self._retire(e, f"too many candidates failed, the last with: {growing.last_failure}")
 
-    def play(self, answers: Sequence[tuple[int, list[Proposal]]]) -> Sequence[None]:
+    def play(self, answers: Sequence[tuple[Player, list[Proposal]]]) -> Sequence[None]:
         """Moves the environments as the policy proposed, attaches the new nodes, backs up."""
-        answered = dict(answers)
-        for e in answered:
-            self._tree(e).asked = False
-        waiting = {e: self._tree(e).waiting for e in sorted(answered)}
-        trees = {e: (self._tree(e), node) for e, node in waiting.items()}
-        failures = bring_environments(
-            self.pool, {e: each for e, each in trees.items() if each[0].rollout_handle is None}
-        )
-        for e, reason in failures.items():
-            growing = self._tree(e)
-            growing.fail(waiting[e], "", 1, "replay", reason)
-            self._close(e, growing.close_waiting())
-        groups = {e: answered[e] for e in waiting if e not in failures}
-        expands = {e: self._tree(e).expanding is not None for e in groups}
-        if any(expands.values()):
-            self._expand({e: group for e, group in groups.items() if expands[e]})
-        if not all(expands.values()):
-            self._roll({e: group for e, group in groups.items() if not expands[e]})
+        answered = self._complete(answers)
+        trees = {e: self._tree(e) for e in answered}
+        needed = [(e, node) for e, growing in trees.items() for node in growing.needed]
+        failures = bring_environments(self.pool, trees, needed)
+        expands = {e: answered[e] for e in trees if trees[e].expanding is not None}
+        rolls = {
+            e: _shares(trees[e].rolling, answered[e]) for e in trees if trees[e].expanding is None
+        }
+        for (e, node), reason in failures.items():
+            growing = trees[e]
+            if e in expands:
+                del expands[e]
+                growing.fail(node, "", 1, "replay", reason)
+                self._close(e, growing.close_waiting())
+                continue
+            lost = [group for group in growing.rolling if group.node == node]
+            growing.fail(node, "", lost[0].count, "replay", reason)
+            growing.rolling = [group for group in growing.rolling if group.node != node]
+            rolls[e] = [share for share in rolls[e] if share[0].node != node]
+            self._lose(e, lost)
+        # Rollouts that have moved already end their step even if all that remained are lost.
+        rolls = {e: own for e, own in rolls.items() if own or trees[e].moved or trees[e].ended}
+        if expands:
+            self._expand(expands)
+        if rolls:
+            self._roll(rolls)
         return ()
 
     def _expand(self, answered: Mapping[int, list[Proposal]]) -> None:
@@ -223,60 +237,91 @@ class Explorer(TreeSearch[GrowingTree, None]):
         for e in nodes:
             self._close(e, self._tree(e).end_expansion())
 
-    def _roll(self, answered: Mapping[int, list[Proposal]]) -> None:
-        """Takes one step of every rollout; the first one in a copy of the node's environment."""
-        nodes = {e: self._tree(e).waiting for e in answered}
+    def _roll(self, shares: Mapping[int, Sequence[_Share]]) -> None:
+        """Takes one step of every rollout; rollouts that part continue in copies."""
+        moves: list[tuple[int, RolloutGroup, Proposal, int]] = []
         requests: list[tuple[int, str, bool]] = []
-        for e, [proposal] in answered.items():
+        for e, own in shares.items():
             growing = self._tree(e)
-            if growing.rollout_handle is None:
-                requests.append((growing.handle(nodes[e]), proposal.action, True))
-            else:
-                requests.append((growing.rollout_handle, proposal.action, False))
-        new: dict[int, list[int]] = {}
-        ended: dict[int, int] = {}
+            growing.rolling = []
+            for group, proposals in own:
+                distinct = growing.parted(group, proposals, self.pool.action_key)
+                for k, (proposal, count) in enumerate(distinct):
+                    copied = group.handle is None or k + 1 < len(distinct)
+                    handle = growing.handle(group.node) if group.handle is None else group.handle
+                    moves.append((e, group, proposal, count))
+                    requests.append((handle, proposal.action, copied))
+                if not distinct and group.handle is not None:  # all have joined others
+                    self.pool.release([group.handle])
+        new: dict[int, dict[int, list[int]]] = {e: {} for e in shares}
         answers = act(self.pool, requests)
-        for (e, [proposal]), answer in zip(answered.items(), answers, strict=True):
+        for (e, group, proposal, count), request, answer in zip(
+            moves, requests, answers, strict=True
+        ):
             growing = self._tree(e)
             if isinstance(answer, EnvironmentFailure):
-                self._roll_failed(e, proposal, answer.reason)
+                growing.fail(group.node, proposal.action, count, "rollout", answer.reason)
+                if not request[2]:  # it acted in place and is lost
+                    self.pool.release([request[0]])
+                _wait_again(growing, group.node, count)
                 continue
-            growing.attempt = 0
-            growing.rollout_handle, transition = answer
-            number = growing.add(nodes[e], proposal.as_step(transition), 1, None)
-            growing.rolling, new[e] = number, [number]
+            handle, transition = answer
+            number = growing.add(group.node, proposal.as_step(transition), count, None)
+            new[e].setdefault(group.node, []).append(number)
             if transition.done:
-                ended[e] = number
-        changes = self._attachment({e: nodes[e] for e in new}, new, expands=False)
-        self._trees = tree.advance(self._trees, changes)
-        self._back_up(ended)
+                self.pool.release([handle])
+            growing.arrive(number, count, handle)
+        self._attach_steps(new)
+        ended = [e for e in shares if self._end_step(e)]
+        self._end_iterations(ended)
 
-    def _roll_failed(self, e: int, proposal: Proposal, reason: str) -> None:
-        """Samples the turn of a rollout again or, after `ATTEMPTS`, closes its leaf."""
+    def _attach_steps(self, new: Mapping[int, Mapping[int, list[int]]]) -> None:
+        """Attaches the nodes of rollouts, by slot and parent; one parent of each tree a call."""
+        for k in range(max(map(len, new.values()))):
+            nth = {e: list(own.items())[k] for e, own in new.items() if k < len(own)}
+            parents = {e: parent for e, (parent, _) in nth.items()}
+            children = {e: numbers for e, (_, numbers) in nth.items()}
+            changes = self._attachment(parents, children, expands=False)
+            self._trees = tree.advance(self._trees, changes)
+
+    def _end_step(self, e: int) -> bool:
+        """Ends a step of the rollouts of a tree; returns whether all of them have ended."""
         growing = self._tree(e)
-        growing.fail(growing.waiting, proposal.action, 1, "rollout", reason)
-        if growing.rollout_handle is not None:  # it acted in place and is lost
-            self.pool.release([growing.rollout_handle])
-            growing.rollout_handle = None
-        growing.attempt += 1
-        if growing.attempt == ATTEMPTS:
+        lost = growing.end_step()
+        if lost:
+            self._lose(e, lost)
+        return bool(growing.ended) and not growing.rolling
+
+    def _lose(self, e: int, lost: Sequence[RolloutGroup]) -> None:
+        """Closes the nodes at which rollouts could not continue; their leaf if none is left."""
+        growing = self._tree(e)
+        if growing.rolling or growing.moved or growing.ended:
+            self._close(e, [node for group in lost for node in growing.close(group.node)])
+        else:
             self._close(e, growing.close_waiting())
 
     def _back_up(self, leaves: Mapping[int, int]) -> None:
-        """Ends the iterations that reached these terminal nodes, and stores them."""
-        if not leaves:
-            return
-        changes = tree.Changes.none_of(self._trees)
+        """Ends iterations that selected a known terminal node: each rollout would end there."""
         for e, number in leaves.items():
-            growing = self._tree(e)
-            changes.leaf[e] = number
-            changes.outcome[e] = growing.nodes[number].trajectory.outcome
-            if growing.rollout_handle is not None:
-                self.pool.release([growing.rollout_handle])
-            self.store.append(growing.finish_iteration(number))
+            self._tree(e).ended = [number] * self.config.num_rollouts
+        self._end_iterations(list(leaves))
+
+    def _end_iterations(self, slots: Sequence[int]) -> None:
+        """Backs up the returns of trees whose rollouts have ended, and stores their iterations."""
+        if not slots:
+            return
+        ended = {e: self._tree(e).ended for e in slots}
+        for k in range(max(map(len, ended.values()))):
+            changes = tree.Changes.none_of(self._trees)
+            for e, numbers in ended.items():
+                if k < len(numbers):
+                    changes.leaf[e] = numbers[k]
+                    changes.outcome[e] = self._tree(e).nodes[numbers[k]].trajectory.outcome
+            self._trees = tree.advance(self._trees, changes)
+        for e in slots:
+            self.store.append(self._tree(e).finish_iteration())
             self._on_iteration()
-        self._trees = tree.advance(self._trees, changes)
-        for e in leaves:
+        for e in slots:
             self._finish_if_complete(e)
 
     def _finish_if_complete(self, e: int) -> None:
@@ -289,3 +334,18 @@ class Explorer(TreeSearch[GrowingTree, None]):
         self.store.finish(growing.task.task_id, error=error, failures=growing.failures)
         self.pool.release(growing.handles)
         self._slots[e] = None
+
+
+def _shares(groups: Sequence[RolloutGroup], proposals: Sequence[Proposal]) -> list[_Share]:
+    """Divides the turns of a tree between its rollouts, in order."""
+    turns = iter(proposals)
+    return [(group, list(itertools.islice(turns, group.count))) for group in groups]
+
+
+def _wait_again(growing: GrowingTree, node: int, count: int) -> None:
+    """Has rollouts whose environment failed wait at their node for other turns."""
+    there = next((group for group in growing.rolling if group.node == node), None)
+    if there is None:
+        growing.rolling.append(RolloutGroup(node, count))
+    else:
+        there.count += count

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from agentrm_jax.core.protocols import Proposal, Question
 from agentrm_jax.core.records import Step, Task, Trajectory
-from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord
+from agentrm_jax.data.trees import BackupRecord, FailureRecord, IterationRecord, NodeRecord
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.turns import ATTEMPTS
 
@@ -28,16 +28,34 @@ class Node:
 
 
 @dataclasses.dataclass(slots=True)
+class RolloutGroup:
+    """Rollouts that took equal actions so far.
+
+    Attributes:
+      node: The last node of them.
+      count: The number of rollouts.
+      handle: Their environment at the node; None if the node's own is copied.
+    """
+
+    node: int
+    count: int
+    handle: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
 class GrowingTree:
     """A tree and the state of its current iteration.
 
     Attributes:
-      asked: Whether a request to the policy is open or its answer not yet played.
+      num_rollouts: The rollouts of an iteration.
+      answers: The policy's turns by number of the request in `questions`; None for an open request.
+        Empty if nothing was asked or all is played.
       new: Nodes attached in the current iteration.
       expanding: The node that waits for children, if any.
-      rolling: The last node of the current rollout, if any.
-      rollout_handle: Its environment.
-      rollout_leaf: The selected node in which the rollout began.
+      rolling: The rollouts of the current iteration that take their next step.
+      moved: The rollouts that have taken it and wait for the others.
+      ended: The terminal nodes of the finished rollouts; a node stands once for each.
+      rollout_leaf: The selected node in which the rollouts began.
       attempt: Number of times that all sampled turns of the waiting node failed.
       closed: Nodes that selection does not enter: no candidate below them is left.
       closed_now: Nodes closed in the current iteration.
@@ -48,12 +66,14 @@ class GrowingTree:
 
     task: Task
     nodes: list[Node]
+    num_rollouts: int = 1
     iteration: int = 0
-    asked: bool = False
+    answers: dict[int, list[Proposal] | None] = dataclasses.field(default_factory=dict)
     new: list[NodeRecord] = dataclasses.field(default_factory=list)
     expanding: int | None = None
-    rolling: int | None = None
-    rollout_handle: int | None = None
+    rolling: list[RolloutGroup] = dataclasses.field(default_factory=list)
+    moved: list[RolloutGroup] = dataclasses.field(default_factory=list)
+    ended: list[int] = dataclasses.field(default_factory=list)
     rollout_leaf: int = NONE
     attempt: int = 0
     closed: set[int] = dataclasses.field(default_factory=set)
@@ -65,31 +85,108 @@ class GrowingTree:
     @property
     def walks(self) -> bool:
         """Whether selection continues; if not, the tree waits for the policy."""
-        return self.expanding is None and self.rolling is None
+        return self.expanding is None and not self.rolling
 
     @property
     def waiting(self) -> int:
-        """The node whose state the policy is asked about."""
-        node = self.expanding if self.expanding is not None else self.rolling
-        assert node is not None
-        return node
+        """The node that waits for children."""
+        assert self.expanding is not None
+        return self.expanding
+
+    @property
+    def needed(self) -> list[int]:
+        """The nodes that need an environment of their own for the next step."""
+        if self.expanding is not None:
+            return [self.expanding]
+        return [group.node for group in self.rolling if group.handle is None]
 
     @property
     def handles(self) -> list[int]:
-        """The environments of its nodes and of its rollout."""
-        handles = [node.handle for node in self.nodes] + [self.rollout_handle]
+        """The environments of its nodes and of its rollouts."""
+        groups = [*self.rolling, *self.moved]
+        handles = [each.handle for each in (*self.nodes, *groups)]
         return [handle for handle in handles if handle is not None]
 
-    def question(self, expansion_width: int) -> Question:
-        """Returns the request for the waiting node: turns to expand it, or one for its rollout."""
-        purpose, n = ("rollout", 1) if self.expanding is None else ("expand", expansion_width)
-        state = self.nodes[self.waiting].trajectory
-        name = f"{purpose}/{self.waiting}"
+    def questions(self, expansion_width: int) -> list[Question]:
+        """Returns the requests for the next step: turns to expand a node, or one for each rollout.
+
+        Rollouts that are all in one state are one request, others have one each: so the policy is
+        asked for few different numbers of turns.
+        """
+        if self.expanding is not None:
+            return [self._question("expand", self.expanding, expansion_width)]
+        questions: list[Question] = []
+        for group in self.rolling:
+            if group.count == self.num_rollouts:
+                questions.append(self._question("rollout", group.node, group.count))
+            else:
+                questions += [
+                    self._question("rollout", group.node, 1, j) for j in range(group.count)
+                ]
+        return questions
+
+    def _question(self, purpose: str, node: int, n: int, number: int = 0) -> Question:
+        state = self.nodes[node].trajectory
+        name = f"{purpose}/{node}" + (f"/{number}" if number else "")
         if self.attempt:
             name += f"/again/{self.attempt}"
         # Trees with fewer iterations go first, so that none is left when the others are done.
         rank = self.iteration + len(state.steps) / (1 + state.task.max_steps)
         return Question(state, name, n, rank)
+
+    def begin_rollouts(self, leaf: int) -> None:
+        """Begins the rollouts of the iteration in a node."""
+        self.rollout_leaf, self.rolling = leaf, [RolloutGroup(leaf, self.num_rollouts)]
+
+    def parted(
+        self, group: RolloutGroup, turns: list[Proposal], key_of: Callable[[Task, str], str]
+    ) -> list[tuple[Proposal, int]]:
+        """Divides rollouts by their actions.
+
+        Those whose action led to a child before join the rollouts there.
+
+        Args:
+          group: The rollouts.
+          turns: A turn for each.
+          key_of: As in `merged`.
+
+        Returns:
+          The first proposal of each action that is not yet a child, and its number of rollouts.
+        """
+        children = {
+            key_of(self.task, self.nodes[child].action): child
+            for child in self.nodes[group.node].children
+        }
+        for turn in turns:
+            child = children.get(key_of(self.task, turn.action))
+            if child is not None:
+                self.arrive(child, 1, None)
+        return self.merged(group.node, turns, key_of)
+
+    def arrive(self, node: int, count: int, handle: int | None) -> None:
+        """Moves rollouts to a node, of which `handle` is an environment."""
+        if self.nodes[node].trajectory.done:
+            self.ended += [node] * count
+            return
+        there = next((group for group in self.moved if group.node == node), None)
+        if there is None:
+            self.moved.append(RolloutGroup(node, count, handle))
+        else:
+            there.count += count
+
+    def end_step(self) -> list[RolloutGroup]:
+        """Ends a step of the rollouts, or has the turns of those that failed sampled again.
+
+        Returns:
+          The rollouts that cannot continue.
+        """
+        lost = self.rolling
+        if lost and self.attempt + 1 < ATTEMPTS:
+            self.attempt += 1
+            return []
+        self.rolling, self.moved, self.attempt = self.moved, [], 0
+        self.ended.sort()
+        return lost
 
     def handle(self, number: int) -> int:
         """The environment of a node that has one."""
@@ -148,7 +245,7 @@ class GrowingTree:
     def close_waiting(self) -> list[int]:
         """Closes the selected node that waits for the policy: its rollout or expansion failed."""
         top = self.expanding if self.expanding is not None else self.rollout_leaf
-        self.expanding = self.rolling = self.rollout_handle = None
+        self.expanding, self.rolling = None, []
         self.rollout_leaf, self.attempt = NONE, 0
         below = self.open_children(top)
         self.closed.update(below)
@@ -196,14 +293,19 @@ class GrowingTree:
             leaf = self.nodes[leaf].parent
         return tuple(reversed(nodes))
 
-    def finish_iteration(self, leaf: int) -> IterationRecord:
-        """Closes the iteration that ended in a terminal node."""
+    def finish_iteration(self) -> IterationRecord:
+        """Closes the iteration, whose rollouts have ended."""
+        first, *further = [
+            BackupRecord(path=self.path(leaf), outcome=self.nodes[leaf].trajectory.outcome)
+            for leaf in self.ended
+        ]
         record = IterationRecord(
             task_id=self.task.task_id,
             iteration=self.iteration,
             nodes=tuple(self.new),
-            path=self.path(leaf),
-            outcome=self.nodes[leaf].trajectory.outcome,
+            path=first.path,
+            outcome=first.outcome,
+            further=tuple(further),
             failures=tuple(self.failures),
             closed=tuple(self.closed_now),
             expanded=tuple(self.expanded_now) if self.failures else (),
@@ -221,9 +323,10 @@ class GrowingTree:
         self._mark(record)
 
     def _mark(self, record: IterationRecord) -> None:
-        for node in record.path:
-            self.nodes[node].visited = True
+        for backup in record.backups:
+            for node in backup.path:
+                self.nodes[node].visited = True
         self.new, self.closed_now, self.expanded_now, self.failures = [], [], [], []
-        self.rolling = self.rollout_handle = None
+        self.rolling, self.ended = [], []
         self.rollout_leaf, self.attempt = NONE, 0
         self.iteration += 1

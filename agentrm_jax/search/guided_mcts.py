@@ -32,7 +32,7 @@ from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.search_nodes import SearchNode, search_node
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule, check_rule
 from agentrm_jax.search.tree import NONE
-from agentrm_jax.search.tree_search import TreeSearch
+from agentrm_jax.search.tree_search import Player, TreeSearch
 from agentrm_jax.search.turns import run_turns
 
 _UCB = UCB()
@@ -214,15 +214,14 @@ class _GuidedSearch(TreeSearch[_ScoredTree, Rollout]):
     def _reach(self, e: int, leaf: int) -> None:
         self._tree(e).expanding = leaf
 
-    def play(self, answers: Sequence[tuple[int, list[Proposal]]]) -> Iterator[Rollout]:
+    def play(self, answers: Sequence[tuple[Player, list[Proposal]]]) -> Iterator[Rollout]:
         """Expands the waiting nodes, scores their children and backs up; yields what ended.
 
         Trees end in `questions` as well: the loop calls `play` after it.
         """
-        answered = dict(sorted(answers, key=lambda answer: answer[0]))
+        answered = self._complete(answers)
         for e, proposals in answered.items():
             growing = self._tree(e)
-            growing.asked = False
             growing.policy_tokens += sum(len(proposal.log_probs) for proposal in proposals)
             growing.truncated_steps += sum(proposal.truncated_steps for proposal in proposals)
         if answered:

@@ -169,20 +169,20 @@ def label_trajectories(trajectories: Iterable[Trajectory]) -> list[LabelledTree]
 def discounted_values(
     tree: TreeRecord, gamma: float, of: Literal["mean", "max"] = "mean"
 ) -> np.ndarray:
-    """Returns the mean or the largest discounted return of each state's iterations.
+    """Returns the mean or the largest discounted return of each state's rollouts.
 
     Args:
       tree: The search tree of M nodes.
       gamma: Discount of a step, in (0, 1].
-      of: The mean over the iterations that passed through the state, or the largest.
+      of: The mean over the rollouts that passed through the state, or the largest.
 
     Returns:
       [M] float64 values by node; 0 for nodes without a visit.
     """
     visits, sums, largest = (np.zeros(tree.num_nodes) for _ in range(3))
-    for iteration in tree.iterations:
-        path = list(iteration.path)  # from the root to the end
-        returns = iteration.outcome * gamma ** np.arange(len(path) - 1, -1, -1)
+    for backup in tree.backups:
+        path = list(backup.path)  # from the root to the end
+        returns = backup.outcome * gamma ** np.arange(len(path) - 1, -1, -1)
         visits[path] += 1
         sums[path] += returns
         largest[path] = np.maximum(largest[path], returns)
@@ -230,15 +230,17 @@ def lambda_targets(
     return targets
 
 
-def times_chosen(tree: TreeRecord) -> dict[int, int]:
+def times_chosen(tree: TreeRecord) -> dict[int, float]:
     """Returns how many of the turns sampled at a node's parent had the node's action, by node.
 
-    A child that a rollout cached was sampled once. When its parent is expanded later, turns with
-    the same action are merged into it without a record of their number. The number is inferred:
-    every expansion samples the same number of turns as the expansion of the root, and turns that
-    became neither new children nor failures were merged.
+    When a parent whose children were cached by rollouts is expanded later, turns with the same
+    action as one of them are merged into it without a record of their number. The number is
+    inferred: every expansion samples the same number of turns as the expansion of the root, and
+    turns that became neither new children nor failures were merged. If several rollouts have left
+    several children, the merged turns are divided between them in the proportion in which the
+    rollouts chose them; the result may be a fraction.
     """
-    chosen: dict[int, int] = {}
+    chosen: dict[int, float] = {}
     children: dict[int, list[int]] = {}
     sampled = 0
     for iteration in tree.iterations:
@@ -253,7 +255,10 @@ def times_chosen(tree: TreeRecord) -> dict[int, int]:
         for parent, new_children in new.items():
             counted = {node.node: node.multiplicity for node in new_children}
             if cached := children.get(parent):
-                chosen[cached[0]] += max(0, sampled - sum(counted.values()) - failed.get(parent, 0))
+                merged = max(0, sampled - sum(counted.values()) - failed.get(parent, 0))
+                before = sum(chosen[child] for child in cached)
+                for child in cached:
+                    chosen[child] += merged * chosen[child] / before
             chosen |= counted
             children.setdefault(parent, []).extend(counted)
     return chosen

@@ -18,12 +18,15 @@ class SearchConfig:
     Attributes:
       num_iterations: Iterations of each tree.
       expansion_width: Turns sampled when a node is expanded; equal actions are merged.
+      num_rollouts: Rollouts from the selected child in each iteration; the return of each is backed
+        up. 1 is the paper's.
       selection: The rule by which the search enters the children of a node.
       concurrency: Trees that grow at the same time. It changes speed, never results.
     """
 
     num_iterations: int = 40
     expansion_width: int = 5
+    num_rollouts: int = 1
     selection: Annotated[SelectionRule, SELECTION_RULES] = _UCB
     concurrency: int = 64
 
@@ -32,5 +35,12 @@ class SearchConfig:
             self,
             num_iterations="[1, 1000000]",
             expansion_width="[1, 10000]",
+            num_rollouts="[1, 10000]",
             concurrency="[1, 100000]",
         )
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The numbers of turns that requests ask for: to expand a node, to begin several rollouts,
+        and to continue one."""
+        return tuple(dict.fromkeys((self.expansion_width, self.num_rollouts, 1)))

@@ -298,9 +298,11 @@ def from_iterations(
             children[new.parent, np.sum(children[new.parent] != NONE)] = new.node
             terminal[new.node] = new.step.transition.done
             logits[new.node] = prior_logit(new.step)
-        passed = [node for node in iteration.path[:-1] if node == 0 or visited[node]]
+        above = {node for backup in iteration.backups for node in backup.path[:-1]}
+        passed = [node for node in above if node == 0 or visited[node]]
         expanded[[*passed, *iteration.expanded]] = True
-        visited[list(iteration.path)] = True
+        for backup in iteration.backups:
+            visited[list(backup.path)] = True
         for closed in iteration.closed:
             children[parent[closed]] = _without(children[parent[closed]], closed)
     return {

@@ -24,8 +24,12 @@ from agentrm_jax.search.turns import Result, TurnSearch
 Tree = TypeVar("Tree", bound=GrowingTree)
 
 
-class TreeSearch(TurnSearch[int, Result], Generic[Tree, Result]):
-    """Grows a tree for each task; its players are slots.
+Player = tuple[int, int]
+"""A slot and the number of a request of its tree."""
+
+
+class TreeSearch(TurnSearch[Player, Result], Generic[Tree, Result]):
+    """Grows a tree for each task; its players are the requests of trees.
 
     Args:
       pool: Environments.
@@ -57,8 +61,8 @@ class TreeSearch(TurnSearch[int, Result], Generic[Tree, Result]):
     def num_running(self) -> int:
         return len(self._live())
 
-    def overlaps(self, player: int) -> bool:
-        return self.pool.elsewhere(self._tree(player).task)
+    def overlaps(self, player: Player) -> bool:
+        return self.pool.elsewhere(self._tree(player[0]).task)
 
     def close(self) -> None:
         for growing in self._live().values():
@@ -115,14 +119,34 @@ class TreeSearch(TurnSearch[int, Result], Generic[Tree, Result]):
     def _retire(self, e: int, error: str | None) -> None:
         """Ends a tree and frees its slot."""
 
-    def questions(self) -> list[tuple[int, Question]]:
+    def questions(self) -> list[tuple[Player, Question]]:
         self._select()
-        questions: list[tuple[int, Question]] = []
+        questions: list[tuple[Player, Question]] = []
         for e, growing in self._live().items():
-            if not growing.asked:
-                growing.asked = True
-                questions.append((e, growing.question(self._expansion_width)))
+            if not growing.answers:
+                for number, question in enumerate(growing.questions(self._expansion_width)):
+                    growing.answers[number] = None
+                    questions.append(((e, number), question))
         return questions
+
+    def _complete(
+        self, answers: Sequence[tuple[Player, list[Proposal]]]
+    ) -> dict[int, list[Proposal]]:
+        """Takes answers and returns those of the trees whose requests are all answered.
+
+        Returns:
+          The proposals by slot, slots in order: those of a tree in the order of its requests.
+        """
+        for (e, number), proposals in answers:
+            self._tree(e).answers[number] = proposals
+        complete: dict[int, list[Proposal]] = {}
+        for e in sorted({e for (e, _), _ in answers}):
+            growing = self._tree(e)
+            found = [own for own in growing.answers.values() if own is not None]
+            if len(found) == len(growing.answers):
+                complete[e] = [proposal for own in found for proposal in own]
+                growing.answers = {}
+        return complete
 
     def _grow(self, answered: Mapping[int, list[Proposal]]) -> dict[int, list[int]]:
         """Lets copies of environments act on the distinct turns that expand the waiting nodes.

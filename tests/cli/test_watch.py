@@ -17,7 +17,7 @@ import pytest
 from cli_cases import CONFIG, agentrm, without_log_probs
 
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeStore
+from agentrm_jax.data.trees import BackupRecord, IterationRecord, NodeRecord, TreeStore
 from agentrm_jax.evaluation.rollout_files import stored_rollouts
 from agentrm_jax.pipeline.run_table import sparkline, view_table
 from agentrm_jax.pipeline.run_view import SILENT_SECONDS, RunWatcher
@@ -60,6 +60,7 @@ def test_a_search_at_work_is_counted_as_it_grows(run):
             record = IterationRecord(
                 task_id=task.task_id, iteration=iteration, nodes=(node,),
                 path=(0, iteration + 1), outcome=outcome,
+                further=(BackupRecord(path=(0, 1), outcome=1.0),) * 2 * iteration,
             )  # fmt: skip
             store.append(record)
             stage.activity._written = 0.0  # a second has passed
@@ -72,11 +73,11 @@ def test_a_search_at_work_is_counted_as_it_grows(run):
         view = watcher.look()
         assert [(s.name, s.state) for s in view.stages] == [("sft", "done"), ("explore", "at work")]
         assert view.trees is not None
-        assert view.trees.states_by_visits == (2, 1, 0, 0, 0)
-        assert view.trees.mean_outcome == 0.5
+        assert view.trees.states_by_visits == (1, 0, 2, 0, 0)
+        assert view.trees.mean_outcome == 0.75
         assert view.losses == {"sft": [3.0, 2.0, 1.0]}
         shown = text_of(run, view)
-    for part in ("2/8", "left", "tokens decoded/s", "1: 2  2: 1", "█▅▁ 1"):
+    for part in ("2/8", "left", "tokens decoded/s", "1: 1  2: 0  3-4: 2", "█▅▁ 1"):
         assert part in shown, (part, shown)
     [_, explore] = watcher.look().stages
     assert explore.state == "at work"  # this process lives, and the stage has not ended

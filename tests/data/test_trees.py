@@ -17,6 +17,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Transition
 from agentrm_jax.data.trees import (
     FILE,
+    BackupRecord,
     FailureRecord,
     IterationRecord,
     NodeRecord,
@@ -78,6 +79,26 @@ def test_trees_come_back(tmp_path):
     grown = grow(tmp_path)
     assert TreeStore.read(tmp_path) == grown
     assert grown["toy/0"].num_nodes == 7
+
+
+def test_several_rollouts_of_an_iteration_come_back_and_are_checked(tmp_path):
+    """Without them the key is absent, as in files of earlier versions."""
+    store = TreeStore(tmp_path)
+    store.begin(task(0), "Goal 0.")
+    store.append(iteration(0))
+    other = BackupRecord(path=(0, 4), outcome=1 / 3)
+    several = dataclasses.replace(iteration(1), further=(other, other))
+    store.append(several)
+    lines = [json.loads(line)["record"] for line in (tmp_path / FILE).read_text().splitlines()]
+    assert ["further" in line for line in lines] == [False, False, True]
+    tree = TreeStore.read(tmp_path)["toy/0"]
+    assert tree.iterations == (iteration(0), several)
+    visits, sums = tree.backed_up()
+    assert visits.tolist() == [4, 1, 0, 1, 2]
+    assert sums == pytest.approx([1, 0, 0, 1 / 3, 2 / 3])
+    store.append(dataclasses.replace(iteration(2), further=(BackupRecord(path=(0,), outcome=0.0),)))
+    with pytest.raises(UserError, match=r"line 4: .*path: the episode is not over at its last"):
+        TreeStore.read(tmp_path)
 
 
 def test_nothing_stored_is_no_tree(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.envs.pool import EnvPool
-from agentrm_jax.envs.registry import environment_names, load_family
+from agentrm_jax.envs.registry import end_reveals_outcome, environment_names, load_family
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
 
@@ -153,3 +153,21 @@ def test_the_guide_s_example(install, workers):
             assert sum(rewards) == 1.0
     finally:
         pool.close()
+
+
+def test_environments_declare_whether_the_end_tells_the_outcome():
+    wordings = list(load_family("babyai").wordings)
+    names = ("maze", "babyai", "pddl", f"babyai@{wordings[0]}", "webshop", "toolquery")
+    assert [end_reveals_outcome(name) for name in names] == [True] * 4 + [None] * 2
+    assert end_reveals_outcome("babyai@silent") is False
+
+
+def test_the_end_of_a_maze_tells_its_outcome():
+    """What the maze declares is what its texts say: only a success ends with its own sentence."""
+    family = load_family("maze")
+    [task] = family.tasks("test", kinds=family.kinds(), n=1)
+    episode = family.create()
+    episode.reset(task)
+    answers = [episode.step(turn.action) for turn in family.demonstrate(task)]
+    assert [answer.observation == "Success" for answer in answers] == [a.success for a in answers]
+    assert answers[-1].success

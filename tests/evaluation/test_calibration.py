@@ -65,8 +65,8 @@ def test_a_difference_within_its_standard_error_goes_to_fewer_tokens():
 def episode(task: int, outcome: float, tokens: int, error: str | None = None) -> Episode:
     return Episode(
         task=Task(environment="game", task_id=f"game/{task}", max_steps=3), method="retry",
-        seed=0, outcome=outcome, success=outcome, policy_tokens=tokens, reward_tokens=2,
-        env_steps=3, wall_seconds=0.0, steps=3, error=error,
+        seed=4, sampling_seed=2, outcome=outcome, success=outcome, policy_tokens=tokens,
+        reward_tokens=2, env_steps=3, wall_seconds=0.0, steps=3, error=error,
     )  # fmt: skip
 
 
@@ -75,9 +75,10 @@ def test_every_candidate_is_written_down_and_the_chosen_one_is_used():
         ({"retry_below": 0.2}, [episode(0, 0.0, 5), episode(1, 1.0, 5)]),
         ({"retry_below": 0.9}, [episode(0, 1.0, 7), episode(1, 1.0, 8, "it broke")]),
     ]
-    found = calibration(RUN, tried, seeds=[4])
+    found = calibration(RUN, tried)
     assert found["chosen"] == {"retry_below": 0.2}  # 0.5 lower, within the standard error of 0.5
-    assert (found["n_tasks"], found["seeds"], found["reward_model"]) == (2, [4], "explicit")
+    assert (found["n_tasks"], found["reward_model"]) == (2, "explicit")
+    assert (found["seeds"], found["sampling_seeds"]) == ([4], [2])  # those of the episodes
     first, second = found["candidates"]
     assert (first["score_mean"], first["policy_tokens"], first["errors"]) == (0.5, 10, 0)
     assert (second["policy_tokens"], second["reward_tokens"], second["errors"]) == (15, 4, 1)

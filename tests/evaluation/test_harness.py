@@ -10,6 +10,7 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.evaluation import harness
 from agentrm_jax.evaluation.config import EvaluateConfig, MethodRun, method_runs
 from agentrm_jax.evaluation.episodes import (
     episode_from_json,
@@ -497,3 +498,30 @@ def test_weights_of_the_rules_are_distributions():
         assert weights.shape == (4,)
         assert np.all(weights >= 0)
         assert weights.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("together", [1, 5, 100])
+def test_scoring_is_counted_and_calls_of_any_size_give_the_same_answers(monkeypatch, together):
+    """Each reward model scores every trajectory once; the groups of a task stay whole."""
+    found = [rollout(number, sample) for number in range(4) for sample in range(3)]
+    calls, counted = [], []
+
+    class Counts:
+        def score(self, groups):
+            calls.append([len(group) for group in groups])
+            return [[len(t.first_observation) + t.outcome for t in group] for group in groups]
+
+        def cost(self, group):
+            return 0
+
+    run = MethodRun(
+        name="best_of_n", method_name="best_of_n", method=BestOfN(n=3), reward_models=("a", "b")
+    )
+    scorers = {"a": Counts(), "b": Counts()}
+    expected = answers(run, found, scorers, seed=0)
+    calls.clear()
+    monkeypatch.setattr(harness, "_SCORED_TOGETHER", together)
+    assert answers(run, found, scorers, seed=0, on_scored=counted.append) == expected
+    sizes = {1: [[3]] * 4, 5: [[3, 3]] * 2, 100: [[3] * 4]}[together]
+    assert calls == sizes * 2
+    assert counted == [sum(size) for size in sizes] * 2

@@ -57,6 +57,13 @@ def test_ends_that_say_what_happened_are_found() -> None:
     assert silent["majority"] == pytest.approx(max(rate, 1 - rate))
 
 
+def test_what_an_environment_declares_stands_in_its_row() -> None:
+    found = [*endings("tells", told), *endings("silent", untold)]
+    rows = probe_rows(found, "trees", {"tells": True, "silent": None}.__getitem__)
+    assert (rows["tells"]["declared"], rows["silent"]["declared"]) == (True, None)
+    assert probe_rows(found, "trees")["tells"]["declared"] is None
+
+
 def test_words_of_a_task_do_not_count() -> None:
     """Tasks that are always solved or never, and name themselves: other tasks tell nothing."""
     found = [

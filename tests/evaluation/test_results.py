@@ -20,7 +20,8 @@ ROW_KEYS = {
     *("n_tasks", "score_mean", "score_ci95", "success_rate", "progress_rate", "policy_tokens"),
     *("reward_tokens", "env_steps", "wall_seconds", "errors"),
     *("replies_without_action", "failed_candidates"),
-    *("success_ci95", "n_seeds", "seeds", "sampling_seeds", "gap_closed"),
+    *("success_ci95", "n_seeds", "seeds", "sampling_seeds"),
+    *("gap_closed", "gap_closed_ci95"),
 }
 
 

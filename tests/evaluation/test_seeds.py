@@ -16,10 +16,12 @@ from agentrm_jax.evaluation.episodes import (
     episode_from_json,
     episode_to_json,
     read_episodes,
+    row_variant,
     write_episodes,
 )
 from agentrm_jax.evaluation.results import comparisons, merge_runs, oracle_gaps, result_rows
 from agentrm_jax.evaluation.summary import report_parts
+from agentrm_jax.evaluation.tables import console_table, method_table
 
 SEEDS = ((0, 0), (0, 1), (5, 0))
 """(training seed, sampling seed)"""
@@ -162,6 +164,33 @@ def test_the_share_of_the_gap_that_is_closed() -> None:
     assert row["gap_closed"] == pytest.approx((outcome["best_of_n"] - gap["random"]) / gap["gap"])
 
 
+def test_the_interval_of_the_closed_gap_resamples_tasks_with_averaged_seeds() -> None:
+    """More sampling seeds of a task are no more tasks: equal ones leave the interval as it is."""
+    made = [
+        dataclasses.replace(e, outcome=1.0 if e.method == "oracle_of_n" else e.outcome / 2)
+        for e in episodes(10)
+    ]
+    rows, seeds = (
+        {row_variant(r): r for r in result_rows(each) if (r["task"], r["split"]) == ("all", "all")}
+        for each in (made, made + [dataclasses.replace(e, sampling_seed=1) for e in made])
+    )
+    for variant, row in rows.items():
+        low, high = row["gap_closed_ci95"]
+        exact = variant.method in ("oracle_of_n", "random_of_n")
+        assert (low == high) if exact else (low < row["gap_closed"] < high)
+        assert seeds[variant]["n_seeds"] == 2
+        assert seeds[variant]["gap_closed_ci95"] == pytest.approx([low, high])
+    entries = method_table(list(rows.values()))
+    assert all(entry["gap_closed_ci95"] for entry in entries)
+    text = "".join(
+        cell
+        for column in console_table(list(rows.values())).columns
+        for cell in map(str, column.cells)
+    )
+    low, high = next(e["gap_closed_ci95"] for e in entries if e["label"] == "best-of-5, explicit")
+    assert f"% [{100 * low:.0f}, {100 * high:.0f}]" in text
+
+
 def test_the_gap_is_that_of_the_rows_own_tasks() -> None:
     """A search on some of the tasks is not measured by the gap of all."""
     made = [
@@ -177,6 +206,7 @@ def test_the_gap_is_that_of_the_rows_own_tasks() -> None:
     }
     assert rows["beam", "explicit"]["gap_closed"] == pytest.approx(0.5)
     assert rows["oracle_of_n", None]["gap_closed"] == 1.0
+    assert rows["oracle_of_n", None]["gap_closed_ci95"] == [1.0, 1.0]
     same = [dataclasses.replace(e, outcome=1.0) for e in made]
     assert {r["gap_closed"] for r in result_rows(same)} == {None}
     alone = [e for e in made if e.method == "greedy"]
@@ -257,3 +287,28 @@ def test_blind_rows_come_first_if_the_end_is_given_away() -> None:
     assert len(untold["notes"]) == len(told["notes"]) - 1
     [note] = [n for n in report_parts(episodes(2), probe={"babyai": row})["notes"] if "babyai" in n]
     assert "only blind scores (evaluate.score_at: [observation, action])" in note
+
+
+@pytest.mark.parametrize(
+    ("declared", "measured", "auc", "telling", "warns"),
+    [
+        (None, True, 0.99, True, False),
+        (None, False, 0.5, False, False),
+        (True, True, 0.99, True, False),
+        (True, False, None, True, False),  # too few trajectories for a probe
+        (True, False, 0.6, True, True),
+        (False, True, 0.95, True, True),
+        (False, False, None, False, False),
+    ],
+)
+def test_declared_ends_stand_next_to_the_probe(declared, measured, auc, telling, warns) -> None:
+    row = {
+        "source": "trees", "n": 400, "n_tasks": 80, "success_rate": 0.4, "accuracy": None,
+        "majority": 0.6, "auc": auc, "gives_away": measured, "declared": declared,
+    }  # fmt: skip
+    parts = report_parts(blind_episodes(), probe={"babyai": row})
+    places = [r.get("score_at", "observation") for r in parts["results"] if r["reward_model"]]
+    assert (places[0] == "action") == telling
+    notes = [note for note in parts["notes"] if "babyai" in note]
+    assert any("Warning: babyai declares" in note for note in notes) == warns
+    assert any("give the outcome away (" in note for note in notes) == telling

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentrm_jax.evaluation.statistics import (
     bootstrap,
+    bootstrap_ratio,
     paired_bootstrap,
     pairwise_accuracy,
     pearson,
@@ -93,3 +94,36 @@ def test_spearman_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]) -> None
     assert spearman(x, y) == pytest.approx(expected, nan_ok=True)
     if not math.isnan(expected):
         assert spearman([v**3 for v in x], y) == pytest.approx(expected)
+
+
+def test_ratio_intervals_cover_the_true_ratio():
+    """Nineteen of twenty intervals, about, hold the ratio of the expectations."""
+    generator, covered, wide = np.random.default_rng(3), 0, []
+    for _ in range(200):
+        gap = generator.binomial(1, 0.5, size=60) * 0.6
+        gained = gap * generator.binomial(1, 0.7, size=60) - 0.1 * generator.binomial(1, 0.2, 60)
+        found = bootstrap_ratio(gained, gap)
+        assert found is not None
+        assert found.mean == pytest.approx(gained.sum() / gap.sum())
+        covered += found.low <= (0.3 * 0.7 - 0.02) / 0.3 <= found.high
+        wide.append(found.high - found.low)
+    assert 180 <= covered <= 199
+    assert 0.1 < np.mean(wide) < 0.6
+
+
+def test_ratio_intervals_equal_plain_resampling():
+    generator = np.random.default_rng(0)
+    gap, gained = generator.random(40), generator.random(40) - 0.2
+    found = bootstrap_ratio(gained, gap)
+    chosen = generator.integers(40, size=(20_000, 40))
+    ratios = gained[chosen].sum(axis=1) / gap[chosen].sum(axis=1)
+    ratio = gained.sum() / gap.sum()
+    ends = ratio + (np.quantile(ratios, [0.025, 0.975]) - ratio) * np.sqrt(40 / 39)
+    assert [found.low, found.high] == pytest.approx(ends, abs=0.01)
+
+
+def test_ratios_without_an_interval():
+    assert bootstrap_ratio([0.5], [1.0]) is None
+    assert bootstrap_ratio([0.5, 0.0], [1.0, 0.0]) is None  # one resample in four has no gap
+    same = bootstrap_ratio([0.5, 0.25, 0.5], [1.0, 0.5, 1.0])
+    assert (same.low, same.high) == (pytest.approx(0.5), pytest.approx(0.5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 
 import jax
@@ -15,10 +16,14 @@ from tpu_cases import needs_compiler
 from agentrm_jax.cli.main import main
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.model import llama, parameters
+from agentrm_jax.model.heads import Quantile
 from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.pipeline.reward_ensembles import Ensemble
+from agentrm_jax.pipeline.reward_kinds import Explicit
 from agentrm_jax.plan import capacity
 from agentrm_jax.plan.abstract_engine import AbstractEngine
-from agentrm_jax.plan.compiling import needed_bytes
+from agentrm_jax.plan.chips import parse_topology
+from agentrm_jax.plan.compiling import Target, needed_bytes
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice, training_advice
 from agentrm_jax.plan.programs import Memory
 from agentrm_jax.plan.work import Work
@@ -175,6 +180,56 @@ def test_advice_names_keys_that_help():
 def test_the_compilers_word_on_memory(message, gib):
     found = needed_bytes(message)
     assert found is None if gib is None else found == pytest.approx(gib * 2**30)
+
+
+def counted(monkeypatch, config, stage):
+    """The resident bytes and programs of a stage's reward models, without a compiler."""
+    monkeypatch.setattr(capacity, "_prefill", lambda name, engine, target: name)
+    target = Target(
+        stage=stage, config=config, topology=parse_topology("v5e:2x2"),
+        mesh=make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1]),
+        on_compile=lambda *_: None,
+    )  # fmt: skip
+    resident = {}
+    programs = capacity._reward_models(target, capacity.policy_shape(config), resident)
+    return resident, programs
+
+
+def test_every_reward_model_of_a_stage_is_counted(monkeypatch):
+    """An ensemble, its members, an implicit model: two policies of the run's shape."""
+    options = {"low": Explicit(quantile=0.25), "both": Ensemble(of=("explicit", "low", "implicit"))}
+    head = {"train_rm": dataclasses.replace(load(TINY).train_rm, head=Quantile())}
+    config = dataclasses.replace(load(TINY), rewards=("both",), reward_options=options, **head)
+    resident, programs = counted(monkeypatch, config, "evaluate")
+    names = [name.partition(" (")[0] for name in resident]
+    assert names == [
+        "reward model's parameters", "reward model's pages",
+        "reward model low's parameters", "reward model low's pages",
+        "reward model implicit: policy's parameters",
+        "reward model implicit: reference's parameters",
+    ]  # fmt: skip
+    assert programs == ["reward model reads"]  # low has the same shape
+    shape = parameters.describe(capacity.policy_shape(config))
+    assert resident[names[4]] == resident[names[5]] == bytes_of(shape)
+
+
+def test_calibration_counts_the_first_reward_model_of_open_thresholds(monkeypatch):
+    config = load(TINY, "--evaluate.methods=[greedy]", "--rewards=[explicit, implicit]")
+    assert counted(monkeypatch, config, "calibrate") == ({}, [])
+    evaluate = dataclasses.replace(config.evaluate, methods=("best_of_n", "retry"))
+    config = dataclasses.replace(config, evaluate=evaluate)
+    resident, programs = counted(monkeypatch, config, "calibrate")
+    assert programs == ["reward model reads"]
+    assert len(resident) == 2
+    both, _ = counted(monkeypatch, config, "evaluate")
+    assert set(resident) < set(both)
+
+
+def bytes_of(shapes):
+    def is_spec(leaf):
+        return isinstance(leaf, parameters.ParamSpec)
+
+    return 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes, is_leaf=is_spec))
 
 
 @pytest.mark.tpu_compile

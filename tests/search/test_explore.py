@@ -21,7 +21,7 @@ from agentrm_jax.search.explore import Explorer, SearchConfig
 from agentrm_jax.search.selection import PUCT, UCB
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class PlainNode:
     number: int
     parent: PlainNode | None
@@ -62,24 +62,45 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
         )
 
     def close(node):
-        for child in node.children:
-            child.closed = True
         while node is not None and not node.open_children():
             node.closed = True
             node = node.parent
 
-    def rolled(node):
-        """The terminal node of a rollout, None if it could not go on."""
-        while node is not None and not node.trajectory.done:
-            above, node = node, None
-            for attempt in range(3):
-                again = f"/again/{attempt}" if attempt else ""
-                question = (above.trajectory, f"rollout/{above.number}{again}")
-                [[proposal]] = propose(policy, [question], 1)
-                node = node or add(above, proposal)
-                if node is not None:
-                    break
-        return node
+    def turns(node, count, again):
+        """A turn for each of the rollouts in a node."""
+        if count == config.num_rollouts:
+            return propose(policy, [(node.trajectory, f"rollout/{node.number}{again}")], count)[0]
+        names = [f"rollout/{node.number}" + (f"/{j}" if j else "") + again for j in range(count)]
+        return [propose(policy, [(node.trajectory, name)], 1)[0][0] for name in names]
+
+    def moved(rollouts):
+        """One step of rollouts, a list of nodes, and the nodes of those that could not go on."""
+        after = []
+        for again in ("", "/again/1", "/again/2"):
+            failed = []
+            for node in dict.fromkeys(rollouts):
+                for proposal in turns(node, rollouts.count(node), again):
+                    key = action_key(task, proposal.action)
+                    equal = [
+                        child for child in node.children
+                        if action_key(task, child.trajectory.steps[-1].action) == key
+                    ]  # fmt: skip
+                    child = equal[0] if equal else add(node, proposal)
+                    (failed if child is None else after).append(child or node)
+            rollouts = failed
+        return after, rollouts
+
+    def rolled(leaf):
+        """The terminal nodes of the rollouts from a node; none if no rollout could go on."""
+        rollouts, ended = [leaf] * config.num_rollouts, []
+        while rollouts:
+            ended += [node for node in rollouts if node.trajectory.done]
+            going = [node for node in rollouts if not node.trajectory.done]
+            rollouts, lost = moved(going)
+            if rollouts or ended:
+                for node in lost:
+                    close(node)
+        return sorted(ended, key=lambda node: node.number)
 
     root = PlainNode(0, None, Trajectory(task=task, first_observation=f"game {task.task_id}"))
     nodes.append(root)
@@ -107,24 +128,31 @@ def plain_search(task, config: SearchConfig, policy, breaks=lambda task, actions
             node.expanded = True
             if not node.open_children():
                 break
-        if node.expanded and not node.open_children():
+        ended = [] if node.expanded and not node.open_children() else rolled(node)
+        if not ended:
+            for child in node.children:
+                child.closed = True
             close(node)
             continue
-        leaf, node = node, rolled(node)
-        if node is None:
-            close(leaf)
-            continue
-        outcome, path = node.trajectory.outcome, []
-        while node is not None:
-            node.visits += 1
-            node.total += np.float32(outcome)
-            path.append(node.number)
-            node = node.parent
-        paths.append((tuple(reversed(path)), outcome))
+        backups = []
+        for end in ended:
+            outcome, path, node = end.trajectory.outcome, [], end
+            while node is not None:
+                node.visits += 1
+                node.total += np.float32(outcome)
+                path.append(node.number)
+                node = node.parent
+            backups.append((tuple(reversed(path)), outcome))
+        paths.append(backups)
     return nodes, paths
 
 
+def backed_up(record):
+    return [[(b.path, b.outcome) for b in it.backups] for it in record.iterations]
+
+
 CONFIG = SearchConfig(num_iterations=15, expansion_width=3, selection=UCB(), concurrency=4)
+SEVERAL = dataclasses.replace(CONFIG, num_rollouts=4)
 
 
 def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_type=TreeStore):
@@ -139,19 +167,20 @@ def explore(directory, tasks, config=CONFIG, *, pool=None, policy=None, store_ty
     return TreeStore.read(directory), explorer, pool
 
 
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
 @pytest.mark.parametrize("moves", ["NESW", "N", "N-", "-"])
-def test_batched_trees_equal_the_plain_tree(tmp_path, moves):
+def test_batched_trees_equal_the_plain_tree(tmp_path, moves, config):
     """More tasks than slots; also where all turns merge (`N`) and where some have no action."""
     tasks = [game(i) for i in range(11)]
-    records, _, pool = explore(tmp_path / "trees", tasks, policy=GamePolicy(moves))
+    records, _, pool = explore(tmp_path / "trees", tasks, config, policy=GamePolicy(moves))
     assert list(records) == [task.task_id for task in tasks]
     assert pool.episodes == {}  # every environment was given back
     for task in tasks:
-        nodes, paths = plain_search(task, CONFIG, GamePolicy(moves))
+        nodes, paths = plain_search(task, config, GamePolicy(moves))
         record = records[task.task_id]
         assert record.finished
         assert record.error is None
-        assert [(it.path, it.outcome) for it in record.iterations] == paths
+        assert backed_up(record) == paths
         found = {n.node: n for it in record.iterations for n in it.nodes}
         assert sorted(found) == list(range(1, len(nodes)))
         for node in nodes[1:]:
@@ -168,10 +197,11 @@ def test_merged_turns_are_counted(tmp_path):
     assert len({action_key(game(0), node.step.action) for node in children}) == len(children) < 3
 
 
-def test_stored_iterations_rebuild_the_arrays(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
+def test_stored_iterations_rebuild_the_arrays(tmp_path, config):
     """The arrays on the device equal those rebuilt from the records, field by field."""
     tasks = [game(i) for i in range(4)]
-    records, explorer, _ = explore(tmp_path / "trees", tasks)
+    records, explorer, _ = explore(tmp_path / "trees", tasks, config)
     _, num_nodes, width = explorer._trees.children.shape
     for slot, task in enumerate(tasks):
         rebuilt = tree.from_iterations(records[task.task_id].iterations, num_nodes, width)
@@ -179,17 +209,18 @@ def test_stored_iterations_rebuild_the_arrays(tmp_path):
             np.testing.assert_array_equal(getattr(explorer._trees, name)[slot], value, name)
 
 
-def test_searched_arrays_equal_the_backup_of_the_stored_iterations(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
+def test_searched_arrays_equal_the_backup_of_the_stored_iterations(tmp_path, config):
     """To the bit if returns are added up in float32; labels add up in float64."""
     tasks = [game(i) for i in range(4)]
-    records, explorer, _ = explore(tmp_path / "trees", tasks)
+    records, explorer, _ = explore(tmp_path / "trees", tasks, config)
     trees = explorer._trees
     for row, task in enumerate(tasks):
         record = records[task.task_id]
         M = record.num_nodes
         for dtype, tolerance in ((np.float32, 0.0), (np.float64, 1e-6)):
             visits, sums = back_up(record.iterations, M, dtype)
-            assert visits[0] == len(record.iterations)
+            assert visits[0] == config.num_rollouts * len(record.iterations)
             np.testing.assert_array_equal(trees.visit_count[row, :M], visits)
             np.testing.assert_allclose(trees.value_sum[row, :M], sums, rtol=tolerance, atol=0)
         for both, label_sums in zip(record.backed_up(), (visits, sums), strict=True):
@@ -197,9 +228,10 @@ def test_searched_arrays_equal_the_backup_of_the_stored_iterations(tmp_path):
         assert not np.any(trees.visit_count[row, M:])
 
 
-def test_killed_anywhere_and_resumed_ends_with_the_same_trees(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
+def test_killed_anywhere_and_resumed_ends_with_the_same_trees(tmp_path, config):
     """At every record boundary, and in the middle of every record."""
-    config = dataclasses.replace(CONFIG, num_iterations=6, concurrency=2)
+    config = dataclasses.replace(config, num_iterations=6, concurrency=2)
     tasks = [game(i) for i in range(3)]
     whole, _, _ = explore(tmp_path / "whole", tasks, config)
     lines = (tmp_path / "whole" / FILE).read_bytes().splitlines(keepends=True)
@@ -270,6 +302,35 @@ def test_replay_that_breaks_ends_its_tree(tmp_path, depth):
         assert records[other] == whole[other]
 
 
+def test_rollouts_whose_replay_breaks_leave_the_others_alone(tmp_path):
+    """No step succeeds twice: a rollout that fails after others parted from it is lost."""
+    seen = set()
+
+    def breaks(task, actions):
+        once = (task.task_id, *(action_key(task, action) for action in actions))
+        found = once in seen or (len(actions) > 2 and draw("breaks", *once) < 0.3)
+        seen.add(once)
+        return found
+
+    pool = GamePool(breaks)
+    records, _, _ = explore(tmp_path / "trees", [game(i) for i in range(6)], SEVERAL, pool=pool)
+    assert pool.episodes == {}
+    fewer = 0
+    for record in records.values():
+        visited = {0}
+        for iteration in record.iterations:
+            paths = [backup.path for backup in iteration.backups]
+            leaf = next((node for node in paths[0] if node not in visited), paths[0][-1])
+            assert all(leaf in path for path in paths)  # all began in the selected child
+            assert 1 <= len(paths) <= SEVERAL.num_rollouts
+            fewer += len(paths) < SEVERAL.num_rollouts
+            visited.update(*paths)
+    assert fewer
+    assert {failure.purpose for record in records.values() for failure in record.failures} >= {
+        "rollout", "replay"
+    }  # fmt: skip
+
+
 def test_slots_do_not_change_trees(tmp_path):
     tasks = [game(i) for i in range(6)]
     one, _, _ = explore(tmp_path / "one", tasks, dataclasses.replace(CONFIG, concurrency=1))
@@ -308,8 +369,9 @@ CONSIDERED = {
 """Actions with an equal key break alike."""
 
 
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
 @pytest.mark.parametrize("when", BREAKS)
-def test_a_broken_environment_costs_its_candidate_only(tmp_path, when):
+def test_a_broken_environment_costs_its_candidate_only(tmp_path, when, config):
     """The other candidates, iterations and trees are those of a plain tree with the same breaks."""
     tasks = [game(i) for i in range(5)]
     broken = {tasks[2].task_id, tasks[3].task_id}
@@ -318,7 +380,7 @@ def test_a_broken_environment_costs_its_candidate_only(tmp_path, when):
         return task.task_id in broken and CONSIDERED[when](actions)
 
     pool = GamePool(breaks)
-    records, _, _ = explore(tmp_path / "trees", tasks, pool=pool)
+    records, _, _ = explore(tmp_path / "trees", tasks, config, pool=pool)
     assert pool.episodes == {}
     for task in tasks:
         record = records[task.task_id]
@@ -326,8 +388,8 @@ def test_a_broken_environment_costs_its_candidate_only(tmp_path, when):
         if when == "reset" and task.task_id in broken:
             assert (record.iterations, record.error) == ((), "the game broke")
             continue
-        nodes, paths = plain_search(task, CONFIG, GamePolicy(), breaks)
-        assert [(it.path, it.outcome) for it in record.iterations] == paths
+        nodes, paths = plain_search(task, config, GamePolicy(), breaks)
+        assert backed_up(record) == paths
         stored = {number: node.step for number, node in record.nodes.items()}
         assert stored == {n.number: n.trajectory.steps[-1] for n in nodes[1:] if n.number in stored}
         if nodes[0].closed:
@@ -352,9 +414,10 @@ def test_breaks_are_recorded_and_the_tree_goes_on(tmp_path):
     assert all(failure.reason == "the game broke" for failure in found)
 
 
-def test_killed_anywhere_with_breaks_and_resumed_ends_with_the_same_trees(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
+def test_killed_anywhere_with_breaks_and_resumed_ends_with_the_same_trees(tmp_path, config):
     """Failures, closed nodes and the numbers of later nodes are restored too."""
-    config = dataclasses.replace(CONFIG, num_iterations=8, concurrency=2)
+    config = dataclasses.replace(config, num_iterations=8, concurrency=2)
     tasks = [game(i) for i in range(4)]
 
     def breaking():
@@ -372,10 +435,11 @@ def test_killed_anywhere_with_breaks_and_resumed_ends_with_the_same_trees(tmp_pa
         assert pool.episodes == {}
 
 
-def test_arrays_with_closed_nodes_are_rebuilt_from_the_records(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL])
+def test_arrays_with_closed_nodes_are_rebuilt_from_the_records(tmp_path, config):
     tasks = [game(i) for i in range(4)]
     pool = GamePool(lambda task, actions: bool(actions) and CONSIDERED["sometimes"](actions))
-    records, explorer, _ = explore(tmp_path / "trees", tasks, pool=pool)
+    records, explorer, _ = explore(tmp_path / "trees", tasks, config, pool=pool)
     _, num_nodes, width = explorer._trees.children.shape
     compared = 0
     for slot, task in enumerate(tasks):

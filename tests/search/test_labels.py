@@ -15,7 +15,7 @@ from random_tree import RandomTree
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Trajectory, Transition
-from agentrm_jax.data.trees import IterationRecord, NodeRecord, TreeRecord, TreeStore
+from agentrm_jax.data.trees import BackupRecord, IterationRecord, NodeRecord, TreeRecord, TreeStore
 from agentrm_jax.search.labels import (
     LabelConfig,
     chosen_trees,
@@ -243,6 +243,54 @@ def test_turns_merged_into_a_cached_child_are_counted():
     )
     tree = TreeRecord(task=game(0), first_observation="Go.", iterations=iterations)
     assert times_chosen(tree) == {1: 3, 2: 2, 3: 5, 4: 1, 5: 1}
+
+
+def test_turns_merged_into_several_cached_children_are_divided():
+    """Eight turns: all at node 1, whose three rollouts go on to 2 (twice) and 3; the expansion of
+    node 1 has two new turns, so that six were those of 2 and 3 again, four and two as expected."""
+
+    def grown(iteration, paths, *nodes):
+        answer = Transition(observation="", reward=0.0, done=False, success=False)
+        step = Step(reply="", action="", transition=answer)
+        first, *further = [BackupRecord(path=path, outcome=0.0) for path in paths]
+        return IterationRecord(
+            task_id="", iteration=iteration, path=first.path, outcome=0.0, further=tuple(further),
+            nodes=tuple(
+                NodeRecord(node=n, parent=p, step=step, multiplicity=m) for n, p, m in nodes
+            ),
+        )  # fmt: skip
+
+    paths = ((0, 1, 2), (0, 1, 2), (0, 1, 3))
+    iterations = (
+        grown(0, paths, (1, 0, 8), (2, 1, 2), (3, 1, 1)),
+        grown(1, ((0, 1, 4),) * 3, (4, 1, 2)),
+    )
+    tree = TreeRecord(task=game(0), first_observation="Go.", iterations=iterations)
+    assert times_chosen(tree) == pytest.approx({1: 8, 2: 2 + 4, 3: 1 + 2, 4: 2})
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+@pytest.mark.parametrize("target", ["mean", "max"])
+def test_every_rollout_of_an_iteration_counts(target, gamma):
+    """Two rollouts from node 1: they end after one step with 1, after two with 0.5."""
+
+    def added(number, parent, reward):
+        done = reward is not None
+        answer = Transition(observation="", reward=reward or 0.0, done=done, success=False)
+        step = Step(reply="", action="", transition=answer)
+        return NodeRecord(node=number, parent=parent, step=step, multiplicity=1)
+
+    iteration = IterationRecord(
+        task_id="", iteration=0, path=(0, 1, 2), outcome=1.0,
+        nodes=(added(1, 0, None), added(2, 1, 1.0), added(3, 1, None), added(4, 3, 0.5)),
+        further=(BackupRecord(path=(0, 1, 3, 4), outcome=0.5),),
+    )  # fmt: skip
+    tree = TreeRecord(task=game(0), first_observation="Go.", iterations=(iteration,))
+    labelled = label_tree(tree, LabelConfig(target=target, gamma=gamma))
+    assert labelled.visit_counts == (2, 2, 1, 1, 1)
+    returns = [[1.0 * gamma**2, 0.5 * gamma**3], [1.0 * gamma, 0.5 * gamma**2]]
+    of = max if target == "max" else statistics.fmean
+    assert labelled.values == pytest.approx([*map(of, returns), 1.0, 0.5 * gamma, 0.5])
 
 
 def test_all_trees_are_labelled_in_order():

@@ -81,6 +81,7 @@ class BabyAI:
     pooled = True
     metric = "success rate"
     wordings = WORDINGS
+    end_reveals_outcome = True  # "The task is completed."
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("minigrid") is None:

@@ -44,6 +44,7 @@ class Pddl:
     name = "pddl"
     pooled = False
     metric = "progress rate"
+    end_reveals_outcome = True  # "The goal is satisfied."
 
     def missing(self) -> None:
         """Nothing, but for the split `paper`: see `counts`."""

@@ -123,7 +123,11 @@ def _sft(config: RunConfig) -> tuple[int, float, float]:
 
 def _explore(config: RunConfig) -> tuple[int, float, float]:
     search, tasks = config.explore.search, config.explore.num_tasks
-    turns = tasks * search.num_iterations * (search.expansion_width + _turns(config))
+    turns = (
+        tasks
+        * search.num_iterations
+        * (search.expansion_width + search.num_rollouts * _turns(config))
+    )
     return tasks, turns * REPLY * config.explore.sampling.max_tokens, 0.0
 
 
@@ -132,7 +136,8 @@ def _label(config: RunConfig) -> tuple[int, float, float]:
 
 
 def _train_reward(config: RunConfig) -> tuple[int, float, float]:
-    paths = config.explore.num_tasks * config.explore.search.num_iterations
+    search = config.explore.search
+    paths = config.explore.num_tasks * search.num_iterations * search.num_rollouts
     return config.explore.num_tasks, 0.0, _trained(config.train_rm.fit, paths)
 
 

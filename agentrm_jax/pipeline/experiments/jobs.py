@@ -30,6 +30,8 @@ from agentrm_jax.runtime.run_paths import MODEL
 
 STAGES, RUNS = "stages", "runs"
 _DIGITS = 12
+_ADDED = {"explore.search.num_rollouts": 1}
+"""Keys that folders of earlier versions lack. At these defaults a stage keeps its name."""
 _MODELS = {
     "policy": ("sft", "policy"),
     "reward": ("train-rm", "reward_model"),
@@ -224,5 +226,19 @@ class _Planner:
 
 def _name(spec: StageSpec, needed: Mapping[str, Any], root: pathlib.Path) -> str:
     """The name of a stage: a hash of what it depends on, whatever the folder of the experiment."""
-    text = json.dumps(needed, sort_keys=True).replace(json.dumps(str(root))[1:-1] + os.sep, "")
+    text = json.dumps(_early(needed), sort_keys=True).replace(
+        json.dumps(str(root))[1:-1] + os.sep, ""
+    )
     return f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
+
+
+def _early(value: Any, key: str = "") -> Any:
+    """A part of a configuration without the keys of `_ADDED` that are left at their defaults."""
+    if not isinstance(value, Mapping):
+        return value
+    prefix = f"{key}." if key else ""
+    return {
+        name: _early(inner, prefix + name)
+        for name, inner in value.items()
+        if (prefix + name) not in _ADDED or inner != _ADDED[prefix + name]
+    }
