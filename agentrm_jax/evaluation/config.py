@@ -29,6 +29,10 @@ from agentrm_jax.search.thresholds import open_thresholds
 
 RANDOM = "random"
 """The reward model of a beam search with random scores."""
+LIKELIHOOD = "likelihood"
+"""The reward model of a beam search for likely replies."""
+CONTROLS = (RANDOM, LIKELIHOOD)
+"""The scores of beam searches that stand next to that of a reward model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class EvaluateConfig:
         are means over them; the models stay the same. With 0 the policy samples from `seed`.
       random_beam: Whether a beam of the same widths is also run with random scores, drawn after the
         observation: what the search gains without a reward model.
+      likelihood_beam: Whether a beam of the same widths is also run with the log-probability of the
+        replies under the policy as the score: the beam search of language models.
     """
 
     split: Literal["test", "paper"] = "test"
@@ -72,6 +78,7 @@ class EvaluateConfig:
     score_at: tuple[str, ...] = (AT_OBSERVATION,)
     sampling_seeds: tuple[int, ...] = (0,)
     random_beam: bool = False
+    likelihood_beam: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -156,7 +163,13 @@ class MethodRun:
     @property
     def family(self) -> str:
         """The name without place and seed: `beam_random` for all runs of it."""
-        return f"{self.method_name}_random" if RANDOM in self.reward_models else self.method_name
+        return f"{self.method_name}_{self.control}" if self.control else self.method_name
+
+    @property
+    def control(self) -> str | None:
+        """The score of a beam search that stands next to that of a reward model, None of others."""
+        own = self.method_name == "beam" and len(self.reward_models) == 1
+        return self.reward_models[0] if own and self.reward_models[0] in CONTROLS else None
 
     @property
     def setting(self) -> str:
@@ -289,13 +302,14 @@ def _runs_of_seed(config: EvaluateConfig, rewards: Sequence[str], seed: int) -> 
                 score_at=place,
                 sampling_seed=seed,
             )
-        if name == "beam" and config.random_beam:
-            # Random scores are drawn after the environment has answered.
+        controls = {RANDOM: config.random_beam, LIKELIHOOD: config.likelihood_beam}
+        for control in (each for each, asked in controls.items() if asked and name == "beam"):
+            # These scores need no reward model in the decoding step.
             yield MethodRun(
-                name=f"beam_random{end}",
+                name=f"beam_{control}{end}",
                 method_name="beam",
                 method=dataclasses.replace(config.beam, score_at="observation"),
-                reward_models=(RANDOM,),
+                reward_models=(control,),
                 on_beam_tasks=True,
                 sampling_seed=seed,
             )

@@ -143,7 +143,7 @@ class Variant(NamedTuple):
 
     @property
     def is_baseline(self) -> bool:
-        return self.method in BASELINE_METHODS or self.reward_model == "random"
+        return self.method in BASELINE_METHODS or self.reward_model in ("random", "likelihood")
 
 
 def scored_label(name: str, reward_model: str | None, score_at: str = AT_OBSERVATION) -> str:

@@ -193,9 +193,9 @@ def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
     for a in variants:
         for b in variants:
             baseline = b.is_baseline and b.method != "oracle_of_n"
-            random_search = b.reward_model == "random" and b.method != a.method
+            control = b.reward_model in ("random", "likelihood") and b.method != a.method
             same_model = a.method != "best_of_n" and b in counterparts(a, sampled)
-            if not a.is_baseline and ((baseline and not random_search) or same_model):
+            if not a.is_baseline and ((baseline and not control) or same_model):
                 pairs.append((a, b))
     return pairs
 

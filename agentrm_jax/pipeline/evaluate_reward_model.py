@@ -200,10 +200,7 @@ def _scores(
         for tree, states in compared:
             trajectories = tree.states()
             if score_at == "action":
-                trajectories = {
-                    node: trajectory.without_last_answer()
-                    for node, trajectory in trajectories.items()
-                }
+                trajectories = [trajectory.without_last_answer() for trajectory in trajectories]
             scores = model.score([[trajectories[node] for node in states.nodes]])[0]
             for node, score in zip(states.nodes, scores, strict=True):
                 check_finite(score, f"tree {tree.task.task_id}, node {node}")

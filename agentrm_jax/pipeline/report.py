@@ -11,7 +11,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.evaluation.config import MethodRun, method_runs
+from agentrm_jax.evaluation.config import CONTROLS, MethodRun, method_runs
 from agentrm_jax.evaluation.depths import value_by_depth
 from agentrm_jax.evaluation.episodes import Episode, read_episodes
 from agentrm_jax.evaluation.report import run_page, write_report
@@ -136,10 +136,10 @@ def _episodes(workspace: Workspace) -> list[Episode]:
         if not path.exists() and not ended:
             continue
         stored = read_episodes(path)
-        at_random = run.family == "beam_random"
         for episode in stored:
             known = episode.method in run.row_names
-            if not known or (episode.reward_model == "random") != at_random:
+            scored_by = episode.reward_model if episode.method == "beam" else None
+            if not known or (scored_by if scored_by in CONTROLS else None) != run.control:
                 raise UserError(
                     f"{path}: holds episodes of {printable(episode.variant.label)}; restore the "
                     f"file, or delete {root} to evaluate again"

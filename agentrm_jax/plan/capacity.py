@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
-from agentrm_jax.evaluation.config import RANDOM, method_runs
+from agentrm_jax.evaluation.config import CONTROLS, method_runs
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import ValueHead
@@ -111,7 +111,7 @@ def _opened(target: Target) -> dict[str, Any]:
     names = [run.reward_models for run in runs]
     if target.stage == "calibrate":  # scores by the first one
         names = [run.reward_models[:1] for run in runs if threshold_candidates(run.method)]
-    distinct = dict.fromkeys(name for own in names for name in own if name != RANDOM)
+    distinct = dict.fromkeys(name for own in names for name in own if name not in CONTROLS)
     return used_rewards(list(distinct), config.reward_options)
 
 
