@@ -27,16 +27,16 @@ def is_registered(name: str) -> bool:
 
 @functools.cache
 def load_family(name: str) -> EnvironmentFamily:
-    """The environment registered under this name; the same object each time.
+    """Returns the environment of a name; the same object each time.
 
-    `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`), and
-    `NAME@silent` its form whose end does not tell the outcome.
+    `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`), `NAME@silent`
+    its form whose end does not tell the outcome, `NAME@silent@WORDING` that form in a wording.
 
     Raises:
       UserError: No such name (with the nearest one), two distributions claim it, or what is
         registered cannot be used.
     """
-    base, separator, wording = name.partition(SEPARATOR)
+    base, separator, wording = name.rpartition(SEPARATOR)
     if separator:
         family = load_family(base)
         if wording == SILENT:

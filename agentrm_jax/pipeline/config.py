@@ -64,8 +64,6 @@ class EnvironmentConfig:
         check_fields(self, max_steps="[0, 1000000]")
         if both := set(self.kinds) & set(self.held_out):
             raise UserError(f"names {both.pop()}, which kinds names as well", field="held_out")
-        if self.wording and not self.reveal:
-            raise UserError("must be empty with reveal: false", field="wording")
         if self.held_out and not self.train:
             raise UserError(
                 f"must be empty because {self.name} is held out as a whole (train: false); name "
@@ -75,9 +73,9 @@ class EnvironmentConfig:
 
     @property
     def registered(self) -> str:
-        """The name under which the family is loaded: `NAME`, `NAME@WORDING` or `NAME@silent`."""
-        form = self.wording if self.reveal else SILENT
-        return f"{self.name}{SEPARATOR}{form}" if form else self.name
+        """The name under which the family is loaded: `NAME`, and after @ its forms."""
+        forms = (() if self.reveal else (SILENT,)) + ((self.wording,) if self.wording else ())
+        return SEPARATOR.join((self.name, *forms))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Prompt
 from agentrm_jax.core.records import Task
 from agentrm_jax.envs.contract import admit_prompt, blaming
-from agentrm_jax.envs.perturbations import SEPARATOR, find_wording, reworded
+from agentrm_jax.envs.perturbations import find_wording, reworded
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig
@@ -47,7 +47,7 @@ def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
     if not environment.prompt:
         return None
     if environment.prompt_dir is not None:
-        name, _, wording = environment.registered.partition(SEPARATOR)
+        name, wording = environment.name, environment.wording
         prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
         return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
     name = environment.registered

@@ -97,9 +97,21 @@ def test_the_prompt_names_the_action():
     assert "done: ends the episode" in SILENT.prompt().instruction
 
 
+def test_a_wording_of_it():
+    family = load_family("babyai@silent@grab")
+    [task] = family.tasks("test", kinds=["PickupDist"], n=1)
+    assert task.environment == "babyai@silent@grab"
+    turns, episode = family.demonstrate(task), family.create()
+    episode.reset(task)
+    answers = [episode.step(turn.action) for turn in turns]
+    assert answers[-1].success
+    assert any(turn.action.startswith("grab ") for turn in turns)
+    assert "done: ends the episode" in family.prompt().instruction
+
+
 def test_configuration():
     assert EnvironmentConfig(name="babyai", reveal=False).registered == "babyai@silent"
-    with pytest.raises(UserError, match="wording must be empty with reveal: false"):
-        EnvironmentConfig(name="babyai", wording="grab", reveal=False)
+    both = EnvironmentConfig(name="babyai", wording="grab", reveal=False).registered
+    assert both == "babyai@silent@grab"
     with pytest.raises(UserError, match="'maze': has no form with reveal: false"):
         load_family("maze@silent")

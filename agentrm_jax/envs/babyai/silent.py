@@ -7,14 +7,13 @@ that neither the last text nor the number of steps gives the outcome away.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, Transition
 from agentrm_jax.envs.babyai.episode import BabyAIEpisode, action_key
 from agentrm_jax.envs.babyai.family import BabyAI
-from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, Wording, renamed
+from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, renamed
 
 DONE = "done"
 _ENDED = "The episode has ended."
@@ -67,7 +66,6 @@ class SilentBabyAI(BabyAI):
     """The levels of BabyAI, each ended by the agent."""
 
     name = f"{BabyAI.name}{SEPARATOR}{SILENT}"
-    wordings: ClassVar[Mapping[str, Wording]] = {}
     end_reveals_outcome = False
 
     def tasks(self, split: Split, *, kinds: Sequence[str], n: int, seed: int = 0) -> list[Task]:
