@@ -65,7 +65,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from agentrm_jax.pipeline.evaluate_reward_model import PAGE, evaluate_reward_model
+    from agentrm_jax.pipeline.evaluate_reward_model import PAGE, Compared, evaluate_reward_model
 
     figures = evaluate_reward_model(
         given.trees,
@@ -73,9 +73,9 @@ def run(given: argparse.Namespace) -> int:
         given.output,
         config=given.config,
         overrides=given.overrides,
-        min_visits=given.min_visits,
-        include_seen=given.seen,
-        score_at=given.score_at,
+        compared=Compared(
+            min_visits=given.min_visits, include_seen=given.seen, score_at=given.score_at
+        ),
         on_note=lambda note: print(note, file=sys.stderr),
     )
     Console(width=None if Console().is_terminal else 120).print(_table(figures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,28 @@ NodeScores = Mapping[str, Mapping[int, float]]
 """By task, the score of each scored node of its tree, by node number."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """The states that are compared, and where they are scored.
+
+    Attributes:
+      min_visits: Visits that a state needs to be compared.
+      include_seen: Whether trees of tasks that the model was trained on are compared as well.
+      score_at: Where states are scored: after the `observation`, or after the `action` that led
+        there, before the environment has answered.
+    """
+
+    min_visits: int = 1
+    include_seen: bool = False
+    score_at: ScoreAt = "observation"
+
+    def __post_init__(self) -> None:
+        check_choice("score_at", self.score_at, get_args(ScoreAt))
+
+
+EVERY_STATE = Compared()
+
+
 class NodeScoreRow(TypedDict):
     """The scores of the states of one tree.
 
@@ -70,9 +93,7 @@ def evaluate_reward_model(
     *,
     config: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-    min_visits: int = 1,
-    include_seen: bool = False,
-    score_at: ScoreAt = "observation",
+    compared: Compared = EVERY_STATE,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Compares scores and values of visited states; writes a page and the figures.
@@ -83,10 +104,7 @@ def evaluate_reward_model(
       output: The folder to write.
       config: A configuration that says how states are rendered.
       overrides: `--KEY=VALUE` of that configuration.
-      min_visits: Visits that a state needs to be compared.
-      include_seen: Whether trees of tasks that the model was trained on are compared as well.
-      score_at: Where states are scored: after the `observation`, or after the `action` that led
-        there, before the environment has answered.
+      compared: The states, and where they are scored.
       on_note: Called with one line if trees are left out, or if the training tasks are not known.
 
     Returns:
@@ -95,14 +113,13 @@ def evaluate_reward_model(
     Raises:
       UserError: There is no model or no tree to compare, or the folder cannot be written.
     """
-    check_choice("score_at", score_at, get_args(ScoreAt))
     check_output_folder(output, [source, model])
     trees = _read(source)
     problems, complete = _trained_on(reward_directory(model, config, overrides))
     if not complete:
         on_note(f"{model}: {_NOT_KNOWN}")
     seen = [tree for tree in trees if tree.task.problem in problems]
-    if seen and not include_seen:
+    if seen and not compared.include_seen:
         trees = [tree for tree in trees if tree.task.problem not in problems]
         on_note(f"{len(seen)} trees are of tasks that were trained on: left out")
         if not trees:
@@ -110,23 +127,23 @@ def evaluate_reward_model(
                 f"{source}: the model was trained on all of these tasks; give --seen, or "
                 "trees of other tasks (agentrm eval-rm --help says how to grow some)"
             )
-    compared = [(tree, tree_states(tree, min_visits)) for tree in trees]
-    compared = [(tree, states) for tree, states in compared if len(states.nodes)]
-    if not compared:
-        raise UserError(f"{source}: no state was visited {min_visits} times")
-    scores = _scores(open_reward_model(model, config, overrides), compared, score_at)
+    pairs = [(tree, tree_states(tree, compared.min_visits)) for tree in trees]
+    pairs = [(tree, states) for tree, states in pairs if len(states.nodes)]
+    if not pairs:
+        raise UserError(f"{source}: no state was visited {compared.min_visits} times")
+    scores = _scores(open_reward_model(model, config, overrides), pairs, compared.score_at)
     figures = {
         "model": str(model),
         "source": str(source),
-        "min_visits": min_visits,
-        "score_at": score_at,
+        "min_visits": compared.min_visits,
+        "score_at": compared.score_at,
         "trained_on": "known" if complete else "not known",
-        "seen": len(seen) if include_seen else 0,
-        **_figures([states for _, states in compared], scores),
+        "seen": len(seen) if compared.include_seen else 0,
+        **_figures([states for _, states in pairs], scores),
     }
     with new_folder(output) as folder:
         write_json_atomic(folder / FIGURES, figures)
-        write_json_atomic(folder / NODE_SCORES, _node_scores(compared, scores))
+        write_json_atomic(folder / NODE_SCORES, _node_scores(pairs, scores))
         write_text_atomic(folder / PAGE, _page(figures))
     return figures
 

@@ -55,6 +55,23 @@ def test_accuracy_among_siblings_one_pair_at_a_time(finished, tmp_path, capsys) 
     assert page.count("<script") == 1  # its own
 
 
+def test_scores_before_the_environment_answers(finished, tmp_path, capsys) -> None:
+    given = [finished, "--model", finished, "--output", tmp_path / "out", "--seen"]
+    assert main(["eval-rm", *map(str, given), "--score-at", "action"]) == 0
+    capsys.readouterr()
+    model, stored = open_reward_model(finished), read_node_scores(tmp_path / "out")
+    for tree in TreeStore.read(finished / "trees").values():
+        nodes = list(stored[tree.task.task_id])
+        states = [tree.states()[node].without_last_answer() for node in nodes]
+        scores = model.score([states])[0]
+        assert list(stored[tree.task.task_id].values()) == pytest.approx(scores)
+    found = json.loads((tmp_path / "out" / "eval_rm.json").read_text())
+    assert found["score_at"] == "action"
+    difference, rows = found["rows"][0]["over_likelihood"], {r["name"]: r for r in found["rows"]}
+    own, other = (rows[n]["pairwise_accuracy"]["mean"] for n in ("reward model", "likelihood"))
+    assert difference["mean"] == pytest.approx(own - other)
+
+
 def test_trees_of_tasks_that_were_trained_on_are_left_out(finished, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     said = fails(capsys, finished, "--model", finished, "--output", out)

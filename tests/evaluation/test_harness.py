@@ -350,20 +350,23 @@ def test_the_same_trajectories_are_scored_at_every_place():
 def test_searches_run_once_for_each_place_and_seed(lookahead):
     config = EvaluateConfig(
         methods=("greedy", "best_of_n", "lookahead", "beam"), random_beam=True,
-        score_at=("observation", "action"), sampling_seeds=(0, 2),
+        likelihood_beam=True, score_at=("observation", "action"), sampling_seeds=(0, 2),
     )  # fmt: skip
     runs = {run.name: run for run in method_runs(config, ("explicit", "judge"))}
     assert list(runs) == [
         "greedy", "best_of_n", "lookahead", "lookahead@action", "beam", "beam@action",
-        "beam_random", "best_of_n+seed2", "lookahead+seed2", "lookahead@action+seed2",
-        "beam+seed2", "beam@action+seed2", "beam_random+seed2",
+        "beam_random", "beam_likelihood", "best_of_n+seed2", "lookahead+seed2",
+        "lookahead@action+seed2", "beam+seed2", "beam@action+seed2", "beam_random+seed2",
+        "beam_likelihood+seed2",
     ]  # fmt: skip
     assert runs["best_of_n"].score_at == ("observation", "action")
     assert runs["beam@action+seed2"].score_at == ("action",)
     assert runs["beam_random"].score_at == runs["greedy"].score_at == ("observation",)
     assert {run.family for run in runs.values()} == {
-        "greedy", "best_of_n", "lookahead", "beam", "beam_random"
+        "greedy", "best_of_n", "lookahead", "beam", "beam_random", "beam_likelihood"
     }  # fmt: skip
+    assert runs["beam_likelihood"].reward_models == ("likelihood",)
+    assert runs["beam"].control is None
     assert runs["beam"].seed(7) == 7
     seeds = {run.seed(7) for run in runs.values() if run.sampling_seed == 2}
     assert len(seeds) == 1

@@ -111,6 +111,23 @@ def test_unknown_scores_are_left_out() -> None:
     assert found["pearson"]["mean"] == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_difference_of_accuracies_pair_by_pair(seed) -> None:
+    trees, generator = forest(seed, 10), np.random.default_rng(seed)
+    number = sum(len(own.nodes) for own in trees)
+    scores, others = generator.random(number), generator.random(number)
+    others[generator.random(number) < 0.3] = np.nan
+    pairs, differences = meta.sibling_pairs(trees), []
+    for better, worse in zip(pairs.better, pairs.worse, strict=True):
+        if np.isfinite(others[better] + others[worse]):
+            right = [x[better] > x[worse] for x in (scores, others)]
+            differences.append(float(right[0]) - float(right[1]))
+    found = meta.accuracy_difference(trees, scores, others)
+    assert found["mean"] == pytest.approx(np.mean(differences))
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert meta.accuracy_difference(trees, scores, np.full(number, np.nan)) is None
+
+
 def test_intervals_cover_what_trees_are_drawn_from() -> None:
     """Means over trees of 1 to 6 equal states each: the interval must see that trees differ."""
     covered = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from agentrm_jax.core.protocols import Demonstration, Prompt
 from agentrm_jax.core.records import Split, Task, is_test_problem
 from agentrm_jax.envs.babyai.episode import BabyAIEpisode, action_key
+from agentrm_jax.envs.babyai.silent import DONE, SilentBabyAIEpisode
 from agentrm_jax.envs.babyai.wordings import WORDINGS
 from agentrm_jax.envs.babyai.world import World, build, problem_form
+from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, renamed
 from agentrm_jax.envs.task_lists import check_kinds, in_turn
 
 # The 28 levels of AgentBoard's test list, in its order; each is played with four seeds.
@@ -118,8 +121,6 @@ class BabyAI:
 
     def silent(self) -> BabyAI:
         """Returns the form in which the agent ends episodes and nothing tells the outcome."""
-        from agentrm_jax.envs.babyai.silent import SilentBabyAI
-
         return SilentBabyAI()
 
     def create(self) -> BabyAIEpisode:
@@ -129,6 +130,41 @@ class BabyAI:
         from agentrm_jax.envs.babyai.expert import demonstrate  # loads minigrid's bot
 
         return demonstrate(task)
+
+
+class SilentBabyAI(BabyAI):
+    """The levels of BabyAI, each ended by the agent."""
+
+    name = f"{BabyAI.name}{SEPARATOR}{SILENT}"
+    end_reveals_outcome = False
+
+    def tasks(self, split: Split, *, kinds: Sequence[str], n: int, seed: int = 0) -> list[Task]:
+        tasks = super().tasks(split, kinds=kinds, n=n, seed=seed)
+        return [renamed(task, BabyAI.name, self.name) for task in tasks]
+
+    def prompt(self) -> Prompt:
+        """Returns BabyAI's prompt with the action `done`."""
+        told = super().prompt()
+        last = "check available actions\n"
+        instruction = told.instruction.replace(
+            last, f"{last}{DONE}: ends the episode. Say it when the goal is reached; nothing else "
+            "tells you.\n",
+        )  # fmt: skip
+        return dataclasses.replace(told, instruction=instruction)
+
+    def create(self) -> SilentBabyAIEpisode:
+        return SilentBabyAIEpisode()
+
+    def demonstrate(self, task: Task) -> list[Demonstration] | None:
+        """Returns the turns of BabyAI's expert and `done`, or None if they do not succeed."""
+        own = renamed(task, self.name, BabyAI.name)
+        turns = super().demonstrate(dataclasses.replace(own, max_steps=max(1, task.max_steps - 1)))
+        if turns is None or len(turns) >= task.max_steps:
+            return None
+        turns = [*turns, Demonstration(thought="The goal is reached.", action=DONE)]
+        episode = self.create()
+        episode.reset(task)
+        return turns if [episode.step(turn.action) for turn in turns][-1].success else None
 
 
 def _paper_tasks(kind: str) -> Iterator[Task]:

@@ -17,7 +17,7 @@ from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
 from agentrm_jax.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
 from agentrm_jax.pipeline.config_values import plain
-from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, evaluate_reward_model
+from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, Compared, evaluate_reward_model
 from agentrm_jax.pipeline.experiments.config import Level, TableConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan, PlannedRun
 from agentrm_jax.pipeline.experiments.load import Experiment
@@ -199,7 +199,7 @@ def _trees(
                 source.directory,
                 model,
                 output,
-                score_at=table.score_at,
+                compared=Compared(score_at=table.score_at),
                 on_note=lambda note: notes.append(note),
             )
         for row in figures["rows"]:
