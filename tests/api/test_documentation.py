@@ -169,6 +169,15 @@ def test_lines_have_at_most_100_columns(page):
     assert [line for line in lines if len(line) > 100] == []
 
 
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda p: p.name
+)
+def test_tables_of_results_are_those_of_their_records(page):
+    script = {"__file__": str(ROOT / "docs" / "results" / "render.py"), "__name__": "render"}
+    exec(pathlib.Path(script["__file__"]).read_text(), script)  # it is no module
+    assert script["rendered"](page.read_text()) == page.read_text()
+
+
 def _is_path(name: str) -> bool:
     """Whether a text is the path of a file of the repository, such as `search/tree.py`."""
     match = re.fullmatch(r"([\w.-]+)/[\w./-]+\.(py|md|sh|yaml|html|pddl)", name)
