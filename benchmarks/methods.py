@@ -108,7 +108,7 @@ class Bench:
         return self._run(method, self.sizes.batch, self.meshes[-1], self.tasks, concurrency, seed)
 
     def one_at_a_time(self, method: Method, seed: int, every: int = 1) -> Answered:
-        """Every so many-th task."""
+        """Runs one task of each `every`."""
         return self._run(method, self.sizes.one, self._one, self.tasks[::every], 1, seed)
 
     def one_at_a_time_at_equal_shapes(self, method: Method, seed: int) -> Answered:
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--methods", nargs="+", default=METHODS.names(), help="default: all")
     parser.add_argument("--tasks", type=int, help="run together")
     parser.add_argument("--max-steps", type=int, help="of an episode")
-    parser.add_argument("--every", type=int, default=1, help="one at a time: every so many-th task")
+    parser.add_argument("--every", type=int, default=1, help="one at a time: one task of each K")
     parser.add_argument("--workers", type=int, help="processes of the environment that waits")
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)

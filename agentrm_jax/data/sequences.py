@@ -37,7 +37,7 @@ class TokenSequence:
         the sequences of one call; even after the observation, odd after the action (`end_numbers`).
         0 at all other tokens.
       predicted: [T] bool, of labelled trees: the tokens of the observations that follow the actions
-        of labelled states, without those of shared beginnings that another sequence has.
+        of labelled states; a token that several sequences share is marked in one of them.
     """
 
     tokens: np.ndarray

@@ -12,7 +12,7 @@ from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.seeds import derived_seed
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.evaluation.episodes import AT_OBSERVATION
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION, CONTROLS, LIKELIHOOD, RANDOM
 from agentrm_jax.reward.places import PLACES, placed
 from agentrm_jax.search.methods import (
     METHODS,
@@ -26,13 +26,6 @@ from agentrm_jax.search.methods import (
 )
 from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.thresholds import open_thresholds
-
-RANDOM = "random"
-"""The reward model of a beam search with random scores."""
-LIKELIHOOD = "likelihood"
-"""The reward model of a beam search for likely replies."""
-CONTROLS = (RANDOM, LIKELIHOOD)
-"""The scores of beam searches that stand next to that of a reward model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,15 @@ BASELINE_METHODS = (
 )
 """Methods without a reward model, in the order in which they are shown."""
 
+RANDOM = "random"
+"""The reward model of a beam search with random scores."""
+
+LIKELIHOOD = "likelihood"
+"""The reward model of a beam search for likely replies."""
+
+CONTROLS = (RANDOM, LIKELIHOOD)
+"""Scores that need no reward model."""
+
 AT_OBSERVATION = "observation"
 """The place of a score after the last observation; see `reward.places`."""
 
@@ -143,7 +152,7 @@ class Variant(NamedTuple):
 
     @property
     def is_baseline(self) -> bool:
-        return self.method in BASELINE_METHODS or self.reward_model in ("random", "likelihood")
+        return self.method in BASELINE_METHODS or self.reward_model in CONTROLS
 
 
 def scored_label(name: str, reward_model: str | None, score_at: str = AT_OBSERVATION) -> str:

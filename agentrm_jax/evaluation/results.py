@@ -9,7 +9,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
-from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, Variant, grouped
+from agentrm_jax.evaluation.episodes import AT_OBSERVATION, CONTROLS, Episode, Variant, grouped
 from agentrm_jax.evaluation.report_rows import EqualTokens, OracleGap
 from agentrm_jax.evaluation.rows import Comparison, ResultRow, Split
 from agentrm_jax.evaluation.significance import (
@@ -193,7 +193,7 @@ def default_pairs(episodes: Sequence[Episode]) -> list[tuple[Variant, Variant]]:
     for a in variants:
         for b in variants:
             baseline = b.is_baseline and b.method != "oracle_of_n"
-            control = b.reward_model in ("random", "likelihood") and b.method != a.method
+            control = b.reward_model in CONTROLS and b.method != a.method
             same_model = a.method != "best_of_n" and b in counterparts(a, sampled)
             if not a.is_baseline and ((baseline and not control) or same_model):
                 pairs.append((a, b))

@@ -18,10 +18,11 @@ from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.envs.registry import end_reveals_outcome
 from agentrm_jax.evaluation.calibration import Calibration, calibrated
-from agentrm_jax.evaluation.config import RANDOM, MethodRun, method_runs
+from agentrm_jax.evaluation.config import MethodRun, method_runs
 from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores
 from agentrm_jax.evaluation.episodes import (
     AT_OBSERVATION,
+    RANDOM,
     Episode,
     episode_from_json,
     episode_to_json,
@@ -188,7 +189,7 @@ def scored_answers(
 
     Args:
       run: The method.
-      rollouts: Its rollouts, those of this process.
+      rollouts: The rollouts of this process.
       policy: The policy that acts.
       scorers: The reward models.
       stage: The stage at work.

@@ -11,9 +11,9 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.data.typed_json import from_json
-from agentrm_jax.evaluation.config import CONTROLS, MethodRun, method_runs
+from agentrm_jax.evaluation.config import MethodRun, method_runs
 from agentrm_jax.evaluation.depths import value_by_depth
-from agentrm_jax.evaluation.episodes import Episode, read_episodes
+from agentrm_jax.evaluation.episodes import CONTROLS, Episode, read_episodes
 from agentrm_jax.evaluation.report import run_page, write_report
 from agentrm_jax.evaluation.report_rows import BestOfKRow, ProbeRow
 from agentrm_jax.evaluation.rows import ByNRow, ReportParts, ScoreRow, read_rows

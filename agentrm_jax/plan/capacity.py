@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
-from agentrm_jax.evaluation.config import CONTROLS, method_runs
+from agentrm_jax.evaluation.config import method_runs
+from agentrm_jax.evaluation.episodes import CONTROLS
 from agentrm_jax.model import parameters
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import ValueHead

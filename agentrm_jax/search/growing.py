@@ -175,7 +175,7 @@ class GrowingTree:
             there.count += count
 
     def end_step(self) -> list[RolloutGroup]:
-        """Ends a step of the rollouts, or has the turns of those that failed sampled again.
+        """Ends a step of the rollouts; turns that failed are sampled again.
 
         Returns:
           The rollouts that cannot continue.

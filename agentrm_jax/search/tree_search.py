@@ -132,10 +132,10 @@ class TreeSearch(TurnSearch[Player, Result], Generic[Tree, Result]):
     def _complete(
         self, answers: Sequence[tuple[Player, list[Proposal]]]
     ) -> dict[int, list[Proposal]]:
-        """Takes answers and returns those of the trees whose requests are all answered.
+        """Stores answers and returns the proposals of trees whose requests are all answered.
 
         Returns:
-          The proposals by slot, slots in order: those of a tree in the order of its requests.
+          The proposals by slot, in the order of the slots and of the requests of each tree.
         """
         for (e, number), proposals in answers:
             self._tree(e).answers[number] = proposals

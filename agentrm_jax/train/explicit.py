@@ -53,7 +53,7 @@ def make_loss(
 
     Returns:
       A function of (parameters, batch) to the loss and the sums of `moments`, with a ranking loss
-      also those of `ranking_sums`, with an observation loss those of `_observation_sums`.
+      also of `ranking_sums`, with an observation loss also of `_observation_sums`.
     """
 
     def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, Sums]:

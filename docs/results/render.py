@@ -3,8 +3,9 @@
     python docs/results/render.py
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
-of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds). Its tables replace
-what stands between the lines `<!-- NAME -->` and `<!-- end -->` of a page.
+of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
+own (`refusals`, `siblings`). Its tables replace what stands between the lines `<!-- NAME -->` and
+`<!-- end -->` of a page.
 """
 
 import json
@@ -22,6 +23,10 @@ def tables(name: str) -> str:
     record = json.loads((FOLDER / f"{name}.json").read_text())
     if "comparisons" in record:
         return differences(record["comparisons"])
+    if "siblings" in record:
+        return siblings(record["siblings"])
+    if "refusals" in record:
+        return refusals(record["refusals"])
     made = record["versions"]
     source = (
         f"Size {record['size']}, seeds {', '.join(map(str, record['seeds']))}, commit "
@@ -41,6 +46,37 @@ def differences(comparisons: list[dict]) -> str:
             f"{high:+.3f}] | {row['n_tasks']} | {row['p_holm']:.3f} |"
         )
     return "\n".join(lines)
+
+
+def refusals(rows: list[dict]) -> str:
+    """The control next to the reward model."""
+    lines = ["| control | score | explicit, over it | explicit, blind, over it | tasks |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        cells = [estimate(row[key], "+") for key in ("explicit_over", "explicit_blind_over")]
+        lines.append(
+            f"| {row['control']} | {row['score']:.3f} | {' | '.join(cells)} | {row['n_tasks']} |"
+        )
+    return "\n".join(lines)
+
+
+def siblings(record: dict) -> str:
+    """The accuracies among siblings: of each training, and by kind of the pair."""
+    lines = ["| training | before the answer | after the answer |", "|---|---|---|"]
+    for row in record["trainings"]:
+        cells = [estimate(row[key]) if key in row else "" for key in ("before", "after")]
+        lines.append(f"| {row['training']} | {' | '.join(cells)} |")
+    lines += ["", "| pairs, plain training | number | before | after | likelihood |"]
+    lines.append("|---|---|---|---|---|")
+    for row in record["pairs"]:
+        values = (f"{row[key]:.2f}" for key in ("before", "after", "likelihood"))
+        lines.append(f"| {row['pairs_of']} | {row['pairs']} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def estimate(value: list[float], sign: str = "") -> str:
+    """A mean with its interval."""
+    return "{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*value, s=sign)
 
 
 def rendered(page: str) -> str:
