@@ -139,6 +139,16 @@ class Trajectory:
         return float(sum(step.transition.reward for step in self.steps))
 
     @property
+    def log_prob(self) -> float:
+        """The log-probability of the replies under the policy that sampled them; experts have none."""
+        return float(sum(sum(step.log_probs) for step in self.steps))
+
+    @property
+    def invalid_actions(self) -> int:
+        """The number of actions that the environment did not understand or refused."""
+        return sum(not step.transition.valid for step in self.steps)
+
+    @property
     def done(self) -> bool:
         """Whether the last step ended the episode."""
         return bool(self.steps) and self.steps[-1].transition.done

@@ -94,8 +94,9 @@ def compare(
     Args:
       results: The answers of one method (of `best_of_n`, `beam_search` or `rollouts`), or those of
         several by name. A trajectory that ended by an error has outcome 0.
-      baselines: Of `random`, `majority`, `shortest`, `likeliest` and `oracle`: rules that choose
-        among the trajectories of the first best-of-n. `oracle` is the upper bound.
+      baselines: Of `random`, `majority`, `shortest`, `likeliest`, `fewest_invalid` and `oracle`:
+        rules that choose among the trajectories of the first best-of-n. `oracle` is the upper
+        bound.
 
     Returns:
       A row for each method, in which the first method is compared with all others.

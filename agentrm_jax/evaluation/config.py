@@ -12,7 +12,13 @@ from agentrm_jax.core.protocols import EnvironmentPool, Policy, Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.seeds import derived_seed
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.evaluation.episodes import AT_OBSERVATION, CONTROLS, LIKELIHOOD, RANDOM
+from agentrm_jax.evaluation.episodes import (
+    AT_OBSERVATION,
+    CONTROLS,
+    FEWEST_INVALID,
+    LIKELIHOOD,
+    RANDOM,
+)
 from agentrm_jax.reward.places import PLACES, placed
 from agentrm_jax.search.methods import (
     METHODS,
@@ -56,6 +62,8 @@ class EvaluateConfig:
         observation: what the search gains without a reward model.
       likelihood_beam: Whether a beam of the same widths is also run with the log-probability of the
         replies under the policy as the score: the beam search of language models.
+      fewest_invalid_beam: Whether a beam of the same widths is also run that keeps the states with
+        the fewest invalid actions, the likeliest among equals: it needs no reward model either.
     """
 
     split: Literal["test", "paper"] = "test"
@@ -72,6 +80,7 @@ class EvaluateConfig:
     sampling_seeds: tuple[int, ...] = (0,)
     random_beam: bool = False
     likelihood_beam: bool = False
+    fewest_invalid_beam: bool = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -295,7 +304,11 @@ def _runs_of_seed(config: EvaluateConfig, rewards: Sequence[str], seed: int) -> 
                 score_at=place,
                 sampling_seed=seed,
             )
-        controls = {RANDOM: config.random_beam, LIKELIHOOD: config.likelihood_beam}
+        controls = {
+            RANDOM: config.random_beam,
+            LIKELIHOOD: config.likelihood_beam,
+            FEWEST_INVALID: config.fewest_invalid_beam,
+        }
         for control in (each for each, asked in controls.items() if asked and name == "beam"):
             # These scores need no reward model in the decoding step.
             yield MethodRun(

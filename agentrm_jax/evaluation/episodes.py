@@ -22,6 +22,7 @@ BASELINE_METHODS = (
     "majority_of_n",
     "shortest_of_n",
     "likeliest_of_n",
+    "fewest_invalid_of_n",
     "oracle_of_n",
 )
 """Methods without a reward model, in the order in which they are shown."""
@@ -32,7 +33,10 @@ RANDOM = "random"
 LIKELIHOOD = "likelihood"
 """The reward model of a beam search for likely replies."""
 
-CONTROLS = (RANDOM, LIKELIHOOD)
+FEWEST_INVALID = "fewest_invalid"
+"""The reward model of a beam search that avoids invalid actions and prefers likely replies."""
+
+CONTROLS = (RANDOM, LIKELIHOOD, FEWEST_INVALID)
 """Scores that need no reward model."""
 
 AT_OBSERVATION = "observation"
@@ -159,7 +163,9 @@ def scored_label(name: str, reward_model: str | None, score_at: str = AT_OBSERVA
     """Returns the name of a method with its reward model and the place of the score."""
     if reward_model is None:
         return name
-    name += f", {reward_model}{' scores' if reward_model == 'random' else ''}"
+    name += ", " + {RANDOM: "random scores", FEWEST_INVALID: "fewest invalid"}.get(
+        reward_model, reward_model
+    )
     if score_at == AT_OBSERVATION:
         return name
     return f"{name}, {'blind' if score_at == BLIND else f'{score_at} over steps'}"

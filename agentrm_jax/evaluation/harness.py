@@ -283,7 +283,6 @@ def _episode(
     successes = np.array([float(r.trajectory.success and r.error is None) for r in group])
     answer = group[int(np.argmax(weights))]
     errors = [r.error for r, w in zip(group, weights, strict=True) if r.error and w > 0]
-    steps = answer.trajectory.steps
     return Episode(
         task=answer.trajectory.task,
         **dataclasses.asdict(variant),
@@ -293,10 +292,10 @@ def _episode(
         reward_tokens=reward_tokens,
         env_steps=sum(r.env_steps for r in group),
         wall_seconds=sum(r.wall_seconds for r in group),
-        invalid_actions=sum(not s.transition.valid for s in steps),
+        invalid_actions=answer.trajectory.invalid_actions,
         truncated_steps=sum(r.truncated_steps for r in group),
         replies_without_action=sum(r.replies_without_action for r in group),
         failed_candidates=sum(r.failed_candidates for r in group),
         error=error or (errors[0] if errors else None),
-        steps=len(steps),
+        steps=len(answer.trajectory.steps),
     )

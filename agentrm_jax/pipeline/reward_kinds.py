@@ -27,9 +27,9 @@ from agentrm_jax.pipeline.reward_model import explicit_scorer
 from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.workspace import Workspace
+from agentrm_jax.reward.controls import FewestInvalidScorer, LikelihoodScorer
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings, Reduction
 from agentrm_jax.reward.judge import JudgeScorer
-from agentrm_jax.reward.likelihood import LikelihoodScorer
 from agentrm_jax.reward.log_prob_judge import LogProbJudge
 
 
@@ -270,6 +270,16 @@ class Likelihood(RewardKind):
         """Returns a scorer that reads the stored log-probabilities."""
         del policy
         return LikelihoodScorer()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewestInvalid(RewardKind):
+    """Fewest invalid actions, the likeliest among equals: a baseline without a model."""
+
+    def open(self, policy: ActingPolicy) -> Scorer:
+        """Returns a scorer that reads stored answers and log-probabilities."""
+        del policy
+        return FewestInvalidScorer()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agentrm_jax.core.records import Task, Trajectory
+from agentrm_jax.reward.controls import validity
 
 
 def argmax_weights(scores: Sequence[float]) -> np.ndarray:
@@ -78,7 +79,12 @@ def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """Returns all weight on the replies with the largest log-probability under the policy: [n]."""
-    return best(trajectories, [sum(sum(s.log_probs) for s in t.steps) for t in trajectories])
+    return best(trajectories, [t.log_prob for t in trajectories])
+
+
+def fewest_invalid_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """Returns all weight on the fewest invalid actions, the likeliest replies among equals: [n]."""
+    return best(trajectories, [validity(t) for t in trajectories])
 
 
 def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
@@ -91,5 +97,6 @@ BASELINES = {
     "majority_of_n": majority_of_n,
     "shortest_of_n": shortest_of_n,
     "likeliest_of_n": likeliest_of_n,
+    "fewest_invalid_of_n": fewest_invalid_of_n,
     "oracle_of_n": oracle_of_n,
 }

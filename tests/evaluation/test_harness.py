@@ -198,6 +198,7 @@ def test_every_rule_chooses_among_the_same_trajectories():
         "majority_of_n": 0.0,  # "ab" is most like the others
         "shortest_of_n": 0.5,
         "likeliest_of_n": 0.5,  # of those that did not break
+        "fewest_invalid_of_n": 0.5,
         "oracle_of_n": 1.0,
         "best_of_n": 1.0,  # "z" is the highest, but it broke; "c" is next
     }
@@ -254,6 +255,7 @@ def test_an_error_counts_where_it_is_chosen():
         "majority_of_n": None,
         "shortest_of_n": None,
         "likeliest_of_n": None,
+        "fewest_invalid_of_n": None,
         "oracle_of_n": None,
         "best_of_n": None,
     }
@@ -350,20 +352,22 @@ def test_the_same_trajectories_are_scored_at_every_place():
 def test_searches_run_once_for_each_place_and_seed(lookahead):
     config = EvaluateConfig(
         methods=("greedy", "best_of_n", "lookahead", "beam"), random_beam=True,
-        likelihood_beam=True, score_at=("observation", "action"), sampling_seeds=(0, 2),
+        likelihood_beam=True, fewest_invalid_beam=True, score_at=("observation", "action"),
+        sampling_seeds=(0, 2),
     )  # fmt: skip
     runs = {run.name: run for run in method_runs(config, ("explicit", "judge"))}
     assert list(runs) == [
         "greedy", "best_of_n", "lookahead", "lookahead@action", "beam", "beam@action",
-        "beam_random", "beam_likelihood", "best_of_n+seed2", "lookahead+seed2",
-        "lookahead@action+seed2", "beam+seed2", "beam@action+seed2", "beam_random+seed2",
-        "beam_likelihood+seed2",
+        "beam_random", "beam_likelihood", "beam_fewest_invalid", "best_of_n+seed2",
+        "lookahead+seed2", "lookahead@action+seed2", "beam+seed2", "beam@action+seed2",
+        "beam_random+seed2", "beam_likelihood+seed2", "beam_fewest_invalid+seed2",
     ]  # fmt: skip
     assert runs["best_of_n"].score_at == ("observation", "action")
     assert runs["beam@action+seed2"].score_at == ("action",)
     assert runs["beam_random"].score_at == runs["greedy"].score_at == ("observation",)
     assert {run.family for run in runs.values()} == {
-        "greedy", "best_of_n", "lookahead", "beam", "beam_random", "beam_likelihood"
+        "greedy", "best_of_n", "lookahead", "beam", "beam_random", "beam_likelihood",
+        "beam_fewest_invalid",
     }  # fmt: skip
     assert runs["beam_likelihood"].reward_models == ("likelihood",)
     assert runs["beam"].control is None

@@ -13,13 +13,15 @@ from agentrm_jax.core.records import Step, Trajectory, Transition
 from agentrm_jax.search.choose import BASELINES, argmax_weights, best, best_of_fewer, majority_of_n
 
 
-def trajectory(*actions: str, outcome: float = 0.0, log_probs: tuple[float, ...] = (-1.0,)):
+def trajectory(
+    *actions: str, outcome: float = 0.0, log_probs: tuple[float, ...] = (-1.0,), invalid: int = 0
+):
     steps = [
         Step(
             reply=f"Action: {action}", action=action, token_ids=(1,), log_probs=log_probs,
             transition=Transition(
                 observation="", reward=outcome if i == len(actions) - 1 else 0.0,
-                done=i == len(actions) - 1, success=outcome == 1.0,
+                done=i == len(actions) - 1, success=outcome == 1.0, valid=i >= invalid,
             ),
         )
         for i, action in enumerate(actions)
@@ -46,6 +48,15 @@ CASES = {
             trajectory("d", log_probs=(-0.7,)),
         ],
         [0, 1, 0],
+    ),
+    "fewest_invalid_of_n": (
+        [
+            trajectory("a", log_probs=(-0.1,), invalid=1),
+            trajectory("b", "c", log_probs=(-90.0,)),  # -180 in all
+            trajectory("d", "e", "f", log_probs=(-20.0,)),  # -60
+            trajectory("g", "h", log_probs=(-0.3,), invalid=2),
+        ],
+        [0, 0, 1, 0],
     ),
     "oracle_of_n": (
         [trajectory("a", outcome=0.5), trajectory("b", outcome=0.9), trajectory("c", outcome=0.9)],
