@@ -140,7 +140,7 @@ class Trajectory:
 
     @property
     def log_prob(self) -> float:
-        """The log-probability of the replies under the policy that sampled them; experts have none."""
+        """The log-probability of all replies under the policy that sampled them."""
         return float(sum(sum(step.log_probs) for step in self.steps))
 
     @property

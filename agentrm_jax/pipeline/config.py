@@ -280,7 +280,7 @@ class RunConfig:
     def _check_reply_lengths(self) -> None:
         """Refuses replies that leave no room for a conversation, in the stages of this run."""
         acts = self.agent.uses_model
-        explores, samples = acts and self.trains_reward, acts and self.trains_implicit
+        explores, samples = acts and self.explores, acts and self.samples
         writes_answers = self.uses_kind("judge") and self.judge.form == "choice"
         used = {
             "explore.sampling": self.explore.sampling.max_tokens if explores else 0,
@@ -315,6 +315,20 @@ class RunConfig:
     def trains_implicit(self) -> bool:
         """Whether an implicit reward model is trained."""
         return "train-implicit" in self._trained_by
+
+    @property
+    def explores(self) -> bool:
+        """Whether a reward model is trained that learns from search trees."""
+        return self.trains_reward or self._learns_from_siblings
+
+    @property
+    def samples(self) -> bool:
+        """Whether a reward model is trained that learns from sampled trajectories."""
+        return self.trains_implicit and not self._learns_from_siblings
+
+    @property
+    def _learns_from_siblings(self) -> bool:
+        return self.trains_implicit and self.train_implicit.pairs == "siblings"
 
     def reward(self, name: str) -> Any:
         """Returns the reward model of a name in `rewards`, a `pipeline.reward_kinds.RewardKind`."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
+from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeRecord, TreeStore
 from agentrm_jax.evaluation import meta_evaluation
@@ -25,6 +26,7 @@ from agentrm_jax.pipeline.reward_model import (
     reward_directory,
 )
 from agentrm_jax.pipeline.trained_on import read_trained_on
+from agentrm_jax.reward.controls import validity
 from agentrm_jax.runtime.json_files import write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 from agentrm_jax.runtime.progress import progress
@@ -139,7 +141,7 @@ def evaluate_reward_model(
         "score_at": compared.score_at,
         "trained_on": "known" if complete else "not known",
         "seen": len(seen) if compared.include_seen else 0,
-        **_figures([states for _, states in pairs], scores),
+        **_figures(pairs, scores, compared.score_at),
     }
     with new_folder(output) as folder:
         write_json_atomic(folder / FIGURES, figures)
@@ -215,10 +217,7 @@ def _scores(
     all_scores: list[float] = []
     with progress("eval-rm", len(compared)) as bar:
         for tree, states in compared:
-            trajectories = tree.states()
-            if score_at == "action":
-                trajectories = [trajectory.without_last_answer() for trajectory in trajectories]
-            scores = model.score([[trajectories[node] for node in states.nodes]])[0]
+            scores = model.score([_trajectories(tree, states, score_at)])[0]
             for node, score in zip(states.nodes, scores, strict=True):
                 check_finite(score, f"tree {tree.task.task_id}, node {node}")
             all_scores += scores
@@ -226,12 +225,24 @@ def _scores(
     return np.asarray(all_scores)
 
 
-def _figures(states: Sequence[TreeStates], scores: np.ndarray) -> dict[str, Any]:
+def _trajectories(tree: TreeRecord, states: TreeStates, score_at: ScoreAt) -> list[Trajectory]:
+    """The compared states of a tree as a model scores them."""
+    trajectories = tree.states()
+    chosen = [trajectories[node] for node in states.nodes]
+    return [each.without_last_answer() for each in chosen] if score_at == "action" else chosen
+
+
+def _figures(
+    compared: Sequence[tuple[TreeRecord, TreeStates]], scores: np.ndarray, score_at: ScoreAt
+) -> dict[str, Any]:
+    states = [own for _, own in compared]
     pairs = meta_evaluation.sibling_pairs(states)
+    scored = [each for tree, own in compared for each in _trajectories(tree, own, score_at)]
     others = {
         "random numbers": np.random.default_rng(0).random(len(scores)),
         "depth": np.concatenate([each.depths for each in states]).astype(float),
         "likelihood": np.concatenate([each.likelihoods for each in states]),
+        "fewest invalid": np.array([validity(each) for each in scored]),
     }
     own = meta_evaluation.measured(states, scores, calibrated=True)
     difference = meta_evaluation.accuracy_difference(states, scores, others["likelihood"])

@@ -117,7 +117,7 @@ def _made_from(workspace: Workspace, name: str) -> str:
 
 def _training_trajectories(workspace: Workspace) -> list[Trajectory]:
     """Whole trajectories of training tasks, evenly from all that the run has, task by task."""
-    if workspace.config.trains_implicit:
+    if workspace.config.samples:
         found = [each for group in sampled_trajectories(workspace.paths) for each in group]
     else:
         found = sorted(read_trajectories(workspace.paths.trees), key=_task_id)

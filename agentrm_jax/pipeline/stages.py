@@ -34,7 +34,7 @@ class StageSpec:
 
     Attributes:
       name: Also the name of its command.
-      after: The stages whose output it reads.
+      after: The stages whose output it reads, or a function that gives them for a configuration.
       sections: Keys of the configuration that its output depends on, as well as those of the stages
         that it reads.
       wanted: Whether a run with this configuration needs it.
@@ -43,7 +43,7 @@ class StageSpec:
     """
 
     name: str
-    after: tuple[str, ...]
+    after: tuple[str, ...] | Callable[[RunConfig], tuple[str, ...]]
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Workspace, Stage, pathlib.Path], Mapping[str, Any]]
@@ -53,6 +53,14 @@ class StageSpec:
     def folder(self) -> str:
         """Its folder, in the folder of the run."""
         return STAGE_FOLDERS[self.name]
+
+    def inputs(self, config: RunConfig) -> tuple[str, ...]:
+        """Returns the stages whose output it reads.
+
+        Args:
+          config: The configuration of the run.
+        """
+        return self.after(config) if callable(self.after) else self.after
 
 
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
@@ -89,7 +97,7 @@ STAGES = (
         name="explore",
         after=("sft",),
         sections=(*_POLICY, "agent", "explore"),
-        wanted=lambda config: config.trains_reward,
+        wanted=lambda config: config.explores,
         work=explore,
         processes="all",
     ),
@@ -97,7 +105,7 @@ STAGES = (
         name="label",
         after=("explore",),
         sections=("label",),
-        wanted=lambda config: config.trains_reward,
+        wanted=lambda config: config.explores,
         work=label,
         processes="first",
     ),
@@ -113,13 +121,13 @@ STAGES = (
         name="sample",
         after=("sft",),
         sections=(*_POLICY, "agent", "explore.num_tasks", "sample"),
-        wanted=lambda config: config.trains_implicit,
+        wanted=lambda config: config.samples,
         work=sample,
         processes="all",
     ),
     StageSpec(
         name="train-implicit",
-        after=("sample",),
+        after=lambda config: ("sample",) if config.samples else ("label",),
         sections=("train_implicit",),
         wanted=lambda config: config.trains_implicit,
         work=train_implicit,
@@ -192,10 +200,10 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
 
 def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:
     """The stages on whose output a stage of this configuration rests, in order."""
-    read = set(stage.after)
+    read = set(stage.inputs(config))
     for each in reversed(STAGES):
         if each.name in read:
-            read |= set(each.after)
+            read |= set(each.inputs(config))
     return [each for each in stages_of(config) if each.name in read]
 
 

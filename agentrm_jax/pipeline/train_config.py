@@ -85,18 +85,24 @@ class ImplicitTrainConfig(TrainConfig):
 
     Attributes:
       objective: What is minimised.
+      pairs: The pairs of `objective.loss: dpo`: `trajectories` are whole samples of a task;
+        `siblings` are two actions in one state of a search tree, by their values, not yet answered.
       vocab_chunks: As of `sft`.
       reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
         `mean`, `min`, `max` or `last`.
     """
 
     objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
+    pairs: Literal["trajectories", "siblings"] = "trajectories"
     vocab_chunks: int = 1
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
         check_fields(self, vocab_chunks="[1, 4096]")
         check_choice("reduction", self.reduction, REDUCTIONS)
+        check_choice("pairs", self.pairs, ("trajectories", "siblings"))
+        if self.pairs == "siblings" and self.objective.loss != "dpo":
+            raise UserError("needs objective.loss: dpo, the loss over pairs", field="pairs")
         if self.objective.loss == "dpo" and self.fit.attention == "pallas":
             raise UserError(
                 "must be xla because pallas does not support objective.loss: dpo",

@@ -6,14 +6,16 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.packing import PackedRows
-from agentrm_jax.data.pairs import preference_pairs
+from agentrm_jax.data.pairs import preference_pairs, sibling_pairs
 from agentrm_jax.data.sequences import TokenSequence, outcome_sequences, pair_sequences
+from agentrm_jax.data.states import LabelledTree, open_labels
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.fit_model import (
@@ -42,35 +44,14 @@ class ImplicitSummary(FitSummary):
 
 
 def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ImplicitSummary:
-    """Trains the implicit reward model on the outcomes of sampled trajectories.
+    """Trains the implicit reward model on outcomes of trajectories, or on pairs of actions.
 
     Raises:
       UserError: The loss needs pairs, and there are none.
     """
     config = workspace.config.train_implicit
     model = workspace.models.policy(loaded_dtype(workspace.config, config))
-    longest = min(config.fit.length, model.config.longest)
-
-    def sequences(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
-        if config.objective.loss != "dpo":
-            trajectories = [trajectory for group in groups for trajectory in group]
-            return outcome_sequences(model.tokenizer, workspace.prompts, trajectories, longest)
-        pairs = preference_pairs(groups)
-        if not pairs:
-            raise UserError(
-                "must be larger or train_implicit.objective.loss another: no two sampled "
-                "trajectories of a task differ in outcome",
-                field="sample.num_samples",
-            )
-        return pair_sequences(model.tokenizer, workspace.prompts, pairs, longest)
-
-    rows = training_rows(
-        sequences,
-        sampled_trajectories(workspace.paths),
-        lambda group: group[0].task.task_id,
-        "train_implicit",
-        workspace.config,
-    )
+    rows = _rows(workspace, model)
     training = Training(
         start=model,
         loss=implicit_loss(workspace.config, model.config, workspace.mesh),
@@ -82,6 +63,39 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
     trained = dataclasses.replace(model, params=cast(params, workspace.config.dtype))
     models.save(directory / MODEL, "policy", trained)
     return {"rows": len(rows.trained), "steps_left_out": rows.left_out, **last}
+
+
+def _rows(workspace: Workspace, model: Model) -> TrainingRows:
+    """The packed rows: of sampled trajectories or pairs of them, or of siblings of search trees."""
+    config = workspace.config.train_implicit
+    longest = min(config.fit.length, model.config.longest)
+
+    def outcomes(groups: Sequence[Sequence[Trajectory]]) -> tuple[list[TokenSequence], int]:
+        trajectories = [trajectory for group in groups for trajectory in group]
+        return outcome_sequences(model.tokenizer, workspace.prompts, trajectories, longest)
+
+    def compared(some: Sequence[Any]) -> tuple[list[TokenSequence], int]:
+        return pair_sequences(model.tokenizer, workspace.prompts, pairs_of(some), longest)
+
+    if config.pairs == "siblings":
+        examples, pairs_of = open_labels(workspace.paths.labels), sibling_pairs
+        key, reason = "explore.num_tasks", "two actions in one state of the search trees"
+    else:
+        examples, pairs_of = sampled_trajectories(workspace.paths), preference_pairs
+        key, reason = "sample.num_samples", "two sampled trajectories of a task"
+    paired = config.objective.loss == "dpo"
+    if paired and not any(pairs_of([each]) for each in examples):
+        raise UserError(
+            f"must be larger or train_implicit.objective.loss another: no {reason} differ in value",
+            field=key,
+        )
+
+    def task_of(example: Any) -> str:
+        tree = example if isinstance(example, LabelledTree) else example[0]
+        return tree.task.task_id
+
+    sequences = compared if paired else outcomes
+    return training_rows(sequences, examples, task_of, "train_implicit", workspace.config)
 
 
 def _with_reference(

@@ -224,6 +224,24 @@ def test_other_targets_heads_and_adapters(finished, copy, capsys) -> None:
     assert "train_rm.head must be that of reward_init, {'kind': 'mse'" in message
 
 
+def test_an_implicit_model_learns_from_siblings(finished, copy, capsys) -> None:
+    """From the search trees: nothing is sampled for it."""
+    for folder in ("samples", "reward", "eval"):
+        shutil.rmtree(copy / folder)
+    pairs = ("--train_implicit.pairs=siblings",)
+    message = fails(capsys, "train-implicit", CONFIG, "--output", copy, *pairs)
+    assert "train_implicit.pairs needs objective.loss: dpo" in message
+    pairs += ("--train_implicit.objective.loss=dpo", "--train_implicit.fit.num_updates=4")
+    agentrm("train-implicit", str(CONFIG), "--output", str(copy), *pairs, ends=0)
+    rows = [row for row in read_metrics(copy / "metrics.jsonl") if row["stage"] == "train-implicit"]
+    assert rows[-1]["step"] == 4
+    assert 0 <= rows[-1]["accuracy"] <= 1
+    assert not (copy / "samples").exists()
+    one = ("--explore.num_tasks=1", "--label.min_visits=1000")
+    message = fails(capsys, "sample", CONFIG, "--output", copy, *pairs, *one)
+    assert "sample: not a stage of this configuration" in message
+
+
 def test_a_policy_is_adapted_in_bfloat16(finished, copy) -> None:
     for folder in ("sft", "trees", "samples", "states", "reward", "eval"):
         shutil.rmtree(copy / folder)
