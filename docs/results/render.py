@@ -1,21 +1,28 @@
-"""Writes the tables of the results pages from the records next to them.
+"""Writes the tables and figures of the results pages from the records next to them.
 
     python docs/results/render.py
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
 own (`refusals`, `siblings`). Its tables replace what stands between the lines `<!-- NAME -->` and
-`<!-- end -->` of a page.
+`<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg and so on.
 """
 
 import json
 import pathlib
 import re
 
-from agentrm_jax.evaluation.experiment_table import markdown
+from agentrm_jax.evaluation.experiment_plot import lines_svg
+from agentrm_jax.evaluation.experiment_table import line_plot, markdown
 from agentrm_jax.pipeline.experiments.output import shown_tables
 
 FOLDER = pathlib.Path(__file__).parent
+STYLE = """<style>
+svg { --accent: #2a6fb0; --second: #b0532a; --line: #ddd; color: #222; font-family: sans-serif }
+@media (prefers-color-scheme: dark) {
+svg { --accent: #7db4e6; --second: #e69a7d; --line: #444; color: #ddd }
+}
+</style>"""
 
 
 def tables(name: str) -> str:
@@ -33,7 +40,25 @@ def tables(name: str) -> str:
         f"{made['git_commit'][:7]}, jax {made['packages']['jax']}, {made['cpu_count']} CPU cores."
     )
     shown = [markdown(table) for table in shown_tables({**record, "paper": []})]
+    for number in figures(name):
+        shown[number - 1] += (
+            f"\n\n![{record['tables'][number - 1]['table']['title']}]({name}_{number}.svg)"
+        )
     return "\n\n".join([*shown, source])
+
+
+def figures(name: str) -> dict[int, str]:
+    """The figures of a record as SVG files, by the number of their table."""
+    record = json.loads((FOLDER / f"{name}.json").read_text())
+    found = {}
+    for number, each in enumerate(record.get("tables", []), start=1):
+        table = each["table"]
+        if table["x"]:
+            lines = line_plot(table, each["rows"])
+            drawn = lines_svg(lines, table["x"], table["values"][0].replace("_", " "))
+            file = drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+            found[number] = file.replace("<title>", f"{STYLE}<title>", 1)
+    return found
 
 
 def differences(comparisons: list[dict]) -> str:
@@ -92,3 +117,6 @@ def rendered(page: str) -> str:
 if __name__ == "__main__":
     for path in sorted(FOLDER.glob("*.md")):
         path.write_text(rendered(path.read_text()))
+        for name in re.findall(r"<!-- (\w+) -->\n", path.read_text()):
+            for number, drawn in ({} if name == "end" else figures(name)).items():
+                (FOLDER / f"{name}_{number}.svg").write_text(drawn + "\n")
