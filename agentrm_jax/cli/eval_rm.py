@@ -29,8 +29,8 @@ with plots) and eval_rm.json, and prints:
   calibration error  mean distance of mean score and mean value in ten bins
   squared error      the mean of (score - value) squared
 
-each with a 95% interval over trees, and the same for other scores: random numbers, the depth, and
-the policy's likelihood of the step. Trees of tasks that the model was trained on are left out (they
+each with a 95% interval over trees, and the same for other scores: random numbers, the depth, the
+policy's likelihood of the step, and the fewest invalid actions. Trees of tasks that the model was trained on are left out (they
 say little), unless --seen is given. The model's trained_on.json lists these tasks; for a model
 without it they are not known, and the console, the page and eval_rm.json say so.
 Grow other trees with, for example,
