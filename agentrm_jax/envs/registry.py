@@ -8,7 +8,12 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import ComparesActions, DeclaresOutcome, EnvironmentFamily
+from agentrm_jax.core.protocols import (
+    ComparesActions,
+    DeclaresOutcome,
+    EnvironmentFamily,
+    TakesOptions,
+)
 from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, find_wording, perturbed
 
@@ -30,7 +35,8 @@ def load_family(name: str) -> EnvironmentFamily:
     """Returns the environment of a name; the same object each time.
 
     `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`), `NAME@silent`
-    its form whose end does not tell the outcome, `NAME@silent@WORDING` that form in a wording.
+    its form whose end does not tell the outcome, `NAME@silent@WORDING` that form in a wording. Of a
+    family that takes options, `NAME@FORM` is one of its forms.
 
     Raises:
       UserError: No such name (with the nearest one), two distributions claim it, or what is
@@ -41,6 +47,8 @@ def load_family(name: str) -> EnvironmentFamily:
         family = load_family(base)
         if wording == SILENT:
             return _silent(family)
+        if isinstance(family, TakesOptions):
+            return family.form(wording)
         return perturbed(family, find_wording(family, wording))
     points = list(entry_points(group=GROUP, name=name))
     if not points:

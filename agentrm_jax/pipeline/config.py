@@ -35,7 +35,12 @@ class EnvironmentConfig:
     """An environment of the run.
 
     Attributes:
-      name: Registered name.
+      name: Registered name; for environments from outside with a form, such as
+        `agentgym@textcraft` or `gymnasium@LABEL`. A run that only learns from logged trajectories
+        may name one that is not registered.
+      options: What an environment from outside needs, such as the address of its server.
+      instruction: Lines that the agent reads in place of the environment's own instruction and
+        example.
       wording: One of the environment's wordings, in which the agent reads and speaks it (`using`,
         `move_to`, `from_take` and `paraphrase` of alfworld: see `envs.perturbations`).
       train: Whether anything is learned here. With false the environment is held out as a whole.
@@ -51,6 +56,8 @@ class EnvironmentConfig:
     """
 
     name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    instruction: tuple[str, ...] = ()
     wording: str = ""
     train: bool = True
     kinds: Sequence[str] = ()
