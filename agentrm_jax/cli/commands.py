@@ -160,7 +160,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         ),
         Command(
             name="import",
-            summary="write conversations of ETO or AgentGym as expert trajectories",
+            summary="write trajectories of ETO, AgentGym or Harbor (ATIF) as expert trajectories",
             usage="FILE --output DIR [--environment NAME]",
             example="agentrm import webshop_sft.json --output experts/webshop",
             module="imports",
@@ -169,8 +169,8 @@ GROUPS: dict[str, Sequence[Command]] = {
     "models": (
         Command(
             name="export",
-            summary="write a policy or a reward model for transformers and others",
-            usage="RUN --what policy|reward --to DIR [--dtype float32|bfloat16]",
+            summary="write a model for transformers and others, or trajectories as ATIF",
+            usage="RUN --what policy|reward|trajectories --to DIR [--dtype float32|bfloat16]",
             example="agentrm export runs/quickstart --what reward --to exported/reward",
             module="export",
         ),

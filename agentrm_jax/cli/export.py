@@ -1,4 +1,4 @@
-"""`agentrm export RUN`: a run's model as a Hugging Face directory."""
+"""`agentrm export RUN`: a model as a Hugging Face directory, or trajectories as ATIF files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from agentrm_jax.cli.parser import Parser, choice
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Writes a model as a Hugging Face directory: weights, tokenizer, chat template and a manifest of
-checksums. Every command that takes a model reads it again."""
-    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a run or a model")
-    parser.add_argument("--what", **choice("policy", "reward"), required=True)
+checksums. Every command that takes a model reads it again.
+
+`--what trajectories` writes each trajectory of a folder (runs/NAME/eval/greedy, runs/NAME/trees, a
+folder that `agentrm import` wrote) as a file in Harbor's format (ATIF)."""
+    parser.add_argument(
+        "run", metavar="RUN", type=pathlib.Path, help="folder of a run, a model or trajectories"
+    )
+    parser.add_argument("--what", **choice("policy", "reward", "trajectories"), required=True)
     parser.add_argument(
         "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
     )
@@ -26,6 +31,12 @@ checksums. Every command that takes a model reads it again."""
 
 
 def run(given: argparse.Namespace) -> int:
+    if given.what == "trajectories":
+        from agentrm_jax.pipeline.export_trajectories import export_trajectories
+
+        count = export_trajectories(given.run, given.to)
+        print(f"{given.to}: {count} trajectories in ATIF, read from {given.run}")
+        return 0
     from agentrm_jax.pipeline.export_model import export_model, model_folder
 
     source = model_folder(given.run, given.what)

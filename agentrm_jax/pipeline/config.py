@@ -151,6 +151,9 @@ class RunConfig:
         methods, selection rules, value heads, kinds of reward models, policies. They are imported
         before any other key is read.
       environments: Where the agent acts.
+      trajectories: Files and folders of logged trajectories with outcomes, whose states are
+        labelled in place of those of search trees: conversations of ETO or AgentGym, ATIF files,
+        folders of a run. Nothing is explored then. The option `--from FILE` sets this key.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
         one that hangs.
@@ -185,6 +188,7 @@ class RunConfig:
 
     plugins: tuple[str, ...] = ()
     environments: Sequence[EnvironmentConfig] = ()
+    trajectories: tuple[str, ...] = ()
     seed: int = 0
     workers: int = 0
     step_seconds: float = 30.0
@@ -324,9 +328,14 @@ class RunConfig:
         return "train-implicit" in self._trained_by
 
     @property
-    def explores(self) -> bool:
-        """Whether a reward model is trained that learns from search trees."""
+    def labels_states(self) -> bool:
+        """Whether a reward model is trained that learns from states with values."""
         return self.trains_reward or self._learns_from_siblings
+
+    @property
+    def explores(self) -> bool:
+        """Whether these states are found by tree search."""
+        return self.labels_states and not self.trajectories
 
     @property
     def samples(self) -> bool:
