@@ -202,7 +202,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="envs check",
             summary="play each environment's expert, try its contract, time its methods",
-            usage="[NAME ...] [--n N] [--split train|test|paper] [--json]",
+            usage="[NAME ...] [--n N] [--split train|test|paper] [--config CONFIG] [--json]",
             example="agentrm envs check maze pddl --n 3",
             module="environments",
             prefix="check_",
@@ -210,7 +210,8 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="envs play",
             summary="play an environment yourself; scores and steps are shown",
-            usage="NAME [--task N] [--split train|test|paper] [--kinds A,B] [--seed N]",
+            usage="NAME [--task N] [--split train|test|paper] [--kinds A,B] [--seed N] "
+            "[--config CONFIG]",
             example="agentrm envs play alfworld --task 3",
             module="environments",
             prefix="play_",

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -82,10 +83,19 @@ def check_add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--split", **choice(*_SPLITS), default="train")
     parser.add_argument("--json", action="store_true", help="print one list of rows")
+    _add_config(parser)
+
+
+def _add_config(parser: Parser) -> None:
+    parser.add_argument(
+        "--config",
+        type=pathlib.Path,
+        help="a configuration with the options of environments from outside",
+    )
 
 
 def check_run(given: argparse.Namespace) -> int:
-    families = [_family(name) for name in given.names or environment_names()]
+    families = [_family(name, given.config) for name in given.names or environment_names()]
     results: list[tuple[Check, list[Finding]]] = []
     # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
@@ -139,10 +149,11 @@ def play_add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
     )
+    _add_config(parser)
 
 
 def play_run(given: argparse.Namespace) -> int:
-    family = _family(given.name)
+    family = _family(given.name, given.config)
     if reason := missing_of(family):
         raise UserError(reason)
     task = _chosen_task(family, given)
@@ -187,8 +198,19 @@ def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     return tasks[given.task]
 
 
-def _family(name: str) -> EnvironmentFamily:
-    """A registered environment, or the class `module:Class`, also from the working folder."""
+def _family(name: str, config: pathlib.Path | None) -> EnvironmentFamily:
+    """A registered environment, or the class `module:Class`, also from the working folder.
+
+    An environment that the configuration names has the options that it has there.
+    """
+    if config is not None:
+        from agentrm_jax.pipeline.families import environment_family
+        from agentrm_jax.pipeline.load_config import load_config
+
+        for environment in load_config(config).environments:
+            if environment.registered == name:
+                return environment_family(environment)
+        raise UserError(f"--config {config}: `environments` does not name {name}")
     if ":" not in name:
         return load_family(name)
     if os.getcwd() not in sys.path:

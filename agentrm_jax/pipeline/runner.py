@@ -186,8 +186,8 @@ def _check_trajectories(workspace: Workspace) -> None:
     if before != now:
         raise UserError(
             f"{folder}: was made with trajectories = {json.dumps(before)}, but it is now "
-            f"{json.dumps(now)}; give --from FILE again or write the key into CONFIG, choose another "
-            "--output, or delete the folder to make it again"
+            f"{json.dumps(now)}; give --from FILE again or write the key into CONFIG, choose "
+            "another --output, or delete the folder to make it again"
         )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pytest
 from agentgym_server import running
 
+import agentrm_jax as arm
+from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.reply import parse_action
@@ -17,6 +20,9 @@ from agentrm_jax.envs.outside.agentgym_servers import SERVER_KINDS
 from agentrm_jax.envs.outside.web import server_address
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
+from agentrm_jax.pipeline.load_config import load_config
+from agentrm_jax.pipeline.prompts import RunPrompts
+from agentrm_jax.pipeline.tasks import Tasks
 
 STYLES = {"id": "textcraft", "env_idx": "webshop", "score": "sciworld"}
 
@@ -185,6 +191,77 @@ def test_the_contract_holds():
         family = load_family("agentgym@textcraft").configured(options)
         for finding in findings(family, parse_action, n=2):
             assert not finding.broken, finding
+
+
+CONFIG = """\
+environments:
+- name: agentgym@textcraft
+  max_steps: 6
+  instruction: [Reach the target., 'Reply with Action: add N.']
+  options:
+    url: {url}
+    tasks: {{train: 0-19, test: [20-24, 30]}}
+    seconds: 3.5
+experts: {{num_tasks: 3}}
+explore: {{num_tasks: 4}}
+evaluate: {{num_tasks: 5}}
+"""
+
+
+def test_a_run_lists_its_tasks_and_searches_them(tmp_path):
+    def policy(state, n, seed):
+        draw = random.Random(seed)
+        return [f"Thought: on.\nAction: add {draw.choice((1, 2))}" for _ in range(n)]
+
+    with running() as server:
+        path = tmp_path / "run.yaml"
+        path.write_text(CONFIG.format(url=server.url))
+        config = load_config(path)
+        listed = Tasks(config)
+        assert len(listed.explored) == 4
+        assert {task.max_steps for task in listed.test} == {6}
+        assert {task.spec["item"] for task in listed.test} < {*range(20, 25), 30}
+        assert not {task.problem for task in listed.experts} & {t.problem for t in listed.explored}
+        prompt = RunPrompts(config.environments)(listed.test[0])
+        assert prompt == arm.Prompt(instruction="Reach the target.\nReply with Action: add N.")
+        with arm.EnvPool(workers=1) as envs:
+            trees = arm.explore(policy, envs, listed.explored, num_iterations=6)
+    assert [tree.error for tree in trees] == [None] * 4
+    assert {backup.outcome for tree in trees for backup in tree.backups} == {0.0, 1.0}
+
+
+def test_the_commands_take_options_from_a_configuration(tmp_path, capsys, monkeypatch):
+    with running() as server:
+        path = tmp_path / "run.yaml"
+        path.write_text(CONFIG.format(url=server.url))
+        said = iter(["add 2", "add 2", "add 2", "add 2"])
+        monkeypatch.setattr("builtins.input", lambda _: next(said))
+        arguments = ["envs", "play", "agentgym@textcraft", "--split", "train"]
+        assert main([*arguments, "--config", str(path)]) == 0
+        assert "The number is 2, the target is" in capsys.readouterr().out
+        assert main(["envs", "play", "maze", "--config", str(path)]) == 2
+        assert "`environments` does not name maze" in capsys.readouterr().err
+
+
+def test_experts_must_leave_tasks_to_explore(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(url="http://127.0.0.1:1"))
+    config = load_config(path, ["--experts.num_tasks=20"])
+    with pytest.raises(UserError, match=r"experts\.num_tasks must be below 21: it takes all"):
+        _ = Tasks(config).explored
+
+
+def test_a_configuration_that_is_wrong_names_the_environment(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(url="ftp://host"))
+    with pytest.raises(UserError, match=r"agentgym@textcraft: options\.url must be the address"):
+        _ = Tasks(load_config(path)).test
+    path.write_text("environments: [{name: maze, options: {url: x}}]")
+    with pytest.raises(UserError, match="of maze: options must be left out"):
+        _ = Tasks(load_config(path)).test
+    path.write_text("environments: [{name: maze, options: 3}]")
+    with pytest.raises(UserError, match=r"options must be keys and values \(got '3'\)"):
+        load_config(path)
 
 
 def test_items_are_ranges_lists_and_files(tmp_path):

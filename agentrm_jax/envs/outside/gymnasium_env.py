@@ -100,6 +100,9 @@ class GymnasiumEnv:
 
         Returns:
           The first observation.
+
+        Raises:
+          UserError: The class has no rule for its rewards.
         """
         if not isinstance(getattr(self, "reward", None), RewardRule):
             raise UserError(
