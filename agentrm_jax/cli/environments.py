@@ -37,6 +37,7 @@ from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
 _MOST = 100_000  # tasks
+_OPTIONS = "a configuration with the options of environments from outside"
 
 
 def list_add_arguments(parser: Parser) -> None:
@@ -83,15 +84,7 @@ def check_add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--split", **choice(*_SPLITS), default="train")
     parser.add_argument("--json", action="store_true", help="print one list of rows")
-    _add_config(parser)
-
-
-def _add_config(parser: Parser) -> None:
-    parser.add_argument(
-        "--config",
-        type=pathlib.Path,
-        help="a configuration with the options of environments from outside",
-    )
+    parser.add_argument("--config", type=pathlib.Path, help=_OPTIONS)
 
 
 def check_run(given: argparse.Namespace) -> int:
@@ -149,7 +142,7 @@ def play_add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
     )
-    _add_config(parser)
+    parser.add_argument("--config", type=pathlib.Path, help=_OPTIONS)
 
 
 def play_run(given: argparse.Namespace) -> int:
@@ -199,18 +192,11 @@ def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
 
 
 def _family(name: str, config: pathlib.Path | None) -> EnvironmentFamily:
-    """A registered environment, or the class `module:Class`, also from the working folder.
-
-    An environment that the configuration names has the options that it has there.
-    """
+    """A registered environment, or the class `module:Class`, also from the working folder."""
     if config is not None:
-        from agentrm_jax.pipeline.families import environment_family
-        from agentrm_jax.pipeline.load_config import load_config
+        from agentrm_jax.pipeline.families import configured_family
 
-        for environment in load_config(config).environments:
-            if environment.registered == name:
-                return environment_family(environment)
-        raise UserError(f"--config {config}: `environments` does not name {name}")
+        return configured_family(name, config)
     if ":" not in name:
         return load_family(name)
     if os.getcwd() not in sys.path:

@@ -13,11 +13,9 @@ def add_arguments(parser: Parser) -> None:
 Writes a model as a Hugging Face directory: weights, tokenizer, chat template and a manifest of
 checksums. Every command that takes a model reads it again.
 
-`--what trajectories` writes each trajectory of a folder (runs/NAME/eval/greedy, runs/NAME/trees, a
-folder that `agentrm import` wrote) as a file in Harbor's format (ATIF)."""
-    parser.add_argument(
-        "run", metavar="RUN", type=pathlib.Path, help="folder of a run, a model or trajectories"
-    )
+`--what trajectories` writes each trajectory of a folder, such as runs/NAME/eval/greedy, as a file
+in Harbor's format (ATIF)."""
+    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder to read")
     parser.add_argument("--what", **choice("policy", "reward", "trajectories"), required=True)
     parser.add_argument(
         "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"

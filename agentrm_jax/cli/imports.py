@@ -11,8 +11,8 @@ from agentrm_jax.cli.parser import Parser
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Reads trajectories and writes them in the format of an expert's (TFDS). FILE is in the conversation
-format of ETO and AgentGym (a JSON list of items with `id` or `item_id` and `conversations`, or an
-item on each line), or in Harbor's format (ATIF), or the folder of a Harbor job.
+format of ETO and AgentGym (a JSON list of items with `id` or `item_id` and `conversations`, or JSON
+lines), in Harbor's format (ATIF), or the folder of a Harbor job.
 
 Conversations without `reward` count as solved. The instruction at the beginning of a conversation
 is removed: the environment's own prompt replaces it."""

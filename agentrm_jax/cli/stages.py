@@ -20,9 +20,8 @@ def add_arguments(parser: Parser) -> None:
             metavar="RUN|FILE",
             dest="source",
             type=pathlib.Path,
-            help="the folder of another run: its finished stages that CONFIG leaves as they were "
-            "are linked into DIR, not run again; or a file of logged trajectories (.json, .jsonl): "
-            "sets the key trajectories",
+            help="another run: its finished stages that CONFIG leaves as they were are linked into "
+            "DIR; or a file of logged trajectories (.json, .jsonl), which sets the key trajectories",
         )
     if parser.prog == "agentrm run":
         parser.appendix = _keys  # takes a second, because it imports every section
@@ -48,11 +47,9 @@ def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.load_config import load_config
     from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
 
-    source = getattr(given, "source", None)
-    overrides = list(given.overrides)
+    source, overrides = getattr(given, "source", None), given.overrides
     if source is not None and not source.is_dir() and source.suffix in (".json", ".jsonl"):
-        overrides.append(f"--trajectories=[{json.dumps(str(source))}]")
-        source = None
+        source, overrides = None, [*overrides, f"--trajectories=[{json.dumps(str(source))}]"]
     config = load_config(given.config, overrides)
     join(config.distributed)
     check_joined()

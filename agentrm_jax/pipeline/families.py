@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily, TakesOptions
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig
+from agentrm_jax.pipeline.load_config import load_config
 
 
 def environment_family(environment: EnvironmentConfig) -> EnvironmentFamily:
@@ -26,3 +29,19 @@ def environment_family(environment: EnvironmentConfig) -> EnvironmentFamily:
         return family.configured(environment.options)
     except UserError as error:
         raise UserError(f"of {environment.name}: {error}", field="environments") from error
+
+
+def configured_family(name: str, path: pathlib.Path) -> EnvironmentFamily:
+    """Returns the family of an environment with the options that a configuration file gives it.
+
+    Args:
+      name: The name of the environment, with its form: `agentgym@textcraft`.
+      path: A YAML file.
+
+    Raises:
+      UserError: The file is refused, or does not name the environment.
+    """
+    for environment in load_config(path).environments:
+        if environment.registered == name:
+            return environment_family(environment)
+    raise UserError(f"--config {path}: `environments` does not name {name}")

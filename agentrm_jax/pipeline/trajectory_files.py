@@ -76,7 +76,7 @@ def read_trajectories(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Foreign:
-    """How files of others are read: see `read_trajectories`."""
+    """Reads files of others; see `read_trajectories`."""
 
     environment: str | None
     unregistered: Collection[str]

@@ -55,7 +55,7 @@ def _tree(group: Sequence[Trajectory]) -> TreeRecord:
                 steps.append(step)
                 visits.append(0)
             elif steps[number - 1].transition.done and not step.transition.done:
-                steps[number - 1] = step  # another trajectory goes on from here
+                steps[number - 1] = step  # another trajectory has steps after it
             visits[number - 1] += 1
             path.append(number)
         backups.append(BackupRecord(path=tuple(path), outcome=trajectory.outcome))
