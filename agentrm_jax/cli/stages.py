@@ -21,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
             dest="source",
             type=pathlib.Path,
             help="another run: its finished stages that CONFIG leaves as they were are linked into "
-            "DIR; or a file of logged trajectories (.json, .jsonl), which sets the key trajectories",
+            "DIR; or a file of logged trajectories (.json, .jsonl), which sets `trajectories`",
         )
     if parser.prog == "agentrm run":
         parser.appendix = _keys  # takes a second, because it imports every section
