@@ -30,9 +30,10 @@ with plots) and eval_rm.json, and prints:
   squared error      the mean of (score - value) squared
 
 each with a 95% interval over trees, and the same for other scores: random numbers, the depth, the
-policy's likelihood of the step, and the fewest invalid actions. Trees of tasks that the model was trained on are left out (they
-say little), unless --seen is given. The model's trained_on.json lists these tasks; for a model
-without it they are not known, and the console, the page and eval_rm.json say so.
+policy's likelihood of the step, and the fewest invalid actions. Trees of tasks that the model was
+trained on are left out (they say little), unless --seen is given. The model's trained_on.json lists
+these tasks; for a model without it they are not known, and the console, the page and eval_rm.json
+say so.
 Grow other trees with, for example,
 
   agentrm explore CONFIG --output OTHER --policy=RUN/{POLICY_MODEL} --train_policy=false --seed=1"""

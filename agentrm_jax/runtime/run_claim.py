@@ -17,6 +17,10 @@ from agentrm_jax.runtime.run_directory import RESOLVED, SECONDS_FILE, STAGE_FILE
 _LOCK = ".lock"
 
 
+class FolderInUse(UserError):
+    """Another process works in a run's folder."""
+
+
 def check_run_folder(directory: pathlib.Path, stages: Iterable[str] = ()) -> None:
     """Refuses a folder that no run may take; called before any work.
 
@@ -60,7 +64,8 @@ def lock_run_folder(directory: pathlib.Path) -> IO[bytes]:
     """Makes a run's folder and returns its lock, which is held until the file is closed.
 
     Raises:
-      UserError: Another process holds it, or its file is a link or no regular file.
+      FolderInUse: Another process holds it.
+      UserError: Its file is a link or no regular file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _LOCK
@@ -78,5 +83,5 @@ def lock_run_folder(directory: pathlib.Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise UserError(f"{directory}: another process works in this folder") from None
+        raise FolderInUse(f"{directory}: another process works in this folder") from None
     return lock

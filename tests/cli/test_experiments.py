@@ -15,15 +15,17 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.evaluation.harness import by_task
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline import runner
+from agentrm_jax.pipeline.experiments import run as run_module
 from agentrm_jax.pipeline.experiments.jobs import plan
 from agentrm_jax.pipeline.experiments.load import (
     experiment_names,
     find_experiment,
     load_experiment,
 )
+from agentrm_jax.runtime.run_claim import FolderInUse
 from agentrm_jax.runtime.run_paths import RunPaths
 
-QUICK = ("labels", "scaling_n", "adversarial", "cost_over_length", "weak_to_strong")
+QUICK = ("labels", "adversarial", "weak_to_strong")
 NAMES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in experiment_names()
@@ -137,11 +139,23 @@ def test_an_interrupted_experiment_resumes(tmp_path, monkeypatch, capsys):
     assert main(command) == 130
     assert len(list((tmp_path / "stages").glob("*/*/stage.json"))) >= 2
     capsys.readouterr()
-    monkeypatch.setattr(runner, "run_stage", real)
+    refused = []
+
+    def in_use_at_first(config, directory, name):
+        """Another process works on the stages that are not finished."""
+        if name not in done and refused.count(name) < 2:
+            refused.append(name)
+            raise FolderInUse(f"{directory}: another process works in this folder")
+        real(config, directory, name)
+
+    monkeypatch.setattr(runner, "run_stage", in_use_at_first)
+    monkeypatch.setattr(run_module, "_POLL_SECONDS", 0.01)
     assert main([*command, "--dry-run"]) == 0
     assert "2 done" in capsys.readouterr().out
     record = run("sft_held_in", tmp_path)
-    assert capsys.readouterr().out.count("done before") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("done before") == 2
+    assert shown.count("another process works on it; waiting") == len(refused) / 2 > 0
     assert rows(record)
 
 

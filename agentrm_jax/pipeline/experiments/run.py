@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 
+import jax
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +30,10 @@ from agentrm_jax.runtime.processes import (
     is_first,
     join,
 )
+from agentrm_jax.runtime.run_claim import FolderInUse
 from agentrm_jax.runtime.run_paths import METRICS, STAGE_FOLDERS, RunPaths
+
+_POLL_SECONDS = 5.0
 
 
 def run_experiment(experiment: Experiment, output: pathlib.Path) -> None:
@@ -55,7 +60,7 @@ def _run(experiment: Experiment, planned: Plan) -> None:
     for number, job in enumerate(planned.jobs.values(), start=1):
         _say(f"[{number}/{len(planned.jobs)}] {job.name} ({_users(job)})")
         from_first(lambda job=job: link_inputs(job, planned.jobs))
-        runner.run_stage(job.config, job.directory, job.spec.name)
+        _run_when_free(job)
     for run in planned.runs.values():
         from_first(lambda run=run: make_run_folder(planned, run))
     tables = [measured(experiment, planned, table) for table in experiment.config.tables]
@@ -63,6 +68,22 @@ def _run(experiment: Experiment, planned: Plan) -> None:
         record = write_outputs(experiment, planned, tables)
         print_tables(record)
         print(f"results: {output / RECORD}, experiment.md, experiment.html, runs/")
+
+
+def _run_when_free(job: Job) -> None:
+    """Runs a stage; waits while another experiment in the same folder works on it."""
+    waits = False
+    while True:
+        try:
+            runner.run_stage(job.config, job.directory, job.spec.name)
+            return
+        except FolderInUse:
+            if jax.process_count() > 1:  # the others would not wait
+                raise
+            if not waits:
+                _say(f"{job.name}: another process works on it; waiting for its end")
+            waits = True
+            time.sleep(_POLL_SECONDS)
 
 
 def check_folder(experiment: Experiment, output: pathlib.Path) -> None:
