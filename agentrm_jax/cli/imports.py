@@ -14,8 +14,7 @@ Reads trajectories and writes them in the format of an expert's (TFDS). FILE is 
 format of ETO and AgentGym (a JSON list of items with `id` or `item_id` and `conversations`, or JSON
 lines), in Harbor's format (ATIF), or the folder of a Harbor job.
 
-Conversations without `reward` count as solved. The instruction at the beginning of a conversation
-is removed: the environment's own prompt replaces it."""
+Conversations without `reward` count as solved. Instructions at their beginning are removed."""
     parser.add_argument("file", metavar="FILE", type=pathlib.Path)
     parser.add_argument(
         "--environment",
