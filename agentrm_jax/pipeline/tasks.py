@@ -57,6 +57,8 @@ class Tasks:
             tasks = self._listed(environment, "train", kinds, n + m)
             experts += tasks[:n]
             explored += tasks[n:]
+        if config.explores and not experts:
+            raise UserError("list no task of split train", field="environments")
         if config.explores and not explored:
             raise UserError(
                 f"must be below {len(experts) + 1}: it takes all train tasks that there are, and "

@@ -249,6 +249,9 @@ def test_experts_must_leave_tasks_to_explore(tmp_path):
     config = load_config(path, ["--experts.num_tasks=20"])
     with pytest.raises(UserError, match=r"experts\.num_tasks must be below 21: it takes all"):
         _ = Tasks(config).explored
+    path.write_text(path.read_text().replace("train: 0-19, ", ""))
+    with pytest.raises(UserError, match="environments list no task of split train"):
+        _ = Tasks(load_config(path)).explored
 
 
 def test_a_configuration_that_is_wrong_names_the_environment(tmp_path):

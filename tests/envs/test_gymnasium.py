@@ -123,6 +123,14 @@ def test_a_return_outside_of_the_rule_is_an_error():
     assert "the sum of the rewards is -1.2, outside of reward.low = -1" in failed.reason
 
 
+def test_a_text_that_means_nothing_costs_nothing():
+    with arm.EnvPool({"counted": Counted}) as pool:
+        [(root, _)] = pool.reset([task(seed=3)])
+        first, second = (pool.step([(root, "")])[0] for _ in range(2))
+    assert (first.reward, second.reward) == (0.5, 0.0)  # the sum 0 lies between -1 and 1
+    assert (first.observation, first.valid) == ("This action is not understood.", False)
+
+
 def test_a_rule_is_needed():
     with (
         arm.EnvPool({"counted": Unruly}) as pool,

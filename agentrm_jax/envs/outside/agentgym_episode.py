@@ -14,7 +14,7 @@ from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.core.text import printable
 from agentrm_jax.envs.outside.agentgym_servers import SERVER_KINDS, ServerKind
 from agentrm_jax.envs.outside.returns import Earned, RewardRule, is_success
-from agentrm_jax.envs.outside.web import AnswerError, ask
+from agentrm_jax.envs.outside.web import AnswerError, ask, server_address
 
 MOVED = "AGENTRM_AGENTGYM_"
 """Begins the name of the variable with the new address of a server: `AGENTRM_AGENTGYM_TEXTCRAFT`.
@@ -44,9 +44,9 @@ class Server:
     def of_task(cls, task: Task) -> Server:
         """Returns the server that the `spec` of a task names."""
         kind = SERVER_KINDS[task.spec["kind"]]
-        url = os.environ.get(MOVED + kind.name.upper()) or task.spec["url"]
+        url = server_address(os.environ.get(MOVED + kind.name.upper()) or task.spec["url"])
         path = "" if url.endswith(kind.path) else kind.path
-        return cls(kind, url.rstrip("/") + path, task.spec["seconds"])
+        return cls(kind, url + path, task.spec["seconds"])
 
     def create(self) -> int | str:
         """Begins an episode; returns its number."""

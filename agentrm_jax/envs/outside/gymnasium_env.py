@@ -154,12 +154,19 @@ class GymnasiumEnv:
         meant = self.action(said) if said else None
         self._steps += 1
         over = self._steps >= self._task.max_steps
+        before = self._earned
         if meant is None:
+            if self.reward.of == "sum":  # the return of nothing is not 0 if `low` is below 0
+                self._earned = before.after(0.0, self.reward)
             return Transition(
-                observation=NOT_UNDERSTOOD, reward=0.0, done=over, success=False, valid=False
+                observation=NOT_UNDERSTOOD,
+                reward=self._earned.paid - before.paid,
+                done=over,
+                success=False,
+                valid=False,
             )
         observation, reward, terminated, truncated, info = self._made.step(meant)
-        before, self._earned = self._earned, self._earned.after(float(reward), self.reward)
+        self._earned = before.after(float(reward), self.reward)
         ended = bool(terminated) or bool(truncated)
         said_success = info.get("success", info.get("is_success"))
         if said_success is None:
