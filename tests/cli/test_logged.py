@@ -103,6 +103,36 @@ def test_a_folder_is_a_run_and_no_file_of_logs(config, tmp_path, capsys):
     assert "is no folder of a run" in capsys.readouterr().err
 
 
+def test_a_job_of_harbor_is_labelled(config, tmp_path):
+    for number, reward in enumerate((1.0, 0.0, 0.0)):
+        trial = tmp_path / "job" / f"trial_{number}"
+        (trial / "agent").mkdir(parents=True)
+        steps = [
+            {"step_id": 1, "source": "user", "message": "My parcel is late."},
+            {
+                "step_id": 2,
+                "source": "agent",
+                "message": "",
+                "tool_calls": [
+                    {"tool_call_id": "a", "function_name": "look", "arguments": {"n": number // 2}}
+                ],
+                "observation": {"results": [{"source_call_id": "a", "content": "Nothing."}]},
+            },
+        ]
+        log = {"schema_version": "ATIF-v1.7", "agent": {"name": "a", "version": "1"}}
+        (trial / "agent" / "trajectory.json").write_text(json.dumps({**log, "steps": steps}))
+        result = {"verifier_result": {"rewards": {"reward": reward}}}
+        (trial / "result.json").write_text(json.dumps(result))
+    run = tmp_path / "run"
+    arguments = ["label", str(config), "--output", str(run)]
+    assert main([*arguments, f"--trajectories=[{tmp_path / 'job'}]"]) == 0
+    [tree] = open_labels(run / "states" / "dataset")
+    assert [step.action for step in tree.steps] == [
+        f'look with Action Input: {{"n": {number}}}' for number in (0, 1)
+    ]
+    assert tree.values == (pytest.approx(1 / 3), 0.5, 0.0)
+
+
 def test_trajectories_of_another_environment_are_refused(config, tmp_path, capsys):
     experts, run = tmp_path / "experts", tmp_path / "run"
     assert main(["demonstrate", "maze", "--n", "2", "--output", str(experts)]) == 0
