@@ -166,7 +166,9 @@ def _run_method(
     )
     answered = scored_answers(run, rollouts, policy, scorers, stage)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
-    records = from_all([episode_to_json(episode) for episode in answered.episodes])
+    left_out = {name for part in from_all(answered.not_available) for name in part}
+    own = [episode for episode in answered.episodes if episode.method not in left_out]
+    records = from_all([episode_to_json(episode) for episode in own])
     from_first(
         lambda: _write_episodes(
             paths, [episode_from_json(record) for part in records for record in part], order

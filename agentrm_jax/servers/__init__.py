@@ -1,0 +1,1 @@
+"""Models behind servers: the client, the probe of what a server does, and its answers."""
