@@ -249,16 +249,22 @@ class ServerPolicy(BackgroundPolicy):
 
     def _asked(self, call: _Call, cancelled: threading.Event) -> list[Proposal]:
         """Returns the turns of a call, failed ones if the server gives none."""
+        client = self._connection.client
         body = self._form.numbered(call.request, call.n, call.seed)
         try:
-            value = self._connection.client.post(self._form.path, body, cancelled)
+            value = client.post(self._form.path, body, cancelled)
             answer = read_answer(value, call.n)
         except RequestFailed as error:
-            return [Proposal.failed(f"{self._connection.client.url}: {error}")] * call.n
+            client.note_failure("a turn", error)
+            return [Proposal.failed(str(error))] * call.n
         if answer.model and answer.model != self.facts.answers_as != "":
             raise UserError(
-                f"{self._connection.client.url}: answers with the model {answer.model!r} and "
+                f"{client.url}: answers with the model {answer.model!r} and "
                 f"answered with {self.facts.answers_as!r} before; everything so far is kept: serve "
                 "that model again and give the same command to resume"
             )
-        return self._form.proposals(answer, call.request.truncated_steps)
+        turns = self._form.proposals(answer, call.request.truncated_steps)
+        for turn in turns:
+            if turn.failure is not None:
+                client.note_failure("a turn", turn.failure)
+        return turns

@@ -154,8 +154,11 @@ class ServerScorer:
     def _score(self, trajectory: Trajectory, cancelled: threading.Event) -> float:
         try:
             value, score, tokens = self._asked(self._body(trajectory), cancelled)
-        except RequestFailed:
+        except RequestFailed as error:
+            self._client.note_failure("the score of a trajectory", error)
             return math.nan
+        if math.isnan(score):
+            self._client.note_failure("the score of a trajectory", "the answer holds no number")
         model = _model_in(value)
         if model and model != self.facts.answers_as != "":
             raise UserError(

@@ -89,6 +89,19 @@ class Client:
         self._last_answer = float("-inf")  # when a POST was answered last
         self._away_since: float | None = None  # of an outage that the user was told about
         self._refused = 0
+        self._has_noted = False
+
+    def note_failure(self, what: str, reason: object) -> None:
+        """Tells the user of the first request without a usable answer; the others are counted.
+
+        Args:
+          what: What has failed, such as "a turn".
+          reason: Why.
+        """
+        with self._lock:
+            first, self._has_noted = not self._has_noted, True
+        if first:
+            self._say(f"{self.url}: {what} failed ({reason}); further ones are only counted")
 
     def get(self, path: str) -> Any:
         """Returns the JSON value of a GET request; see `post`."""

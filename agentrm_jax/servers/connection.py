@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -242,7 +243,7 @@ class TurnForm:
         cut = _cut(text, self._stops)
         stopped = choice.stopped or cut != text or 0 < len(ids) < len(choice.token_ids)
         if cut != text:  # the rest is no part of the turn, and neither are its tokens
-            text, ids, log_probs = cut, (), ()
+            text, ids, log_probs = cut, (), log_probs[: _tokens_within(choice.tokens, text, cut)]
         if not text.strip():
             return Proposal.failed("the reply is empty")
         return Proposal(
@@ -296,6 +297,14 @@ def _filters(connection: Connection, sampling: Sampling) -> dict[str, float]:
 def strict_keys(sampling: Sampling) -> tuple[str, ...]:
     """Returns the sampling keys in use that not every server obeys."""
     return tuple(key for key in ("top_k", "min_p") if getattr(sampling, key))
+
+
+def _tokens_within(tokens: Sequence[str], text: str, cut: str) -> int:
+    """Returns the number of a text's tokens that lie before a cut; 0 if they are not the text."""
+    if not "".join(tokens).startswith(text):
+        return 0
+    ends = itertools.accumulate(map(len, tokens))
+    return sum(end <= len(cut) for end in ends)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
