@@ -1,4 +1,4 @@
-"""A policy behind a server that speaks the API of OpenAI: vLLM, SGLang, llama.cpp and others."""
+"""A served policy, asked by the API of OpenAI: vLLM, SGLang, llama.cpp and others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Call:
 
 
 class ServerPolicy(BackgroundPolicy):
-    """A policy behind a server.
+    """A served policy.
 
     Requests are sent by threads. An answer that is empty or malformed is a failed turn
     (`Proposal.failure`); a server that is away is waited for. Few servers give the same text for
@@ -112,7 +112,7 @@ class ServerPolicy(BackgroundPolicy):
 
     @property
     def facts(self) -> ServerFacts:
-        """What the probe found."""
+        """The features of the server that the probe confirmed."""
         return self._connection.facts
 
     def with_seed(self, seed: int) -> ServerPolicy:

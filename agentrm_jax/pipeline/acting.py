@@ -45,7 +45,7 @@ class ActingPolicy:
       workspace: The run.
       running: The run's own model, None if another agent acts.
       scorers: The reward models that were opened in this process, by name.
-      servers: The policies behind servers that were opened in this process.
+      servers: The served policies that were opened in this process.
     """
 
     workspace: Workspace

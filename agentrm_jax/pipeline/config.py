@@ -159,8 +159,8 @@ class RunConfig:
         address of a server in a file or on the command line, `http://HOST:PORT`, is short for
         `agent: {kind: server, url: http://HOST:PORT}` and `train_policy: false`.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
-      agent: The policy that acts: `model`, that of `policy` or `sft`; `server`, a model behind a
-        server; or one registered elsewhere. Training of reward models starts from `policy` whoever
+      agent: The policy that acts: `model`, that of `policy` or `sft`; `server`, a served
+        model; or one registered elsewhere. Training of reward models starts from `policy` whoever
         acts.
       rewards: The reward models that the run trains and compares: `explicit` (values of states from
         search trees), `implicit` (a policy trained on outcomes), `judge` (a language model that

@@ -295,7 +295,7 @@ class Judge(RewardKind):
     def open(self, policy: ActingPolicy) -> Scorer:
         """Returns a scorer; without `judge.policy` it shares the parameters of the run's own model.
 
-        A judge that writes its answers shares the engine as well. One behind a server has none.
+        A judge that writes its answers shares the engine as well. A served judge has none.
         """
         workspace = policy.workspace
         config, mesh = workspace.config, workspace.engine_mesh

@@ -1,4 +1,4 @@
-"""A judge behind a server."""
+"""The served judge of a run."""
 
 from __future__ import annotations
 

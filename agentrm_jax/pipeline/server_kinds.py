@@ -1,7 +1,7 @@
-"""Models behind servers as kinds of a configuration: the policy that acts, and reward models.
+"""Served models as kinds of a configuration: the policy that acts, and reward models.
 
 What the probe of a server found is kept in the run's folder, in `servers.json`. A run that is
-resumed with another model behind the same address stops.
+resumed with another model at the same address stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentrm_jax.servers.connection import Connection, ServedModelConfig, strict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerAgent(ServedModelConfig, PolicyKind):
-    """A model behind a server that speaks the API of OpenAI.
+    """A served model, asked by the API of OpenAI.
 
     Attributes:
       url: Address of the server, for example `http://127.0.0.1:8000`.
@@ -60,7 +60,7 @@ class ServerAgent(ServedModelConfig, PolicyKind):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedReward(ServedRewardConfig, RewardKind):
-    """A reward model behind a server.
+    """A served reward model.
 
     Attributes:
       url: Address of the server, for example `http://127.0.0.1:8000`.

@@ -1,4 +1,4 @@
-"""What the probes of a run's servers found, in the run's folder."""
+"""The record of a run's servers, in the run's folder."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:
 
 
 def _speed_keys(config: RunConfig) -> frozenset[str]:
-    """The keys that decide speed and no results, with those of the models behind servers."""
+    """The keys that decide speed and no results, with those of served models."""
     keys = [*_ALWAYS_SPEED, *(f"judge.server.{name}" for name in SPEED_KEYS)]
     keys += (f"agent.{name}" for name in config.agent.speed_keys)
     for name, kind in config.reward_options.items():

@@ -1,4 +1,4 @@
-"""A reward model behind a server: `/classify`, `/pooling` or `/get_reward`."""
+"""A served reward model: `/classify`, `/pooling` or `/get_reward`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PROBE = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedRewardConfig(ServerConfig):
-    """A reward model behind a server.
+    """A served reward model.
 
     Attributes:
       api: The endpoint: `classify` and `pooling` of vLLM, which read messages or token ids;
@@ -49,7 +49,7 @@ class ServedRewardConfig(ServerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RewardFacts:
-    """What is known of a reward model behind a server.
+    """The names of a served reward model.
 
     Attributes:
       api: The endpoint.
@@ -63,7 +63,7 @@ class RewardFacts:
 
 
 class ServerScorer:
-    """Scores trajectories by a reward model behind a server.
+    """Scores trajectories by a served reward model.
 
     The value is taken as the server gives it: vLLM squashes it into (0, 1) unless the model's
     `problem_type` is regression. A trajectory that the server refuses, or for which it gives no

@@ -131,7 +131,7 @@ class RunPaths:
 
     @property
     def servers(self) -> pathlib.Path:
-        """What the servers that a run asks were seen to do; absent without servers."""
+        """The features of the servers that a run asks; absent without servers."""
         return self.run / "servers.json"
 
     @property

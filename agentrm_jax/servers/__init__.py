@@ -1,1 +1,1 @@
-"""Models behind servers: the client, the probe of what a server does, and its answers."""
+"""Served models: the client, the probe of what a server does, and its answers."""

@@ -1,4 +1,4 @@
-"""The one HTTP client for models behind servers.
+"""The one HTTP client for served models.
 
 It repeats a request after a broken connection, a time-out, 429 and 5xx, and after nothing else. If
 the server answers nothing at all, every request waits until it is back. No redirect is followed.
@@ -28,7 +28,7 @@ MOST_BYTES = 64 << 20
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 30.0
 _TELLING_ATTEMPT = 3
-"""The attempt of a request at which the user is told that it waits."""
+"""The attempt of a request at which a line for the user says that it waits."""
 
 _MOST_REFUSED = 16
 """Requests that a server may refuse before it has answered any."""
@@ -231,7 +231,7 @@ class Client:
             raise RequestFailed(f"the answer is not JSON ({first_line(error)})") from None
 
     def _without_key(self, data: bytes) -> bytes:
-        """What a server sends back of the key never reaches a file or the screen."""
+        """Returns an answer in which a key that the server sends back is masked."""
         return data.replace(self._key.encode(), b"[key]") if self._key else data
 
     def _opened(self) -> httpx.Client:
@@ -269,9 +269,7 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError:
-        raise UserError(
-            "models behind servers need httpx; pip install 'agentrm-jax[servers]'"
-        ) from None
+        raise UserError("served models need httpx; pip install 'agentrm-jax[servers]'") from None
     return httpx
 
 

@@ -1,4 +1,4 @@
-"""How a server is asked: the keys that policies, judges and reward models from outside share."""
+"""The keys of a configuration that served policies, judges and reward models share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """How a server is asked.
+    """Name, key, concurrency and time-outs of a served model.
 
     Attributes:
       model: Name of the model at the server; without one the server must list exactly one model.

@@ -31,7 +31,7 @@ _UNKNOWN_CONTEXT = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedModelConfig(ServerConfig):
-    """A language model behind a server.
+    """A served language model.
 
     Attributes:
       api: `chat`: `/v1/chat/completions`, where the server applies the model's chat template.

@@ -35,7 +35,7 @@ _STRICTEST = {"top_k": 1, "min_p": 1.0}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServerFacts:
-    """What a server was seen to do. What could not be confirmed is False, empty or 0.
+    """The features of a server, as its answers show them. An unconfirmed one is False, empty or 0.
 
     Attributes:
       model: Name under which the model is asked.

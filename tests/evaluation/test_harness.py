@@ -21,6 +21,7 @@ from agentrm_jax.evaluation.episodes import (
 from agentrm_jax.evaluation.harness import answers, by_task, score_rows, scores_by_n
 from agentrm_jax.evaluation.results import result_rows
 from agentrm_jax.evaluation.rollout_files import stored_rollouts
+from agentrm_jax.evaluation.summary import report_parts
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Beam, BestOfN, register_method
@@ -532,3 +533,24 @@ def test_scoring_is_counted_and_calls_of_any_size_give_the_same_answers(monkeypa
     sizes = {1: [[3]] * 4, 5: [[3, 3]] * 2, 100: [[3] * 4]}[together]
     assert calls == sizes * 2
     assert counted == [sum(size) for size in sizes] * 2
+
+
+def test_baselines_that_are_not_available_are_left_out():
+    run = MethodRun(name="best_of_n", method_name="best_of_n", method=BestOfN(n=4))
+    silent = [
+        dataclasses.replace(
+            each,
+            trajectory=dataclasses.replace(
+                each.trajectory,
+                steps=tuple(
+                    dataclasses.replace(step, log_probs=()) for step in each.trajectory.steps
+                ),
+            ),
+        )
+        for each in OTHER
+    ]
+    found = answers(run, [*GROUP, *silent], {}, seed=0)
+    reason = "not available: the policy gives no log-probabilities of its replies"
+    assert found.not_available == {"likeliest_of_n": reason, "fewest_invalid_of_n": reason}
+    assert {e.method for e in found.episodes} == set(BASELINES) - set(found.not_available)
+    assert sum("not available" in note for note in report_parts(found.episodes)["notes"]) == 1
