@@ -37,6 +37,21 @@ class _Call:
     seed: int = dataclasses.field(compare=False)
 
 
+@dataclasses.dataclass(slots=True)
+class ServerUsage:
+    """Tokens of a served policy.
+
+    Attributes:
+      decoded: Tokens of all turns.
+      read: Tokens of all prompts, without those from the server's prefix cache.
+      truncated_steps: Steps that did not fit into the context, summed over all requests.
+    """
+
+    decoded: int = 0
+    read: int = 0
+    truncated_steps: int = 0
+
+
 class ServerPolicy(BackgroundPolicy):
     """A served policy.
 
@@ -51,9 +66,8 @@ class ServerPolicy(BackgroundPolicy):
       seed: Seed of the run. None: that of the search (`best_of_n(..., seed=0)`).
 
     Attributes:
-      tokens_decoded: Tokens of all turns so far.
-      tokens_read: Tokens of all prompts so far, without those from the server's prefix cache.
-      truncated_steps: Steps that did not fit into the context, summed over all requests.
+      sampling: Parameters of sampling.
+      usage: Tokens so far; the policies that `with_seed` returns count into it as well.
 
     Raises:
       UserError: The server does not do what `sampling` asks for.
@@ -79,7 +93,7 @@ class ServerPolicy(BackgroundPolicy):
             queue.SimpleQueue()
         )
         self._cancelled = threading.Event()
-        self.tokens_decoded = self.tokens_read = self.truncated_steps = 0
+        self.usage = ServerUsage()
 
     @classmethod
     def connect(
@@ -125,7 +139,9 @@ class ServerPolicy(BackgroundPolicy):
           A policy without open requests.
         """
         own = seed if self._own_seed is None else self._own_seed
-        return ServerPolicy(self._connection, self._prompt_of, self.sampling, own)
+        policy = ServerPolicy(self._connection, self._prompt_of, self.sampling, own)
+        policy.usage = self.usage
+        return policy
 
     def fits(self, state: Trajectory) -> bool:
         """Returns whether a state fits into the context; True if only the server knows.
@@ -147,7 +163,7 @@ class ServerPolicy(BackgroundPolicy):
         tickets, calls = [], []
         for state, purpose, n, rank in questions:
             request = self._form.request(state)
-            self.truncated_steps += request.truncated_steps
+            self.usage.truncated_steps += request.truncated_steps
             self._last_ticket += 1
             ticket, task_id = self._last_ticket, state.task.task_id
             self._open[ticket] = [None] * n
@@ -207,8 +223,8 @@ class ServerPolicy(BackgroundPolicy):
         """Stores the turns of a call; returns those of its question if no other is missing."""
         with self._lock:
             self._num_calls -= 1
-        self.tokens_decoded += sum(proposal.tokens for proposal in proposals)
-        self.tokens_read += sum(p.prompt_tokens - p.cached_tokens for p in proposals)
+        self.usage.decoded += sum(proposal.tokens for proposal in proposals)
+        self.usage.read += sum(max(0, p.prompt_tokens - p.cached_tokens) for p in proposals)
         turns = self._open[call.ticket]
         turns[call.first : call.first + call.n] = proposals
         whole = [turn for turn in turns if turn is not None]

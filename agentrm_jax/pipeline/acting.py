@@ -123,13 +123,13 @@ class ActingPolicy:
     @property
     def tokens_decoded(self) -> int:
         """Tokens that the policy has decoded for this process: its own model, or a server."""
-        served = sum(policy.tokens_decoded for policy in self.servers)
+        served = sum(policy.usage.decoded for policy in self.servers)
         return served if self.running is None else self.running.engine.usage.decoded
 
     @property
     def tokens_read(self) -> int:
         """Tokens that the policy has read for this process: its own model, or a server."""
-        served = sum(policy.tokens_read for policy in self.servers)
+        served = sum(policy.usage.read for policy in self.servers)
         return served if self.running is None else self.running.engine.usage.read
 
     def counts(self) -> dict[str, float]:

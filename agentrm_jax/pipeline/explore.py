@@ -76,7 +76,9 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
 
         Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
     gather(directory / FILE)
-    truncated = agent.truncated_steps if isinstance(agent, Agent | ServerPolicy) else 0
+    truncated = agent.truncated_steps if isinstance(agent, Agent) else 0
+    if isinstance(agent, ServerPolicy):
+        truncated = agent.usage.truncated_steps
     return {
         **from_first(lambda: _tree_summary(directory)),
         "tokens_decoded": sum(from_all(policy.tokens_decoded)),

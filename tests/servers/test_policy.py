@@ -80,8 +80,8 @@ def test_turns_of_a_chat(server):
         assert turn.stopped
     # The server counts one of the three texts; the prompt was read once, half of it from its cache.
     assert [turn.prompt_tokens > 0 for turn in turns] == [True, False, False]
-    assert policy.tokens_decoded == sum(turn.tokens for turn in turns)
-    assert policy.tokens_read == turns[0].prompt_tokens - turns[0].cached_tokens
+    assert policy.usage.decoded == sum(turn.tokens for turn in turns)
+    assert policy.usage.read == turns[0].prompt_tokens - turns[0].cached_tokens
 
 
 def test_the_same_request_has_the_same_seed_whatever_else_is_asked(server):

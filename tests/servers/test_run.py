@@ -152,8 +152,10 @@ def test_sample_with_a_policy_without_log_probabilities(configured, server, tmp_
     rollouts = list(read_rollouts(RunPaths(output).samples))
     assert len(rollouts) == 12
     assert all(rollout.policy_tokens > 0 for rollout in rollouts)
+    summary = read_json(RunPaths(output).stage("sample") / "stage.json")["summary"]
+    assert summary["tokens_decoded"] == sum(rollout.policy_tokens for rollout in rollouts)
 
-    runner.run_all(with_policy(configured, server, "--rewards=[fewest_invalid]"), tmp_path / "eval")
+    runner.run_all(with_policy(configured, server, "--rewards=[likelihood]"), tmp_path / "eval")
     said = capsys.readouterr().out
     assert "likeliest_of_n and fewest_invalid_of_n: not available" in " ".join(said.split())
     rows = read_json(RunPaths(tmp_path / "eval").results)
