@@ -93,7 +93,7 @@ def _reward_models(
         if isinstance(kind, Explicit):
             shape, head = _reward_shape(config, policy, kind.model or config.reward_model)
         elif isinstance(kind, Judge) and is_url(config.judge.policy):
-            continue  # it is behind a server
+            continue  # a served judge takes no memory here
         elif isinstance(kind, Judge) and config.judge.policy and config.judge.form != "log_probs":
             shape, head = models.stored_shape(pathlib.Path(config.judge.policy), "policy"), None
         else:

@@ -92,7 +92,8 @@ class ServerScorer:
         prompt_of: Callable[[Task], Prompt | None],
         tokenizer: Tokenizer | None = None,
     ) -> None:
-        self._client, self._api, self._prompt_of = client, config.api, prompt_of
+        self._client, self._prompt_of = client, prompt_of
+        self._api: RewardApi = config.api
         self._renderer = None
         if tokenizer is not None:
             self._renderer = Renderer(tokenizer, prompt_of, _UNLIMITED)

@@ -34,6 +34,15 @@ class ServedModelConfig(ServerConfig):
     """A served language model.
 
     Attributes:
+      model: Name of the model at the server; without one the server must list exactly one model.
+      key_env: Name of the environment variable that holds the API key. The key itself is sent to
+        the server and written nowhere. Without a name no key is sent.
+      concurrency: Requests that are open at the same time.
+      connect_seconds: How long a connection may take.
+      request_seconds: How long one answer may take, from the request to its last byte.
+      attempts: How often a request is sent that the server fails to answer while it answers others.
+      wait_seconds: How long the run waits for a server that answers nothing. Then it stops;
+        everything so far is kept, and the same command resumes the run.
       api: `chat`: `/v1/chat/completions`, where the server applies the model's chat template.
         `tokens`: `/v1/completions` with our own token ids, for which `tokenizer` is needed: no
         history is tokenized again. `completions`: `/v1/completions` with the conversation as plain

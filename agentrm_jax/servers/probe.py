@@ -103,7 +103,7 @@ def probe(
     """
     model, context = served_model(client)
     orders: tuple[Api, ...] = ("tokens", "chat", "completions")
-    tried = [each for each in orders if api in ("auto", each)]
+    tried: list[Api] = [each for each in orders if api in ("auto", each)]
     reasons = []
     for each in tried:
         if each == "tokens" and tokenizer is None:
@@ -168,7 +168,8 @@ class _Probing:
     def __init__(
         self, client: Client, api: Api, base: Mapping[str, Any], tokenizer: Tokenizer | None
     ) -> None:
-        self._client, self._api, self._tokenizer = client, api, tokenizer
+        self._client, self._tokenizer = client, tokenizer
+        self._api: Api = api
         self._base = {**base, "max_tokens": _TOKENS}
         self._ids: list[int] = []
         if api == "chat":
