@@ -536,7 +536,9 @@ def test_scoring_is_counted_and_calls_of_any_size_give_the_same_answers(monkeypa
 
 
 def test_baselines_that_are_not_available_are_left_out():
-    run = MethodRun(name="best_of_n", method_name="best_of_n", method=BestOfN(n=4))
+    run = MethodRun(
+        name="best_of_n", method_name="best_of_n", method=BestOfN(n=4), reward_models=()
+    )
     silent = [
         dataclasses.replace(
             each,
