@@ -27,9 +27,6 @@ BASELINE_METHODS = (
 )
 """Methods without a reward model, in the order in which they are shown."""
 
-NEEDS_LOG_PROBS = ("likeliest_of_n", "fewest_invalid_of_n")
-"""Those of them that a policy without log-probabilities leaves without an answer."""
-
 RANDOM = "random"
 """The reward model of a beam search with random scores."""
 

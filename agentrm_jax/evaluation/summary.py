@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.core.text import printable
 from agentrm_jax.evaluation.curves import curves, equal_tokens
-from agentrm_jax.evaluation.episodes import BLIND, NEEDS_LOG_PROBS, Episode
+from agentrm_jax.evaluation.episodes import BLIND, Episode
 from agentrm_jax.evaluation.probe import GIVES_AWAY, disagrees, gives_away
 from agentrm_jax.evaluation.report_rows import BestOfKRow, OracleGap, ProbeRow
 from agentrm_jax.evaluation.results import UNCORRECTED, comparisons, oracle_gaps, result_rows
@@ -36,12 +36,7 @@ def report_parts(
         "results": result_rows(shown),
         "comparisons": compared,
         "oracle_gap": gaps,
-        "notes": [
-            *_gap_notes(gaps),
-            *_baseline_notes(shown),
-            *_probe_notes(probe, shown),
-            *_holm_notes(compared),
-        ],
+        "notes": [*_gap_notes(gaps), *_probe_notes(probe, shown), *_holm_notes(compared)],
         "probe": dict(probe),
         "curves": curves(shown, best_of_k),
         "equal_tokens": equal_tokens(shown, best_of_k),
@@ -57,17 +52,6 @@ def _gap_notes(gaps: Sequence[OracleGap]) -> Iterator[str]:
             f"{row['oracle']:.3f}, one at random {row['random']:.3f}. A reward model can gain "
             f"{row['gap']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] over "
             f"{row['n_tasks']} tasks."
-        )
-
-
-def _baseline_notes(episodes: Sequence[Episode]) -> Iterator[str]:
-    """Yields a note if baselines are left out, of which `search.choose` has the reason."""
-    methods = {episode.method for episode in episodes}
-    missing = [name for name in NEEDS_LOG_PROBS if name not in methods]
-    if "random_of_n" in methods and missing:
-        yield (
-            f"{' and '.join(missing)}: not available, because the policy gives no "
-            "log-probabilities of its replies."
         )
 
 

@@ -21,7 +21,6 @@ from agentrm_jax.evaluation.episodes import (
 from agentrm_jax.evaluation.harness import answers, by_task, score_rows, scores_by_n
 from agentrm_jax.evaluation.results import result_rows
 from agentrm_jax.evaluation.rollout_files import stored_rollouts
-from agentrm_jax.evaluation.summary import report_parts
 from agentrm_jax.runtime.json_files import write_json_atomic
 from agentrm_jax.search.choose import BASELINES
 from agentrm_jax.search.methods import METHODS, Beam, BestOfN, register_method
@@ -555,4 +554,3 @@ def test_baselines_that_are_not_available_are_left_out():
     reason = "not available: the policy gives no log-probabilities of its replies"
     assert found.not_available == {"likeliest_of_n": reason, "fewest_invalid_of_n": reason}
     assert {e.method for e in found.episodes} == set(BASELINES) - set(found.not_available)
-    assert sum("not available" in note for note in report_parts(found.episodes)["notes"]) == 1
