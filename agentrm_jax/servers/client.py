@@ -134,8 +134,9 @@ class Client:
             except _NoAnswer as error:
                 now = time.monotonic()
                 first_failure = now if first_failure is None else first_failure
-                self._check_patience(error, attempt, first_failure, now)
-                cancelled.wait(max(error.delay, delay * random.uniform(0.5, 1.0)))
+                left = self._check_patience(error, attempt, first_failure, now)
+                wait = max(error.delay, delay * random.uniform(0.5, 1.0))
+                cancelled.wait(min(wait, left + 0.01))
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
                 self._note_answer(is_post=method == "POST")
@@ -165,7 +166,8 @@ class Client:
         except httpx.TransportError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise UserError(f"{self.url}: {first_line(error)}") from None
-            raise _NoAnswer(f"the connection broke ({first_line(error)})") from None
+            what = "no connection" if isinstance(error, httpx.ConnectError) else "it broke off"
+            raise _NoAnswer(f"{what} ({first_line(error)})") from None
         answer = self._without_key(bytes(data))
         self._check_status(response, answer)
         return answer
@@ -197,8 +199,12 @@ class Client:
 
     def _check_patience(
         self, error: _NoAnswer, attempt: int, first_failure: float, now: float
-    ) -> None:
-        """Says that a request waits; gives up the request, or the server."""
+    ) -> float:
+        """Says that a request waits; gives up the request, or the server.
+
+        Returns:
+          The seconds for which the server is waited for still.
+        """
         config = self.config
         with self._lock:
             answers_others = self._last_answer > first_failure
@@ -210,10 +216,11 @@ class Client:
                     f"{self.url}: no answer for {now - since:.0f} s ({error}); everything so far "
                     "is kept: when the server runs, give the same command again to resume"
                 )
+            left = config.wait_seconds - (now - since)
             if attempt >= _TELLING_ATTEMPT and self._away_since is None and not answers_others:
                 self._away_since = since
-                left = config.wait_seconds - (now - since)
                 self._say(f"{self.url}: {error}; waiting for the server, {left:.0f} s at most")
+            return left
 
     def _note_answer(self, *, is_post: bool) -> None:
         with self._lock:
