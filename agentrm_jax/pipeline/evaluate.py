@@ -108,7 +108,7 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     from_first(lambda: _write_probe(workspace))
     everywhere = from_all(counts)
     total = {name: sum(each[name] for each in everywhere) for name in counts}
-    return {
+    summary: EvaluateSummary = {
         "tasks": len(tasks.test),
         "test_problems_trained_on": tasks.overlap(),
         "trajectories": total["trajectories"],
@@ -120,9 +120,11 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         "tokens_decoded": total["tokens_decoded"],
         "tokens_read": total["tokens_read"],
         **policy.name,
-        **({"not_available": not_available} if not_available else {}),
         "files": from_first(lambda: stage_files(directory)),
     }
+    if not_available:
+        summary["not_available"] = not_available
+    return summary
 
 
 class Scorers:

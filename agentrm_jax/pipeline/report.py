@@ -74,7 +74,7 @@ def _write(workspace: Workspace, shown: Shown) -> ReportParts:
         episodes, _rows(workspace, sampled, "best_of_k", BestOfKRow), read_probe(paths)
     )
     ended = list(stages(paths.stages))
-    parts["notes"] = [*parts["notes"], *_not_available(ended)]
+    parts["notes"] = [*parts.get("notes", []), *_not_available(ended)]
     stored = TreeStore.read(paths.trees, finished=stage_ended(paths.trees)).values()
     trees = [tree for tree in stored if tree.iterations]
     first = [run for run in sampled if run.sampling_seed == sampled[0].sampling_seed]
