@@ -211,6 +211,12 @@ class Proposal:
       stopped: Whether the policy ended the reply; False if it reached the length limit.
       truncated_steps: Number of steps that did not fit into the context: the oldest, which were
         removed, and those that were shortened.
+      completion_tokens: Tokens that were decoded. None: one for each of `log_probs`.
+      prompt_tokens: Tokens of the state that the policy read. If several turns were sampled after
+        one reading, the first of them has it and the others have 0.
+      cached_tokens: Those of `prompt_tokens` that came from a prefix cache.
+      failure: The reason why the policy gave no turn, in one line. A failed turn has no text, no
+        environment acts on it, and searches treat it as a turn whose environment failed.
     """
 
     reply: str
@@ -219,6 +225,24 @@ class Proposal:
     log_probs: tuple[float, ...]
     stopped: bool = True
     truncated_steps: int = 0
+    completion_tokens: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    failure: str | None = None
+
+    @classmethod
+    def failed(cls, reason: str) -> Proposal:
+        """Returns a turn that failed.
+
+        Args:
+          reason: Why the policy gave no turn, in one line.
+        """
+        return cls(reply="", action="", token_ids=(), log_probs=(), failure=reason)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that were decoded."""
+        return len(self.log_probs) if self.completion_tokens is None else self.completion_tokens
 
     def as_step(self, transition: Transition) -> Step:
         """Returns the turn as a step of a trajectory.
@@ -226,13 +250,16 @@ class Proposal:
         Args:
           transition: The environment's answer to `action`.
         """
-        return Step(
+        step = Step(
             reply=self.reply,
             action=self.action,
             transition=transition,
             token_ids=self.token_ids,
             log_probs=self.log_probs,
         )
+        if step.token_ids and step.cut_off == self.stopped:
+            return dataclasses.replace(step, stopped=self.stopped)
+        return step
 
 
 class Question(NamedTuple):

@@ -275,4 +275,4 @@ class Turn(NamedTuple):
     @property
     def cut_off(self) -> bool:
         """Whether the reply was decoded and the policy did not end it itself."""
-        return 0 < len(self.step.token_ids) == len(self.step.log_probs)
+        return self.step.cut_off

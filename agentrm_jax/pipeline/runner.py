@@ -45,6 +45,8 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     """
     with _opened(config, directory) as workspace:
         specs = stages_of(config)
+        if config.trains_reward or config.trains_implicit:
+            _ = workspace.models.policy_directory  # a missing one is found before anything runs
         from_first(workspace.tasks.check_overlap)
         from_first(workspace.models.check_given)
         from_first(lambda: check_sizes(config, workspace.mesh))
