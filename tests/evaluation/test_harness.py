@@ -198,7 +198,7 @@ def test_every_rule_chooses_among_the_same_trajectories():
         "majority_of_n": 0.0,  # "ab" is most like the others
         "shortest_of_n": 0.5,
         "likeliest_of_n": 0.5,  # of those that did not break
-        "fewest_invalid_of_n": 0.5,
+        "fewest_invalid_of_n": 0.0,  # "X" was not understood
         "oracle_of_n": 1.0,
         "best_of_n": 1.0,  # "z" is the highest, but it broke; "c" is next
     }
