@@ -152,6 +152,16 @@ GROUPS: dict[str, Sequence[Command]] = {
             computes=True,
         ),
         Command(
+            name="serve",
+            summary="serve a reward model over HTTP, and turns of a policy that it chooses",
+            usage="--reward-model PATH [--policy URL|PATH] [--port PORT] [--OPTION ...] "
+            "[--KEY=VALUE ...]",
+            example="agentrm serve --reward-model runs/quickstart --policy runs/quickstart",
+            module="serve",
+            takes_keys=True,
+            computes=True,
+        ),
+        Command(
             name="demonstrate",
             summary="write trajectories of an environment's expert",
             usage="NAME --output DIR [--split train|test|paper] [--n N]",

@@ -23,7 +23,7 @@ from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import Readout
-from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
+from agentrm_jax.pipeline.model_folders import CONVERSATION, ModelFolder, find_model
 from agentrm_jax.pipeline.models import Model, load_reward
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
@@ -192,6 +192,28 @@ def open_reward_model(
       UserError: There is no such model, or no configuration to read it by.
     """
     return RewardModel._opened(_find_configured(path, config, overrides))
+
+
+def open_conversation_model(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[RewardModel, dict[str, Prompt]]:
+    """Returns a reward model that also reads conversations of no known environment, as they are.
+
+    Args:
+      path: As of `RewardModel.load`, like `config` and `overrides` of `open_reward_model`.
+      config: As of `open_reward_model`.
+      overrides: As of `open_reward_model`.
+
+    Returns:
+      The model, whose environment `CONVERSATION` has no prompt; and its known prompts.
+
+    Raises:
+      UserError: There is no such model, or the configuration is wrong.
+    """
+    folder = find_model(path, "reward", {CONVERSATION: None}, config, overrides)
+    return RewardModel._opened(folder), folder.prompts.known()
 
 
 def reward_directory(
