@@ -162,6 +162,14 @@ GROUPS: dict[str, Sequence[Command]] = {
             computes=True,
         ),
         Command(
+            name="chat",
+            summary="play an environment with the reward model's scores, alone or with a policy",
+            usage="NAME --reward-model PATH [--policy URL|PATH] [-n N] [--auto] [--task N]",
+            example="agentrm chat babyai --reward-model runs/quickstart --policy runs/quickstart",
+            module="chat",
+            computes=True,
+        ),
+        Command(
             name="demonstrate",
             summary="write trajectories of an environment's expert",
             usage="NAME --output DIR [--split train|test|paper] [--n N]",

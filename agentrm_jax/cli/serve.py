@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from agentrm_jax.cli.parser import Parser, whole_number
 
@@ -22,9 +23,21 @@ With --policy it is a gateway as well: /v1/chat/completions answers with the tur
 policy proposes, that the reward model scores highest. An agent that is written with the openai
 package uses it by changing its base URL. Needs: pip install 'agentrm-jax[serve]'."""
 
+_TEXTS = {
+    "--policy-model": ("NAME", "the policy's model (default: the first that its server lists)"),
+    "--policy-key-env": ("NAME", "environment variable with the key of the policy's server"),
+    "--api-key-env": ("NAME", "environment variable with the key that clients must send"),
+    "--host": ("ADDRESS", "address to listen on (default: 127.0.0.1, this machine only)"),
+}
+_NUMBERS = {
+    "--port": (0, 65_535, 8000, "port; 0 takes a free one"),
+    "--max-waiting": (1, 1_000_000, 4096, "conversations that may wait; more get status 429"),
+    "--max-body": (1, 1024, 16, "longest body of a request, in MiB"),
+}
 
-def add_arguments(parser: Parser) -> None:
-    parser.description = _DESCRIPTION
+
+def add_model_arguments(parser: Parser) -> None:
+    """Adds the reward model, the policy and the number of candidates."""
     parser.add_argument(
         "--reward-model",
         required=True,
@@ -38,46 +51,22 @@ def add_arguments(parser: Parser) -> None:
         help="address of an OpenAI-compatible server, folder of a run or model directory",
     )
     parser.add_argument(
-        "--policy-model",
-        default="",
-        metavar="NAME",
-        help="the policy's model (default: the first that its server lists)",
-    )
-    parser.add_argument(
-        "--policy-key-env",
-        default="",
-        metavar="VARIABLE",
-        help="environment variable with the key of the policy's server",
-    )
-    parser.add_argument(
         "-n",
         type=whole_number(1, 64),
         default=5,
         metavar="N",
-        help="candidates for each turn of the gateway (default: 5)",
+        help="candidates for each turn (default: 5)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
-    parser.add_argument("--port", type=whole_number(0, 65_535), default=8000, help="default: 8000")
-    parser.add_argument(
-        "--api-key-env",
-        default="",
-        metavar="VARIABLE",
-        help="environment variable with the key that clients must send",
-    )
-    parser.add_argument(
-        "--max-waiting",
-        type=whole_number(1, 1_000_000),
-        default=4096,
-        metavar="N",
-        help="conversations that may wait; more get status 429 (default: 4096)",
-    )
-    parser.add_argument(
-        "--max-body",
-        type=whole_number(1, 1024),
-        default=16,
-        metavar="MIB",
-        help="longest body of a request (default: 16)",
-    )
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.description = _DESCRIPTION
+    add_model_arguments(parser)
+    for name, (metavar, text) in _TEXTS.items():
+        parser.add_argument(name, default="", metavar=metavar, help=text)
+    for name, (least, most, default, text) in _NUMBERS.items():
+        kind, text = whole_number(least, most), f"{text} (default: {default})"
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -89,20 +78,6 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.serve.server import ServeConfig, serve
 
-    serve(
-        ServeConfig(
-            reward_model=given.reward_model,
-            config=given.config,
-            overrides=given.overrides,
-            policy=given.policy,
-            policy_model=given.policy_model,
-            policy_key_env=given.policy_key_env,
-            host=given.host,
-            port=given.port,
-            api_key_env=given.api_key_env,
-            waiting=given.max_waiting,
-            body_mib=given.max_body,
-            candidates=given.n,
-        )
-    )
+    names = [field.name for field in dataclasses.fields(ServeConfig)]
+    serve(ServeConfig(**{name: getattr(given, name) for name in names}))
     return 0

@@ -14,6 +14,7 @@ from agentrm_jax.core.text import printable
 from agentrm_jax.pipeline.model_folders import CONVERSATION
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.pipeline.reward_model import open_conversation_model
+from agentrm_jax.serve.gateway import TurnPolicy
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,10 +31,12 @@ class ServeConfig:
         no gateway.
       policy_model: The name of the policy's model; empty: the first that its server lists.
       policy_key_env: The environment variable with the key of the policy's server.
-      host: The address to listen on.
+      host: The address to listen on; empty: this machine only.
       port: The port; 0 takes a free one.
       api_key_env: The environment variable with the key that clients must send.
-      waiting: As of `app.Limits`, like `body_mib` (in MiB) and `candidates`.
+      max_waiting: Conversations that may wait.
+      max_body: Longest body of a request, in MiB.
+      n: Candidates of each turn of the gateway.
     """
 
     reward_model: str
@@ -42,12 +45,12 @@ class ServeConfig:
     policy: str = ""
     policy_model: str = ""
     policy_key_env: str = ""
-    host: str = "127.0.0.1"
+    host: str = ""
     port: int = 8000
     api_key_env: str = ""
-    waiting: int = 4096
-    body_mib: int = 16
-    candidates: int = 5
+    max_waiting: int = 4096
+    max_body: int = 16
+    n: int = 5
 
 
 def serve(config: ServeConfig) -> None:
@@ -66,27 +69,25 @@ def serve(config: ServeConfig) -> None:
         from agentrm_jax.serve.app import Limits, Service, create_app
         from agentrm_jax.serve.scoring import ConversationScorer
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"agentrm serve needs {error.name}: pip install 'agentrm-jax[serve]'"
-        ) from None
+        raise missing_package(error) from None
+    host = config.host or _LOOPBACK[0]
     key = _key(config.api_key_env, "--api-key-env")
-    _key(config.policy_key_env, "--policy-key-env")
-    listening = _bound(config.host, config.port)
+    listening = _bound(host, config.port)
     with listening:
+        policy = None
+        if config.policy:
+            policy = open_policy(config.policy, config.policy_model, config.policy_key_env)
         model, prompts = open_conversation_model(
             config.reward_model, config.config, config.overrides
         )
         scorer = ConversationScorer(model, prompts)
         scorer.warm_up()
         limits = Limits(
-            waiting=config.waiting,
-            body_bytes=config.body_mib << 20,
-            candidates=config.candidates,
+            waiting=config.max_waiting, body_bytes=config.max_body << 20, candidates=config.n
         )
         service = Service(scorer, _name(config.reward_model), limits)
-        policy = _open_policy(config) if config.policy else None
         app = create_app(service, policy, key)
-        if config.host not in _LOOPBACK and not key:
+        if host not in _LOOPBACK and not key:
             print(
                 "agentrm: warning: anybody who reaches this address can use the server; "
                 "--api-key-env NAME asks for a key",
@@ -94,8 +95,8 @@ def serve(config: ServeConfig) -> None:
             )
         settings = uvicorn.Config(app, log_level="warning", access_log=False)
         listening.listen(settings.backlog)
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+        address, port = listening.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
         print(f"listening on http://{shown}:{port}", flush=True)
         before = signal.signal(signal.SIGTERM, _ended_by_signal)
         try:
@@ -108,19 +109,36 @@ def _ended_by_signal(number: int, frame: object) -> None:
     """Handles the SIGTERM that uvicorn raises again after its clean end: the status is 0."""
 
 
-def _open_policy(config: ServeConfig):
-    """The policy of the gateway, a `TurnPolicy`."""
-    if "://" in config.policy:
-        if not config.policy.startswith(("http://", "https://")):
-            raise UserError(f"--policy must begin with http:// or https:// (got {config.policy!r})")
+def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:
+    """Returns a policy for the gateway.
+
+    Args:
+      policy: The address of a server, a run or a model directory.
+      model: The name of its model; empty: the first that its server lists, or its folder's name.
+      key_env: The environment variable with the key of its server; empty sends none.
+
+    Raises:
+      UserError: It cannot be opened, or the variable is empty.
+    """
+    key = _key(key_env, "--policy-key-env")
+    if "://" not in policy:
+        from agentrm_jax.serve.policy_model import PolicyModel
+
+        return PolicyModel(
+            ModelPolicy.load(policy, prompts={CONVERSATION: None}), model or _name(policy)
+        )
+    if not policy.startswith(("http://", "https://")):
+        raise UserError(f"--policy must begin with http:// or https:// (got {policy!r})")
+    try:
         from agentrm_jax.serve.policy_server import PolicyServer
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from None
+    return PolicyServer(policy, model=model, key=key)
 
-        key = _key(config.policy_key_env, "--policy-key-env")
-        return PolicyServer(config.policy, model=config.policy_model, key=key)
-    from agentrm_jax.serve.policy_model import PolicyModel
 
-    model = ModelPolicy.load(config.policy, prompts={CONVERSATION: None})
-    return PolicyModel(model, config.policy_model or _name(config.policy))
+def missing_package(error: ModuleNotFoundError) -> UserError:
+    """Returns the error that names the extra of a package."""
+    return UserError(f"agentrm serve needs {error.name}: pip install 'agentrm-jax[serve]'")
 
 
 def _key(variable: str, option: str) -> str:
@@ -136,7 +154,7 @@ def _key(variable: str, option: str) -> str:
 
 
 def _name(path: str) -> str:
-    """The name of a model: its folder, with the one above it for folders of a common name."""
+    """The name of a model: that of its folder."""
     return os.path.basename(os.path.abspath(path))
 
 
