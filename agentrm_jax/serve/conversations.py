@@ -23,6 +23,7 @@ from agentrm_jax.serve.errors import RequestRefused
 
 _SYSTEM = ("system", "developer")
 _USER = ("user", "tool", "function", *_SYSTEM)
+_CHARACTERS_PER_TOKEN = 64
 _BETWEEN = "\n\n"
 """Text between two messages that a chat format without such a sequence reads as one."""
 
@@ -39,6 +40,11 @@ class Conversation:
     turns: tuple[str, ...]
     system: str = ""
 
+    @property
+    def characters(self) -> int:
+        """The length of all texts."""
+        return len(self.system) + sum(map(len, self.turns))
+
     def replied(self, reply: str) -> Conversation:
         """Returns the conversation with a reply of the agent.
 
@@ -51,6 +57,22 @@ class Conversation:
         if len(self.turns) % 2 == 0:
             raise RequestRefused("messages must end with a message of the user or of a tool")
         return dataclasses.replace(self, turns=(*self.turns, reply))
+
+
+def check_length(characters: int, context: int) -> None:
+    """Refuses a conversation that is so long that rendering it would hold up all others.
+
+    Args:
+      characters: Its length.
+      context: The longest conversation that the model reads, in tokens.
+
+    Raises:
+      RequestRefused: It has more than 64 characters for each token of the context.
+    """
+    if characters > (most := _CHARACTERS_PER_TOKEN * context):
+        raise RequestRefused(
+            f"a conversation must have at most {most:,} characters (got {characters:,})", 413
+        )
 
 
 def conversation_of_messages(messages: Any, field: str = "messages") -> Conversation:

@@ -16,7 +16,7 @@ from agentrm_jax.core.text import shown
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.serve.batching import BatchThread
-from agentrm_jax.serve.conversations import KnownPrompts, conversation_of_messages
+from agentrm_jax.serve.conversations import KnownPrompts, check_length, conversation_of_messages
 from agentrm_jax.serve.errors import RequestRefused
 from agentrm_jax.serve.gateway import Candidate, Proposed, TurnRequest
 
@@ -107,6 +107,7 @@ class PolicyModel:
         if rounded < context:
             sampling = dataclasses.replace(sampling, max_tokens=rounded)
         conversation = conversation_of_messages(list(request.messages))
+        check_length(conversation.characters, context)
         return _Asked(
             state=self._known.trajectory(conversation),
             purpose=f"{drawn}/{number}",

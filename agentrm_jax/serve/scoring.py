@@ -16,7 +16,7 @@ from agentrm_jax.data.chat import tokens_of
 from agentrm_jax.engine import front
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.pipeline.reward_model import RewardModel
-from agentrm_jax.serve.conversations import Conversation, KnownPrompts
+from agentrm_jax.serve.conversations import Conversation, KnownPrompts, check_length
 from agentrm_jax.serve.errors import RequestRefused
 
 End = Literal["observation", "action"]
@@ -110,18 +110,19 @@ class ConversationScorer:
             for each in encoded
         ]
 
-    def _tried(self, request: ScoreRequest) -> _Encoded | UserError:
+    def _tried(self, request: ScoreRequest) -> _Encoded | Exception:
         try:
             encoded = self._encoded(request)
             for sequence in encoded.sequences:
                 self._check_pages(sequence)
-        except UserError as error:
+        except (UserError, RequestRefused) as error:
             return error
         return encoded
 
     def _encoded(self, request: ScoreRequest) -> _Encoded:
         given = request.conversation
         if isinstance(given, str):
+            check_length(len(given), self.context)
             tokenizer = self.model.renderer.tokenizer
             given = (
                 tuple(tokenizer.encode_marked(given))
@@ -134,7 +135,8 @@ class ConversationScorer:
 
     def _encoded_turns(self, conversation: Conversation, steps: End | None) -> _Encoded:
         renderer = self.model.renderer
-        self._remember(conversation)
+        check_length(conversation.characters, self.context)
+        self._remember(conversation.characters)
         trajectory = self._prompts.trajectory(conversation)
         shared = renderer.instruction(trajectory.task) is not None
         if steps is None:
@@ -197,8 +199,8 @@ class ConversationScorer:
                 f"{pages}; start the server with a larger --engine.cache_tokens"
             )
 
-    def _remember(self, conversation: Conversation) -> None:
-        self._remembered += sum(map(len, conversation.turns))
+    def _remember(self, characters: int) -> None:
+        self._remembered += characters
         if self._remembered > _REMEMBERED_CHARACTERS:
             self.model.renderer.forget()
             self._remembered = 0

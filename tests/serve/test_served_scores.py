@@ -11,6 +11,7 @@ from agentrm_jax.data.chat import render
 from agentrm_jax.pipeline.export_model import export_model
 from agentrm_jax.pipeline.reward_model import RewardModel, open_conversation_model
 from agentrm_jax.serve.conversations import Conversation, conversation_of_messages
+from agentrm_jax.serve.errors import RequestRefused
 from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest
 from agentrm_jax.testing import GUESS_PROMPT, write_tiny_reward_model
 
@@ -125,6 +126,16 @@ def test_long_conversations_lose_their_oldest_steps(scorer, plain):
     [found] = scorer([ScoreRequest(conversation=long)])
     assert found.truncated_steps > 10
     assert found.tokens <= scorer.context
+
+
+def test_endless_conversations_are_refused(scorer):
+    most = 64 * scorer.context
+    text = "a" * (most + 1)
+    for form in (text, Conversation(turns=(text,))):
+        [refused] = scorer([ScoreRequest(conversation=form)])
+        assert isinstance(refused, RequestRefused)
+        assert refused.status == 413
+        assert f"at most {most:,} characters (got {most + 1:,})" in refused.message
 
 
 def test_more_segments_than_the_engine_takes(scorer):
