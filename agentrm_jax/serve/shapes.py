@@ -57,8 +57,8 @@ def scored_pairs(body: Mapping[str, Any]) -> list[ScoreRequest]:
       RequestRefused: A field is missing or of another form.
     """
     _check_fields(body)
-    queries_field = "queries" if "queries" in body else "text_1"
-    replies_field = "documents" if "documents" in body else "text_2"
+    queries_field = "text_1" if "text_1" in body else "queries"
+    replies_field = "text_2" if "text_2" in body else "documents"
     queries = _inputs(body.get(queries_field), queries_field)
     replies = _texts(body.get(replies_field), replies_field)
     if len(queries) == 1:

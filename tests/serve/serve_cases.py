@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -77,10 +78,12 @@ class PolicyHandler(http.server.BaseHTTPRequestHandler):
 
 
 def _game(messages: list[dict[str, Any]]) -> Trajectory:
-    """A game without any guess, of the range that `Guess` names: the policy draws within it."""
+    """A game without any guess, of the range that the messages name, or of 1 to 9."""
     task = Task(environment="guess", task_id="guess", max_steps=8)
-    first = next((m["content"] for m in messages if "1 to" in str(m.get("content"))), "1 to 9.")
-    return Trajectory(task=task, first_observation=first.rstrip())
+    texts = " ".join(str(message.get("content")) for message in messages)
+    found = re.search(r"a number from 1 to \d+", texts)
+    first = found[0] if found else "Guess a number from 1 to 9"
+    return Trajectory(task=task, first_observation=f"{first}.")
 
 
 def _choice(index: int, text: str, as_tool: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from serve_cases import asked, games
 
 from agentrm_jax.core.errors import UserError
@@ -164,12 +165,14 @@ def test_an_exported_model_scores_as_in_transformers(folder, tmp_path):
     scorer = ConversationScorer(*open_conversation_model(exported))
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    [weights] = exported.glob("*.safetensors")
+    bias = load_file(weights)["agentrm_value_bias"].item()  # transformers' head has none
     for game in games(3):
         messages = asked(game.without_last_answer())
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.inference_mode():
-            expected = float(theirs(ids).logits[0, 0])
+            expected = float(theirs(ids).logits[0, 0]) + bias
         forms = (conversation_of_messages(messages), text, tuple(ids[0].tolist()))
         for found in scorer([ScoreRequest(conversation=form) for form in forms]):
             assert found.values[0] == pytest.approx(expected, abs=1e-3)
