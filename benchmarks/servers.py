@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)
     config = models.SHAPES["tiny" if given.tiny else "27m"]
-    case = Case(n=25, tokens=48, context=1024, singles=200)
+    case = Case(n=25, tokens=48, context=1024, singles=50)
     if given.tiny:
         case = Case(n=4, tokens=16, context=64, singles=5)
     params, head = models.make_params(config), models.make_head(config)

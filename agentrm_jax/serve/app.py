@@ -26,6 +26,8 @@ from agentrm_jax.serve.metrics import CONTENT_TYPE, Metrics, Values
 from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest, Scores
 
 Body = dict[str, Any]
+_Parse = Callable[[Body], list[ScoreRequest]]
+_Answer = Callable[[list[Scores], Body], Body]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,10 +160,7 @@ def _add_information(
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
-    Parse = Callable[[Body], list[ScoreRequest]]
-    Answer = Callable[[list[Scores], Body], Body]
-
-    def add(path: str, parse: Parse, answer: Answer) -> None:
+    def add(path: str, parse: _Parse, answer: _Answer) -> None:
         async def endpoint(request: Request) -> Response:
             body = await _read_body(request, service.limits.body_bytes)
             found = await service.scores(parse(body))

@@ -1,4 +1,4 @@
-"""A policy behind an OpenAI-compatible server, for the gateway."""
+"""A policy on an OpenAI-compatible server, for the gateway."""
 
 from __future__ import annotations
 
