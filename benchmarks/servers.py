@@ -223,10 +223,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--load", type=float, default=0.0, metavar="SECONDS", help="length of the load test"
     )
+    parser.add_argument("--singles", type=int, default=50, help="single requests of each side")
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)
     config = models.SHAPES["tiny" if given.tiny else "27m"]
-    case = Case(n=25, tokens=48, context=1024, singles=50)
+    case = Case(n=25, tokens=48, context=1024, singles=given.singles)
     if given.tiny:
         case = Case(n=4, tokens=16, context=64, singles=5)
     params, head = models.make_params(config), models.make_head(config)

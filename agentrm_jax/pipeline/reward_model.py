@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
@@ -29,6 +30,8 @@ from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
 
 _BATCH = 64  # trajectories whose scores are made together
+_SMALL_BATCHES = {"extend_rows": 8, "extend_tokens": 64, "extend_batch": 512}
+"""Sizes for conversations that come one by one: on CPUs a call costs its rows, full or not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +216,10 @@ def open_conversation_model(
       UserError: There is no such model, or the configuration is wrong.
     """
     folder = find_model(path, "reward", {CONVERSATION: None}, config, overrides)
-    return RewardModel._opened(folder), folder.prompts.known()
+    sizes = folder.engine("reward")
+    if folder.config is None and jax.default_backend() == "cpu":
+        sizes = dataclasses.replace(sizes, **_SMALL_BATCHES)
+    return RewardModel._opened(folder, sizes), folder.prompts.known()
 
 
 def reward_directory(
