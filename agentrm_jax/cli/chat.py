@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from agentrm_jax.cli.environments import (
-    chosen_task,
-    family_of,
-    play_add_arguments,
-    read_line,
-    say,
-)
+from agentrm_jax.cli import environments as envs
 from agentrm_jax.cli.parser import Parser
 from agentrm_jax.cli.serve import add_model_arguments
 
@@ -22,7 +16,7 @@ episode if there is none. `q` ends it, too. With --auto the best candidate is al
 
 def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
-    play_add_arguments(parser)
+    envs.play_add_arguments(parser)
     add_model_arguments(parser)
     parser.add_argument("--auto", action="store_true", help="play by the best candidates alone")
 
@@ -30,10 +24,10 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.serve.chat import ChatConfig, chat
 
-    family = family_of(given.name)
+    family = envs.family_of(given.name)
     config = ChatConfig(
         reward_model=given.reward_model, policy=given.policy, n=given.n, auto=given.auto
     )
-    score = chat(config, family, chosen_task(family, given), say, read_line)
-    say(f"{family.metric}: {score:.2f}")
+    score = chat(config, family, envs.chosen_task(family, given), envs.say, envs.read_line)
+    envs.say(f"{family.metric}: {score:.2f}")
     return 0

@@ -24,6 +24,7 @@ policy proposes, that the reward model scores highest. An agent that is written 
 package uses it by changing its base URL. Needs: pip install 'agentrm-jax[serve]'."""
 
 _TEXTS = {
+    "--name": ("NAME", "the reward model's name in answers (default: that of its folder)"),
     "--policy-model": ("NAME", "the policy's model (default: the first that its server lists)"),
     "--policy-key-env": ("NAME", "environment variable with the key of the policy's server"),
     "--api-key-env": ("NAME", "environment variable with the key that clients must send"),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Prompt, Trajectory
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.text import printable, shown
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.state_parts import PARTS
@@ -217,9 +217,34 @@ def open_conversation_model(
     """
     folder = find_model(path, "reward", {CONVERSATION: None}, config, overrides)
     sizes = folder.engine("reward")
-    if folder.config is None and jax.default_backend() == "cpu":
-        sizes = dataclasses.replace(sizes, **_SMALL_BATCHES)
+    if folder.config is None:
+        small = _SMALL_BATCHES if jax.default_backend() == "cpu" else {}
+        sizes = dataclasses.replace(sizes, **small, **_engine_keys(overrides))
     return RewardModel._opened(folder, sizes), folder.prompts.known()
+
+
+def _engine_keys(overrides: Sequence[str]) -> dict[str, int | str]:
+    """The sizes of an engine that the command line sets for a model that lies in no run.
+
+    Raises:
+      UserError: Another key is set, or a size is no whole number.
+    """
+    kinds = {
+        f"engine.{field.name}": type(field.default) for field in dataclasses.fields(EngineConfig)
+    }
+    found: dict[str, int | str] = {}
+    for word in overrides:
+        key, _, value = word.removeprefix("--").partition("=")
+        if key not in kinds:
+            raise UserError(
+                f"{shown(word)} needs the configuration that the model was trained with, because "
+                "it lies in no run: give --config CONFIG"
+            )
+        try:
+            found[key.removeprefix("engine.")] = kinds[key](value)
+        except ValueError:
+            raise UserError(field=key, value=value, expected="a whole number") from None
+    return found
 
 
 def reward_directory(

@@ -25,6 +25,7 @@ class ServeConfig:
 
     Attributes:
       reward_model: A run, a model folder or an exported directory.
+      name: The name of the reward model in answers; empty: that of its folder.
       config: A configuration that says how states are rendered, in place of the run's; or None.
       overrides: `--KEY=VALUE` of that configuration.
       policy: The policy of the gateway: the address of a server, a run or a model directory; empty:
@@ -40,6 +41,7 @@ class ServeConfig:
     """
 
     reward_model: str
+    name: str = ""
     config: str | None = None
     overrides: Sequence[str] = ()
     policy: str = ""
@@ -85,7 +87,7 @@ def serve(config: ServeConfig) -> None:
         limits = Limits(
             waiting=config.max_waiting, body_bytes=config.max_body << 20, candidates=config.n
         )
-        service = Service(scorer, _name(config.reward_model), limits)
+        service = Service(scorer, config.name or _name(config.reward_model), limits)
         app = create_app(service, policy, key)
         if host not in _LOOPBACK and not key:
             print(
@@ -125,7 +127,8 @@ def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:
         from agentrm_jax.serve.policy_model import PolicyModel
 
         return PolicyModel(
-            ModelPolicy.load(policy, prompts={CONVERSATION: None}), model or _name(policy)
+            ModelPolicy.load(policy, prompts={CONVERSATION: None}),
+            model or f"{_name(policy)}-policy",
         )
     if not policy.startswith(("http://", "https://")):
         raise UserError(f"--policy must begin with http:// or https:// (got {policy!r})")

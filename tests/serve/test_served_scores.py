@@ -129,6 +129,19 @@ def test_long_conversations_lose_their_oldest_steps(scorer, plain):
     assert found.tokens <= scorer.context
 
 
+def test_sizes_of_a_model_that_lies_in_no_run(folder):
+    model, _ = open_conversation_model(folder, overrides=["--engine.context=300"])
+    assert model.context == 300
+    for words, reason in (
+        (["--engine.context=x"], "engine.context must be a whole number (got 'x')"),
+        (["--engine.pages=3"], "'--engine.pages=3' needs the configuration that the model was"),
+        (["--label.gamma=1"], "'--label.gamma=1' needs the configuration that the model was"),
+    ):
+        with pytest.raises(UserError) as caught:
+            open_conversation_model(folder, overrides=words)
+        assert str(caught.value).startswith(reason)
+
+
 def test_endless_conversations_are_refused(scorer):
     most = 64 * scorer.context
     text = "a" * (most + 1)
