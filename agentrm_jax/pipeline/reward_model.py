@@ -223,7 +223,7 @@ def open_conversation_model(
     return RewardModel._opened(folder, sizes), folder.prompts.known()
 
 
-def _engine_keys(overrides: Sequence[str]) -> dict[str, int | str]:
+def _engine_keys(overrides: Sequence[str]) -> dict[str, Any]:
     """The sizes of an engine that the command line sets for a model that lies in no run.
 
     Raises:
@@ -232,7 +232,7 @@ def _engine_keys(overrides: Sequence[str]) -> dict[str, int | str]:
     kinds = {
         f"engine.{field.name}": type(field.default) for field in dataclasses.fields(EngineConfig)
     }
-    found: dict[str, int | str] = {}
+    found: dict[str, Any] = {}
     for word in overrides:
         key, _, value = word.removeprefix("--").partition("=")
         if key not in kinds:
