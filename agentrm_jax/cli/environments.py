@@ -56,7 +56,7 @@ def list_run(given: argparse.Namespace) -> int:
         table.add_row(*map(_cell, (name, "no" if reason else "yes", *row)))
     Console().print(table)
     for name, reason in lacking.items():
-        _say(f"{name}: {reason}")
+        say(f"{name}: {reason}")
     return 0
 
 
@@ -85,7 +85,7 @@ def check_add_arguments(parser: Parser) -> None:
 
 
 def check_run(given: argparse.Namespace) -> int:
-    families = [_family(name) for name in given.names or environment_names()]
+    families = [family_of(name) for name in given.names or environment_names()]
     results: list[tuple[Check, list[Finding]]] = []
     # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
@@ -105,12 +105,12 @@ def check_run(given: argparse.Namespace) -> int:
 def _print_findings(row: Check, tried: Sequence[Finding]) -> None:
     """Prints a line for each rule of the contract, or why no rule could be tried."""
     if row.reason and not any(finding.broken for finding in tried):
-        _say(f"{row.name}: {row.reason}")
+        say(f"{row.name}: {row.reason}")
     for finding in tried:
         result = finding.skipped or "ok"
         if finding.broken:
             result = f"BROKEN: {finding.broken}"
-        _say(f"{row.name}: {finding.name}: {result}")
+        say(f"{row.name}: {finding.name}: {result}")
 
 
 def _table(rows: Sequence[Check]) -> Table:
@@ -126,6 +126,7 @@ def _table(rows: Sequence[Check]) -> Table:
 
 
 def play_add_arguments(parser: Parser) -> None:
+    """Adds an environment and the choice of a task; `agentrm chat` has the same."""
     parser.add_argument("name", metavar="NAME", help="or module:Class")
     parser.add_argument(
         "--task",
@@ -142,33 +143,33 @@ def play_add_arguments(parser: Parser) -> None:
 
 
 def play_run(given: argparse.Namespace) -> int:
-    family = _family(given.name)
+    family = family_of(given.name)
     if reason := missing_of(family):
         raise UserError(reason)
-    task = _chosen_task(family, given)
+    task = chosen_task(family, given)
     with blaming(f"environment {family.name!r}, task {task.task_id!r}"):
-        _say(admit_prompt(family.prompt()).instruction + "\n")
+        say(admit_prompt(family.prompt()).instruction + "\n")
         episode, text = reset(family.create(), task)
-        _say(f"[{task.task_id}: at most {task.max_steps} steps; an empty line ends the episode]\n")
-        _say(text)
+        say(f"[{task.task_id}: at most {task.max_steps} steps; an empty line ends the episode]\n")
+        say(text)
         _play_episode(episode)
-    _say(f"{family.metric}: {episode.total:.2f}")
+    say(f"{family.metric}: {episode.total:.2f}")
     return 0
 
 
 def _play_episode(episode: Episode) -> None:
     while not episode.done:
-        action = _read_line(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
+        action = read_line(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
         if not action:
             return
         transition = episode.step(action.removeprefix("Action:").strip())
-        _say(transition.observation)
+        say(transition.observation)
         if transition.done:
-            _say("solved" if transition.success else "over")
+            say("solved" if transition.success else "over")
 
 
-def _read_line(question: str) -> str:
-    """A line of the standard input; empty at its end, or if it is closed."""
+def read_line(question: str) -> str:
+    """Returns a line of the standard input; empty at its end, or if it is closed."""
     if sys.stdin is None:
         return ""
     try:
@@ -179,7 +180,8 @@ def _read_line(question: str) -> str:
         return ""
 
 
-def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
+def chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
+    """Returns the task that the arguments of `play` name."""
     kinds = given.kinds.split(",") if given.kinds else None
     tasks = listed_tasks(family, given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
     if len(tasks) <= given.task:
@@ -187,8 +189,8 @@ def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     return tasks[given.task]
 
 
-def _family(name: str) -> EnvironmentFamily:
-    """A registered environment, or the class `module:Class`, also from the working folder."""
+def family_of(name: str) -> EnvironmentFamily:
+    """Returns a registered environment, or a class `module:Class`, also of the working folder."""
     if ":" not in name:
         return load_family(name)
     if os.getcwd() not in sys.path:
@@ -200,7 +202,8 @@ def _cell(text: str) -> Text:
     return Text(_visible(text))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a text from outside."""
     print(_visible(text, keep="\n"))
 
 
