@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentrm_jax.agent.function import FunctionPolicy
+    from agentrm_jax.agent.server import ServerPolicy
     from agentrm_jax.core.errors import UserError
     from agentrm_jax.core.protocols import (
         Environment,
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
     from agentrm_jax.search.methods import Method, register_method
     from agentrm_jax.search.rollouts import Rollout, rollouts
     from agentrm_jax.search.selection import PUCT, UCB, Children, register_selection_rule
+    from agentrm_jax.servers.connection import ServedModelConfig
     from agentrm_jax.train.fit import FitConfig
     from agentrm_jax.train.optimizer import OptimizerConfig
 
 _MODULES = {
     "agent.function": ("FunctionPolicy",),
+    "agent.server": ("ServerPolicy",),
     "core.errors": ("UserError",),
     "core.protocols": (
         "Environment",
@@ -137,6 +140,7 @@ _MODULES = {
         "UCB",
         "register_selection_rule",
     ),
+    "servers.connection": ("ServedModelConfig",),
     "train.fit": ("FitConfig",),
     "train.optimizer": ("OptimizerConfig",),
 }
@@ -179,6 +183,8 @@ __all__ = [
     "Sampling",
     "Scored",
     "Scorer",
+    "ServedModelConfig",
+    "ServerPolicy",
     "Step",
     "Task",
     "Trajectory",

@@ -152,6 +152,24 @@ GROUPS: dict[str, Sequence[Command]] = {
             computes=True,
         ),
         Command(
+            name="serve",
+            summary="serve a reward model over HTTP, and turns of a policy that it chooses",
+            usage="--reward-model PATH [--policy URL|PATH] [--port PORT] [--OPTION ...] "
+            "[--KEY=VALUE ...]",
+            example="agentrm serve --reward-model runs/quickstart --policy runs/quickstart",
+            module="serve",
+            takes_keys=True,
+            computes=True,
+        ),
+        Command(
+            name="chat",
+            summary="play an environment with the reward model's scores, alone or with a policy",
+            usage="NAME --reward-model PATH [--policy URL|PATH] [-n N] [--auto] [--task N]",
+            example="agentrm chat babyai --reward-model runs/quickstart --policy runs/quickstart",
+            module="chat",
+            computes=True,
+        ),
+        Command(
             name="demonstrate",
             summary="write trajectories of an environment's expert",
             usage="NAME --output DIR [--split train|test|paper] [--n N]",
@@ -210,8 +228,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="envs play",
             summary="play an environment yourself; scores and steps are shown",
-            usage="NAME [--task N] [--split train|test|paper] [--kinds A,B] [--seed N] "
-            "[--config CONFIG]",
+            usage="NAME [--task N] [--split NAME] [--kinds A,B] [--seed N] [--config CONFIG]",
             example="agentrm envs play alfworld --task 3",
             module="environments",
             prefix="play_",

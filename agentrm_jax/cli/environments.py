@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,12 +31,11 @@ from agentrm_jax.envs.contract import (
     reset,
 )
 from agentrm_jax.envs.measuring import Check
-from agentrm_jax.envs.registry import environment_names, family_at, load_family
+from agentrm_jax.envs.registry import environment_names, load_family, named_family
 from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
 _MOST = 100_000  # tasks
-_OPTIONS = "a configuration with the options of environments from outside"
 
 
 def list_add_arguments(parser: Parser) -> None:
@@ -58,7 +56,7 @@ def list_run(given: argparse.Namespace) -> int:
         table.add_row(*map(_cell, (name, "no" if reason else "yes", *row)))
     Console().print(table)
     for name, reason in lacking.items():
-        _say(f"{name}: {reason}")
+        say(f"{name}: {reason}")
     return 0
 
 
@@ -84,11 +82,11 @@ def check_add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--split", **choice(*_SPLITS), default="train")
     parser.add_argument("--json", action="store_true", help="print one list of rows")
-    parser.add_argument("--config", type=pathlib.Path, help=_OPTIONS)
+    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
 
 
 def check_run(given: argparse.Namespace) -> int:
-    families = [_family(name, given.config) for name in given.names or environment_names()]
+    families = [family_of(name, given.config) for name in given.names or environment_names()]
     results: list[tuple[Check, list[Finding]]] = []
     # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
@@ -108,12 +106,12 @@ def check_run(given: argparse.Namespace) -> int:
 def _print_findings(row: Check, tried: Sequence[Finding]) -> None:
     """Prints a line for each rule of the contract, or why no rule could be tried."""
     if row.reason and not any(finding.broken for finding in tried):
-        _say(f"{row.name}: {row.reason}")
+        say(f"{row.name}: {row.reason}")
     for finding in tried:
         result = finding.skipped or "ok"
         if finding.broken:
             result = f"BROKEN: {finding.broken}"
-        _say(f"{row.name}: {finding.name}: {result}")
+        say(f"{row.name}: {finding.name}: {result}")
 
 
 def _table(rows: Sequence[Check]) -> Table:
@@ -129,50 +127,46 @@ def _table(rows: Sequence[Check]) -> Table:
 
 
 def play_add_arguments(parser: Parser) -> None:
+    """Adds an environment and the choice of a task; `agentrm chat` has the same."""
     parser.add_argument("name", metavar="NAME", help="or module:Class")
-    parser.add_argument(
-        "--task",
-        metavar="N",
-        type=whole_number(0, _MOST),
-        default=0,
-        help="number in the list (default: 0)",
-    )
+    number = whole_number(0, _MOST)
+    parser.add_argument("--task", type=number, default=0, help="number in the list (default: 0)")
     parser.add_argument("--split", **choice(*_SPLITS), default="test")
     parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
     parser.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
     )
-    parser.add_argument("--config", type=pathlib.Path, help=_OPTIONS)
+    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
 
 
 def play_run(given: argparse.Namespace) -> int:
-    family = _family(given.name, given.config)
+    family = family_of(given.name, given.config)
     if reason := missing_of(family):
         raise UserError(reason)
-    task = _chosen_task(family, given)
+    task = chosen_task(family, given)
     with blaming(f"environment {family.name!r}, task {task.task_id!r}"):
-        _say(admit_prompt(family.prompt()).instruction + "\n")
+        say(admit_prompt(family.prompt()).instruction + "\n")
         episode, text = reset(family.create(), task)
-        _say(f"[{task.task_id}: at most {task.max_steps} steps; an empty line ends the episode]\n")
-        _say(text)
+        say(f"[{task.task_id}: at most {task.max_steps} steps; an empty line ends the episode]\n")
+        say(text)
         _play_episode(episode)
-    _say(f"{family.metric}: {episode.total:.2f}")
+    say(f"{family.metric}: {episode.total:.2f}")
     return 0
 
 
 def _play_episode(episode: Episode) -> None:
     while not episode.done:
-        action = _read_line(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
+        action = read_line(f"\n[step {episode.steps + 1}, score {episode.total:.2f}] > ")
         if not action:
             return
         transition = episode.step(action.removeprefix("Action:").strip())
-        _say(transition.observation)
+        say(transition.observation)
         if transition.done:
-            _say("solved" if transition.success else "over")
+            say("solved" if transition.success else "over")
 
 
-def _read_line(question: str) -> str:
-    """A line of the standard input; empty at its end, or if it is closed."""
+def read_line(question: str) -> str:
+    """Returns a line of the standard input; empty at its end, or if it is closed."""
     if sys.stdin is None:
         return ""
     try:
@@ -183,7 +177,8 @@ def _read_line(question: str) -> str:
         return ""
 
 
-def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
+def chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
+    """Returns the task that the arguments of `play` name."""
     kinds = given.kinds.split(",") if given.kinds else None
     tasks = listed_tasks(family, given.split, kinds=kinds, n=given.task + 1, seed=given.seed)
     if len(tasks) <= given.task:
@@ -191,24 +186,21 @@ def _chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     return tasks[given.task]
 
 
-def _family(name: str, config: pathlib.Path | None) -> EnvironmentFamily:
-    """A registered environment, or the class `module:Class`, also from the working folder."""
-    if config is not None:
-        from agentrm_jax.pipeline.families import configured_family
+def family_of(name: str, config: pathlib.Path | None = None) -> EnvironmentFamily:
+    """Returns an environment, with the options that a configuration has for it."""
+    if config is None:
+        return named_family(name)
+    from agentrm_jax.pipeline.families import configured_family
 
-        return configured_family(name, config)
-    if ":" not in name:
-        return load_family(name)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return family_at(name)
+    return configured_family(name, config)
 
 
 def _cell(text: str) -> Text:
     return Text(_visible(text))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a text from outside."""
     print(_visible(text, keep="\n"))
 
 

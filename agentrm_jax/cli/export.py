@@ -11,10 +11,8 @@ from agentrm_jax.cli.parser import Parser, choice
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Writes a model as a Hugging Face directory: weights, tokenizer, chat template and a manifest of
-checksums. Every command that takes a model reads it again.
-
-`--what trajectories` writes each trajectory of a folder, such as runs/NAME/eval/greedy, as a file
-in Harbor's format (ATIF)."""
+checksums; or trajectories, such as those of runs/NAME/eval/greedy, in Harbor's format (ATIF). Every
+command that takes a model or trajectories reads them again."""
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder to read")
     parser.add_argument("--what", **choice("policy", "reward", "trajectories"), required=True)
     parser.add_argument(
@@ -32,8 +30,7 @@ def run(given: argparse.Namespace) -> int:
     if given.what == "trajectories":
         from agentrm_jax.pipeline.export_trajectories import export_trajectories
 
-        count = export_trajectories(given.run, given.to)
-        print(f"{given.to}: {count} trajectories in ATIF, read from {given.run}")
+        print(export_trajectories(given.run, given.to))
         return 0
     from agentrm_jax.pipeline.export_model import export_model, model_folder
 

@@ -10,11 +10,10 @@ from agentrm_jax.cli.parser import Parser
 
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
-Reads trajectories and writes them in the format of an expert's (TFDS). FILE is in the conversation
-format of ETO and AgentGym (a JSON list of items with `id` or `item_id` and `conversations`, or JSON
-lines), in Harbor's format (ATIF), or the folder of a Harbor job.
-
-Conversations without `reward` count as solved. Instructions at their beginning are removed."""
+Reads conversations of ETO and AgentGym (items with `id` or `item_id` and `conversations`, as a JSON
+list or JSON lines), trajectories in Harbor's format (ATIF), or the folder of a Harbor job, and
+writes them in the format of an expert's (TFDS). Conversations without `reward` count as solved;
+instructions at their beginning are removed."""
     parser.add_argument("file", metavar="FILE", type=pathlib.Path)
     parser.add_argument(
         "--environment",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 
 from agentrm_jax.cli.parser import Parser
@@ -47,10 +46,8 @@ def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.load_config import load_config
     from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
 
-    source, overrides = getattr(given, "source", None), given.overrides
-    if source is not None and not source.is_dir() and source.suffix in (".json", ".jsonl"):
-        source, overrides = None, [*overrides, f"--trajectories=[{json.dumps(str(source))}]"]
-    config = load_config(given.config, overrides)
+    source, of_logs = runner.run_or_logs(getattr(given, "source", None))
+    config = load_config(given.config, [*given.overrides, *of_logs])
     join(config.distributed)
     check_joined()
     with ended_with_others():

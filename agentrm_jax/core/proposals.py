@@ -84,6 +84,9 @@ class AdmittedPolicy:
         return [admitted(proposal, task_id) for proposal in proposals]
 
 
+_COUNTS = ("truncated_steps", "completion_tokens", "prompt_tokens", "cached_tokens")
+
+
 def admitted(proposal: Any, task_id: str) -> Proposal:
     """Returns a proposal with valid texts of bounded length and plain numbers.
 
@@ -107,8 +110,14 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
     for value in proposal.log_probs:
         if not _is_finite(value):
             raise _mistake("log_probs", "be finite", value, task_id)
-    if not _all_are([proposal.truncated_steps], int | np.integer) or proposal.truncated_steps < 0:
-        raise _mistake("truncated_steps", "be at least 0", proposal.truncated_steps, task_id)
+    counts = {name: getattr(proposal, name) for name in _COUNTS}
+    if counts["completion_tokens"] is None:
+        del counts["completion_tokens"]
+    for name, count in counts.items():
+        if not _all_are([count], int | np.integer) or count < 0:
+            raise _mistake(name, "be at least 0", count, task_id)
+    if not isinstance(proposal.failure, str | None):
+        raise _mistake("failure", "be text or None", proposal.failure, task_id)
     return dataclasses.replace(
         proposal,
         reply=admit_text(proposal.reply),
@@ -116,7 +125,8 @@ def admitted(proposal: Any, task_id: str) -> Proposal:
         token_ids=tuple(map(int, proposal.token_ids)),
         log_probs=tuple(map(float, proposal.log_probs)),
         stopped=bool(proposal.stopped),
-        truncated_steps=int(proposal.truncated_steps),
+        failure=None if proposal.failure is None else printable(admit_text(proposal.failure, 1000)),
+        **{name: int(count) for name, count in counts.items()},
     )
 
 

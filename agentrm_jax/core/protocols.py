@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from agentrm_jax.core.records import Prompt, Split, Step, Task, Trajectory, Transition
 
@@ -130,35 +130,6 @@ class ComparesActions(Protocol):
 
 
 @runtime_checkable
-class TakesOptions(Protocol):
-    """An environment family that a configuration completes, such as a server's address. Optional.
-
-    Its name may be followed by that of a form, `NAME@FORM`, so that one run can use several.
-    """
-
-    def form(self, name: str) -> EnvironmentFamily:
-        """Returns the family of a form, whose name is `NAME@FORM`.
-
-        Raises:
-          UserError: There is no such form.
-        """
-        ...
-
-    def configured(self, options: Mapping[str, Any]) -> EnvironmentFamily:
-        """Returns the family with options; they are part of the `spec` of the tasks that it lists.
-
-        `create` and `prompt` work without options: other processes have only the tasks.
-
-        Args:
-          options: Plain JSON values from a configuration.
-
-        Raises:
-          UserError: An option is refused; its `field` is the key.
-        """
-        ...
-
-
-@runtime_checkable
 class DeclaresOutcome(Protocol):
     """An environment family that says whether its last observation tells the outcome. Optional.
 
@@ -240,6 +211,12 @@ class Proposal:
       stopped: Whether the policy ended the reply; False if it reached the length limit.
       truncated_steps: Number of steps that did not fit into the context: the oldest, which were
         removed, and those that were shortened.
+      completion_tokens: Tokens that were decoded. None: one for each of `log_probs`.
+      prompt_tokens: Tokens of the state that the policy read. If several turns were sampled after
+        one reading, the first of them has it and the others have 0.
+      cached_tokens: Those of `prompt_tokens` that came from a prefix cache.
+      failure: The reason why the policy gave no turn, in one line. A failed turn has no text, no
+        environment acts on it, and searches treat it as a turn whose environment failed.
     """
 
     reply: str
@@ -248,6 +225,24 @@ class Proposal:
     log_probs: tuple[float, ...]
     stopped: bool = True
     truncated_steps: int = 0
+    completion_tokens: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    failure: str | None = None
+
+    @classmethod
+    def failed(cls, reason: str) -> Proposal:
+        """Returns a turn that failed.
+
+        Args:
+          reason: Why the policy gave no turn, in one line.
+        """
+        return cls(reply="", action="", token_ids=(), log_probs=(), failure=reason)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that were decoded."""
+        return len(self.log_probs) if self.completion_tokens is None else self.completion_tokens
 
     def as_step(self, transition: Transition) -> Step:
         """Returns the turn as a step of a trajectory.
@@ -255,13 +250,16 @@ class Proposal:
         Args:
           transition: The environment's answer to `action`.
         """
-        return Step(
+        step = Step(
             reply=self.reply,
             action=self.action,
             transition=transition,
             token_ids=self.token_ids,
             log_probs=self.log_probs,
         )
+        if step.token_ids and step.cut_off == self.stopped:
+            return dataclasses.replace(step, stopped=self.stopped)
+        return step
 
 
 class Question(NamedTuple):

@@ -105,6 +105,8 @@ class Step:
         tokenizer read these, never what the text encodes to. Empty for an expert's step.
       log_probs: Log-probability of each token under the sampling policy at temperature 1, and of
         the stop token where the policy ended the reply itself.
+      stopped: Whether the policy ended the reply itself. None, and not stored: `log_probs` tells it
+        by the stop token, which some servers leave out.
     """
 
     reply: str
@@ -112,6 +114,14 @@ class Step:
     transition: Transition
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
+    stopped: bool | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the reply was decoded and the policy did not end it itself."""
+        if self.stopped is not None:
+            return bool(self.token_ids) and not self.stopped
+        return 0 < len(self.token_ids) == len(self.log_probs)
 
     @property
     def answered(self) -> bool:
@@ -140,8 +150,13 @@ class Trajectory:
 
     @property
     def log_prob(self) -> float:
-        """The log-probability of all replies under the policy that sampled them."""
+        """The log-probability of the replies under the policy that sampled them, if it is known."""
         return float(sum(sum(step.log_probs) for step in self.steps))
+
+    @property
+    def has_log_probs(self) -> bool:
+        """Whether the log-probabilities of all replies are known."""
+        return all(step.log_probs for step in self.steps)
 
     @property
     def invalid_actions(self) -> int:
@@ -208,7 +223,11 @@ class Trajectory:
 
 def to_json(record: Task | Transition | Step | Trajectory) -> dict[str, Any]:
     """The record as plain JSON values; `trajectory_from_json` reads a trajectory back."""
-    return dataclasses.asdict(record)
+    value = dataclasses.asdict(record)
+    for step in [value, *value.get("steps", ())]:
+        if step.get("stopped", True) is None:
+            del step["stopped"]
+    return value
 
 
 def task_from_json(value: Mapping[str, Any]) -> Task:
@@ -222,6 +241,7 @@ def step_from_json(value: Mapping[str, Any]) -> Step:
         transition=Transition(**value["transition"]),
         token_ids=tuple(value["token_ids"]),
         log_probs=tuple(value["log_probs"]),
+        stopped=value.get("stopped"),
     )
 
 

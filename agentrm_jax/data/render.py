@@ -208,6 +208,28 @@ class Renderer:
         shortened += sum(turn.shortened for turn in turns[firsts[-1] :])
         return ends, firsts[-1] + shortened
 
+    def last_end(self, trajectory: Trajectory) -> RenderedState:
+        """Renders the last of the ends that `both_ends` renders, with the same segments.
+
+        That is the end of the last action if it is not answered, else the state after it.
+
+        Raises:
+          UserError: As of `state`.
+        """
+        opening, turns, left_out = self._fitted_steps(trajectory)
+        segments = list(opening.segments)
+        for turn in turns:
+            action, state = self._step_segments(turn)
+            segments += state if turn.step.answered else [action]
+        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        return self._rendered(segments, trajectory, truncated)
+
+    def forget(self) -> None:
+        """Forgets the tokens of texts that were rendered, to free their memory."""
+        self._openings.clear()
+        for remembered in (self._observation, self._reply, self._fitted):
+            remembered.cache_clear()
+
     def _step_segments(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
         """Returns the segment up to the end of the action, and those up to the state after it."""
         action, n = np.asarray([*turn.reply, *self._closing], np.int32), len(self._closing)
@@ -275,4 +297,4 @@ class Turn(NamedTuple):
     @property
     def cut_off(self) -> bool:
         """Whether the reply was decoded and the policy did not end it itself."""
-        return 0 < len(self.step.token_ids) == len(self.step.log_probs)
+        return self.step.cut_off

@@ -35,7 +35,9 @@ def reduced_step(step: Step, parts: Sequence[Part]) -> Step:
         return dataclasses.replace(step, transition=transition)
     action = f"Action: {step.action}" if "action" in parts else ""
     reply = _thought(step) if "thought" in parts else action
-    return dataclasses.replace(step, reply=reply, transition=transition, token_ids=(), log_probs=())
+    return dataclasses.replace(
+        step, reply=reply, transition=transition, token_ids=(), log_probs=(), stopped=None
+    )
 
 
 def _thought(step: Step) -> str:

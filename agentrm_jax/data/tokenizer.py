@@ -14,7 +14,7 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.text import admit_text, first_line
-from agentrm_jax.data.chat import ChatFormat, Frame
+from agentrm_jax.data.chat import ChatFormat, Frame, tokens_of
 from agentrm_jax.data.chat_template import template_of
 from agentrm_jax.data.hugging_face_tokenizer import check_tokens, read_hugging_face
 from agentrm_jax.data.tokenizer_json import (
@@ -115,6 +115,26 @@ class Tokenizer:
         parts = (text[start:end] for start, end in itertools.pairwise(cuts))
         tokens = (self._inside.encode(part, add_special_tokens=False).ids for part in parts)
         return [token for ids in tokens for token in ids if token not in self.control]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Returns the tokens of a conversation that a chat template has written.
+
+        The names of control tokens in the text become these tokens, so the text must come from the
+        template, not from an environment or a model.
+
+        Args:
+          text: For example `<|user|>Guess.<|assistant|>5<|end|>`.
+        """
+        parts: list[int | str] = []
+        start = 0
+        for found in self._names.finditer(text):
+            parts += [text[start : found.start()], self._tokenizer.token_to_id(found[0])]
+            start = found.end()
+        return tokens_of(self, [part for part in (*parts, text[start:]) if part != ""])
+
+    def has_marks(self, text: str) -> bool:
+        """Returns whether a text holds the name of a control token."""
+        return self._names.search(text) is not None
 
     def decode(self, ids: Sequence[int | str]) -> str:
         """Returns the text of tokens; the texts among the parts of a frame stay as they are."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import (
-    ComparesActions,
-    DeclaresOutcome,
-    EnvironmentFamily,
-    TakesOptions,
-)
+from agentrm_jax.core.family_options import TakesOptions
+from agentrm_jax.core.protocols import ComparesActions, DeclaresOutcome, EnvironmentFamily
 from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, find_wording, perturbed
 
@@ -102,6 +100,19 @@ def family_at(path: str) -> EnvironmentFamily:
     """
     point = EntryPoint(name=path, value=path, group=GROUP)
     return _usable(f"environment {path!r}", point)
+
+
+def named_family(name: str) -> EnvironmentFamily:
+    """Returns a registered environment, or a class `module:Class`, also of the working folder.
+
+    Raises:
+      UserError: It is not registered, cannot be imported, or cannot be used.
+    """
+    if ":" not in name:
+        return load_family(name)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return family_at(name)
 
 
 def _silent(family: EnvironmentFamily) -> EnvironmentFamily:

@@ -18,7 +18,7 @@ from agentrm_jax.evaluation.statistics import Estimate, bootstrap
 from agentrm_jax.reward.function import ScoreFunction
 from agentrm_jax.reward.places import placed
 from agentrm_jax.search.best_of_n import BestOfN
-from agentrm_jax.search.choose import BASELINES
+from agentrm_jax.search.choose import BASELINES, NotAvailable
 from agentrm_jax.search.methods import METHODS, Method
 from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.tasks import checked_tasks
@@ -102,8 +102,8 @@ def compare(
       A row for each method, in which the first method is compared with all others.
 
     Raises:
-      UserError: There are no answers, a baseline is not known, or baselines are wanted and no
-        result is of `best_of_n`.
+      UserError: There are no answers, a baseline is not known or needs log-probabilities that the
+        policy does not give, or baselines are wanted and no result is of `best_of_n`.
     """
     if isinstance(results, Mapping):
         named = {name: list(answers) for name, answers in results.items()}
@@ -229,7 +229,10 @@ def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
         raise UserError(field="baselines", value=name, expected=f"one of {', '.join(rules)}")
     found = {}
     for task_id, result in results.items():
-        weights = rules[name]([rollout.trajectory for rollout in result.rollouts])
+        try:
+            weights = rules[name]([rollout.trajectory for rollout in result.rollouts])
+        except NotAvailable as error:
+            raise UserError(f"must not hold {name}, which is {error}", field="baselines") from None
         found[task_id] = float(weights @ np.array([_outcome(r) for r in result.rollouts]))
     return found
 

@@ -23,6 +23,7 @@ from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode, grouped
 from agentrm_jax.evaluation.rows import ByNRow, ScoreRow
 from agentrm_jax.evaluation.statistics import bootstrap
 from agentrm_jax.reward.places import placed
+from agentrm_jax.search.choose import NotAvailable
 from agentrm_jax.search.methods import UNDECIDED, SamplingMethod
 from agentrm_jax.search.rollouts import Rollout
 
@@ -46,10 +47,12 @@ class Answers:
       episodes: One for each task and each of the method's result rows.
       scores: The scores of the n trajectories, by place, reward model and task; empty unless the
         method is a `SamplingMethod`.
+      not_available: The baselines that are left out, with the reason of each.
     """
 
     episodes: list[Episode]
     scores: PlacedScores = dataclasses.field(default_factory=dict)
+    not_available: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def answers(
@@ -111,15 +114,18 @@ def _chosen(
     """
     groups = by_task(rollouts)
     base = _Variant(method=run.method_name, seed=seed, sampling_seed=run.sampling_seed)
-    episodes = [
-        _episode(
-            group,
-            rule([r.trajectory for r in group]),
-            dataclasses.replace(base, method=name, n=len(group)),
-        )
-        for name, rule in method.baselines(action_key).items()
-        for group in groups.values()
-    ]
+    episodes: list[Episode] = []
+    not_available: dict[str, str] = {}
+    for name, rule in method.baselines(action_key).items():
+        try:
+            weights = [rule([r.trajectory for r in group]) for group in groups.values()]
+        except NotAvailable as error:
+            not_available[name] = str(error)
+            continue
+        episodes += [
+            _episode(group, own, dataclasses.replace(base, method=name, n=len(group)))
+            for group, own in zip(groups.values(), weights, strict=True)
+        ]
     all_scores: PlacedScores = {}
     for place, (name, scorer) in itertools.product(run.score_at, scorers.items()):
         at_place = placed(scorer, place)
@@ -141,7 +147,7 @@ def _chosen(
                     error=None if decided else UNDECIDED,
                 )
             )
-    return Answers(episodes=episodes, scores=all_scores)
+    return Answers(episodes=episodes, scores=all_scores, not_available=not_available)
 
 
 _SCORED_TOGETHER = 256

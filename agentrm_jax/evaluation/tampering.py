@@ -63,7 +63,9 @@ def _invalid(trajectory: Trajectory) -> Trajectory:
     def changed(step: Step) -> Step:
         before, found, after = step.reply.rpartition(step.action) if step.action else ("", "", "")
         reply = f"{before}{INVALID}{after}" if found else f"{step.reply}\nAction: {INVALID}"
-        return dataclasses.replace(step, reply=reply, action=INVALID, token_ids=(), log_probs=())
+        return dataclasses.replace(
+            step, reply=reply, action=INVALID, token_ids=(), log_probs=(), stopped=None
+        )
 
     return dataclasses.replace(trajectory, steps=tuple(map(changed, trajectory.steps)))
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.function import as_policy
+from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Policy, Scorer
 from agentrm_jax.engine.engine import Engine
@@ -44,11 +45,13 @@ class ActingPolicy:
       workspace: The run.
       running: The run's own model, None if another agent acts.
       scorers: The reward models that were opened in this process, by name.
+      servers: The served policies that were opened in this process.
     """
 
     workspace: Workspace
     running: RunningModel | None
     scorers: dict[str, Scorer] = dataclasses.field(default_factory=dict, repr=False)
+    servers: list[ServerPolicy] = dataclasses.field(default_factory=list, repr=False)
 
     def scorer(self, name: str) -> Scorer:
         """Returns the reward model of a name in `rewards`; opens it the first time.
@@ -110,18 +113,24 @@ class ActingPolicy:
             branches=tuple(branches),
             concurrency=concurrency,
             run_policy=run_policy,
+            directory=self.workspace.directory,
         )
-        return as_policy(config.agent.open(options), used)
+        policy = as_policy(config.agent.open(options), used)
+        if isinstance(policy, ServerPolicy):
+            self.servers.append(policy)
+        return policy
 
     @property
     def tokens_decoded(self) -> int:
-        """Tokens that the run's own model has decoded in this process."""
-        return 0 if self.running is None else self.running.engine.usage.decoded
+        """Tokens that the policy has decoded for this process: its own model, or a server."""
+        served = sum(policy.usage.decoded for policy in self.servers)
+        return served if self.running is None else self.running.engine.usage.decoded
 
     @property
     def tokens_read(self) -> int:
-        """Tokens that the run's own model has read in this process."""
-        return 0 if self.running is None else self.running.engine.usage.read
+        """Tokens that the policy has read for this process: its own model, or a server."""
+        served = sum(policy.usage.read for policy in self.servers)
+        return served if self.running is None else self.running.engine.usage.read
 
     def counts(self) -> dict[str, float]:
         """Returns what this process has counted so far; see `runtime.activity.ActivityRecord`."""
@@ -134,6 +143,8 @@ class ActingPolicy:
                 "tokens_read": usage.read,
                 "policy_seconds": usage.seconds,
             }
+        elif self.servers:
+            counts |= {"tokens_decoded": self.tokens_decoded, "tokens_read": self.tokens_read}
         return counts
 
     @property

@@ -28,6 +28,7 @@ from agentrm_jax.runtime.trackers import TRACKERS
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.search.methods import method_traits
+from agentrm_jax.servers.config import is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,10 +165,13 @@ class RunConfig:
       dtype: Of the models' parameters and activations; losses and heads are float32. Training keeps
         the parameters that it changes in float32 and rounds them again for every update.
       policy: An existing policy to start from: a Hugging Face directory, or a model directory of
-        another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing.
+        another run (`runs/NAME/sft/model`). Without one `sft` makes `model` from nothing. The
+        address of a server in a file or on the command line, `http://HOST:PORT`, is short for
+        `agent: {kind: server, url: http://HOST:PORT}` and `train_policy: false`.
       train_policy: Whether `sft` trains it; with false it is taken as it is.
-      agent: The policy that acts: `model`, that of `policy` or `sft`, or one registered elsewhere.
-        Training of reward models starts from `policy` whoever acts.
+      agent: The policy that acts: `model`, that of `policy` or `sft`; `server`, a served
+        model; or one registered elsewhere. Training of reward models starts from `policy` whoever
+        acts.
       rewards: The reward models that the run trains and compares: `explicit` (values of states from
         search trees), `implicit` (a policy trained on outcomes), `judge` (a language model that
         compares whole trajectories), a kind that is registered elsewhere, or a name of
@@ -268,8 +272,14 @@ class RunConfig:
         """Refuses keys that need the run's own model if another agent acts."""
         learns, beam = self.trains_reward or self.trains_implicit, self.evaluate.beam
         at_action = "beam" in self.evaluate.methods and beam.score_at == "action"
+        has_trunk = self.policy is not None or self.agent.explores_without_trunk
+        if is_url(self.policy):
+            raise UserError(
+                "must be a model directory; a server is named in agent: {kind: server, url: ...}",
+                field="policy",
+            )
         needed = {
-            "policy": learns and self.policy is None,
+            "policy": learns and not has_trunk,
             "judge.policy": self.uses_kind("judge") and self.judge.policy is None,
             "evaluate.beam.score_at": at_action,
         }

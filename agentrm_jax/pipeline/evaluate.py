@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NotRequired
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Scorer
@@ -58,7 +59,10 @@ from agentrm_jax.search.rollouts import Rollout
 
 class EvaluateSummary(AgentName):
     """The summary of stage `evaluate`. Tokens count since the last start; they are those of the
-    run's own models."""
+    run's own models, or of a served one that acts.
+
+    `not_available` has the reason of each baseline that has no rows; it is absent if all have some.
+    """
 
     tasks: int
     test_problems_trained_on: int
@@ -70,6 +74,7 @@ class EvaluateSummary(AgentName):
     failed_candidates: int
     tokens_decoded: int
     tokens_read: int
+    not_available: NotRequired[dict[str, str]]
     files: dict[str, FileRecord]
 
 
@@ -82,9 +87,12 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     policy = open_policy(workspace)
     scorers = Scorers(policy)
     ran: list[Rollout] = []
+    not_available: dict[str, str] = {}
     thresholds = read_rows(workspace.paths.thresholds, Calibration)
     for run in calibrated(method_runs(config.evaluate, config.rewards), thresholds):
-        ran += _run_method(run, policy, scorers, stage)
+        rollouts, left_out = _run_method(run, policy, scorers, stage)
+        ran += rollouts
+        not_available |= left_out
     counts = {
         "trajectories": len(ran),
         "errors": sum(rollout.error is not None for rollout in ran),
@@ -100,7 +108,7 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     from_first(lambda: _write_probe(workspace))
     everywhere = from_all(counts)
     total = {name: sum(each[name] for each in everywhere) for name in counts}
-    return {
+    summary: EvaluateSummary = {
         "tasks": len(tasks.test),
         "test_problems_trained_on": tasks.overlap(),
         "trajectories": total["trajectories"],
@@ -114,6 +122,9 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         **policy.name,
         "files": from_first(lambda: stage_files(directory)),
     }
+    if not_available:
+        summary["not_available"] = not_available
+    return summary
 
 
 class Scorers:
@@ -148,11 +159,11 @@ class Scorers:
 
 def _run_method(
     run: MethodRun, policy: ActingPolicy, scorers: Scorers, stage: Stage
-) -> list[Rollout]:
+) -> tuple[list[Rollout], dict[str, str]]:
     """Runs a method on the tasks of this process and writes the results of all processes.
 
     Returns:
-      The rollouts of this process.
+      The rollouts of this process, and the baselines without rows with the reason of each.
     """
     workspace = policy.workspace
     tasks = workspace.tasks.beam if run.on_beam_tasks else workspace.tasks.test
@@ -166,7 +177,9 @@ def _run_method(
     )
     answered = scored_answers(run, rollouts, policy, scorers, stage)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
-    records = from_all([episode_to_json(episode) for episode in answered.episodes])
+    left_out = dict(item for part in from_all(answered.not_available) for item in part.items())
+    own = [episode for episode in answered.episodes if episode.method not in left_out]
+    records = from_all([episode_to_json(episode) for episode in own])
     from_first(
         lambda: _write_episodes(
             paths, [episode_from_json(record) for part in records for record in part], order
@@ -175,7 +188,7 @@ def _run_method(
     if run.samples:
         everywhere = from_all(answered.scores)
         from_first(lambda: _write_scores(run, workspace, everywhere))
-    return rollouts
+    return rollouts, left_out
 
 
 def scored_answers(

@@ -9,6 +9,7 @@ from typing import TypedDict
 import numpy as np
 
 from agentrm_jax.agent.agent import Agent
+from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.shared_rollouts import ended_together
@@ -37,7 +38,7 @@ class TreeSummary(TypedDict):
 class ExploreSummary(TreeSummary, AgentName):
     """The summary of stage `explore`. Tokens and truncated steps count since the last start.
 
-    They are those of the run's own model.
+    They are those of the run's own model, or of the served one that acts.
     """
 
     tokens_decoded: int
@@ -76,6 +77,8 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
         Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
     gather(directory / FILE)
     truncated = agent.truncated_steps if isinstance(agent, Agent) else 0
+    if isinstance(agent, ServerPolicy):
+        truncated = agent.usage.truncated_steps
     return {
         **from_first(lambda: _tree_summary(directory)),
         "tokens_decoded": sum(from_all(policy.tokens_decoded)),

@@ -11,7 +11,7 @@ from agentrm_jax.pipeline.trajectory_files import read_trajectories
 from agentrm_jax.runtime.output_folders import check_output_folder, new_folder
 
 
-def export_trajectories(source: pathlib.Path, output: pathlib.Path) -> int:
+def export_trajectories(source: pathlib.Path, output: pathlib.Path) -> str:
     """Writes the trajectories of a folder or file as ATIF files `000001.json`, `000002.json`, ...
 
     Args:
@@ -19,7 +19,7 @@ def export_trajectories(source: pathlib.Path, output: pathlib.Path) -> int:
       output: The folder to write.
 
     Returns:
-      The number of trajectories.
+      One line that says what was written.
 
     Raises:
       UserError: There are no trajectories, or the folder cannot be written.
@@ -31,4 +31,4 @@ def export_trajectories(source: pathlib.Path, output: pathlib.Path) -> int:
         for number, trajectory in enumerate(trajectories, start=1):
             text = json_text(atif_of(trajectory, version), indent=1)
             (folder / f"{number:06}.json").write_text(text + "\n", encoding="utf-8")
-    return len(trajectories)
+    return f"{output}: {len(trajectories)} trajectories in ATIF, read from {source}"

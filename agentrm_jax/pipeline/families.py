@@ -5,7 +5,8 @@ from __future__ import annotations
 import pathlib
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import EnvironmentFamily, TakesOptions
+from agentrm_jax.core.family_options import TakesOptions
+from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig
 from agentrm_jax.pipeline.load_config import load_config

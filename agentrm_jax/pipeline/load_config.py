@@ -34,6 +34,7 @@ from agentrm_jax.pipeline.config_values import (
     without_none,
 )
 from agentrm_jax.pipeline.plugins import import_plugin
+from agentrm_jax.servers.config import is_url
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def load_layers(kind: type[T], layers: Sequence[Node]) -> T:
       layers: Keys and values, each layer in place of what the layers before it set.
     """
     layers = [_moved(kind, layer) for layer in layers]
-    merged = functools.reduce(overlaid, layers)
+    merged = _with_server(kind, functools.reduce(overlaid, layers))
     _import_plugins(kind, merged)
     for layer in layers:
         _check_keys(kind, layer, "")
@@ -157,6 +158,31 @@ def _moved(kind: Any, layer: Node) -> Node:
             if kept is not None and name not in kept and _at(layer, f"{section}.{name}"):
                 layer = _without(layer, [*section.split("."), name])
     return layer
+
+
+def _with_server(kind: Any, layer: Node) -> Node:
+    """The layer with a server that `policy` names as the agent."""
+    policy = _at(layer, "policy")
+    url = None if policy is None or not isinstance(policy.value, str) else policy.value
+    if policy is None or not is_url(url) or not {"policy", "agent"} <= set(types_of(kind)):
+        return layer
+    agent, trains = _at(layer, f"agent.{KIND}"), _at(layer, "train_policy")
+    if agent is not None and agent.value != "server":
+        reason = f"must be a model directory because agent.{KIND} is {got(agent)}"
+        raise refused(policy, "policy", reason)
+    if _at(layer, "agent.url") is not None:
+        reason = "is a server, and agent.url names one too; delete one of them"
+        raise refused(policy, "policy", reason)
+    if trains is not None and scalar(bool, trains, "train_policy"):
+        raise refused(trains, "train_policy", "must be false because policy is a server")
+    where = policy.where
+    for key, value, tag in (
+        (f"agent.{KIND}", "server", "str"),
+        ("policy", "", "null"),
+        ("train_policy", "false", "bool"),
+    ):
+        layer = overlaid(layer, nested(key, Node(value=value, tag=tag, where=where)))
+    return overlaid(layer, nested("agent.url", policy))
 
 
 def _at(node: Node, key: str) -> Node | None:

@@ -33,6 +33,8 @@ from agentrm_jax.runtime.run_paths import EXPLICIT_MODEL, MODEL, POLICY_MODEL, R
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
 PROMPTS_FILE = "prompts.json"
+CONVERSATION = "conversation"
+"""Environment of conversations that are read as they are, without a prompt before them."""
 _WORDS: dict[Kind, tuple[str, str]] = {
     "policy": ("policy", POLICY_MODEL),
     "reward": ("reward model", EXPLICIT_MODEL),
@@ -56,6 +58,19 @@ class Prompts:
         self._of_a_run = config is not None
         self._names = {environment.registered for environment in environments}
         self._of_run = RunPrompts(environments)
+
+    def known(self) -> dict[str, Prompt]:
+        """Returns the prompts that are known, by environment.
+
+        An environment of the run is left out if it has no prompt or its package is not installed.
+        """
+        found = dict(self.given)
+        for name in self._names - found.keys():
+            try:
+                found[name] = self(Task(environment=name, task_id=name, max_steps=1))
+            except UserError:
+                continue
+        return {name: prompt for name, prompt in found.items() if prompt is not None}
 
     def __call__(self, task: Task) -> Prompt | None:
         """Returns the prompt of a task, None if the model reads none.

@@ -73,3 +73,26 @@ class ModelPolicy(Agent):
         policy = ModelPolicy(self.engine, self.tokenizer, self._prompts, self.sampling, own)
         policy._prompts, policy._own_seed = self._prompts, own
         return policy
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts of the environments, by task."""
+        return self._prompts
+
+    def sampled_with(self, sampling: Sampling) -> ModelPolicy:
+        """Returns a policy of the same model that samples in another way.
+
+        Args:
+          sampling: Parameters of sampling.
+
+        Returns:
+          A policy that shares the engine and has no open requests.
+
+        Raises:
+          UserError: The replies may be longer than the engine's context.
+        """
+        policy = ModelPolicy(
+            self.engine, self.tokenizer, self._prompts, sampling, self._own_seed or 0
+        )
+        policy._prompts, policy._own_seed = self._prompts, self._own_seed
+        return policy

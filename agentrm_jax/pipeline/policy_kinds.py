@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class PolicyOptions:
         say.
       concurrency: Trees or tasks that the stage works on at the same time.
       run_policy: Opens the policy of the run's own model with these options.
+      directory: The folder of the run; None outside of a run.
     """
 
     seed: int
@@ -38,6 +40,7 @@ class PolicyOptions:
     branches: tuple[int, ...]
     concurrency: int
     run_policy: Callable[[], Policy]
+    directory: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,14 @@ class PolicyKind(abc.ABC):
     Attributes:
       uses_model: Whether it acts with the run's own model, the one that `policy` names or `sft`
         trains. Without it the run trains a policy only if a reward model starts from it.
+      explores_without_trunk: Whether a run may begin without the model in `policy` from which its
+        reward model starts: it is asked for when the reward model is trained.
+      speed_keys: Names of fields that decide speed and no results.
     """
 
     uses_model: ClassVar[bool] = False
+    explores_without_trunk: ClassVar[bool] = False
+    speed_keys: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def open(self, options: PolicyOptions) -> Policy | PolicyFunction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from agentrm_jax.pipeline.report_searches import RunRecord, Shown, run_viewer
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.json_files import read_record
 from agentrm_jax.runtime.metrics import read_metrics
-from agentrm_jax.runtime.run_directory import stages
+from agentrm_jax.runtime.run_directory import StageRow, stages
 from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 
@@ -73,6 +73,8 @@ def _write(workspace: Workspace, shown: Shown) -> ReportParts:
     parts = report_parts(
         episodes, _rows(workspace, sampled, "best_of_k", BestOfKRow), read_probe(paths)
     )
+    ended = list(stages(paths.stages))
+    parts["notes"] = [*parts.get("notes", []), *_not_available(ended)]
     stored = TreeStore.read(paths.trees, finished=stage_ended(paths.trees)).values()
     trees = [tree for tree in stored if tree.iterations]
     first = [run for run in sampled if run.sampling_seed == sampled[0].sampling_seed]
@@ -80,7 +82,7 @@ def _write(workspace: Workspace, shown: Shown) -> ReportParts:
         workspace.directory,
         {
             **parts,
-            "stages": list(stages(paths.stages)),
+            "stages": ended,
             "by_n": _rows(workspace, first, "by_n", ByNRow),
             "value_by_depth": value_by_depth(trees),
         },
@@ -92,6 +94,17 @@ def _write(workspace: Workspace, shown: Shown) -> ReportParts:
         ),
     )
     return parts
+
+
+def _not_available(ended: Sequence[StageRow]) -> Iterator[str]:
+    """Yields a note for each reason why baselines have no rows."""
+    reasons: dict[str, list[str]] = {}
+    for row in ended:
+        found = row["summary"].get("not_available", {}) if row["stage"] == "evaluate" else {}
+        for name, reason in found.items():
+            reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        yield printable(f"{' and '.join(names)}: {reason}.")
 
 
 def _rows(workspace: Workspace, runs: Sequence[MethodRun], name: str, kind: type[T]) -> list[T]:

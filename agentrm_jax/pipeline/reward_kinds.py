@@ -26,11 +26,13 @@ from agentrm_jax.pipeline.models import load_policy, load_policy_params, load_re
 from agentrm_jax.pipeline.reward_model import explicit_scorer
 from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.pipeline.run_models import RunModels
+from agentrm_jax.pipeline.served_judge import served_judge
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.controls import FewestInvalidScorer, LikelihoodScorer
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings, Reduction
 from agentrm_jax.reward.judge import JudgeScorer
 from agentrm_jax.reward.log_prob_judge import LogProbJudge
+from agentrm_jax.servers.config import is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,10 @@ class RewardKind(abc.ABC):
         then cannot score states in beam search.
       scores_actions: Whether it can score a reply inside of the decoding step, before the
         environment answers.
+      speed_keys: Names of fields that decide speed and no results.
     """
 
+    speed_keys: ClassVar[tuple[str, ...]] = ()
     trained_by: ClassVar[str | None] = None
     compares: ClassVar[bool] = False
     scores_actions: ClassVar[bool] = False
@@ -291,10 +295,12 @@ class Judge(RewardKind):
     def open(self, policy: ActingPolicy) -> Scorer:
         """Returns a scorer; without `judge.policy` it shares the parameters of the run's own model.
 
-        A judge that writes its answers shares the engine as well.
+        A judge that writes its answers shares the engine as well. A served judge has none.
         """
         workspace = policy.workspace
         config, mesh = workspace.config, workspace.engine_mesh
+        if is_url(config.judge.policy):
+            return served_judge(workspace)
         if config.judge.form == "log_probs":
             return self._log_prob_judge(policy)
         if config.judge.policy is None:

@@ -10,11 +10,12 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Prompt, Trajectory
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.text import printable, shown
 from agentrm_jax.data.conversations import KIND
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.state_parts import PARTS
@@ -23,12 +24,14 @@ from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import Readout
-from agentrm_jax.pipeline.model_folders import ModelFolder, find_model
+from agentrm_jax.pipeline.model_folders import CONVERSATION, ModelFolder, find_model
 from agentrm_jax.pipeline.models import Model, load_reward
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.explicit import ExplicitScorer
 
 _BATCH = 64  # trajectories whose scores are made together
+_SMALL_BATCHES = {"extend_rows": 8, "extend_tokens": 64, "extend_batch": 512}
+"""Sizes for conversations that come one by one: on CPUs a call costs its rows, full or not."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +195,56 @@ def open_reward_model(
       UserError: There is no such model, or no configuration to read it by.
     """
     return RewardModel._opened(_find_configured(path, config, overrides))
+
+
+def open_conversation_model(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[RewardModel, dict[str, Prompt]]:
+    """Returns a reward model that also reads conversations of no known environment, as they are.
+
+    Args:
+      path: As of `RewardModel.load`, like `config` and `overrides` of `open_reward_model`.
+      config: As of `open_reward_model`.
+      overrides: As of `open_reward_model`.
+
+    Returns:
+      The model, whose environment `CONVERSATION` has no prompt; and its known prompts.
+
+    Raises:
+      UserError: There is no such model, or the configuration is wrong.
+    """
+    folder = find_model(path, "reward", {CONVERSATION: None}, config, overrides)
+    sizes = folder.engine("reward")
+    if folder.config is None:
+        small = _SMALL_BATCHES if jax.default_backend() == "cpu" else {}
+        sizes = dataclasses.replace(sizes, **small, **_engine_keys(overrides))
+    return RewardModel._opened(folder, sizes), folder.prompts.known()
+
+
+def _engine_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The sizes of an engine that the command line sets for a model that lies in no run.
+
+    Raises:
+      UserError: Another key is set, or a size is no whole number.
+    """
+    kinds = {
+        f"engine.{field.name}": type(field.default) for field in dataclasses.fields(EngineConfig)
+    }
+    found: dict[str, Any] = {}
+    for word in overrides:
+        key, _, value = word.removeprefix("--").partition("=")
+        if key not in kinds:
+            raise UserError(
+                f"{shown(word)} needs the configuration that the model was trained with, because "
+                "it lies in no run: give --config CONFIG"
+            )
+        try:
+            found[key.removeprefix("engine.")] = kinds[key](value)
+        except ValueError:
+            raise UserError(field=key, value=value, expected="a whole number") from None
+    return found
 
 
 def reward_directory(

@@ -20,7 +20,12 @@ def policy_directory(config: RunConfig, paths: RunPaths) -> pathlib.Path:
     """Returns the folder of the policy that acts: the trained one, or the given one as it is."""
     if config.train_policy:
         return paths.policy_model
-    assert config.policy is not None  # RunConfig demands it
+    if config.policy is None:
+        raise UserError(
+            "must name the model directory from which the reward model starts; the server stays in "
+            "agent: {kind: server, url: ...}",
+            field="policy",
+        )
     return pathlib.Path(config.policy)
 
 

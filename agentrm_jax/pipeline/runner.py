@@ -53,6 +53,8 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
     """
     with _opened(config, directory) as workspace:
         specs = stages_of(config)
+        if config.trains_reward or config.trains_implicit:
+            _ = workspace.models.policy_directory  # a missing one is found before anything runs
         from_first(workspace.tasks.check_overlap)
         from_first(workspace.models.check_given)
         from_first(lambda: check_sizes(config, workspace.mesh))
@@ -78,6 +80,13 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
         from_first(lambda: _check_before(workspace, spec))
         from_first(lambda: check_sizes(config, workspace.mesh))
         _run(workspace, spec, "")
+
+
+def run_or_logs(source: pathlib.Path | None) -> tuple[pathlib.Path | None, list[str]]:
+    """Returns what `--from` names: the folder of a run, or overrides for a file of trajectories."""
+    if source is None or source.is_dir() or source.suffix not in (".json", ".jsonl"):
+        return source, []
+    return None, [f"--trajectories=[{json.dumps(str(source))}]"]
 
 
 def link_stages(config: RunConfig, directory: pathlib.Path, source: pathlib.Path) -> None:

@@ -31,7 +31,7 @@ class RolloutSummary(TypedDict):
 
 
 class SampleSummary(RolloutSummary, AgentName):
-    """The summary of stage `sample`. Tokens of the run's own model count since the last start."""
+    """The summary of stage `sample`. Tokens count since the last start."""
 
     tokens_decoded: int
     tokens_read: int

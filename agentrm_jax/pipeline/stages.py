@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from agentrm_jax.core.errors import UserError
@@ -26,6 +26,7 @@ from agentrm_jax.pipeline.train_reward import train_reward
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import STAGE_FOLDERS
+from agentrm_jax.servers.config import SPEED_KEYS, is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +161,7 @@ STAGES = (
     ),
 )
 
-_SPEED = (
+_ALWAYS_SPEED = (
     "agent.concurrency",
     "explore.search.concurrency",
     "sample.concurrency",
@@ -187,14 +188,14 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
             f"{stage.name}: not a stage of this configuration (see agent, policy, rewards, "
             "reward_model, evaluate.options)"
         )
-    values = plain(config)
+    values, speed = plain(config), _speed_keys(config)
     needed: dict[str, Any] = {}
     for each in (*before(config, stage), stage):
         for key in each.sections:
             value: Any = values
             for part in key.split("."):
                 value = value[part]
-            needed[key] = _without(value, key)
+            needed[key] = _without(value, key, speed)
     return needed
 
 
@@ -207,11 +208,20 @@ def before(config: RunConfig, stage: StageSpec) -> list[StageSpec]:
     return [each for each in stages_of(config) if each.name in read]
 
 
-def _without(value: Any, prefix: str) -> Any:
+def _speed_keys(config: RunConfig) -> frozenset[str]:
+    """The keys that decide speed and no results, with those of served models."""
+    keys = [*_ALWAYS_SPEED, *(f"judge.server.{name}" for name in SPEED_KEYS)]
+    keys += (f"agent.{name}" for name in config.agent.speed_keys)
+    for name, kind in config.reward_options.items():
+        keys += (f"reward_options.{name}.{each}" for each in getattr(kind, "speed_keys", ()))
+    return frozenset(keys) | ({"judge.policy"} if is_url(config.judge.policy) else set())
+
+
+def _without(value: Any, prefix: str, left_out: Collection[str]) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: _without(inner, f"{prefix}.{key}")
+        key: _without(inner, f"{prefix}.{key}", left_out)
         for key, inner in value.items()
-        if f"{prefix}.{key}" not in _SPEED
+        if f"{prefix}.{key}" not in left_out
     }

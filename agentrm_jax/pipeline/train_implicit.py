@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.packing import PackedRows
-from agentrm_jax.data.pairs import preference_pairs, sibling_pairs
+from agentrm_jax.data.pairs import Pair, preference_pairs, sibling_pairs
 from agentrm_jax.data.sequences import TokenSequence, outcome_sequences, pair_sequences
 from agentrm_jax.data.states import LabelledTree, open_labels
 from agentrm_jax.model.parameters import cast
@@ -77,6 +77,8 @@ def _rows(workspace: Workspace, model: Model) -> TrainingRows:
     def compared(some: Sequence[Any]) -> tuple[list[TokenSequence], int]:
         return pair_sequences(model.tokenizer, workspace.prompts, pairs_of(some), longest)
 
+    examples: Sequence[Any]
+    pairs_of: Callable[[Any], list[Pair]]
     if config.pairs == "siblings":
         examples, pairs_of = open_labels(workspace.paths.labels), sibling_pairs
         key, reason = "explore.num_tasks", "two actions in one state of the search trees"
@@ -84,7 +86,7 @@ def _rows(workspace: Workspace, model: Model) -> TrainingRows:
         examples, pairs_of = sampled_trajectories(workspace.paths), preference_pairs
         key, reason = "sample.num_samples", "two sampled trajectories of a task"
     paired = config.objective.loss == "dpo"
-    if paired and not any(pairs_of([each]) for each in examples):
+    if paired and not pairs_of(examples):
         raise UserError(
             f"must be larger or train_implicit.objective.loss another: no {reason} differ in value",
             field=key,

@@ -31,6 +31,7 @@ from agentrm_jax.plan.needs import Program, StagePlan, inference_advice
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh
 from agentrm_jax.search.thresholds import threshold_candidates
+from agentrm_jax.servers.config import is_url
 
 STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "calibrate", "evaluate")
 """The stages that use an accelerator."""
@@ -91,6 +92,8 @@ def _reward_models(
         label = "reward model" if name == "explicit" else f"reward model {name}"
         if isinstance(kind, Explicit):
             shape, head = _reward_shape(config, policy, kind.model or config.reward_model)
+        elif isinstance(kind, Judge) and is_url(config.judge.policy):
+            continue  # a served judge takes no memory here
         elif isinstance(kind, Judge) and config.judge.policy and config.judge.form != "log_probs":
             shape, head = models.stored_shape(pathlib.Path(config.judge.policy), "policy"), None
         else:

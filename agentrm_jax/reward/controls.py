@@ -28,7 +28,8 @@ class LikelihoodScorer:
 class FewestInvalidScorer:
     """Scores a trajectory by how few of its actions were refused, equal ones by likelihood.
 
-    A reward model that chooses no better has learned to read the environment's refusals.
+    A reward model that chooses no better has learned to read the environment's refusals. A step
+    without log-probabilities makes the score NaN, which no method takes for a decision.
     """
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> list[list[float]]:
@@ -44,12 +45,13 @@ class FewestInvalidScorer:
 def validity(trajectory: Trajectory) -> float:
     """Returns a number that is larger with fewer invalid actions, then with likelier replies.
 
-    An action that is not answered yet counts as valid.
+    An action that is not answered yet counts as valid. NaN if a step has no log-probabilities.
     """
+    if not trajectory.has_log_probs:
+        return math.nan
     likelihood = 1 / (1 - min(trajectory.log_prob, 0.0))  # within (0, 1], in the order of log_prob
     return likelihood - trajectory.invalid_actions
 
 
 def _log_prob(trajectory: Trajectory) -> float:
-    known = all(step.log_probs for step in trajectory.steps)
-    return trajectory.log_prob if known else math.nan
+    return trajectory.log_prob if trajectory.has_log_probs else math.nan

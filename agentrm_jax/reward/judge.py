@@ -15,6 +15,8 @@ from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.attempts import shortened_attempt
+from agentrm_jax.servers.config import is_url, server_url
+from agentrm_jax.servers.connection import ServedModelConfig
 
 _QUESTION = """\
 Several attempts were made at one task. Decide which attempt got furthest in doing what the task \
@@ -37,8 +39,9 @@ class JudgeConfig:
     """The judge.
 
     Attributes:
-      policy: A Hugging Face directory or a `model/` directory of a run; without one the policy that
-        acts also judges.
+      policy: A Hugging Face directory, a `model/` directory of a run, or the address of a server
+        (`http://HOST:PORT`); without one the policy that acts also judges.
+      server: How the server is asked, if `policy` is an address.
       form: `choice`: the judge writes which of several attempts is the best, and the score is the
         rounds of a tournament that an attempt survives. `log_probs`: the judge is asked about two
         attempts, and the score is its expected answer by the probabilities of the answers' tokens
@@ -52,6 +55,7 @@ class JudgeConfig:
     """
 
     policy: str | None = None
+    server: ServedModelConfig = dataclasses.field(default_factory=ServedModelConfig)
     form: Literal["choice", "log_probs"] = "choice"
     max_tokens: int = 128
     most: int = 8
@@ -67,6 +71,10 @@ class JudgeConfig:
             grades="[2, 26]",
         )
         check_choice("form", self.form, ("choice", "log_probs"))
+        if self.policy is not None and is_url(self.policy):
+            server_url(self.policy, "policy")
+            if self.form != "choice":
+                raise UserError("must be choice because policy is a server", field="form")
 
 
 class JudgeScorer:

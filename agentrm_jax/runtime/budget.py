@@ -15,7 +15,8 @@ class BudgetConfig:
     They change no result: trees and trajectories are the same in one go or in parts.
 
     Attributes:
-      tokens: Most tokens that the run's own model decodes, over all stages and restarts. A search
+      tokens: Most tokens that the policy decodes, over all stages and restarts: the run's own model
+        or a served one. A search
         stops at the next finished iteration or trajectory. Several processes have an equal share
         each. 0 sets no limit.
       hours: Most hours of one command. Searches stop as above, training after the running update,

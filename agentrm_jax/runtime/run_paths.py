@@ -130,6 +130,11 @@ class RunPaths:
         return self.run / VERSIONS
 
     @property
+    def servers(self) -> pathlib.Path:
+        """The features of the servers that a run asks; absent without servers."""
+        return self.run / "servers.json"
+
+    @property
     def results(self) -> pathlib.Path:
         return self.run / RESULTS
 

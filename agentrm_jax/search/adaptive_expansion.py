@@ -101,7 +101,7 @@ class _AdaptiveSearch(LiveStateSearch):
         }
         turns = self._sampled_further(turns, searching)
         turns = [
-            own if search in searching else [max(own, key=lambda turn: turn.count)]
+            own if search in searching else [max(own, key=_votes)]
             for search, own in zip(self.running, turns, strict=True)
         ]
         moved = self.act(turns)
@@ -134,4 +134,9 @@ class _AdaptiveSearch(LiveStateSearch):
 
     def _agreement_of(self, turns: Sequence[Turn]) -> float:
         """Returns the fraction of the first turns that have the most common action."""
-        return max(turn.count for turn in turns) / self._method.num_samples
+        return max(map(_votes, turns)) / self._method.num_samples
+
+
+def _votes(turn: Turn) -> int:
+    """The number of samples with the action of a turn; turns that failed have no vote."""
+    return turn.count if turn.proposal.failure is None else 0

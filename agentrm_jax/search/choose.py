@@ -12,8 +12,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.reward.controls import validity
+
+
+class NotAvailable(UserError):
+    """A rule needs something that the trajectories lack.
+
+    Args:
+      needs: What the rule needs, and why it is missing.
+    """
+
+    def __init__(self, needs: str) -> None:
+        super().__init__(f"not available: {needs}")
 
 
 def argmax_weights(scores: Sequence[float]) -> np.ndarray:
@@ -78,13 +90,28 @@ def shortest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 
 def likeliest_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """Returns all weight on the replies with the largest log-probability under the policy: [n]."""
+    """Returns all weight on the replies with the largest log-probability under the policy: [n].
+
+    Raises:
+      NotAvailable: The policy gave no log-probabilities.
+    """
+    _require_log_probs(trajectories)
     return best(trajectories, [t.log_prob for t in trajectories])
 
 
 def fewest_invalid_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """Returns all weight on the fewest invalid actions, the likeliest replies among equals: [n]."""
+    """Returns all weight on the fewest invalid actions, the likeliest replies among equals: [n].
+
+    Raises:
+      NotAvailable: The policy gave no log-probabilities.
+    """
+    _require_log_probs(trajectories)
     return best(trajectories, [validity(t) for t in trajectories])
+
+
+def _require_log_probs(trajectories: Sequence[Trajectory]) -> None:
+    if not all(trajectory.has_log_probs for trajectory in trajectories):
+        raise NotAvailable("the policy gives no log-probabilities of its replies")
 
 
 def oracle_of_n(trajectories: Sequence[Trajectory]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool
+from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool, Proposal
 from agentrm_jax.core.records import Transition
 from agentrm_jax.search.growing import GrowingTree, Node
 
@@ -30,6 +30,23 @@ def act(
             failed = isinstance(answer, EnvironmentFailure)
             answers.append(answer if failed else (handle, answer))
     return answers
+
+
+def act_on_turns(
+    pool: EnvironmentPool, requests: Sequence[tuple[int, Proposal, bool]]
+) -> list[tuple[int, Transition] | EnvironmentFailure]:
+    """Acts for each (handle, turn, fork) as `act` does; a failed turn leaves its episode alone.
+
+    Returns:
+      For each request the handle of the episode that acted, and its answer. A turn that failed is
+      answered as one whose environment failed.
+    """
+    sound = [(handle, turn.action, fork) for handle, turn, fork in requests if turn.failure is None]
+    acted = iter(act(pool, sound))
+    return [
+        next(acted) if turn.failure is None else EnvironmentFailure(reason=turn.failure)
+        for _, turn, _ in requests
+    ]
 
 
 def bring_environments(

@@ -24,7 +24,7 @@ from agentrm_jax.core.protocols import (
 from agentrm_jax.core.records import Task, Trajectory
 from agentrm_jax.data.trees import TreeRecord
 from agentrm_jax.search import tree
-from agentrm_jax.search.environments import act, bring_environments
+from agentrm_jax.search.environments import act_on_turns, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, RolloutGroup
 from agentrm_jax.search.search_config import SearchConfig
 from agentrm_jax.search.selection import UCB, SelectionRule, check_rule, name_of_rule
@@ -240,7 +240,7 @@ class Explorer(TreeSearch[GrowingTree, None]):
     def _roll(self, shares: Mapping[int, Sequence[_Share]]) -> None:
         """Takes one step of every rollout; rollouts that part continue in copies."""
         moves: list[tuple[int, RolloutGroup, Proposal, int]] = []
-        requests: list[tuple[int, str, bool]] = []
+        requests: list[tuple[int, Proposal, bool]] = []
         for e, own in shares.items():
             growing = self._tree(e)
             growing.rolling = []
@@ -250,11 +250,11 @@ class Explorer(TreeSearch[GrowingTree, None]):
                     copied = group.handle is None or k + 1 < len(distinct)
                     handle = growing.handle(group.node) if group.handle is None else group.handle
                     moves.append((e, group, proposal, count))
-                    requests.append((handle, proposal.action, copied))
+                    requests.append((handle, proposal, copied))
                 if not distinct and group.handle is not None:  # all have joined others
                     self.pool.release([group.handle])
         new: dict[int, dict[int, list[int]]] = {e: {} for e in shares}
-        answers = act(self.pool, requests)
+        answers = act_on_turns(self.pool, requests)
         for (e, group, proposal, count), request, answer in zip(
             moves, requests, answers, strict=True
         ):

@@ -9,7 +9,7 @@ from agentrm_jax.core.protocols import Proposal, Question
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.data.trees import BackupRecord, FailureRecord, IterationRecord, NodeRecord
 from agentrm_jax.search.tree import NONE
-from agentrm_jax.search.turns import ATTEMPTS
+from agentrm_jax.search.turns import ATTEMPTS, TurnKey, turn_key
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,11 +154,11 @@ class GrowingTree:
           The first proposal of each action that is not yet a child, and its number of rollouts.
         """
         children = {
-            key_of(self.task, self.nodes[child].action): child
+            (False, key_of(self.task, self.nodes[child].action)): child
             for child in self.nodes[group.node].children
         }
         for turn in turns:
-            child = children.get(key_of(self.task, turn.action))
+            child = children.get(turn_key(self.task, turn, key_of))
             if child is not None:
                 self.arrive(child, 1, None)
         return self.merged(group.node, turns, key_of)
@@ -214,11 +214,12 @@ class GrowingTree:
           proposals: Turns sampled for it.
           key_of: `EnvironmentPool.action_key`; actions with equal keys are merged.
         """
-        known = {key_of(self.task, self.nodes[c].action) for c in self.nodes[parent].children}
-        counts: dict[str, int] = {}
-        first: dict[str, Proposal] = {}
+        children = self.nodes[parent].children
+        known = {(False, key_of(self.task, self.nodes[child].action)) for child in children}
+        counts: dict[TurnKey, int] = {}
+        first: dict[TurnKey, Proposal] = {}
         for proposal in proposals:
-            key = key_of(self.task, proposal.action)
+            key = turn_key(self.task, proposal, key_of)
             if key not in known:
                 first.setdefault(key, proposal)
                 counts[key] = counts.get(key, 0) + 1

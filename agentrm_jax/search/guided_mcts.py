@@ -222,7 +222,7 @@ class _GuidedSearch(TreeSearch[_ScoredTree, Rollout]):
         answered = self._complete(answers)
         for e, proposals in answered.items():
             growing = self._tree(e)
-            growing.policy_tokens += sum(len(proposal.log_probs) for proposal in proposals)
+            growing.policy_tokens += sum(proposal.tokens for proposal in proposals)
             growing.truncated_steps += sum(proposal.truncated_steps for proposal in proposals)
         if answered:
             nodes = {e: self._tree(e).waiting for e in answered}

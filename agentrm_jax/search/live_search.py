@@ -22,10 +22,10 @@ from agentrm_jax.core.protocols import (
     propose,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.search.environments import act
+from agentrm_jax.search.environments import act_on_turns
 from agentrm_jax.search.live_states import UNSCORED, Request, State, TaskSearch, Turn
 from agentrm_jax.search.rollouts import Rollout
-from agentrm_jax.search.turns import ATTEMPTS, StepSearch
+from agentrm_jax.search.turns import ATTEMPTS, StepSearch, TurnKey, turn_key
 
 Moved = list[tuple[TaskSearch, list[State]]]
 """Searches that took a step, each with its new states."""
@@ -109,7 +109,7 @@ class LiveStateSearch(StepSearch[Rollout]):
         for (search, state, _), proposals in zip(
             requests, propose(self.policy, asked, n), strict=True
         ):
-            search.policy_tokens += sum(len(proposal.log_probs) for proposal in proposals)
+            search.policy_tokens += sum(proposal.tokens for proposal in proposals)
             search.truncated_steps += sum(proposal.truncated_steps for proposal in proposals)
             turns.append([Turn(parent=state, proposal=proposal) for proposal in proposals])
         return turns
@@ -132,10 +132,10 @@ class LiveStateSearch(StepSearch[Rollout]):
 
     def merged(self, search: TaskSearch, turns: Iterable[Turn]) -> list[Turn]:
         """Merges turns of one state with equal actions; the first one stands for all."""
-        distinct: dict[tuple[int, str], Turn] = {}
+        distinct: dict[tuple[int, TurnKey], Turn] = {}
         for turn in turns:
-            action = self.pool.action_key(search.task, turn.proposal.action)
-            key = (turn.parent.index, action)
+            own = turn_key(search.task, turn.proposal, self.pool.action_key)
+            key = (turn.parent.index, own)
             if key in distinct:
                 count = distinct[key].count + turn.count
                 distinct[key] = dataclasses.replace(distinct[key], count=count)
@@ -156,9 +156,9 @@ class LiveStateSearch(StepSearch[Rollout]):
         Returns:
           For each turn its new state, or the failure of the environment.
         """
-        acts = [(turn.parent.environment, turn.proposal.action, fork) for _, turn in turns]
+        acts = [(turn.parent.environment, turn.proposal, fork) for _, turn in turns]
         outcomes: list[State | EnvironmentFailure] = []
-        for (search, turn), answer in zip(turns, act(self.pool, acts), strict=True):
+        for (search, turn), answer in zip(turns, act_on_turns(self.pool, acts), strict=True):
             parent = turn.parent
             if isinstance(answer, EnvironmentFailure):
                 search.failed_candidates += 1

@@ -161,7 +161,7 @@ class _Retrying:
 
     def reflect(self, proposal: Proposal) -> None:
         """Keeps the policy's note on the last attempt."""
-        self.policy_tokens += len(proposal.log_probs)
+        self.policy_tokens += proposal.tokens
         self.truncated_steps += proposal.truncated_steps
         self.note = " ".join(proposal.reply.split())
         if self.note:

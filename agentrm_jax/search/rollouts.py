@@ -17,7 +17,7 @@ from agentrm_jax.core.protocols import (
     Question,
 )
 from agentrm_jax.core.records import Task, Trajectory
-from agentrm_jax.search.environments import act
+from agentrm_jax.search.environments import act_on_turns
 from agentrm_jax.search.search_nodes import SearchNode
 from agentrm_jax.search.tasks import check_task, listed
 from agentrm_jax.search.turns import ATTEMPTS, TurnSearch, run_turns
@@ -231,20 +231,20 @@ def play_turns(
     """Lets environments act on a proposed turn of each episode.
 
     If the environment of a turn fails, the episode is replayed, and the turn is to be sampled
-    again, `ATTEMPTS` times in all.
+    again, `ATTEMPTS` times in all; so is a turn that failed itself.
 
     Returns:
       For each episode its rollout if it ended by the turn, and its environment is then released;
       None if another turn is to be sampled.
     """
-    acted = act(pool, [(episode.handle, proposal.action, False) for episode, proposal in turns])
+    acted = act_on_turns(pool, [(episode.handle, turn, False) for episode, turn in turns])
     ended: list[Rollout | None] = []
     for (episode, proposal), answer in zip(turns, acted, strict=True):
-        episode.policy_tokens += len(proposal.log_probs)
+        episode.policy_tokens += proposal.tokens
         episode.truncated_steps += proposal.truncated_steps
         error = None
         if isinstance(answer, EnvironmentFailure):
-            error = _replayed(pool, episode, answer)
+            error = _again(pool, episode, answer, acted=proposal.failure is None)
         else:
             step = proposal.as_step(answer[1])
             episode.trajectory, episode.attempt = episode.trajectory.extended(step), 0
@@ -256,8 +256,13 @@ def play_turns(
     return ended
 
 
-def _replayed(pool: EnvironmentPool, episode: Episode, failure: EnvironmentFailure) -> str | None:
-    """Replays an episode whose environment failed, up to its last state.
+def _again(
+    pool: EnvironmentPool, episode: Episode, failure: EnvironmentFailure, *, acted: bool
+) -> str | None:
+    """Counts a failure; replays the episode up to its last state if its environment failed.
+
+    Args:
+      acted: Whether the environment acted; if not, it is in its last state still.
 
     Returns:
       The reason why it ends here; None if another turn is to be sampled.
@@ -266,6 +271,8 @@ def _replayed(pool: EnvironmentPool, episode: Episode, failure: EnvironmentFailu
     episode.attempt += 1
     if episode.attempt == ATTEMPTS:
         return failure.reason
+    if not acted:
+        return None
     pool.release([episode.handle])
     [begun] = pool.reset([episode.trajectory.task])
     if isinstance(begun, EnvironmentFailure):

@@ -16,7 +16,7 @@ import numpy as np
 from agentrm_jax.core.protocols import EnvironmentFailure, EnvironmentPool, Proposal, Question
 from agentrm_jax.core.records import Task
 from agentrm_jax.search import tree
-from agentrm_jax.search.environments import act
+from agentrm_jax.search.environments import act_on_turns
 from agentrm_jax.search.growing import GrowingTree
 from agentrm_jax.search.selection import SelectionRule
 from agentrm_jax.search.turns import Result, TurnSearch
@@ -156,14 +156,14 @@ class TreeSearch(TurnSearch[Player, Result], Generic[Tree, Result]):
         """
         nodes = {e: self._tree(e).waiting for e in answered}
         candidates: list[tuple[int, Proposal, int]] = []
-        requests: list[tuple[int, str, bool]] = []
+        requests: list[tuple[int, Proposal, bool]] = []
         for e, group in answered.items():
             growing = self._tree(e)
             for proposal, multiplicity in growing.merged(nodes[e], group, self.pool.action_key):
                 candidates.append((e, proposal, multiplicity))
-                requests.append((growing.handle(nodes[e]), proposal.action, True))
+                requests.append((growing.handle(nodes[e]), proposal, True))
         new: dict[int, list[int]] = {e: [] for e in nodes}
-        answers = act(self.pool, requests)
+        answers = act_on_turns(self.pool, requests)
         for (e, proposal, multiplicity), answer in zip(candidates, answers, strict=True):
             if isinstance(answer, EnvironmentFailure):
                 self._tree(e).fail(nodes[e], proposal.action, multiplicity, "expand", answer.reason)

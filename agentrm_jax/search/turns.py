@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, Proposal, Question
+from agentrm_jax.core.records import Task
 
 ATTEMPTS = 3
 """Number of times that turns are sampled if the environments of all of them fail."""
+
+TurnKey = tuple[bool, str]
+"""Whether a turn failed, and its action in the form in which the environment compares actions."""
 
 Player = TypeVar("Player")
 Result = TypeVar("Result")
@@ -129,6 +133,17 @@ def run_steps(search: StepSearch[Result], concurrency: int) -> Iterator[Result]:
             yield from search.begin(min(concurrency - search.num_running, search.num_waiting))
             if search.num_running:
                 yield from search.step()
+
+
+def turn_key(task: Task, turn: Proposal, key_of: Callable[[Task, str], str]) -> TurnKey:
+    """Returns the key by which equal turns are merged; a failed turn equals failed turns alone.
+
+    Args:
+      task: The task.
+      turn: The turn.
+      key_of: `EnvironmentPool.action_key`.
+    """
+    return turn.failure is not None, key_of(task, turn.action)
 
 
 def _num_turns(questions: Sequence[tuple[Player, Question]]) -> int:

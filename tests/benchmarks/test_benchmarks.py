@@ -11,7 +11,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NEEDS_TORCH = ("decode", "score", "train_reward")
+NEEDS_TORCH = ("decode", "score", "servers", "train_reward")
 
 
 def last_line(name: str, *arguments: str) -> dict:
@@ -61,6 +61,18 @@ def test_score():
     assert exactness["spread"] > 0.1
     assert exactness["error_dense"] < 1e-4
     assert exactness["error_torch"] < 1e-4
+
+
+def test_servers():
+    found = run("servers", "--tiny", "--load", "2")
+    assert found["ratio_cold"]
+    assert found["ratio_warm"]
+    assert found["exactness"]["spread"] > 0.1
+    assert found["exactness"]["error_torch"] < 1e-4
+    assert found["load"]["errors"] == 0
+    assert found["load"]["requests"] >= found["load"]["clients"]
+    for side in found["single"].values():
+        assert 0 < side["p50"] <= side["p99"]
 
 
 def test_prefill():

@@ -21,11 +21,13 @@ from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import llama
 from agentrm_jax.model.value import readout
 from agentrm_jax.pipeline.models import load_reward, save
-from agentrm_jax.pipeline.reward_model import open_reward_model
+from agentrm_jax.pipeline.reward_model import open_conversation_model, open_reward_model
 from agentrm_jax.pipeline.trajectory_files import read_trajectories
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.json_lines import JsonLines
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.serve.conversations import conversation_of_messages
+from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "reward_models.md"
 MODEL = pathlib.Path("reward", "explicit", "model")
@@ -90,6 +92,28 @@ def test_scores_equal_a_forward_pass(finished, tmp_path, values_of) -> None:
         np.testing.assert_allclose(row["after_action"], actions, atol=1e-5)
         assert row["score"] == row["after_observation"][-1]
         assert (row["outcome"], row["truncated_steps"]) == (trajectory.outcome, 0)
+
+
+def test_a_server_of_the_run_gives_the_same_scores(finished) -> None:
+    stored = read_trajectories(finished / "eval" / "greedy")
+    # Messages hold no sampled tokens, which may be others than those of the text.
+    texts = [
+        dataclasses.replace(
+            t, steps=tuple(dataclasses.replace(step, token_ids=()) for step in t.steps)
+        )
+        for t in stored
+    ]
+    scorer = ConversationScorer(*open_conversation_model(finished))
+    for end in ("action", "observation"):
+        requests = [
+            ScoreRequest(conversation=conversation_of_messages(t.messages()), steps=end)
+            for t in texts
+        ]
+        for found, row in zip(
+            scorer(requests), open_reward_model(finished).score_steps(texts), strict=True
+        ):
+            expected = row.after_action if end == "action" else row.after_observation
+            np.testing.assert_allclose(found.values, expected, atol=1e-5)
 
 
 def test_what_does_not_fit_is_left_out_and_said(finished, values_of, tmp_path, capsys) -> None:

@@ -198,7 +198,7 @@ def test_every_rule_chooses_among_the_same_trajectories():
         "majority_of_n": 0.0,  # "ab" is most like the others
         "shortest_of_n": 0.5,
         "likeliest_of_n": 0.5,  # of those that did not break
-        "fewest_invalid_of_n": 0.5,
+        "fewest_invalid_of_n": 0.0,  # "X" was not understood
         "oracle_of_n": 1.0,
         "best_of_n": 1.0,  # "z" is the highest, but it broke; "c" is next
     }
@@ -532,3 +532,25 @@ def test_scoring_is_counted_and_calls_of_any_size_give_the_same_answers(monkeypa
     sizes = {1: [[3]] * 4, 5: [[3, 3]] * 2, 100: [[3] * 4]}[together]
     assert calls == sizes * 2
     assert counted == [sum(size) for size in sizes] * 2
+
+
+def test_baselines_that_are_not_available_are_left_out():
+    run = MethodRun(
+        name="best_of_n", method_name="best_of_n", method=BestOfN(n=4), reward_models=()
+    )
+    silent = [
+        dataclasses.replace(
+            each,
+            trajectory=dataclasses.replace(
+                each.trajectory,
+                steps=tuple(
+                    dataclasses.replace(step, log_probs=()) for step in each.trajectory.steps
+                ),
+            ),
+        )
+        for each in OTHER
+    ]
+    found = answers(run, [*GROUP, *silent], {}, seed=0)
+    reason = "not available: the policy gives no log-probabilities of its replies"
+    assert found.not_available == {"likeliest_of_n": reason, "fewest_invalid_of_n": reason}
+    assert {e.method for e in found.episodes} == set(BASELINES) - set(found.not_available)

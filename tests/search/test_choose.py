@@ -10,7 +10,14 @@ import pytest
 from random_game import game
 
 from agentrm_jax.core.records import Step, Trajectory, Transition
-from agentrm_jax.search.choose import BASELINES, argmax_weights, best, best_of_fewer, majority_of_n
+from agentrm_jax.search.choose import (
+    BASELINES,
+    NotAvailable,
+    argmax_weights,
+    best,
+    best_of_fewer,
+    majority_of_n,
+)
 
 
 def trajectory(
@@ -117,6 +124,13 @@ def test_the_environment_says_which_actions_the_majority_shares():
     folded = majority_of_n(votes, lambda task, action: action.lower())
     np.testing.assert_array_equal(folded, [0, 1, 0, 0])
     np.testing.assert_array_equal(majority_of_n(votes), [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize("name", ["likeliest_of_n", "fewest_invalid_of_n"])
+def test_without_log_probabilities_no_rule_chooses_by_them(name):
+    known, unknown = trajectory("a", "b"), trajectory("a", "b", log_probs=())
+    with pytest.raises(NotAvailable, match="not available: the policy gives no log-probabilities"):
+        BASELINES[name]([known, unknown])
 
 
 def test_majority_is_a_vote_where_sequences_repeat():

@@ -12,6 +12,7 @@ from agentrm_jax.pipeline.experiments.jobs import Plan
 from agentrm_jax.pipeline.families import environment_family
 from agentrm_jax.pipeline.models import is_model_directory
 from agentrm_jax.runtime.trackers import check_installed
+from agentrm_jax.servers.config import is_url
 
 
 def missing(plan: Plan) -> list[str]:
@@ -42,7 +43,7 @@ def _missing(config: RunConfig, own: pathlib.Path) -> Iterator[str]:
         "judge.policy": config.judge.policy,
     }
     for key, path in given.items():
-        if path is None or pathlib.Path(path).is_relative_to(own):
+        if path is None or is_url(path) or pathlib.Path(path).is_relative_to(own):
             continue
         if not is_model_directory(pathlib.Path(path)):
             yield f"{key}: {path}: no model here (set it with --{key}=FOLDER)"

@@ -1,0 +1,296 @@
+"""The HTTP application: endpoints of the reward model and of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import json
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import described, first_line
+from agentrm_jax.serve import gateway, shapes
+from agentrm_jax.serve.batching import BatchThread
+from agentrm_jax.serve.errors import PolicyRefused, RequestRefused
+from agentrm_jax.serve.metrics import CONTENT_TYPE, Metrics, Values
+from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest, Scores
+
+Body = dict[str, Any]
+_Parse = Callable[[Body], list[ScoreRequest]]
+_Answer = Callable[[list[Scores], Body], Body]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+      waiting: Most conversations that wait to be scored; more are refused with status 429.
+      body_bytes: Longest body of a request.
+      candidates: Candidates of the gateway if a request does not say.
+    """
+
+    waiting: int = 4096
+    body_bytes: int = 16 << 20
+    candidates: int = 5
+
+
+class Service:
+    """A reward model in a thread of its own, and the endpoints' answers.
+
+    Args:
+      scorer: Scores conversations.
+      name: The name of the model.
+      limits: The limits of the server.
+    """
+
+    def __init__(self, scorer: ConversationScorer, name: str, limits: Limits) -> None:
+        self.scorer, self.name, self.limits = scorer, name, limits
+        self.thread: BatchThread[ScoreRequest, Scores] = BatchThread(
+            scorer, name="reward model", most_waiting=limits.waiting
+        )
+
+    async def scores(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """Returns the scores of conversations, in order.
+
+        Args:
+          requests: They are scored together with those of other requests that wait.
+
+        Raises:
+          RequestRefused: The queue is full, or a conversation cannot be read.
+        """
+        futures = map(asyncio.wrap_future, self.thread.submit(requests))
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        for number, answer in enumerate(answers):
+            if isinstance(answer, UserError):
+                place = f"conversation {number}: " if len(answers) > 1 else ""
+                raise RequestRefused(f"{place}{answer}") from None
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Scores)]
+
+    def values(self) -> Values:
+        """Returns what `/metrics` shows of the model."""
+        usage = self.scorer.model.engine.usage
+        return {
+            "conversations_total": (
+                "counter", "Conversations scored.", lambda: self.thread.answered
+            ),
+            "engine_calls_total": (
+                "counter", "Calls of the engine; each scores all that wait.",
+                lambda: self.thread.calls,
+            ),
+            "tokens_read_total": (
+                "counter", "Tokens that the engine has read; cached ones are not read.",
+                lambda: usage.read,
+            ),
+            "engine_seconds_total": (
+                "counter", "Seconds of the engine's calls.", lambda: usage.seconds
+            ),
+            "conversations_waiting": (
+                "gauge", "Conversations that wait for the engine.", lambda: self.thread.waiting
+            ),
+            "peak_memory_bytes": (
+                "gauge", "Largest resident memory of the process.",
+                lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            ),
+        }  # fmt: skip
+
+
+def create_app(
+    service: Service, policy: gateway.TurnPolicy | None = None, api_key: str = ""
+) -> FastAPI:
+    """Returns the application.
+
+    Args:
+      service: The reward model.
+      policy: Adds the gateway `/v1/chat/completions`.
+      api_key: The key that requests must send as `Authorization: Bearer KEY`; empty asks for none.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield  # after the last request is answered
+        if policy is not None:
+            await policy.close()
+        await asyncio.to_thread(service.thread.close)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    metrics = Metrics(service.values())
+    _add_information(app, service, policy, metrics)
+    _add_scoring(app, service)
+    if policy is not None:
+        _add_gateway(app, service, policy)
+    _add_errors(app)
+    paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")))
+    app.add_middleware(_Gate, api_key=api_key, metrics=metrics, paths=paths)
+    return app
+
+
+def _add_information(
+    app: FastAPI, service: Service, policy: gateway.TurnPolicy | None, metrics: Metrics
+) -> None:
+    began = int(time.time())
+
+    @app.get("/health")
+    async def health() -> Body:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models")
+    async def models() -> Body:
+        model = {"object": "model", "created": began, "owned_by": "agentrm"}
+        data = [{"id": service.name, **model, "max_model_len": service.scorer.context}]
+        if policy is not None:
+            data.append({"id": policy.name, **model})
+        return {"object": "list", "data": data}
+
+
+def _add_scoring(app: FastAPI, service: Service) -> None:
+    def add(path: str, parse: _Parse, answer: _Answer) -> None:
+        async def endpoint(request: Request) -> Response:
+            body = await _read_body(request, service.limits.body_bytes)
+            found = await service.scores(parse(body))
+            return JSONResponse(answer(found, body))
+
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+
+    def pooled(found: list[Scores], body: Body) -> Body:
+        return shapes.pooled(found, service.name, steps=body.get("task") == "token_classify")
+
+    def one_each(body: Body) -> list[ScoreRequest]:
+        if body.get("task") == "token_classify":
+            raise RequestRefused("task token_classify is answered by /pooling")
+        return shapes.scored_inputs(body)
+
+    def paired(found: list[Scores], body: Body) -> Body:
+        return shapes.paired(found, service.name)
+
+    add("/classify", one_each, lambda found, body: shapes.classified(found, service.name))
+    add("/v1/embeddings", one_each, lambda found, body: shapes.embedded(found, service.name))
+    add("/pooling", shapes.scored_inputs, pooled)
+    add("/score", shapes.scored_pairs, paired)
+    add("/v1/score", shapes.scored_pairs, paired)
+    add("/get_reward", shapes.queried, lambda found, body: shapes.rewards(found))
+
+
+def _add_gateway(app: FastAPI, service: Service, policy: gateway.TurnPolicy) -> None:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def complete(request: Request) -> Response:
+        body = await _read_body(request, service.limits.body_bytes)
+        asked = gateway.GatewayRequest.of_body(body, service.limits.candidates)
+        choice = await gateway.choose(policy, service.scores, asked)
+        if not asked.stream:
+            return JSONResponse(gateway.completion(choice, policy.name))
+        events = gateway.chunks(choice, policy.name, usage=asked.stream_usage)
+        return StreamingResponse(_event_lines(events), media_type="text/event-stream")
+
+
+def _event_lines(events: Iterator[Body]) -> Iterator[str]:
+    for event in events:
+        yield f"data: {json.dumps(event)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def _read_body(request: Request, most: int) -> Body:
+    """Returns the JSON object that a request sent.
+
+    Raises:
+      RequestRefused: It is too long (413), or no JSON object of bounded depth.
+    """
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > most:
+            raise RequestRefused(f"the body must have at most {most:,} bytes", 413)
+    try:
+        body = parse_json(bytes(content))
+    except ValueError as error:
+        raise RequestRefused(f"the body is not JSON: {first_line(error)}") from None
+    if not isinstance(body, dict):
+        raise RequestRefused("the body must be a JSON object")
+    return body
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestRefused)
+    async def refused(request: Request, error: RequestRefused) -> Response:
+        return _refusal(error)
+
+    @app.exception_handler(UserError)
+    async def mistaken(request: Request, error: UserError) -> Response:
+        return _refusal(RequestRefused(str(error)))
+
+    @app.exception_handler(PolicyRefused)
+    async def passed_on(request: Request, error: PolicyRefused) -> Response:
+        return Response(error.content, error.status, headers=error.headers)
+
+    @app.exception_handler(404)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _refusal(RequestRefused(f"no endpoint {request.url.path[:100]}", 404))
+
+    @app.exception_handler(405)
+    async def other_method(request: Request, error: Exception) -> Response:
+        return _refusal(RequestRefused(f"{request.url.path[:100]} takes another method", 405))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _refusal(RequestRefused(f"the server failed ({described(error)})", 500))
+
+
+def _refusal(error: RequestRefused) -> Response:
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+class _Gate:
+    """Asks for the key, and counts requests. `/health` needs no key.
+
+    Args:
+      app: The application.
+      api_key: The key; empty asks for none.
+      metrics: Where requests are counted.
+      paths: The endpoints that are counted by name.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str, metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+        self._expected = f"Bearer {api_key}".encode() if api_key else b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+        path = scope["path"] if scope["path"] in self._paths else "other"
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if self._expected and path != "/health" and not self._has_key(scope):
+                error = RequestRefused("send the API key as Authorization: Bearer KEY", 401)
+                await _refusal(error)(scope, receive, counted)
+            else:
+                await self._app(scope, receive, counted)
+        finally:
+            self._metrics.observe(path, status, time.perf_counter() - began)
+
+    def _has_key(self, scope: Scope) -> bool:
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        return hmac.compare_digest(headers.get(b"authorization", b""), self._expected)

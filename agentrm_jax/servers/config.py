@@ -1,0 +1,101 @@
+"""The keys of a configuration that served policies, judges and reward models share."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+import urllib.parse
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.fields import check_fields
+
+SPEED_KEYS = (
+    "url",
+    "key_env",
+    "concurrency",
+    "connect_seconds",
+    "request_seconds",
+    "attempts",
+    "wait_seconds",
+)
+"""Keys that decide where and how fast a model is asked, and no results."""
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Name, key, concurrency and time-outs of a served model.
+
+    Attributes:
+      model: Name of the model at the server; without one the server must list exactly one model.
+      key_env: Name of the environment variable that holds the API key. The key itself is sent to
+        the server and written nowhere. Without a name no key is sent.
+      concurrency: Requests that are open at the same time.
+      connect_seconds: How long a connection may take.
+      request_seconds: How long one answer may take, from the request to its last byte.
+      attempts: How often a request is sent that the server fails to answer while it answers others.
+      wait_seconds: How long the run waits for a server that answers nothing. Then it stops;
+        everything so far is kept, and the same command resumes the run.
+    """
+
+    model: str = ""
+    key_env: str = ""
+    concurrency: int = 16
+    connect_seconds: float = 10.0
+    request_seconds: float = 300.0
+    attempts: int = 5
+    wait_seconds: float = 900.0
+
+    def __post_init__(self) -> None:
+        if self.key_env and not _VARIABLE.fullmatch(self.key_env):  # it may be the key: not shown
+            raise UserError(
+                "must be the name of an environment variable, such as OPENAI_API_KEY",
+                field="key_env",
+            )
+        check_fields(
+            self,
+            concurrency="[1, 10000]",
+            connect_seconds="(0, 3600]",
+            request_seconds="(0, 86400]",
+            attempts="[1, 1000]",
+            wait_seconds="[0, 1e7]",
+        )
+
+
+def is_url(text: str | None) -> bool:
+    """Returns whether a text names a server, not a folder."""
+    return text is not None and text.startswith(("http://", "https://"))
+
+
+def server_url(url: str, field: str = "url") -> str:
+    """Returns the address of a server without `/v1` and slashes at its end.
+
+    Args:
+      url: `http://HOST:PORT` or `https://HOST/PATH`, with `/v1` or without.
+      field: The key that holds it, for errors.
+
+    Raises:
+      UserError: It is something else, or holds a user name, a password or a query.
+    """
+    expected = "must be http://HOST:PORT or https://HOST"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise UserError(expected, field=field) from None
+    if parts.username is not None or parts.password is not None:
+        raise UserError("must hold no user name; name a key in key_env", field=field)
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise UserError(expected, field=field, value=url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+def is_loopback(url: str) -> bool:
+    """Returns whether a server runs on this machine, so that no proxy is asked for it."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,160 @@
+"""The client: what is asked again, what is not, and what the user sees."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from model_server import ModelServer
+
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.servers.client import Cancelled, Client, RequestFailed
+from agentrm_jax.servers.config import ServerConfig, server_url
+
+CHAT = "/v1/chat/completions"
+BODY = {"model": "toy", "messages": [{"role": "user", "content": "Any animal?"}]}
+QUICK = {"connect_seconds": 1.0, "request_seconds": 0.5, "wait_seconds": 2.0}
+
+
+def client(server: ModelServer, said: list[str] | None = None, **config) -> Client:
+    say = None if said is None else said.append
+    return Client(server.url, ServerConfig(**QUICK | config), say)
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "half", "reset", "slow"])
+def test_a_request_without_an_answer_is_sent_again(fault):
+    with ModelServer() as server:
+        server.behaviour.fail(fault, times=2)
+        said: list[str] = []
+        value = client(server, said, wait_seconds=30.0).post(CHAT, BODY)
+        assert value["choices"][0]["message"]["content"].startswith("I like the")
+        assert len(server.posts(CHAT)) == 3
+        assert said == []  # two attempts are no outage
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("not json", "is not JSON"),
+        ("deep", "nested more than 100 levels deep"),
+        ("refused", "HTTP 400: the prompt is too long"),
+    ],
+)
+def test_an_answer_that_is_useless_is_not_asked_for_again(fault, reason):
+    with ModelServer() as server:
+        server.behaviour.fail(fault)
+        with pytest.raises(RequestFailed, match=reason):
+            client(server).post(CHAT, BODY)
+        assert len(server.posts(CHAT)) == 1
+
+
+def test_a_server_that_is_away_is_waited_for():
+    server = ModelServer().start()
+    server.stop()
+    said: list[str] = []
+    threading.Timer(1.5, server.start).start()
+    value = client(server, said, wait_seconds=30.0).post(CHAT, BODY)
+    assert value["choices"]
+    server.stop()
+    assert len(said) == 2
+    assert "waiting for the server, " in said[0]
+    assert "answers again after" in said[1]
+
+
+def test_a_server_that_stays_away_ends_the_run():
+    server = ModelServer().start()
+    server.stop()
+    said: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"no answer for \d+ s .*give the same command again"):
+        client(server, said, wait_seconds=1.0).post(CHAT, BODY)
+    assert time.monotonic() - began < 10
+    assert len(said) == 1
+
+
+def test_a_request_on_which_the_server_always_fails_does_not_stop_the_others():
+    with ModelServer() as server:
+        asking = client(server, attempts=3, wait_seconds=60.0)
+        stop = threading.Event()
+
+        def others() -> None:
+            while not stop.is_set():
+                asking.post(CHAT, BODY)
+                time.sleep(0.01)
+
+        server.behaviour.poison = "Poison"
+        poisoned = [{"role": "user", "content": "Any animal? Poison."}]
+        asking.post(CHAT, BODY)
+        thread = threading.Thread(target=others)
+        thread.start()
+        try:
+            with pytest.raises(RequestFailed, match=r"failed \d times: HTTP 500"):
+                asking.post(CHAT, {**BODY, "messages": poisoned})
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_a_redirect_is_refused():
+    with ModelServer() as server:
+        server.behaviour.fail("redirect")
+        with pytest.raises(UserError, match="answers with a redirect"):
+            client(server).post(CHAT, BODY)
+
+
+def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
+    monkeypatch.setenv("TOY_KEY", "sk-secret-1")
+    with ModelServer(key="sk-secret-1") as server:
+        said: list[str] = []
+        asking = client(server, said, key_env="TOY_KEY", wait_seconds=1.5)
+        assert asking.post(CHAT, BODY)["choices"]
+        server.behaviour.fail("500", times=99)
+        with pytest.raises(UserError, match=r"Bearer \[key\]") as caught:
+            asking.post(CHAT, BODY)
+        assert "secret" not in str(caught.value) + "".join(said) + repr(asking.config)
+        with pytest.raises(UserError, match="refuses the key") as caught:
+            client(server).post(CHAT, BODY)
+        assert "no variable is named" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"key_env": "sk-ant-key"}, "must be the name of an environment variable"),
+        ({"concurrency": 0}, "concurrency must be at least 1"),
+        ({"wait_seconds": -1.0}, "wait_seconds must be at least 0"),
+    ],
+)
+def test_configurations_that_are_refused(config, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ServerConfig(**config)
+    assert "sk-ant" not in str(caught.value)
+
+
+def test_a_variable_without_a_key(monkeypatch):
+    monkeypatch.delenv("TOY_KEY", raising=False)
+    with pytest.raises(UserError, match="key_env names TOY_KEY, which is not set"):
+        Client("http://127.0.0.1:1", ServerConfig(key_env="TOY_KEY"))
+
+
+def test_addresses():
+    assert server_url("http://127.0.0.1:8000/v1/") == "http://127.0.0.1:8000"
+    assert server_url("https://host/openai/v1") == "https://host/openai"
+    for url in ("127.0.0.1:8000", "ftp://host", "http://", "http://h:99999", "http://h/?key=1"):
+        with pytest.raises(UserError, match="must be http://HOST:PORT"):
+            server_url(url)
+    with pytest.raises(UserError, match="no user name") as caught:
+        server_url("http://me:secret@host")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_cancelled_request_ends_at_once():
+    server = ModelServer().start()
+    server.stop()
+    cancelled = threading.Event()
+    threading.Timer(0.3, cancelled.set).start()
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        client(server, [], wait_seconds=60.0).post(CHAT, BODY, cancelled)
+    assert time.monotonic() - began < 5
