@@ -187,6 +187,9 @@ def _trees(
     """The reward model of each run next to the values of stored search trees."""
     rows = []
     for run in planned.evaluated:
+        if not _has_explicit(run):
+            notes.append(f"run {run.entry.name} has no explicit reward model: left out")
+            continue
         other = experiment.entry(table.trees, run.entry.seed, {})
         source = planned.jobs[planned.runs[other.folder].jobs["explore"]]
         model = reward_model_of(planned, run)
@@ -216,6 +219,10 @@ def _trees(
                     values[name] = value
             rows.append({**head, **values, "n_tasks": figures["trees"]})
     return rows
+
+
+def _has_explicit(run: PlannedRun) -> bool:
+    return run.config.reward_model is not None or "train-rm" in run.jobs
 
 
 def reward_model_of(planned: Plan, run: PlannedRun) -> pathlib.Path:
