@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from agentrm_jax.data.trees import TreeRecord
     from agentrm_jax.engine.config import EngineConfig
     from agentrm_jax.engine.programs.sampling import Sampling
+    from agentrm_jax.envs.outside.agentgym import agentgym_tasks
+    from agentrm_jax.envs.outside.gymnasium_env import GymnasiumEnv
+    from agentrm_jax.envs.outside.returns import RewardRule
     from agentrm_jax.envs.pool import EnvPool
     from agentrm_jax.evaluation.compare import MethodComparison, compare, evaluate
     from agentrm_jax.model.heads import MSE, HLGauss, Quantile, ValueHead, register_head
@@ -73,6 +76,9 @@ _MODULES = {
     "data.trees": ("TreeRecord",),
     "engine.config": ("EngineConfig",),
     "engine.programs.sampling": ("Sampling",),
+    "envs.outside.agentgym": ("agentgym_tasks",),
+    "envs.outside.gymnasium_env": ("GymnasiumEnv",),
+    "envs.outside.returns": ("RewardRule",),
     "envs.pool": ("EnvPool",),
     "evaluation.compare": (
         "MethodComparison",
@@ -155,6 +161,7 @@ __all__ = [
     "FitConfig",
     "FunctionPolicy",
     "FunctionScorer",
+    "GymnasiumEnv",
     "HLGauss",
     "LabelConfig",
     "LabelledTree",
@@ -171,6 +178,7 @@ __all__ = [
     "Proposal",
     "Quantile",
     "RewardModel",
+    "RewardRule",
     "Rollout",
     "Sampling",
     "Scored",
@@ -184,6 +192,7 @@ __all__ = [
     "TreeRecord",
     "UserError",
     "ValueHead",
+    "agentgym_tasks",
     "beam_search",
     "best_of_n",
     "compare",

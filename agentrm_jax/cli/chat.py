@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.serve.chat import ChatConfig, chat
 
-    family = envs.family_of(given.name)
+    family = envs.family_of(given.name, given.config)
     config = ChatConfig(
         reward_model=given.reward_model, policy=given.policy, n=given.n, auto=given.auto
     )

@@ -178,7 +178,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         ),
         Command(
             name="import",
-            summary="write conversations of ETO or AgentGym as expert trajectories",
+            summary="write trajectories of ETO, AgentGym or Harbor (ATIF) as expert trajectories",
             usage="FILE --output DIR [--environment NAME]",
             example="agentrm import webshop_sft.json --output experts/webshop",
             module="imports",
@@ -187,8 +187,8 @@ GROUPS: dict[str, Sequence[Command]] = {
     "models": (
         Command(
             name="export",
-            summary="write a policy or a reward model for transformers and others",
-            usage="RUN --what policy|reward --to DIR [--dtype float32|bfloat16]",
+            summary="write a model for transformers and others, or trajectories as ATIF",
+            usage="RUN --what policy|reward|trajectories --to DIR [--dtype float32|bfloat16]",
             example="agentrm export runs/quickstart --what reward --to exported/reward",
             module="export",
         ),
@@ -220,7 +220,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="envs check",
             summary="play each environment's expert, try its contract, time its methods",
-            usage="[NAME ...] [--n N] [--split train|test|paper] [--json]",
+            usage="[NAME ...] [--n N] [--split train|test|paper] [--config CONFIG] [--json]",
             example="agentrm envs check maze pddl --n 3",
             module="environments",
             prefix="check_",
@@ -228,7 +228,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="envs play",
             summary="play an environment yourself; scores and steps are shown",
-            usage="NAME [--task N] [--split train|test|paper] [--kinds A,B] [--seed N]",
+            usage="NAME [--task N] [--split NAME] [--kinds A,B] [--seed N] [--config CONFIG]",
             example="agentrm envs play alfworld --task 3",
             module="environments",
             prefix="play_",

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ from agentrm_jax.envs.contract import (
     reset,
 )
 from agentrm_jax.envs.measuring import Check
-from agentrm_jax.envs.registry import environment_names, family_at, load_family
+from agentrm_jax.envs.registry import environment_names, load_family, named_family
 from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
@@ -82,10 +82,11 @@ def check_add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--split", **choice(*_SPLITS), default="train")
     parser.add_argument("--json", action="store_true", help="print one list of rows")
+    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
 
 
 def check_run(given: argparse.Namespace) -> int:
-    families = [family_of(name) for name in given.names or environment_names()]
+    families = [family_of(name, given.config) for name in given.names or environment_names()]
     results: list[tuple[Check, list[Finding]]] = []
     # Output of libraries must not come between the rows.
     with contextlib.redirect_stdout(sys.stderr):
@@ -128,22 +129,18 @@ def _table(rows: Sequence[Check]) -> Table:
 def play_add_arguments(parser: Parser) -> None:
     """Adds an environment and the choice of a task; `agentrm chat` has the same."""
     parser.add_argument("name", metavar="NAME", help="or module:Class")
-    parser.add_argument(
-        "--task",
-        metavar="N",
-        type=whole_number(0, _MOST),
-        default=0,
-        help="number in the list (default: 0)",
-    )
+    number = whole_number(0, _MOST)
+    parser.add_argument("--task", type=number, default=0, help="number in the list (default: 0)")
     parser.add_argument("--split", **choice(*_SPLITS), default="test")
     parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
     parser.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
     )
+    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
 
 
 def play_run(given: argparse.Namespace) -> int:
-    family = family_of(given.name)
+    family = family_of(given.name, given.config)
     if reason := missing_of(family):
         raise UserError(reason)
     task = chosen_task(family, given)
@@ -189,13 +186,13 @@ def chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     return tasks[given.task]
 
 
-def family_of(name: str) -> EnvironmentFamily:
-    """Returns a registered environment, or a class `module:Class`, also of the working folder."""
-    if ":" not in name:
-        return load_family(name)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return family_at(name)
+def family_of(name: str, config: pathlib.Path | None = None) -> EnvironmentFamily:
+    """Returns an environment, with the options that a configuration has for it."""
+    if config is None:
+        return named_family(name)
+    from agentrm_jax.pipeline.families import configured_family
+
+    return configured_family(name, config)
 
 
 def _cell(text: str) -> Text:

@@ -1,4 +1,4 @@
-"""`agentrm export RUN`: a run's model as a Hugging Face directory."""
+"""`agentrm export RUN`: a model as a Hugging Face directory, or trajectories as ATIF files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from agentrm_jax.cli.parser import Parser, choice
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Writes a model as a Hugging Face directory: weights, tokenizer, chat template and a manifest of
-checksums. Every command that takes a model reads it again."""
-    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a run or a model")
-    parser.add_argument("--what", **choice("policy", "reward"), required=True)
+checksums; or trajectories, such as those of runs/NAME/eval/greedy, in Harbor's format (ATIF). Every
+command that takes a model or trajectories reads them again."""
+    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder to read")
+    parser.add_argument("--what", **choice("policy", "reward", "trajectories"), required=True)
     parser.add_argument(
         "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
     )
@@ -26,6 +27,11 @@ checksums. Every command that takes a model reads it again."""
 
 
 def run(given: argparse.Namespace) -> int:
+    if given.what == "trajectories":
+        from agentrm_jax.pipeline.export_trajectories import export_trajectories
+
+        print(export_trajectories(given.run, given.to))
+        return 0
     from agentrm_jax.pipeline.export_model import export_model, model_folder
 
     source = model_folder(given.run, given.what)

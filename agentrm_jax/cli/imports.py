@@ -1,4 +1,4 @@
-"""`agentrm import FILE`: conversations of others as expert trajectories."""
+"""`agentrm import FILE`: trajectories of others as expert trajectories."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from agentrm_jax.cli.parser import Parser
 
 def add_arguments(parser: Parser) -> None:
     parser.description = """\
-Reads trajectories in the conversation format of ETO and AgentGym (a JSON list of items with `id` or
-`item_id` and `conversations`) and writes them in the format of an expert's (TFDS).
-
-Items without `reward` count as solved. The instruction at the beginning of a conversation is
-removed: the environment's own prompt replaces it."""
+Reads conversations of ETO and AgentGym (items with `id` or `item_id` and `conversations`, as a JSON
+list or JSON lines), trajectories in Harbor's format (ATIF), or the folder of a Harbor job, and
+writes them in the format of an expert's (TFDS). Conversations without `reward` count as solved;
+instructions at their beginning are removed."""
     parser.add_argument("file", metavar="FILE", type=pathlib.Path)
     parser.add_argument(
         "--environment",

@@ -26,8 +26,8 @@ Scores trajectories with a reward model, without an environment, and writes one 
                      were left out, and those that were shortened
 
 FILE is a folder of a run ({_FOLDERS}; of trees: each path that was
-backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or a JSON list
-of conversations as ETO and AgentGym write them."""
+backed up), a folder that `agentrm import` wrote, a {TREES} or {ROLLOUTS}, or
+conversations as ETO and AgentGym write them (JSON or JSON lines), or ATIF files of Harbor."""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -16,11 +16,11 @@ def add_arguments(parser: Parser) -> None:
     if parser.prog != "agentrm report":
         parser.add_argument(
             "--from",
-            metavar="RUN",
+            metavar="RUN|FILE",
             dest="source",
             type=pathlib.Path,
             help="another run: its finished stages that CONFIG leaves as they were are linked into "
-            "DIR, not run again",
+            "DIR; or a file of logged trajectories (.json, .jsonl), which sets `trajectories`",
         )
     if parser.prog == "agentrm run":
         parser.appendix = _keys  # takes a second, because it imports every section
@@ -46,12 +46,13 @@ def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline.load_config import load_config
     from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
 
-    config = load_config(given.config, given.overrides)
+    source, of_logs = runner.run_or_logs(getattr(given, "source", None))
+    config = load_config(given.config, [*given.overrides, *of_logs])
     join(config.distributed)
     check_joined()
     with ended_with_others():
-        if getattr(given, "source", None) is not None:
-            runner.link_stages(config, given.output, given.source)
+        if source is not None:
+            runner.link_stages(config, given.output, source)
         if given.command == "run":
             runner.run_all(config, given.output)
         else:

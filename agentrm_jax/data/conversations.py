@@ -1,6 +1,6 @@
 """Trajectories in the conversation format of ETO and of AgentGym's AgentTraj.
 
-A file is a JSON list of items:
+A file is a JSON list of items, or holds an item on each line:
 
     {"id": "...", "reward": 1.0, "conversations": [
         {"from": "human", "value": "..."}, {"from": "gpt", "value": "...", "loss": true}, ...]}
@@ -12,7 +12,8 @@ beginning with `"loss": false` or, in items without `loss`, a first pair whose `
 action.
 
 The outcome is `reward`, also under `meta`, as ETO's agents write it; it is paid by the last step.
-Where an item has none, it is an expert's trajectory and the outcome is 1. `success` is read in the
+Where an item has none, it is an expert's trajectory and the outcome is 1, unless outcomes are
+required. `success` is read in the
 same places; else an outcome of 1 is a success.
 
 An item in which no reply has an action (`core.reply.parse_action`) is refused. Single replies
@@ -28,10 +29,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition, canonical_form
 from agentrm_jax.core.reply import parse_action
 from agentrm_jax.core.text import admit_text, printable
+from agentrm_jax.data.json_items import read_items
 
 KIND = "imported"
 _LABEL = re.compile(r"^[ \t]*(Thought|Action):\s*(?=\S)(?!Thought:|Action:)", re.MULTILINE)
@@ -39,55 +40,47 @@ _LABEL = re.compile(r"^[ \t]*(Thought|Action):\s*(?=\S)(?!Thought:|Action:)", re
 Turn = tuple[str, str, bool | None]  # from, value, loss
 
 
-def read_conversations(path: pathlib.Path, environment: str) -> list[Trajectory]:
+def read_conversations(
+    path: pathlib.Path, environment: str, *, outcomes_required: bool = False
+) -> list[Trajectory]:
     """The trajectories of a file, in its order.
 
     Their tasks cannot be played, for the file does not say what the environment needs for that:
     `spec` names only file and item. Their `problem` is that of the first observation's text, so it
     equals no `problem` of the environment's own tasks, even where the task is the same.
 
+    Args:
+      path: The file.
+      environment: What was played.
+      outcomes_required: Whether items without `reward` are refused.
+
     Raises:
       UserError: The file is not in this format: with the item and the key.
     """
-    try:
-        items = parse_json(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(items, list):
-        raise UserError(f"{path}: must be a list of items, each with `conversations`")
-    if not items:
-        raise UserError(f"{path}: holds no item")
     trajectories = []
     counts: dict[str, int] = {}
     names: set[str] = set()
-    for number, item in enumerate(items):
+    for number, item in enumerate(read_items(path)):
         name = given = _name(f"{path}: item {number}", item)
         while name in names:  # another trajectory of the same task
             counts[given] = counts.get(given, 1) + 1
             name = f"{given}#{counts[given]}"
         names.add(name)
         origin = {"file": path.name, "item": number}
-        trajectories.append(
-            _trajectory(f"{path}: item {number}", item, f"{environment}/{name}", origin)
-        )
+        where, task_id = f"{path}: item {number}", f"{environment}/{name}"
+        if outcomes_required:
+            _require_reward(where, item)
+        trajectories.append(_trajectory(where, item, task_id, origin))
     return trajectories
 
 
 def item_names(path: pathlib.Path) -> Iterator[str]:
     """The ids of a file's items, whatever else is in them; nothing where it cannot be read."""
     try:
-        items = parse_json(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError):
+        items = read_items(path)
+    except UserError:
         return
-    for item in items if isinstance(items, list) else []:
+    for item in items:
         if isinstance(item, dict):
             yield admit_text(str(item.get("item_id", item.get("id", ""))))
 
@@ -183,6 +176,12 @@ def _without_instruction(turns: Sequence[Turn]) -> Sequence[Turn]:
     elif replies and not parse_action(replies[0][1]):
         begin = 2
     return turns[begin:]
+
+
+def _require_reward(where: str, item: Mapping[str, Any]) -> None:
+    meta = item.get("meta")
+    if item.get("reward", meta.get("reward") if isinstance(meta, dict) else None) is None:
+        raise UserError(f"{where}: `reward` is missing: the outcome of the episode, from 0 to 1")
 
 
 def _outcome(where: str, item: Mapping[str, Any]) -> tuple[float, bool]:

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.core.records import Split, Task, Transition
+from agentrm_jax.core.text import printable
 from agentrm_jax.envs.contract import listed_tasks, missing_of
-from agentrm_jax.envs.episodes import Act, Fault, Reset
+from agentrm_jax.envs.episodes import Act, Answer, Fault, Reset
 from agentrm_jax.envs.given import Families, given_classes, location_of
 from agentrm_jax.envs.perturbations import SEPARATOR
 from agentrm_jax.envs.places import (
@@ -267,7 +268,7 @@ class EnvPool:
                 continue
             elif answer != expected:
                 job.attempts = _ATTEMPTS  # it would differ again
-                self._blame(job, Fault("the replay differs from what happened"), in_replay=True)
+                self._blame(job, Fault(_differing(expected, answer)), in_replay=True)
             else:
                 continue
             doubtful.add(job.request.handle)
@@ -301,6 +302,13 @@ class EnvPool:
             job.answer = EnvironmentFailure(reason=f"{where}: {fault.reason}")
             if in_replay or isinstance(request, Reset) or request.into == request.handle:
                 episode.failure = job.answer
+
+
+def _differing(expected: str | Transition, answer: Answer) -> str:
+    """The reason of a replay that fails, with the beginnings of both answers."""
+    texts = [each if isinstance(each, str) else str(each) for each in (expected, answer)]
+    before, now = (printable(text)[:100] for text in texts)
+    return f"the replay differs from what happened: before {before!r}, now {now!r}"
 
 
 def _failure(job: Job) -> EnvironmentFailure:

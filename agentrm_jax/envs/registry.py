@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.family_options import TakesOptions
 from agentrm_jax.core.protocols import ComparesActions, DeclaresOutcome, EnvironmentFamily
 from agentrm_jax.envs.contract import blaming
 from agentrm_jax.envs.perturbations import SEPARATOR, SILENT, find_wording, perturbed
@@ -30,7 +33,8 @@ def load_family(name: str) -> EnvironmentFamily:
     """Returns the environment of a name; the same object each time.
 
     `NAME@WORDING` is the environment in one of its wordings (`envs.perturbations`), `NAME@silent`
-    its form whose end does not tell the outcome, `NAME@silent@WORDING` that form in a wording.
+    its form whose end does not tell the outcome, `NAME@silent@WORDING` that form in a wording. Of a
+    family that takes options, `NAME@FORM` is one of its forms.
 
     Raises:
       UserError: No such name (with the nearest one), two distributions claim it, or what is
@@ -41,6 +45,8 @@ def load_family(name: str) -> EnvironmentFamily:
         family = load_family(base)
         if wording == SILENT:
             return _silent(family)
+        if isinstance(family, TakesOptions):
+            return family.form(wording)
         return perturbed(family, find_wording(family, wording))
     points = list(entry_points(group=GROUP, name=name))
     if not points:
@@ -94,6 +100,19 @@ def family_at(path: str) -> EnvironmentFamily:
     """
     point = EntryPoint(name=path, value=path, group=GROUP)
     return _usable(f"environment {path!r}", point)
+
+
+def named_family(name: str) -> EnvironmentFamily:
+    """Returns a registered environment, or a class `module:Class`, also of the working folder.
+
+    Raises:
+      UserError: It is not registered, cannot be imported, or cannot be used.
+    """
+    if ":" not in name:
+        return load_family(name)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return family_at(name)
 
 
 def _silent(family: EnvironmentFamily) -> EnvironmentFamily:

@@ -36,7 +36,12 @@ class EnvironmentConfig:
     """An environment of the run.
 
     Attributes:
-      name: Registered name.
+      name: Registered name; for environments from outside with a form, such as
+        `agentgym@textcraft` or `gymnasium@LABEL`. A run that only learns from logged trajectories
+        may name one that is not registered.
+      options: What an environment from outside needs, such as the address of its server.
+      instruction: Lines that the agent reads in place of the environment's own instruction and
+        example.
       wording: One of the environment's wordings, in which the agent reads and speaks it (`using`,
         `move_to`, `from_take` and `paraphrase` of alfworld: see `envs.perturbations`).
       train: Whether anything is learned here. With false the environment is held out as a whole.
@@ -52,6 +57,8 @@ class EnvironmentConfig:
     """
 
     name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    instruction: tuple[str, ...] = ()
     wording: str = ""
     train: bool = True
     kinds: Sequence[str] = ()
@@ -145,6 +152,9 @@ class RunConfig:
         methods, selection rules, value heads, kinds of reward models, policies. They are imported
         before any other key is read.
       environments: Where the agent acts.
+      trajectories: Files and folders of logged trajectories with outcomes, whose states are
+        labelled in place of those of search trees: conversations of ETO or AgentGym, ATIF files,
+        folders of a run. Nothing is explored then. The option `--from FILE` sets this key.
       seed: Every random number follows from it.
       workers: Environment processes; 0 steps environments in this process, where nothing can stop
         one that hangs.
@@ -182,6 +192,7 @@ class RunConfig:
 
     plugins: tuple[str, ...] = ()
     environments: Sequence[EnvironmentConfig] = ()
+    trajectories: tuple[str, ...] = ()
     seed: int = 0
     workers: int = 0
     step_seconds: float = 30.0
@@ -327,9 +338,14 @@ class RunConfig:
         return "train-implicit" in self._trained_by
 
     @property
-    def explores(self) -> bool:
-        """Whether a reward model is trained that learns from search trees."""
+    def labels_states(self) -> bool:
+        """Whether a reward model is trained that learns from states with values."""
         return self.trains_reward or self._learns_from_siblings
+
+    @property
+    def explores(self) -> bool:
+        """Whether these states are found by tree search."""
+        return self.labels_states and not self.trajectories
 
     @property
     def samples(self) -> bool:

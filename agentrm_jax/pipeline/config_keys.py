@@ -16,6 +16,7 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.registry import Registry
 from agentrm_jax.core.text import shown
+from agentrm_jax.pipeline.config_values import is_free
 
 _WIDTH = 100
 _NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
@@ -141,6 +142,8 @@ def _yaml(value: Any) -> str:
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return _one_of([str(each) for each in typing.get_args(kind)])
+    if is_free(kind):
+        return "keys and values"
     if (item := _item(kind)) is not None:
         return f"list of {_type_name(item)}"
     return _NAMES.get(kind, str(kind))

@@ -56,6 +56,18 @@ def scalar(kind: Any, node: Node, key: str) -> bool | int | float | str:
     raise refused(node, key, f"must be {expected} (got {got(node)})")
 
 
+def free_value(node: Node) -> Any:
+    """Returns a node of a section that holds any keys as plain JSON values."""
+    if isinstance(node.value, dict):
+        return {key: free_value(inner) for key, inner in node.value.items()}
+    if isinstance(node.value, list):
+        return [free_value(inner) for inner in node.value]
+    if node.tag == "null":
+        return None
+    kind = {"bool": bool, "int": int, "float": float}.get(node.tag)
+    return node.value if kind is None else scalar(kind, node, "options")
+
+
 def _number(text: str, read: typing.Callable[[str], Any]) -> Any:
     """The number of a text, None if it is none."""
     if not text.isascii() or len(text) > _LONGEST_NUMBER:

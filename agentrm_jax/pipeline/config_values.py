@@ -82,6 +82,12 @@ def named_section(kind: Any) -> OpenSection | None:
     return open_section(typing.get_args(kind)[1]) if is_mapping else None
 
 
+def is_free(kind: Any) -> bool:
+    """Returns whether a field holds keys and values of any kind, which somebody else checks."""
+    is_mapping = typing.get_origin(kind) in (Mapping, dict)
+    return is_mapping and typing.get_args(kind)[1] is Any
+
+
 def without_none(kind: Any) -> Any:
     """Returns the type X of `X | None`; any other type as it is."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):

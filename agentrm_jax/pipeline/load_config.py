@@ -19,13 +19,14 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.config_scalars import got, refused, scalar
+from agentrm_jax.pipeline.config_scalars import free_value, got, refused, scalar
 from agentrm_jax.pipeline.config_values import (
     KIND,
     MOVED,
     SHARED_ONCE,
     OpenSection,
     default_of,
+    is_free,
     known_keys,
     named_section,
     open_section,
@@ -359,6 +360,10 @@ def _value(kind: Any, node: Node, key: str, default: Any = None) -> Any:
         if node.tag == "null":
             return None
         return _value(without_none(kind), node, key, default)
+    if is_free(kind):
+        if not isinstance(node.value, dict):
+            raise refused(node, key, f"must be keys and values (got {got(node)})")
+        return free_value(node)
     if (opened := open_section(kind)) is not None:
         kind_name = None if default is None or opened.by_name else opened.kind_of(default)
         return _open(opened, node, key, kind_name)

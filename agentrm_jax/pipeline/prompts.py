@@ -13,6 +13,7 @@ from agentrm_jax.envs.perturbations import find_wording, reworded
 from agentrm_jax.envs.prompts import read_prompt
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig
+from agentrm_jax.pipeline.families import environment_family
 
 
 class RunPrompts:
@@ -46,12 +47,14 @@ class RunPrompts:
 def _prompt(environment: EnvironmentConfig, kind: str) -> Prompt | None:
     if not environment.prompt:
         return None
+    if environment.instruction:
+        return Prompt(instruction="\n".join(environment.instruction))
     if environment.prompt_dir is not None:
         name, wording = environment.name, environment.wording
         prompt = read_prompt(pathlib.Path(environment.prompt_dir), name, kind)
         return reworded(prompt, find_wording(load_family(name), wording)) if wording else prompt
     name = environment.registered
     with blaming(f"environment {name!r}: prompt"):
-        prompt = load_family(name).prompt()
+        prompt = environment_family(environment).prompt()
     with blaming(f"environment {name!r}"):
         return admit_prompt(prompt)

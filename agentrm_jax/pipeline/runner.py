@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -27,7 +28,14 @@ from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.processes import from_first, is_first
 from agentrm_jax.runtime.run_claim import check_run_folder, lock_run_folder
-from agentrm_jax.runtime.run_directory import Stage, completed, tokens_decoded, versions
+from agentrm_jax.runtime.run_directory import (
+    STAGE_FILE,
+    Stage,
+    completed,
+    read_stage_record,
+    tokens_decoded,
+    versions,
+)
 from agentrm_jax.runtime.run_paths import CHECKPOINTS, STAGE_FOLDERS, RunPaths
 from agentrm_jax.runtime.stage_files import check_stage_files
 from agentrm_jax.runtime.trackers import check_installed
@@ -72,6 +80,13 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
         from_first(lambda: _check_before(workspace, spec))
         from_first(lambda: check_sizes(config, workspace.mesh))
         _run(workspace, spec, "")
+
+
+def run_or_logs(source: pathlib.Path | None) -> tuple[pathlib.Path | None, list[str]]:
+    """Returns what `--from` names: the folder of a run, or overrides for a file of trajectories."""
+    if source is None or source.is_dir() or source.suffix not in (".json", ".jsonl"):
+        return source, []
+    return None, [f"--trajectories=[{json.dumps(str(source))}]"]
 
 
 def link_stages(config: RunConfig, directory: pathlib.Path, source: pathlib.Path) -> None:
@@ -162,11 +177,27 @@ def _prepare(workspace: Workspace, held: ExitStack) -> None:
     directory = workspace.directory
     check_installed(workspace.config.trackers)
     check_run_folder(directory, list(STAGE_FOLDERS.values()))
+    _check_trajectories(workspace)
     for spec in stages_of(workspace.config):  # a folder of another configuration is left as it is
         _completed(workspace, spec)
     held.enter_context(lock_run_folder(directory))
     if not workspace.paths.config.exists():
         _record(workspace)
+
+
+def _check_trajectories(workspace: Workspace) -> None:
+    """Refuses labels of other trajectories, before the stages that only trees need differ."""
+    folder, now = workspace.paths.stage("label"), list(workspace.config.trajectories)
+    path = folder / STAGE_FILE
+    if not workspace.config.labels_states or not path.exists():
+        return
+    before = read_stage_record(path)["depends_on"].get("trajectories", [])
+    if before != now:
+        raise UserError(
+            f"{folder}: was made with trajectories = {json.dumps(before)}, but it is now "
+            f"{json.dumps(now)}; give --from FILE again or write the key into CONFIG, choose "
+            "another --output, or delete the folder to make it again"
+        )
 
 
 def _record(workspace: Workspace) -> None:

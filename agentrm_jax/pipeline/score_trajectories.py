@@ -59,7 +59,8 @@ def score_trajectories(
     """
     if output is not None:
         _check_output(output, file)
-    trajectories = read_trajectories(file, environment)
+    named = [] if environment is None else [environment]  # it must only have a prompt
+    trajectories = read_trajectories(file, environment, unregistered=named)
     reward_model = open_reward_model(model, config, overrides)
     truncated = 0
     with _written(output) as lines, progress("score", len(trajectories)) as bar:

@@ -11,8 +11,8 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Split, Task, Trajectory
 from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.envs.contract import kinds_of, listed_tasks, missing_of
-from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import EnvironmentConfig, RunConfig
+from agentrm_jax.pipeline.families import environment_family
 
 _ALL = 1_000_000  # more tasks than the lists of the paper have
 
@@ -57,6 +57,14 @@ class Tasks:
             tasks = self._listed(environment, "train", kinds, n + m)
             experts += tasks[:n]
             explored += tasks[n:]
+        if config.explores and not experts:
+            raise UserError("list no task of split train", field="environments")
+        if config.explores and not explored:
+            raise UserError(
+                f"must be below {len(experts) + 1}: it takes all train tasks that there are, and "
+                "none is left to explore",
+                field="experts.num_tasks",
+            )
         return experts, explored
 
     @property
@@ -133,7 +141,7 @@ class Tasks:
     def _listed(
         self, environment: EnvironmentConfig, split: Split, kinds: Sequence[str], n: int
     ) -> list[Task]:
-        family, most = load_family(environment.registered), environment.max_steps
+        family, most = environment_family(environment), environment.max_steps
         if reason := missing_of(family):  # otherwise the first reset would fail
             raise UserError(reason)
         seed, of_tests = self.config.seed, self.config.evaluate.task_seed
@@ -175,7 +183,7 @@ def _kinds(environment: EnvironmentConfig) -> tuple[Sequence[str], Sequence[str]
     Raises:
       UserError: The configuration names one that does not exist.
     """
-    known = kinds_of(load_family(environment.registered))
+    known = kinds_of(environment_family(environment))
     for kind in (*environment.kinds, *environment.held_out):
         if kind not in known:
             raise UserError(

@@ -123,6 +123,7 @@ def train_reward_model(
 
 
 def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
+    logged = [example for example in examples if isinstance(example, Trajectory)]
     for example in examples:
         match example:
             case TreeRecord():
@@ -130,12 +131,13 @@ def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
             case LabelledTree():
                 yield example
             case Trajectory():
-                yield from label_trajectories([example])
+                pass
             case _:
                 raise UserError(
                     "examples must be trees, labelled trees or trajectories "
                     f"(got {type(example).__name__})"
                 )
+    yield from label_trajectories(logged)  # equal beginnings share their value
 
 
 def _prompts(

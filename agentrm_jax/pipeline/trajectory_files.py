@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.core.text import first_line
+from agentrm_jax.data.atif import is_atif, read_atif
 from agentrm_jax.data.conversations import item_names, read_conversations
 from agentrm_jax.data.dataset import open_dataset
+from agentrm_jax.data.json_items import read_items
 from agentrm_jax.data.states import open_labels
 from agentrm_jax.data.trajectories import open_trajectories, stored_trajectory
 from agentrm_jax.data.trees import FILE, TreeStore
@@ -35,12 +38,19 @@ _THEIR_NAMES = {
 
 _KINDS = (
     "give a run's experts, trees, states, samples or eval folder, a folder that `agentrm import` "
-    f"wrote, a {FILE} or {ROLLOUTS}, or a list of conversations (JSON)"
+    f"wrote, a {FILE} or {ROLLOUTS}, conversations (JSON, or JSON lines), or ATIF files, also of a "
+    "Harbor job"
 )
+_ATIF_FILES = ("trajectory.json", "agent/trajectory.json", "*/agent/trajectory.json")
+"""Where Harbor writes a trajectory: below the folder of an agent, a trial or a job."""
 
 
 def read_trajectories(
-    path: str | os.PathLike[str], environment: str | None = None
+    path: str | os.PathLike[str],
+    environment: str | None = None,
+    *,
+    unregistered: Collection[str] = (),
+    outcomes_required: bool = False,
 ) -> Sequence[Trajectory]:
     """Returns the trajectories of a folder or file, in its order.
 
@@ -49,24 +59,53 @@ def read_trajectories(
     Args:
       path: The folder or file.
       environment: The environment that was played, for conversations whose ids and file name do not
-        name it.
+        name it, and for ATIF files.
+      unregistered: Names of environments that need not be registered.
+      outcomes_required: Whether conversations without `reward` are refused; else they are solved.
 
     Raises:
       UserError: There are no trajectories, or a file is damaged; the message has file and line.
     """
     path = pathlib.Path(path)
-    trajectories = _of_folder(path) if path.is_dir() else _of_file(path, environment)
+    foreign = _Foreign(environment, unregistered, outcomes_required)
+    trajectories = _of_folder(path, foreign) if path.is_dir() else _of_file(path, foreign)
     if not trajectories:
         raise UserError(f"{path}: holds no trajectory")
     return trajectories
 
 
-def _of_folder(folder: pathlib.Path) -> Sequence[Trajectory]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Foreign:
+    """Reads files of others; see `read_trajectories`."""
+
+    environment: str | None
+    unregistered: Collection[str]
+    outcomes_required: bool
+
+    def read(self, path: pathlib.Path) -> Sequence[Trajectory]:
+        """Returns the trajectories of a file of conversations or in ATIF."""
+        if is_atif(read_items(path)[0]):
+            trajectories = read_atif(path, self.environment)
+            for name in {trajectory.task.environment for trajectory in trajectories}:
+                self._check(name)
+            return trajectories
+        name = self.environment or environment_of(path)
+        self._check(name)
+        return read_conversations(path, name, outcomes_required=self.outcomes_required)
+
+    def _check(self, name: str) -> None:
+        if name not in self.unregistered:
+            load_family(name)  # raises if there is no such environment
+
+
+def _of_folder(folder: pathlib.Path, foreign: _Foreign) -> Sequence[Trajectory]:
     for dataset in (folder, folder / DATASET):
         if (dataset / "examples").is_dir():
             return _of_dataset(dataset)
     if (folder / FILE).exists():
         return list(_paths(folder))
+    if atif := [path for pattern in _ATIF_FILES for path in sorted(folder.glob(pattern))]:
+        return [trajectory for path in atif for trajectory in foreign.read(path)]
     rollouts = [*folder.glob(ROLLOUTS), *sorted(folder.glob(f"*/{ROLLOUTS}"))]
     if not rollouts or (folder / RESOLVED).exists():  # a whole run has several kinds
         raise UserError(f"{folder}: no trajectories here; {_KINDS}")
@@ -83,7 +122,7 @@ def _of_dataset(folder: pathlib.Path) -> Sequence[Trajectory]:
     return open_trajectories(folder)
 
 
-def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory]:
+def _of_file(path: pathlib.Path, foreign: _Foreign) -> Sequence[Trajectory]:
     try:
         with path.open("rb") as file:
             head = file.read(1024).lstrip()
@@ -93,12 +132,10 @@ def _of_file(path: pathlib.Path, environment: str | None) -> Sequence[Trajectory
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not head:
         raise UserError(f"{path}: is empty; {_KINDS}")
-    if head.startswith(b"["):
-        name = environment or environment_of(path)
-        load_family(name)  # raises if there is no such environment
-        return read_conversations(path, name)
     if not head.startswith(b'{"crc32"'):
-        raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
+        if head.removeprefix(b"\xef\xbb\xbf")[:1] not in (b"[", b"{"):
+            raise UserError(f"{path}, line 1: neither a record of ours nor a list; {_KINDS}")
+        return foreign.read(path)
     first = next(read_json_lines(path), {})
     if isinstance(first, dict) and "kind" in first:
         return list(_paths(path.parent, path.name))

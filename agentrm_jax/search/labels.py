@@ -8,12 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.records import Trajectory, canonical_form
-from agentrm_jax.core.text import printable
 from agentrm_jax.data.states import ROOT_PARENT, LabelledTree
 from agentrm_jax.data.trees import NodeRecord, TreeRecord
+from agentrm_jax.search.logged_trees import trees_of_trajectories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +70,8 @@ class LabelConfig:
 
 
 DEFAULT = LabelConfig()
+ONCE = LabelConfig(weighting="faithful", min_visits=1)
+"""Every state has a label, with weight 1."""
 
 
 def chosen_trees(trees: Iterable[TreeRecord], num_trees: int) -> list[TreeRecord]:
@@ -130,40 +131,27 @@ def label_tree(tree: TreeRecord, config: LabelConfig = DEFAULT) -> LabelledTree:
     )
 
 
-def label_trajectories(trajectories: Iterable[Trajectory]) -> list[LabelledTree]:
-    """Returns trajectories with their outcomes as the values of all their states.
+def label_trajectories(
+    trajectories: Iterable[Trajectory], config: LabelConfig = ONCE
+) -> list[LabelledTree]:
+    """Returns logged trajectories with the values of their states.
 
-    This labels logged trajectories, for which there is neither a tree nor an environment.
+    The value of a state is the mean outcome of the trajectories that begin with it. This labels
+    logged trajectories, for which there is neither a tree nor an environment.
 
     Args:
-      trajectories: Trajectories whose rewards sum to an outcome in [0, 1].
+      trajectories: Trajectories whose rewards sum to an outcome in [0, 1]. Those of one problem
+        with the same first observation share a tree.
+      config: Which states have a label, and its weight and value; by default every state has one,
+        with weight 1.
 
     Returns:
-      One labelled tree for each trajectory, a single path; all labels have weight 1.
+      One labelled tree for each problem and first observation, in the order of the trajectories.
 
     Raises:
       UserError: An outcome is not within 0 and 1.
     """
-    trees = []
-    for trajectory in trajectories:
-        num_states, outcome = len(trajectory.steps) + 1, trajectory.outcome
-        if not -1e-6 <= outcome <= 1 + 1e-6:
-            raise UserError(
-                f"task {printable(trajectory.task.task_id)}: the rewards of a trajectory must sum "
-                f"to an outcome within 0 and 1 (got {outcome:.6g})"
-            )
-        trees.append(
-            LabelledTree(
-                task=trajectory.task,
-                first_observation=trajectory.first_observation,
-                parents=tuple(range(ROOT_PARENT, num_states - 1)),
-                steps=trajectory.steps,
-                values=(outcome,) * num_states,
-                visit_counts=(1,) * num_states,
-                weights=(1.0,) * num_states,
-            )
-        )
-    return trees
+    return label(trees_of_trajectories(trajectories), config)
 
 
 def discounted_values(

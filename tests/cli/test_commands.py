@@ -84,7 +84,7 @@ def test_help_does_not_import_jax_but_for_the_list_of_keys() -> None:
         ),
         (
             ["export", "r", "--what", "value", "--to", "x"],
-            "--what: must be one of policy, reward (got 'value')",
+            "--what: must be one of policy, reward, trajectories (got 'value')",
         ),
         (["demonstrate", "maze", "--n", "x"], "--n: must be a whole number (got 'x')"),
     ],

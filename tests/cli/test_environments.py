@@ -123,7 +123,7 @@ def test_mistakes_are_one_line(capsys, arguments, message):
 
 
 def test_check_prints_a_line_for_each_promise(capsys, monkeypatch):
-    monkeypatch.setattr("agentrm_jax.cli.environments.load_family", lambda name: Wild())
+    monkeypatch.setattr("agentrm_jax.cli.environments.named_family", lambda name: Wild())
     assert main(["envs", "check", "wild", "--n", "2"]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("maze: ")]
     assert len(lines) == 8
@@ -164,6 +164,7 @@ def test_check_takes_a_class_of_the_working_folder(capsys, monkeypatch, tmp_path
 
 def test_nothing_of_an_environment_reaches_the_terminal_raw(capsys, monkeypatch):
     monkeypatch.setattr("agentrm_jax.cli.environments.load_family", lambda name: Wild())
+    monkeypatch.setattr("agentrm_jax.cli.environments.named_family", lambda name: Wild())
     monkeypatch.setattr("agentrm_jax.cli.environments.environment_names", lambda: ["wild\x1b[1m"])
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["envs", "list"]) == 0
@@ -178,7 +179,7 @@ def test_nothing_of_an_environment_reaches_the_terminal_raw(capsys, monkeypatch)
 
 
 def test_play_shows_what_a_terminal_of_ascii_can_show(monkeypatch):
-    monkeypatch.setattr("agentrm_jax.cli.environments.load_family", lambda name: Wild())
+    monkeypatch.setattr("agentrm_jax.cli.environments.named_family", lambda name: Wild())
     monkeypatch.setattr("sys.stdin", io.StringIO("go\n\n"))
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
@@ -188,7 +189,7 @@ def test_play_shows_what_a_terminal_of_ascii_can_show(monkeypatch):
 
 
 def test_an_environment_that_raises_ends_play_with_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("agentrm_jax.cli.environments.load_family", lambda name: Wild())
+    monkeypatch.setattr("agentrm_jax.cli.environments.named_family", lambda name: Wild())
     monkeypatch.setattr("sys.stdin", io.StringIO("[\n"))
     assert main(["envs", "play", "wild"]) == 2
     error = capsys.readouterr().err

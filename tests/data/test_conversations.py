@@ -182,7 +182,7 @@ def changed(key, value, turn=None):
     ("items", "error"),
     [
         ("[{]", r"maze_sft\.json: line 1: not JSON"),
-        ({}, r"maze_sft\.json: must be a list"),
+        (3, r"maze_sft\.json: must be a list"),
         ([], r"maze_sft\.json: holds no item"),
         ([ETO, 3], r"maze_sft\.json: item 1: must be an object"),
         ([ETO, changed("id", None)], r"item 1: `id`: must be a name or a number, not null"),

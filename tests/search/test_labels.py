@@ -312,7 +312,8 @@ def test_states_of_a_trajectory_have_its_outcome():
         for i, reward in enumerate(rewards)
     )
     whole = Trajectory(task=game(0), first_observation="Go.", steps=steps)
-    [tree, root] = label_trajectories([whole, dataclasses.replace(whole, steps=())])
+    other = dataclasses.replace(whole, task=game(1), steps=())
+    [tree, root] = label_trajectories([whole, other])
     assert tree.values == (0.75,) * 4
     assert tree.weights == (1.0,) * 4
     assert tree.state(3) == whole
@@ -321,6 +322,40 @@ def test_states_of_a_trajectory_have_its_outcome():
     assert (root.values, root.num_labels) == ((0.0,), 1)
     with pytest.raises(UserError, match=r"task game/0: .*outcome within 0 and 1 \(got 1.25\)"):
         label_trajectories([dataclasses.replace(whole, steps=(*steps, steps[2]))])
+
+
+def logged(outcome, *texts, number=0):
+    """A log whose replies and answers are the same texts, with an outcome at its end."""
+    steps = tuple(
+        Step(
+            reply=text,
+            action=text,
+            transition=Transition(
+                observation=text.upper(),
+                reward=outcome * (i == len(texts)),
+                done=i == len(texts),
+                success=False,
+            ),
+        )
+        for i, text in enumerate(texts, start=1)
+    )
+    return Trajectory(task=game(number), first_observation="Go.", steps=steps)
+
+
+def test_logs_with_equal_beginnings_share_their_values():
+    logs = [logged(1.0, "a", "b"), logged(0.5, "a"), logged(0.0, "a", "c"), logged(0.25, "a", "b")]
+    [tree, other] = label_trajectories([*logs, logged(0.75, "a", number=1)])
+    assert tree.parents == (-1, 0, 1, 1)
+    assert [step.reply for step in tree.steps] == ["a", "b", "c"]
+    assert tree.values == (1.75 / 4, 1.75 / 4, 0.625, 0.0)
+    assert tree.visit_counts == (4, 4, 2, 1)
+    assert tree.weights == (1.0,) * 4
+    assert [step.transition.done for step in tree.steps] == [False, True, True]
+    assert other.values == (0.75, 0.75)
+    [best] = label_trajectories(logs, LabelConfig(target="max"))
+    assert best.values == (1.0, 1.0, 1.0, 0.0)
+    [td] = label_trajectories(logs, LabelConfig(target="td", td_lambda=0.0))
+    assert td.values[1] == pytest.approx((0.625 * 2 + 0.0) / 3)  # of those that go on
 
 
 def test_config_names_what_is_wrong():

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.envs.contract import missing_of
-from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan
+from agentrm_jax.pipeline.families import environment_family
 from agentrm_jax.pipeline.models import is_model_directory
 from agentrm_jax.runtime.trackers import check_installed
 from agentrm_jax.servers.config import is_url
@@ -30,7 +30,7 @@ def missing(plan: Plan) -> list[str]:
 def _missing(config: RunConfig, own: pathlib.Path) -> Iterator[str]:
     for environment in config.environments:
         try:
-            if reason := missing_of(load_family(environment.registered)):
+            if reason := missing_of(environment_family(environment)):
                 yield f"environment {environment.registered}: {reason}"
         except UserError as error:
             yield str(error)
