@@ -234,7 +234,7 @@ def test_an_implicit_model_learns_from_siblings(finished, copy, capsys) -> None:
     pairs += ("--train_implicit.objective.loss=dpo", "--train_implicit.fit.num_updates=4")
     agentrm("train-implicit", str(CONFIG), "--output", str(copy), *pairs, ends=0)
     rows = [row for row in read_metrics(copy / "metrics.jsonl") if row["stage"] == "train-implicit"]
-    assert rows[-1]["step"] == 4
+    assert rows[-1]["update"] == 4
     assert 0 <= rows[-1]["accuracy"] <= 1
     assert not (copy / "samples").exists()
     one = ("--explore.num_tasks=1", "--label.min_visits=1000")
