@@ -7,7 +7,6 @@ the server answers nothing at all, every request waits until it is back. No redi
 from __future__ import annotations
 
 import email.utils
-import os
 import random
 import sys
 import threading
@@ -19,6 +18,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import admit_text, first_line, printable
 from agentrm_jax.servers.config import ServerConfig, is_loopback, server_url
+from agentrm_jax.servers.keys import masked, read_key
 
 if TYPE_CHECKING:
     import httpx
@@ -82,7 +82,7 @@ class Client:
     ) -> None:
         self.url, self.config = server_url(url), config
         self._say = say or _print
-        self._key = _key(config.key_env)
+        self._key = read_key(config.key_env, "key_env")
         self._httpx = _httpx()
         self._http = self._opened()
         self._lock = threading.Lock()
@@ -168,7 +168,7 @@ class Client:
                 raise UserError(f"{self.url}: {first_line(error)}") from None
             what = "no connection" if isinstance(error, httpx.ConnectError) else "it broke off"
             raise _NoAnswer(f"{what} ({first_line(error)})") from None
-        answer = self._without_key(bytes(data))
+        answer = masked(bytes(data), self._key)
         self._check_status(response, answer)
         return answer
 
@@ -237,10 +237,6 @@ class Client:
         except ValueError as error:
             raise RequestFailed(f"the answer is not JSON ({first_line(error)})") from None
 
-    def _without_key(self, data: bytes) -> bytes:
-        """Returns an answer in which a key that the server sends back is masked."""
-        return data.replace(self._key.encode(), b"[key]") if self._key else data
-
     def _opened(self) -> httpx.Client:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
@@ -259,17 +255,6 @@ class Client:
 
 def _print(line: str) -> None:
     print(f"agentrm: {printable(line)}", file=sys.stderr, flush=True)
-
-
-def _key(variable: str) -> str:
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"names {variable}, which is not set in this environment", field="key_env")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"names {variable}, which holds no key", field="key_env")
-    return key
 
 
 def _httpx() -> Any:

@@ -221,6 +221,37 @@ def test_malformed_answers_of_the_policy_are_502(behind, answer, reason):
         assert message.startswith(f"the policy's server answered in another form: {reason}")
 
 
+def test_lone_surrogates_pass_in_both_directions(behind):
+    answer = '{"choices": [{"message": {"content": "Action: \\ud83d"}}]}'
+    with policy_server(answer) as server:
+        client = behind(PolicyServer(server.url, model="m"))
+        body = b'{"n": 1, "messages": [{"role": "user", "content": "\\udc00 Go."}]}'
+        headers = {"content-type": "application/json"}
+        response = client.post("/v1/chat/completions", content=body, headers=headers)
+        assert response.status_code == 200
+        assert response.json()["choices"][0]["message"]["content"] == "Action: \ufffd"
+        assert server.bodies[0]["messages"][0]["content"] == "\ufffd Go."
+
+
+@pytest.mark.parametrize("key", ["sk-very/secret", "sk-very-secret"])
+def test_a_key_that_the_server_sends_back_is_masked(behind, key):
+    escaped = json.dumps({"error": f"bad key {key}"}).replace("/", "\\/").replace("k-", "\\u006b-")
+    for answer in (escaped, json.dumps({"choices": [{"message": {"content": f"Use {key}"}}]})):
+        with policy_server(answer) as server:
+            text = ask(behind(PolicyServer(server.url, model="m", key=key)), n=1).text
+            assert server.bodies[0]["key"] == f"Bearer {key}"
+        assert "secret" not in text
+    assert "Use [key]" in text
+
+
+def test_a_policy_on_this_machine_is_asked_without_the_proxy(behind, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with policy_server() as server:
+        assert ask(behind(PolicyServer(server.url))).status_code == 200
+
+
 def test_a_policy_that_cannot_be_reached(behind):
     with policy_server() as server:
         url = server.url

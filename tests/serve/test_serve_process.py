@@ -128,9 +128,15 @@ def test_mistakes_are_one_line(capsys, monkeypatch, reward_model, tmp_path):
         message = fails(capsys, *given, "--port", port)
     assert f"--port {port}: cannot listen on 127.0.0.1" in message
     message = fails(capsys, *given, "--api-key-env", "NO_KEY", "--port", 0)
-    assert "--api-key-env names the environment variable NO_KEY, which is empty" in message
+    assert "--api-key-env names NO_KEY, which is not set in this environment" in message
+    message = fails(capsys, *given, "--api-key-env", "sk-a-key", "--port", 0)
+    assert "--api-key-env must be the name of an environment variable" in message
+    assert "sk-a-key" not in message
     message = fails(capsys, *given, "--policy", "ftp://there", "--port", 0)
-    assert "--policy must begin with http:// or https://" in message
+    assert "--policy must be http://HOST:PORT or https://HOST (got 'ftp://there')" in message
+    message = fails(capsys, *given, "--policy", "http://me:secret@there", "--port", 0)
+    assert "--policy must hold no user name" in message
+    assert "secret" not in message
     message = fails(capsys, "--reward-model", tmp_path, "--port", 0)
     assert "no reward model here" in message
 
