@@ -26,6 +26,8 @@ _NOT_SUPPORTED = (
 )  # fmt: skip
 _STEP_TOKENS = 64
 """Programs are compiled for the longest reply, which is rounded up to a multiple of this."""
+_MOST_FILTERS = 32
+"""Values of `top_k`, `top_p` and `min_p` together: programs are compiled for each, and kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,7 @@ class PolicyModel:
 
     def __init__(self, model: ModelPolicy, name: str, most_waiting: int = 256) -> None:
         self._model, self._name = model, name
+        self._filters = {model.sampling.filter}
         self._known = KnownPrompts(model.prompts.known())
         self._thread = BatchThread(self._answer, name="policy", most_waiting=most_waiting)
 
@@ -102,6 +105,7 @@ class PolicyModel:
             raise RequestRefused(f"seed must be a whole number (got {shown(seed)})")
         drawn = secrets.token_hex(16) if seed is None else str(seed)
         sampling = _sampling(given, self._model.sampling)
+        self._check_filter(sampling)
         most, context = sampling.max_tokens, self._model.engine.sizes.context
         rounded = -(-most // _STEP_TOKENS) * _STEP_TOKENS
         if rounded < context:
@@ -116,6 +120,14 @@ class PolicyModel:
             max_tokens=most,
             stop=stop,
         )
+
+    def _check_filter(self, sampling: Sampling) -> None:
+        if sampling.filter not in self._filters and len(self._filters) >= _MOST_FILTERS:
+            raise RequestRefused(
+                f"top_k, top_p and min_p had {_MOST_FILTERS} values already, and programs are "
+                "compiled for each; send one of those, or none of the three"
+            )
+        self._filters.add(sampling.filter)
 
     def _answer(self, asked: Sequence[_Asked]) -> list[Proposed | Exception]:
         """Proposes turns for everything that waits, one batch for each way of sampling."""

@@ -13,6 +13,7 @@ from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve.conversations import message_text
 from agentrm_jax.serve.errors import PolicyRefused, RequestRefused
 from agentrm_jax.serve.gateway import Candidate, Proposed, TurnRequest
+from agentrm_jax.servers.answers import token_count
 from agentrm_jax.servers.config import is_loopback, server_url
 from agentrm_jax.servers.keys import masked
 
@@ -176,8 +177,7 @@ def _proposed(answer: Mapping[str, Any], n: int) -> Proposed:
 
 
 def _count(usage: Any, name: str) -> int:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int and value >= 0 else 0
+    return (token_count(usage.get(name)) if isinstance(usage, dict) else None) or 0
 
 
 def _joined(parts: Sequence[Proposed]) -> Proposed:

@@ -107,6 +107,17 @@ class Client:
         """Returns the JSON value of a GET request; see `post`."""
         return self._answer("GET", path, None, threading.Event())
 
+    def optional(self, path: str) -> Any:
+        """Returns the JSON value of a GET request that is sent once; None if it is not answered.
+
+        Args:
+          path: A path that most servers do not have, and may answer with anything.
+        """
+        try:
+            return self._parsed(self._sent("GET", path, None))
+        except (_NoAnswer, RequestFailed, UserError):
+            return None
+
     def post(self, path: str, body: Any, cancelled: threading.Event | None = None) -> Any:
         """Returns the JSON value that answers a request; waits while the server is away.
 

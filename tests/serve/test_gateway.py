@@ -312,6 +312,24 @@ def test_a_model_directory_as_policy(behind, model):
     assert len(adaptive["candidates"]) in (2, 4)
 
 
+def test_the_number_of_compiled_filters_is_bounded(model, monkeypatch):
+    policy = PolicyModel(model, "tiny")
+    sent = []
+    monkeypatch.setattr(policy._thread, "submit", lambda items: sent.append(items) or 1 / 0)
+    refused = []
+    for i in range(1, 100):
+        request = TurnRequest(messages=ASKED, sampling={"top_k": i % 50, "temperature": i / 10})
+        try:
+            asyncio.run(policy.propose(request, 2, 0))
+        except RequestRefused as error:
+            refused.append(error.message)
+        except ZeroDivisionError:
+            pass
+    assert (len(sent), len(refused)) == (63, 36)
+    assert refused[0].startswith("top_k, top_p and min_p had 32 values already")
+    asyncio.run(policy.close())
+
+
 def test_a_model_directory_stops_at_texts(model):
     policy = PolicyModel(model, "tiny")
 
