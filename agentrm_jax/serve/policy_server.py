@@ -141,7 +141,8 @@ class PolicyServer:
                 content += part
                 if len(content) > _MOST_BYTES:
                     raise _malformed(f"more than {_MOST_BYTES:,} bytes")
-            passed = {k: v for k, v in response.headers.items() if k in _PASSED_HEADERS}
+            headers = ((k, response.headers.get(k, "")) for k in _PASSED_HEADERS)
+            passed = {k: v for k, v in headers if v.isascii() and v.isprintable() and v}
             return response.status_code, masked(bytes(content), self._key), passed
 
 

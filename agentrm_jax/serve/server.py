@@ -100,16 +100,18 @@ def serve(config: ServeConfig) -> None:
         listening.listen(settings.backlog)
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        print(f"listening on http://{shown}:{port}", flush=True)
-        before = signal.signal(signal.SIGTERM, _ended_by_signal)
+        server = uvicorn.Server(settings)
+
+        def end(number: int, frame: object) -> None:
+            """Handles SIGTERM before uvicorn does; it raises it again after its clean end."""
+            server.should_exit = True
+
+        before = signal.signal(signal.SIGTERM, end)
         try:
-            uvicorn.Server(settings).run(sockets=[listening])
+            print(f"listening on http://{shown}:{port}", flush=True)
+            server.run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _ended_by_signal(number: int, frame: object) -> None:
-    """Handles the SIGTERM that uvicorn raises again after its clean end: the status is 0."""
 
 
 def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:

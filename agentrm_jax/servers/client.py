@@ -30,6 +30,9 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.25, 30.0
 _TELLING_ATTEMPT = 3
 """The attempt of a request at which a line for the user says that it waits."""
 
+_NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""Mistakes in the address or the certificate, which no waiting mends."""
+
 _MOST_REFUSED = 16
 """Requests that a server may refuse before it has answered any."""
 
@@ -175,7 +178,7 @@ class Client:
         except httpx.DecodingError as error:
             raise RequestFailed(f"the answer cannot be decoded ({first_line(error)})") from None
         except httpx.TransportError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            if any(reason in str(error) for reason in _NO_TLS):
                 raise UserError(f"{self.url}: {first_line(error)}") from None
             what = "no connection" if isinstance(error, httpx.ConnectError) else "it broke off"
             raise _NoAnswer(f"{what} ({first_line(error)})") from None

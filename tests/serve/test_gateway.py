@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
@@ -201,6 +202,15 @@ def test_errors_of_the_policy_come_through_as_they_are(behind, status):
         assert response.status_code == status
         assert response.json() == {"error": {"message": f"mode {status}"}}
         assert len(server.bodies) == (2 if status == 400 else 1)  # 400 may be about n
+
+
+def test_headers_that_cannot_be_passed_on_are_left_out(behind):
+    headers = [("Retry-After", "später".encode()), ("Content-Type", b"text/plain")]
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, headers=headers, content=b"x"))
+    response = ask(behind(PolicyServer("http://h", model="m", transport=transport)))
+    assert (response.status_code, response.text) == (503, "x")
+    assert "retry-after" not in response.headers
+    assert response.headers["content-type"] == "text/plain"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from agentrm_jax.pipeline.reward_model import RewardModel, open_conversation_mod
 from agentrm_jax.serve.app import Limits, Service, create_app
 from agentrm_jax.serve.batching import BatchThread
 from agentrm_jax.serve.errors import RequestRefused
+from agentrm_jax.serve.metrics import Metrics
 from agentrm_jax.serve.scoring import ConversationScorer
 from agentrm_jax.testing import write_tiny_reward_model
 
@@ -334,6 +335,11 @@ def test_metrics_are_prometheus_text(client):
     types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     named = {key.partition("{")[0] for key in values}
     assert {t for t in types if "seconds" not in t or "engine" in t} <= named
+
+
+def test_large_counters_have_all_their_digits():
+    shown = Metrics({"tokens_total": ("counter", "Tokens.", lambda: 123_456_789)}).text()
+    assert shown.splitlines()[-1] == "agentrm_tokens_total 123456789"
 
 
 def test_64_threads_get_the_scores_of_one(client, expected):

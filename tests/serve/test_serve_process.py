@@ -96,6 +96,30 @@ def test_sigterm_answers_what_was_asked(reward_model):
                 post(f"{server.url}/classify", {"input": "a"})
 
 
+SIGTERM_AT_ONCE = """
+import os, signal, sys, uvicorn
+from agentrm_jax.cli.main import main
+
+run = uvicorn.Server.run
+
+def late(server, **given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    run(server, **given)
+
+uvicorn.Server.run = late
+sys.exit(main(["serve", "--reward-model", sys.argv[1], "--port", "0"]))
+"""
+
+
+def test_sigterm_before_uvicorn_handles_it(reward_model):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGTERM_AT_ONCE, reward_model],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("listening on")
+
+
 def test_a_key_from_the_environment(reward_model, tmp_path):
     policy = write_tiny_policy(tmp_path / "policy")
     arguments = ("--reward-model", reward_model, "--policy", policy, "--host", "0.0.0.0")

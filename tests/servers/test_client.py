@@ -105,6 +105,16 @@ def test_a_redirect_is_refused():
             client(server).post(CHAT, BODY)
 
 
+def test_https_where_there_is_none_is_not_waited_for():
+    with ModelServer() as server:
+        url = server.url.replace("http://", "https://")
+        asking = Client(url, ServerConfig(wait_seconds=60.0))
+        began = time.monotonic()
+        with pytest.raises(UserError, match="SSL"):
+            asking.post(CHAT, BODY)
+        assert time.monotonic() - began < 10
+
+
 def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
     monkeypatch.setenv("TOY_KEY", "sk-secret-1")
     with ModelServer(key="sk-secret-1") as server:
