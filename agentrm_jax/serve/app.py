@@ -137,7 +137,9 @@ def create_app(
             await policy.close()
         await asyncio.to_thread(service.thread.close)
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     metrics = Metrics(service.values())
     _add_information(app, service, policy, metrics)
     _add_scoring(app, service)
@@ -154,7 +156,7 @@ def _add_information(
 ) -> None:
     began = int(time.time())
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Body:
         return {"status": "ok"}
 

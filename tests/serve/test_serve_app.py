@@ -165,6 +165,10 @@ def test_bodies_that_are_no_json_objects(client):
     deep = b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}"
     assert "nested more than" in said(client.post("/classify", content=deep, headers=JSON))
     assert said(client.get("/nothing"), 404) == "no endpoint /nothing"
+    elsewhere = {"host": "elsewhere"}  # a redirect would name it
+    slash = client.post("/classify/", json={}, headers=elsewhere, follow_redirects=False)
+    assert said(slash, 404) == "no endpoint /classify/"
+    assert client.head("/health").status_code == 200
     assert said(client.get("/classify"), 405) == "/classify takes another method"
 
 
