@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pathlib
 
 from agentrm_jax.cli.parser import Parser
@@ -43,19 +42,15 @@ The keys of CONFIG, as options that set them, with their defaults:
 
 
 def run(given: argparse.Namespace) -> int:
-    import jax
-
     from agentrm_jax.pipeline import runner
     from agentrm_jax.pipeline.load_config import load_config
-    from agentrm_jax.runtime.interrupts import stopped_by_sigterm
-    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
+    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join, stoppable
 
     source, of_logs = runner.run_or_logs(getattr(given, "source", None))
     config = load_config(given.config, [*given.overrides, *of_logs])
     join(config.distributed)
     check_joined()
-    alone = jax.process_count() == 1  # of several processes, the others would wait for this one
-    with ended_with_others(), stopped_by_sigterm() if alone else contextlib.nullcontext():
+    with ended_with_others(), stoppable():
         if source is not None:
             runner.link_stages(config, given.output, source)
         if given.command == "run":
