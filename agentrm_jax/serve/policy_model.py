@@ -141,16 +141,39 @@ class PolicyModel:
                 lengths = {}
                 for i in members:
                     try:
-                        lengths[i] = agent.request(asked[i].state, asked[i].purpose)[0].length
-                    except UserError as error:  # this conversation alone
+                        lengths[i] = _checked_length(agent, asked[i])
+                    except (UserError, RequestRefused) as error:  # this conversation alone
                         answers[i] = error
                 questions = [(asked[i].state, asked[i].purpose) for i in lengths]
-                found = propose(agent, questions, n)
+                try:
+                    found = propose(agent, questions, n)
+                except BaseException:
+                    agent.release()  # else no later request gets these pages
+                    raise
                 for i, turns in zip(lengths, found, strict=True):
                     answers[i] = _proposed(asked[i], agent, turns, lengths[i])
             except Exception as error:  # of this group alone
                 answers |= dict.fromkeys(members, error)
         return [answers[i] for i in range(len(asked))]
+
+
+def _checked_length(agent: Agent, asked: _Asked) -> int:
+    """Returns the tokens of a conversation.
+
+    Raises:
+      RequestRefused: It does not fit into the cache, which would fail for all others.
+    """
+    request, _ = agent.request(asked.state, asked.purpose)
+    cache, sizes = agent.engine.cache, agent.engine.sizes
+    of_reply = -(-asked.sampling.max_tokens // sizes.decode_tokens) * sizes.decode_tokens
+    pages = sum(-(-len(segment) // cache.page_size) for segment in request.segments)
+    pages += asked.n * of_reply // cache.page_size
+    if pages > cache.num_pages:
+        raise RequestRefused(
+            f"the policy's cache holds {cache.num_pages} pages, and {asked.n} candidates of "
+            f"{asked.max_tokens} tokens need {pages}; ask for fewer or shorter ones"
+        )
+    return request.length
 
 
 def _proposed(asked: _Asked, agent: Agent, turns: Sequence[Proposal], length: int) -> Proposed:

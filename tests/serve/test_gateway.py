@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serve_cases import policy_server
 
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.pipeline.model_folders import CONVERSATION
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.pipeline.reward_model import open_conversation_model
@@ -320,6 +322,47 @@ def test_a_model_directory_as_policy(behind, model):
     assert other["candidates"] != first["candidates"]
     adaptive = ask(client, n=4, max_tokens=6, seed=3, method="adaptive").json()
     assert len(adaptive["candidates"]) in (2, 4)
+
+
+@pytest.fixture
+def small_model(model):
+    """The policy with a cache that holds few conversations."""
+    sizes = dataclasses.replace(model.engine.sizes, cache_tokens=512)
+    engine = Engine.of(model.engine.programs.model.params, model.engine.config, sizes)
+    policy = ModelPolicy(engine, model.tokenizer, model.prompts, model.sampling, 0)
+    policy._prompts = model.prompts
+    return policy
+
+
+def proposals(policy: PolicyModel, *texts: str) -> list:
+    """The answers to requests that wait together."""
+    messages = ([{"role": "user", "content": text}] for text in texts)
+    sampling = {"max_tokens": 32, "seed": 1}
+    requests = [TurnRequest(messages=each, sampling=sampling) for each in messages]
+    return policy._answer([policy._asked(request, 4, 0) for request in requests])
+
+
+def test_a_request_that_does_not_fit_fails_no_other(small_model):
+    policy = PolicyModel(small_model, "tiny")
+    [alone] = proposals(policy, "Hi.")
+    first, large, last = proposals(policy, "Hi.", "word 1 " * 150, "Ho.")
+    assert first == alone
+    assert isinstance(last, Proposed)
+    assert isinstance(large, RequestRefused)
+    assert "ask for fewer or shorter ones" in large.message
+    asyncio.run(policy.close())
+
+
+def test_a_call_that_failed_gives_its_pages_back(small_model, monkeypatch):
+    policy = PolicyModel(small_model, "tiny")
+    [before] = proposals(policy, "Hi.")
+    decode = small_model.engine.programs.decode
+    monkeypatch.setattr(small_model.engine.programs, "decode", lambda *_: 1 / 0)
+    for i in range(8):
+        assert {type(e) for e in proposals(policy, f"A {i}.", f"B {i}.")} == {ZeroDivisionError}
+    monkeypatch.setattr(small_model.engine.programs, "decode", decode)
+    assert proposals(policy, "Hi.") == [before]
+    asyncio.run(policy.close())
 
 
 def test_the_number_of_compiled_filters_is_bounded(model, monkeypatch):
