@@ -4,8 +4,9 @@
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
-own (`refusals`, `siblings`, `turns`). Its tables replace what stands between the lines `<!-- NAME -->` and
-`<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg and so on.
+own (`refusals`, `siblings`, `turns`). Its tables replace what stands between the lines
+`<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg
+and so on.
 """
 
 import json
