@@ -71,8 +71,8 @@ def test_the_readme_s_program_takes_fifteen_lines():
 
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory):
-    """The files of docs/extending.md, imported as plugins, by their name."""
-    text = (ROOT / "docs" / "extending.md").read_text()
+    """The files of docs/guides/extending.md, imported as plugins, by their name."""
+    text = (ROOT / "docs" / "guides" / "extending.md").read_text()
     files = dict(re.findall(r"```python (\w+)\.py\n(.*?)```", text, re.DOTALL))
     assert set(files) == {"rule", "method", "head", "kind", "server"}
     folder = tmp_path_factory.mktemp("plugins")

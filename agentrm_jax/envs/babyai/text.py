@@ -2,7 +2,7 @@
 
 The semantics are AgentBoard's, written anew: the same sentences, the same action names and the
 same low-level moves behind them, its oddities included, because its labels and published scores
-hang on them. Pure functions of a world (see `babyai.world`); `docs/environments.md` lists every
+hang on them. Pure functions of a world (see `babyai.world`); `docs/guides/environments/index.md` lists every
 difference.
 """
 
