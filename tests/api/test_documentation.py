@@ -47,6 +47,17 @@ def quoted(page: pathlib.Path) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", text))
 
 
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors that the site and GitHub give to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+        slug = re.sub(r"[\s-]+", "-", name)
+        found.add(f"{slug}_1" if slug in found else slug)
+    return found
+
+
 @pytest.fixture
 def quick_training(monkeypatch):
     """Reward models of programs are tiny and trained for three updates."""
@@ -148,6 +159,27 @@ def test_what_a_page_names_exists(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    assert [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if "://" not in path and anchor not in anchors(page.parent / path if path else page)
+    ] == []
+
+
+def test_the_site_has_every_page_and_program():
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = re.findall(r"[\w/]+\.md", text[text.index("nav:") : text.index("not_in_nav:")])
+    docs = ROOT / "docs"
+    pages = [str(page.relative_to(docs)) for page in PAGES if docs in page.parents]
+    assert sorted(listed) == sorted(pages)
+    examples = docs / "examples"
+    programs = {path.name for path in examples.glob("*.py")}
+    assert set(re.findall(r"\]\((\w+\.py)\)", (examples / "index.md").read_text())) == programs
+
+
 def test_a_wrong_name_is_found(tmp_path):
     page = tmp_path / "page.md"
     assert not _path_exists("search/no_such_module.py", page)
@@ -155,6 +187,10 @@ def test_a_wrong_name_is_found(tmp_path):
     assert not _module_exists("search.no_such_module")
     assert _module_exists("search.tree.advance")
     assert _module_exists("engine.cache_tokens")
+    page.write_text(
+        "# A page\n\n## `arm.beam_search`: *one*\n\n```sh\n# no heading\n```\n\n# A page\n"
+    )
+    assert anchors(page) == {"a-page", "armbeam_search-one", "a-page_1"}
 
 
 @pytest.mark.parametrize(
