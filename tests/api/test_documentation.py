@@ -26,7 +26,7 @@ PACKAGE = ROOT / "agentrm_jax"
 FLOORS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
 CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = sorted(
-    {ROOT / "README.md", ROOT / "CONTRIBUTING.md"}
+    {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"}
     | set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "log.md"}
 )
 """All pages but those that tell what was: they name modules of earlier versions."""
@@ -178,6 +178,13 @@ def test_the_site_has_every_page_and_program():
     examples = docs / "examples"
     programs = {path.name for path in examples.glob("*.py")}
     assert set(re.findall(r"\]\((\w+\.py)\)", (examples / "index.md").read_text())) == programs
+
+
+def test_figures_are_those_of_their_program():
+    script = {"__file__": str(ROOT / "docs" / "figures" / "draw.py"), "__name__": "draw"}
+    exec(pathlib.Path(script["__file__"]).read_text(), script)  # it is no module
+    for name, draw in script["FIGURES"].items():
+        assert (ROOT / "docs" / "figures" / name).read_text() == draw()
 
 
 def test_a_wrong_name_is_found(tmp_path):
