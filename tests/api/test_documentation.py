@@ -84,7 +84,7 @@ def test_the_readme_s_program_takes_fifteen_lines():
 def guide(tmp_path_factory):
     """The files of docs/guides/extending.md, imported as plugins, by their name."""
     text = (ROOT / "docs" / "guides" / "extending.md").read_text()
-    files = dict(re.findall(r"```python (\w+)\.py\n(.*?)```", text, re.DOTALL))
+    files = dict(re.findall(r'```python title="(\w+)\.py"\n(.*?)```', text, re.DOTALL))
     assert set(files) == {"rule", "method", "head", "kind", "server"}
     folder = tmp_path_factory.mktemp("plugins")
     for name, program in files.items():
