@@ -11,6 +11,7 @@ CHECKS = {
     "pyright": [sys.executable, "-m", "pyright", "--pythonpath", sys.executable],
     "sizes": [sys.executable, ".ci/sizes.py"],
     "public names": [sys.executable, ".ci/public_names.py"],
+    "reference": [sys.executable, ".ci/reference.py"],
     "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
     "words": [sys.executable, str(ROOT / ".ci" / "words.py")],
 }

@@ -26,9 +26,10 @@ _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):\s*$", re.M)
 _HEAD = """\
 # Python API
 
-Written by `python .ci/public_names.py --write` from the docstrings; `import agentrm_jax as arm`.
-A first example and its explanation: [Python](../start/python.md). In the types below, `Policy` and
-`Scorer` may also be plain functions: `(state, n, seed) -> texts` and `(states) -> scores`.
+Written by `python .ci/public_names.py --write`; `import agentrm_jax as arm`. The site shows
+the docstring at each name, and `help(arm.NAME)` prints it. A first example and its
+explanation: [Python](../start/python.md). In the types, `Policy` and `Scorer` may also be plain
+functions: `(state, n, seed) -> texts` and `(states) -> scores`.
 """
 
 
@@ -164,34 +165,36 @@ def _raises(function: Callable[..., Any]) -> bool:
 
 
 def page() -> str:
-    """Returns the text of docs/reference/python.md."""
+    """Returns the text of docs/reference/python.md: a table of names, then directives to
+    mkdocstrings."""
     blocks = [_HEAD]
     for prefix, module in MODULES.items():
-        blocks.append(f"## `{prefix}`\n")
-        for name in sorted(module.__all__, key=str.lower):
-            blocks += _entry(getattr(module, name), f"{prefix}.{name}", "###")
+        names = sorted(module.__all__, key=str.lower)
+        blocks += [f"## `{prefix}`\n", "| name | |\n|---|---|"]
+        blocks += [_row(getattr(module, name), f"{prefix}.{name}") for name in names]
+        blocks.append("")
+        blocks += [_entry(getattr(module, name), f"{prefix}.{name}") for name in names]
     return "\n".join(blocks).rstrip() + "\n"
 
 
-def _entry(value: Any, name: str, level: str) -> Iterator[str]:
+def _row(value: Any, name: str) -> str:
+    anchor = re.sub(r"[^\w-]", "", name.lower())
+    return f"| [`{name}`](#{anchor}) | {_first_sentence(value)} |"
+
+
+def _first_sentence(value: Any) -> str:
     if not callable(value):
-        yield f"{level} `{name}`\n"
-        yield f"A `{type(value).__name__}`.\n"
-        return
-    yield f"{level} `{name}`\n"
+        return f"A `{type(value).__name__}`."
+    text = " ".join(parsed(value).text.split("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0].replace("|", "\\|")
+
+
+def _entry(value: Any, name: str) -> str:
+    if not callable(value):
+        return f"### `{name}`\n\n{_first_sentence(value)}\n"
     signature = _signature(value, name.rpartition(".")[2])
-    if signature:
-        yield f"```python\n{signature}\n```\n"
-    yield _rendered(parsed(value))
-    if not inspect.isclass(value):
-        return
-    for method, member in _methods(value):
-        short = f"{value.__name__}.{method}"
-        if isinstance(member, property):
-            yield f"**`{short}`**: {_rendered(parsed(member))}"
-        else:
-            yield f"**`{short}`**\n\n```python\n{_signature(member, method)}\n```\n"
-            yield _rendered(parsed(member))
+    block = f"```python\n{signature}\n```\n\n" if signature else ""
+    return f"### `{name}`\n\n{block}::: {value.__module__}.{value.__qualname__}\n"
 
 
 def _signature(value: Any, name: str) -> str:
@@ -228,30 +231,6 @@ def _type_name(annotation: Any) -> str:
 def _default(value: Any) -> str:
     text = repr(value)
     return "..." if "<" in text or len(text) > 40 else text
-
-
-def _rendered(doc: Docstring) -> str:
-    """A docstring as Markdown: sections become lists."""
-    lines = [_escaped(doc.text), ""]
-    for name, body in doc.sections.items():
-        lines += [f"{name}:", ""]
-        entries = re.sub(r"\n[ ]+", " ", body).split("\n")
-        if name in ("Returns", "Yields"):
-            entries = [" ".join(body.split())]
-        for entry in filter(None, entries):
-            head, colon, text = entry.partition(": ")
-            plain = colon and re.fullmatch(r"[*\w, ]+(?: \([^)]*\))?", head)
-            line = f"`{head}`: {text}" if plain and name not in ("Returns", "Yields") else entry
-            lines += textwrap.wrap(
-                f"- {_escaped(line)}", 100, subsequent_indent="  ", break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\u2028", " ")
 
 
 def main() -> int:

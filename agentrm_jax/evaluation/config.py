@@ -44,7 +44,7 @@ class EvaluateConfig:
         training seeds need the same one to be tested on the same tasks.
       num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.
       methods: greedy, best_of_n (with its baselines), beam, or another registered method
-        (docs/test_time.md).
+        (docs/guides/test_time.md).
       options: The options of registered methods, by name. best_of_n takes `n`, beam takes `beam`.
       n: Trajectories that best-of-n chooses from.
       sampling: How they, and the candidates of a beam, are sampled. Greedy takes temperature 0.

@@ -1,4 +1,4 @@
-"""A list of a configuration's keys, made from its dataclasses and their docstrings."""
+"""The keys of a configuration, read from its dataclasses and their docstrings."""
 
 from __future__ import annotations
 
@@ -23,31 +23,81 @@ _NAMES = {bool: "true or false", int: "whole number", float: "number", str: "tex
 _ENTRY = re.compile(r"  (\w+(?:, \w+)*): (.*)")
 
 
-def keys_help(config: type) -> str:
-    """Returns the keys of a configuration with types, defaults and descriptions.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """A key of a section.
+
+    Attributes:
+      name: Its full name, such as `train_rm.fit.batch_size`; items of a list have `[]` in it.
+      type: Its type in words.
+      default: Its default; `dataclasses.MISSING` if the key is required.
+      text: Its description.
+    """
+
+    name: str
+    type: str
+    default: Any
+    text: str
+
+    @property
+    def shown_default(self) -> str | None:
+        """The default as YAML; None if the key is required or not set by default."""
+        if self.default is dataclasses.MISSING or self.default is None:
+            return None
+        return _yaml(self.default)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A section of a configuration.
+
+    Attributes:
+      name: Its full name, such as `train_rm.fit`; `keys` for the configuration itself. A kind of an
+        open section is `SECTION, kind KIND`.
+      text: Its description.
+      keys: Its own keys, without those of sections in it.
+    """
+
+    name: str
+    text: str
+    keys: Sequence[Key]
+
+
+def config_sections(config: type) -> list[Section]:
+    """Returns the sections of a configuration, each followed by the sections in it.
 
     Args:
       config: A dataclass. Fields that are dataclasses are sections; a field of type
         `Annotated[Base, REGISTRY]` is a section whose keys depend on its key `kind`.
     """
-    return "\n".join(_section(config, "", dataclasses.MISSING)) + "\n"
+    return list(_section(config, "", dataclasses.MISSING))
 
 
-def _section(config: Any, prefix: str, default: Any) -> Iterator[str]:
-    """Yields the lines of a section: its own keys, then the sections that it holds.
+def keys_help(config: type) -> str:
+    """Returns the keys of a configuration with types, defaults and descriptions, as plain text.
+
+    Args:
+      config: A dataclass; see `config_sections`.
+    """
+    return "\n\n".join("\n".join(_lines(each)) for each in config_sections(config)) + "\n"
+
+
+def _section(config: Any, prefix: str, default: Any) -> Iterator[Section]:
+    """Yields a section, then the sections that it holds.
 
     Args:
       config: Its dataclass.
       prefix: Of its keys, with the dot at the end.
       default: The configuration that is used if the section is not given.
     """
-    yield from _heading(prefix.removesuffix(".") or "keys", _first_sentence(config))
-    yield from _fields(config, prefix, default)
+    name = prefix.removesuffix(".") or "keys"
+    yield from _fields(config, prefix, default, name)
 
 
-def _fields(config: Any, prefix: str, default: Any) -> Iterator[str]:
-    """Yields the lines of a section after its heading; see `_section`."""
-    inner: list[Iterator[str]] = []
+def _fields(config: Any, prefix: str, default: Any, name: str) -> Iterator[Section]:
+    """Yields a section of this name, then the sections that it holds; see `_section`."""
+    keys: list[Key] = []
+    inner: list[Iterator[Section]] = []
     hints = typing.get_type_hints(config, include_extras=True)
     texts = _descriptions(config)
     for field in dataclasses.fields(config):
@@ -56,46 +106,45 @@ def _fields(config: Any, prefix: str, default: Any) -> Iterator[str]:
         text = texts.get(field.name, "")
         if isinstance(registry := _registry(kind), Registry):
             base = _without_none(typing.get_args(kind)[0])
-            lines = _named_sections if typing.get_origin(base) in _MAPPINGS else _kinds
-            inner.append(lines(registry, key, value, text))
+            sections = _named_sections if typing.get_origin(base) in _MAPPINGS else _kinds
+            inner.append(sections(registry, key, value, text))
         elif isinstance(registry := _registry(_inner(kind)), Registry):
             inner.append(_kinds(registry, f"{key}.NAME", dataclasses.MISSING, text))
         elif dataclasses.is_dataclass(kind):
             inner.append(_section(kind, f"{key}.", value))
         elif dataclasses.is_dataclass(item := _item(kind)):
-            yield from _key(key, "list of sections", value, text)
+            keys.append(Key(name=key, type="list of sections", default=value, text=text))
             inner.append(_section(item, f"{key}[].", dataclasses.MISSING))
         else:
-            yield from _key(key, _type_name(kind), value, text)
-    for lines in inner:
-        yield ""
-        yield from lines
+            keys.append(Key(name=key, type=_type_name(kind), default=value, text=text))
+    yield Section(name=name, text=_first_sentence(config), keys=tuple(keys))
+    for sections in inner:
+        yield from sections
 
 
-def _kinds(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
-    """Yields the lines of a section whose keys depend on its key `kind`."""
-    yield from _heading(key, text or f"A {registry.noun}.")
+def _kinds(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[Section]:
+    """Yields a section whose keys depend on its key `kind`."""
     name = registry.name_of(type(default)) or dataclasses.MISSING
-    yield from _key(f"{key}.kind", _one_of(registry.names()), name, "")
+    kinds = Key(name=f"{key}.kind", type=_one_of(registry.names()), default=name, text="")
+    yield Section(name=key, text=text or f"A {registry.noun}.", keys=(kinds,))
     for kind in registry.names():
         member = _loaded(registry, kind)
-        yield ""
         if isinstance(member, str):
-            yield from _heading(f"{key}, kind {kind}", member)
+            yield Section(name=f"{key}, kind {kind}", text=member, keys=())
         else:
-            yield from _heading(f"{key}, kind {kind}", _first_sentence(member))
             own = default if type(default) is member else dataclasses.MISSING
-            yield from _fields(member, f"{key}.", own)
+            yield from _fields(member, f"{key}.", own, f"{key}, kind {kind}")
 
 
-def _named_sections(registry: Registry[Any], key: str, default: Any, text: str) -> Iterator[str]:
-    """Yields the lines of a section that holds a section for each name of a registry."""
-    yield from _heading(key, text or f"Options by {registry.noun}.")
+def _named_sections(
+    registry: Registry[Any], key: str, default: Any, text: str
+) -> Iterator[Section]:
+    """Yields a section that holds a section for each name of a registry."""
+    yield Section(name=key, text=text or f"Options by {registry.noun}.", keys=())
     for name in registry.names():
         member = _loaded(registry, name)
-        yield ""
         if isinstance(member, str):
-            yield from _heading(f"{key}.{name}", member)
+            yield Section(name=f"{key}.{name}", text=member, keys=())
         else:
             given = default.get(name, dataclasses.MISSING) if default else dataclasses.MISSING
             yield from _section(member, f"{key}.{name}.", given)
@@ -110,23 +159,25 @@ def _loaded(registry: Registry[Any], name: str) -> Any:
     return member if dataclasses.is_dataclass(member) else "has no keys"
 
 
-def _heading(name: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(f"{name}: {text}", _width(), subsequent_indent="    ")
+def _lines(section: Section) -> Iterator[str]:
+    """Yields the lines of a section in a terminal."""
+    heading = f"{section.name}: {section.text}"
+    yield from textwrap.wrap(heading, _width(), subsequent_indent="    ")
+    for key in section.keys:
+        option = key.name if "[]" in key.name else f"--{key.name}"  # lists of sections: files only
+        if key.default is dataclasses.MISSING:
+            yield f"  {option}=... ({key.type}; required)"
+        elif key.default is None:
+            yield f"  {option}=... ({key.type}; not set by default)"
+        else:
+            yield f"  {option}={key.shown_default} ({key.type})"
+        yield from textwrap.wrap(
+            key.text, _width(), initial_indent=" " * 8, subsequent_indent=" " * 8
+        )
 
 
 def _width() -> int:
     return min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-
-
-def _key(key: str, kind: str, default: Any, text: str) -> Iterator[str]:
-    option = key if "[]" in key else f"--{key}"  # items of a list can be set in files only
-    if default is dataclasses.MISSING:
-        yield f"  {option}=... ({kind}; required)"
-    elif default is None:
-        yield f"  {option}=... ({kind}; not set by default)"
-    else:
-        yield f"  {option}={_yaml(default)} ({kind})"
-    yield from textwrap.wrap(text, _width(), initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
 def _yaml(value: Any) -> str:

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "agentrm_jax"
 FLOORS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
 CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = sorted(
-    {ROOT / "README.md", ROOT / "CONTRIBUTING.md"}
+    {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"}
     | set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "log.md"}
 )
 """All pages but those that tell what was: they name modules of earlier versions."""
@@ -45,6 +45,17 @@ def quoted(page: pathlib.Path) -> set[str]:
     """Texts in backticks, outside of blocks."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors that the site and GitHub give to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+        slug = re.sub(r"[\s-]+", "-", name)
+        found.add(f"{slug}_1" if slug in found else slug)
+    return found
 
 
 @pytest.fixture
@@ -71,9 +82,9 @@ def test_the_readme_s_program_takes_fifteen_lines():
 
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory):
-    """The files of docs/extending.md, imported as plugins, by their name."""
-    text = (ROOT / "docs" / "extending.md").read_text()
-    files = dict(re.findall(r"```python (\w+)\.py\n(.*?)```", text, re.DOTALL))
+    """The files of docs/guides/extending.md, imported as plugins, by their name."""
+    text = (ROOT / "docs" / "guides" / "extending.md").read_text()
+    files = dict(re.findall(r'```python title="(\w+)\.py"\n(.*?)```', text, re.DOTALL))
     assert set(files) == {"rule", "method", "head", "kind", "server"}
     folder = tmp_path_factory.mktemp("plugins")
     for name, program in files.items():
@@ -148,6 +159,34 @@ def test_what_a_page_names_exists(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    assert [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if "://" not in path and anchor not in anchors(page.parent / path if path else page)
+    ] == []
+
+
+def test_the_site_has_every_page_and_program():
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = re.findall(r"[\w/]+\.md", text[text.index("nav:") : text.index("not_in_nav:")])
+    docs = ROOT / "docs"
+    pages = [str(page.relative_to(docs)) for page in PAGES if docs in page.parents]
+    assert sorted(listed) == sorted(pages)
+    examples = docs / "examples"
+    programs = {path.name for path in examples.glob("*.py")}
+    assert set(re.findall(r"\]\((\w+\.py)\)", (examples / "index.md").read_text())) == programs
+
+
+def test_figures_are_those_of_their_program():
+    script = {"__file__": str(ROOT / "docs" / "figures" / "draw.py"), "__name__": "draw"}
+    exec(pathlib.Path(script["__file__"]).read_text(), script)  # it is no module
+    for name, draw in script["FIGURES"].items():
+        assert (ROOT / "docs" / "figures" / name).read_text() == draw()
+
+
 def test_a_wrong_name_is_found(tmp_path):
     page = tmp_path / "page.md"
     assert not _path_exists("search/no_such_module.py", page)
@@ -155,6 +194,10 @@ def test_a_wrong_name_is_found(tmp_path):
     assert not _module_exists("search.no_such_module")
     assert _module_exists("search.tree.advance")
     assert _module_exists("engine.cache_tokens")
+    page.write_text(
+        "# A page\n\n## `arm.beam_search`: *one*\n\n```sh\n# no heading\n```\n\n# A page\n"
+    )
+    assert anchors(page) == {"a-page", "armbeam_search-one", "a-page_1"}
 
 
 @pytest.mark.parametrize(

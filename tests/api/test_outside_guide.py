@@ -15,7 +15,9 @@ from agentrm_jax.pipeline.prompts import RunPrompts
 from agentrm_jax.pipeline.tasks import Tasks
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides" / "outside.md"
-FILES = dict(re.findall(r"```(?:python|yaml) ([\w.]+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
+FILES = dict(
+    re.findall(r'```(?:python|yaml) title="([\w.]+)"\n(.*?)```', PAGE.read_text(), re.DOTALL)
+)
 
 
 def test_the_class_of_a_gymnasium_environment_fits_and_runs(tmp_path):

@@ -29,7 +29,7 @@ from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.serve.conversations import conversation_of_messages
 from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "reward_models.md"
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "reward_models.md"
 MODEL = pathlib.Path("reward", "explicit", "model")
 
 

@@ -12,7 +12,7 @@ from agentrm_jax.core.protocols import EnvironmentFailure
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import end_reveals_outcome, environment_names, load_family
 
-GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "start" / "environment.md"
 
 FAMILY = """
 class Family:
@@ -118,7 +118,7 @@ def test_no_environment_module_imports_jax():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_guide_s_example(install, workers):
-    """The code in docs/extending.md runs as printed, here and in a worker."""
+    """The code in docs/start/environment.md runs as printed, here and in a worker."""
     blocks = re.findall(r"```(\w+)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     code = dict(blocks)
     entry = re.search(r'environments"\]\n(\S+) = "(\S+)"', code["toml"])

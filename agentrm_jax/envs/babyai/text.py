@@ -2,8 +2,8 @@
 
 The semantics are AgentBoard's, written anew: the same sentences, the same action names and the
 same low-level moves behind them, its oddities included, because its labels and published scores
-hang on them. Pure functions of a world (see `babyai.world`); `docs/environments.md` lists every
-difference.
+hang on them. Pure functions of a world (see `babyai.world`); `docs/guides/environments/babyai.md`
+lists every difference.
 """
 
 from __future__ import annotations
