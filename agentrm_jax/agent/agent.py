@@ -115,6 +115,12 @@ class Agent(BackgroundPolicy):
     def room(self) -> int:
         return sum(scheduler.room() for scheduler in self._distinct_schedulers())
 
+    def release(self) -> None:
+        """Forgets all requests and gives their pages back, after a call that failed."""
+        for scheduler in self._distinct_schedulers():
+            scheduler.release()
+        self._tickets.clear()
+
     def _distinct_schedulers(self) -> list[Scheduler]:
         return list(dict.fromkeys(self._schedulers.values()))
 

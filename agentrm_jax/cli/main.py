@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from agentrm_jax.cli.commands import COMMANDS, GROUPS, Command
 from agentrm_jax.cli.parser import nearest
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.errors import Stopped, UserError
 from agentrm_jax.runtime import failures
 from agentrm_jax.runtime.interrupts import handled_interrupts
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         except BaseException as error:
             noise.silence()
-            if interrupts.asked:
+            if interrupts.asked and not isinstance(error, Stopped):
                 error = KeyboardInterrupt().with_traceback(error.__traceback__)
             return failures.ended(error, arguments, debug=debug, noise=noise.text)
     return status

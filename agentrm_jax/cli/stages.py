@@ -44,13 +44,13 @@ The keys of CONFIG, as options that set them, with their defaults:
 def run(given: argparse.Namespace) -> int:
     from agentrm_jax.pipeline import runner
     from agentrm_jax.pipeline.load_config import load_config
-    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join
+    from agentrm_jax.runtime.processes import check_joined, ended_with_others, join, stoppable
 
     source, of_logs = runner.run_or_logs(getattr(given, "source", None))
     config = load_config(given.config, [*given.overrides, *of_logs])
     join(config.distributed)
     check_joined()
-    with ended_with_others():
+    with ended_with_others(), stoppable():
         if source is not None:
             runner.link_stages(config, given.output, source)
         if given.command == "run":

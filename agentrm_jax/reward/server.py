@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
+import contextlib
 import dataclasses
 import math
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from agentrm_jax.core.records import Prompt, Task, Trajectory
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
+from agentrm_jax.servers.answers import token_count
 from agentrm_jax.servers.client import Client, RequestFailed
 from agentrm_jax.servers.config import ServerConfig
 from agentrm_jax.servers.connection import transcript
@@ -116,15 +119,35 @@ class ServerScorer:
           UserError: The server was away for too long, or has another model.
         """
         flat = [trajectory for group in groups for trajectory in group]
-        cancelled = threading.Event()
-        threads = concurrent.futures.ThreadPoolExecutor(self._client.config.concurrency)
+        scores = iter(self._scores(flat))
+        return [[next(scores) for _ in group] for group in groups]
+
+    def _scores(self, flat: Sequence[Trajectory]) -> list[float]:
+        """Scores in threads that do not hold up the end of the process, as those of a pool do."""
+        waiting, cancelled = collections.deque(enumerate(flat)), threading.Event()
+        answers: queue.SimpleQueue[tuple[int, float | BaseException]] = queue.SimpleQueue()
+
+        def work() -> None:
+            while waiting and not cancelled.is_set():
+                with contextlib.suppress(IndexError):  # another thread took the last one
+                    number, trajectory = waiting.popleft()
+                    try:
+                        answers.put((number, self._score(trajectory, cancelled)))
+                    except BaseException as error:
+                        answers.put((number, error))
+
+        found = [math.nan] * len(flat)
         try:
-            running = [threads.submit(self._score, each, cancelled) for each in flat]
-            scores = iter([future.result() for future in running])
+            for _ in range(min(self._client.config.concurrency, len(flat))):
+                threading.Thread(target=work, daemon=True).start()
+            for _ in flat:
+                number, answer = answers.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                found[number] = answer
         finally:
             cancelled.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-        return [[next(scores) for _ in group] for group in groups]
+        return found
 
     def cost(self, group: Sequence[Trajectory]) -> int:
         """Returns the number of tokens that the server read for a group that was scored.
@@ -195,7 +218,7 @@ class ServerScorer:
         value = self._client.post(f"/{self._api}", body, cancelled)
         usage = value.get("usage") if isinstance(value, Mapping) else None
         tokens = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
-        return value, reward_in(value, self._api), tokens if type(tokens) is int else 0
+        return value, reward_in(value, self._api), token_count(tokens) or 0
 
 
 def reward_in(value: Any, api: RewardApi) -> float:

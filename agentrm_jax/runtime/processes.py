@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.text import described, first_line
+from agentrm_jax.runtime.interrupts import stopped_by_sigterm
 from agentrm_jax.runtime.json_lines import move_records
 
 T = TypeVar("T")
@@ -134,6 +135,14 @@ def ended_with_others() -> Iterator[None]:
             flush=True,
         )
         os._exit(1)
+
+
+def stoppable() -> contextlib.AbstractContextManager[None]:
+    """Returns a block that SIGTERM ends, see `interrupts.stopped_by_sigterm`.
+
+    With other processes it does nothing: they would wait for this one.
+    """
+    return stopped_by_sigterm() if jax.process_count() == 1 else contextlib.nullcontext()
 
 
 def is_first() -> bool:

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve import gateway, shapes
 from agentrm_jax.serve.batching import BatchThread
@@ -36,13 +37,23 @@ class Limits:
 
     Attributes:
       waiting: Most conversations that wait to be scored; more are refused with status 429.
-      body_bytes: Longest body of a request.
+      body_bytes: Longest body of a request. The open requests together may have 16 times as much.
+      body_seconds: Seconds in which a body must arrive: one that never does would hold up the end
+        of the server.
       candidates: Candidates of the gateway if a request does not say.
     """
 
     waiting: int = 4096
     body_bytes: int = 16 << 20
+    body_seconds: float = 60.0
     candidates: int = 5
+
+
+class Json(JSONResponse):
+    """JSON in which lone surrogates, which a policy's server may send, do not fail."""
+
+    def render(self, content: Any) -> bytes:
+        return json_text(content, separators=(",", ":")).encode()
 
 
 class Service:
@@ -56,6 +67,7 @@ class Service:
 
     def __init__(self, scorer: ConversationScorer, name: str, limits: Limits) -> None:
         self.scorer, self.name, self.limits = scorer, name, limits
+        self.open_bytes = 0  # of the bodies of all open requests
         self.thread: BatchThread[ScoreRequest, Scores] = BatchThread(
             scorer, name="reward model", most_waiting=limits.waiting
         )
@@ -125,7 +137,9 @@ def create_app(
             await policy.close()
         await asyncio.to_thread(service.thread.close)
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     metrics = Metrics(service.values())
     _add_information(app, service, policy, metrics)
     _add_scoring(app, service)
@@ -142,7 +156,7 @@ def _add_information(
 ) -> None:
     began = int(time.time())
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Body:
         return {"status": "ok"}
 
@@ -150,21 +164,21 @@ def _add_information(
     async def show_metrics() -> Response:
         return PlainTextResponse(metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/v1/models")
-    async def models() -> Body:
+    @app.get("/v1/models", response_model=None)
+    async def models() -> Response:
         model = {"object": "model", "created": began, "owned_by": "agentrm"}
         data = [{"id": service.name, **model, "max_model_len": service.scorer.context}]
         if policy is not None:
             data.append({"id": policy.name, **model})
-        return {"object": "list", "data": data}
+        return Json({"object": "list", "data": data})
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
     def add(path: str, parse: _Parse, answer: _Answer) -> None:
         async def endpoint(request: Request) -> Response:
-            body = await _read_body(request, service.limits.body_bytes)
-            found = await service.scores(parse(body))
-            return JSONResponse(answer(found, body))
+            async with _read_body(request, service) as body:
+                found = await service.scores(parse(body))
+                return Json(answer(found, body))
 
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
 
@@ -190,11 +204,11 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 def _add_gateway(app: FastAPI, service: Service, policy: gateway.TurnPolicy) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def complete(request: Request) -> Response:
-        body = await _read_body(request, service.limits.body_bytes)
-        asked = gateway.GatewayRequest.of_body(body, service.limits.candidates)
-        choice = await gateway.choose(policy, service.scores, asked)
+        async with _read_body(request, service) as body:
+            asked = gateway.GatewayRequest.of_body(body, service.limits.candidates)
+            choice = await gateway.choose(policy, service.scores, asked)
         if not asked.stream:
-            return JSONResponse(gateway.completion(choice, policy.name))
+            return Json(gateway.completion(choice, policy.name))
         events = gateway.chunks(choice, policy.name, usage=asked.stream_usage)
         return StreamingResponse(_event_lines(events), media_type="text/event-stream")
 
@@ -205,19 +219,47 @@ def _event_lines(events: Iterator[Body]) -> Iterator[str]:
     yield "data: [DONE]\n\n"
 
 
-async def _read_body(request: Request, most: int) -> Body:
-    """Returns the JSON object that a request sent.
+@contextlib.asynccontextmanager
+async def _read_body(request: Request, service: Service) -> AsyncIterator[Body]:
+    """Reads the JSON object that a request sent; its bytes count as open within the block.
 
     Raises:
-      RequestRefused: It is too long (413), or no JSON object of bounded depth.
+      RequestRefused: It is too long (413) or too slow (408), is not sent as JSON (415), is no JSON
+        object of bounded depth, or too much is open already (429).
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # pages of other sites can send everything else from a browser
+        raise RequestRefused("send the body as Content-Type: application/json", 415)
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > most:
-            raise RequestRefused(f"the body must have at most {most:,} bytes", 413)
     try:
-        body = parse_json(bytes(content))
+        try:
+            async with asyncio.timeout(service.limits.body_seconds):
+                async for part in request.stream():
+                    content += part
+                    service.open_bytes += len(part)
+                    _check_size(len(content), service)
+        except TimeoutError:
+            raise RequestRefused("the body did not arrive in time", 408) from None
+        except ClientDisconnect:
+            raise RequestRefused("the body ends too early") from None
+        yield _object_of(bytes(content))
+    finally:
+        service.open_bytes -= len(content)
+
+
+def _check_size(size: int, service: Service) -> None:
+    most = service.limits.body_bytes
+    if size > most:
+        raise RequestRefused(f"the body must have at most {most:,} bytes", 413)
+    if service.open_bytes > 16 * most:
+        raise RequestRefused(
+            "too much is asked already; try again later", 429, {"Retry-After": "1"}
+        )
+
+
+def _object_of(content: bytes) -> Body:
+    try:
+        body = parse_json(content)
     except ValueError as error:
         raise RequestRefused(f"the body is not JSON: {first_line(error)}") from None
     if not isinstance(body, dict):
@@ -252,7 +294,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _refusal(error: RequestRefused) -> Response:
-    return JSONResponse(error.body(), error.status, headers=error.headers)
+    return Json(error.body(), error.status, headers=error.headers)
 
 
 class _Gate:

@@ -68,4 +68,4 @@ class Metrics:
         for name, (kind, text, read) in self._values.items():
             yield f"# HELP agentrm_{name} {text}"
             yield f"# TYPE agentrm_{name} {kind}"
-            yield f"agentrm_{name} {read():g}"
+            yield f"agentrm_{name} {read()!r}"  # all digits: rates are differences

@@ -26,6 +26,8 @@ _NOT_SUPPORTED = (
 )  # fmt: skip
 _STEP_TOKENS = 64
 """Programs are compiled for the longest reply, which is rounded up to a multiple of this."""
+_MOST_FILTERS = 32
+"""Values of `top_k`, `top_p` and `min_p` together: programs are compiled for each, and kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,7 @@ class PolicyModel:
 
     def __init__(self, model: ModelPolicy, name: str, most_waiting: int = 256) -> None:
         self._model, self._name = model, name
+        self._filters = {model.sampling.filter}
         self._known = KnownPrompts(model.prompts.known())
         self._thread = BatchThread(self._answer, name="policy", most_waiting=most_waiting)
 
@@ -102,6 +105,7 @@ class PolicyModel:
             raise RequestRefused(f"seed must be a whole number (got {shown(seed)})")
         drawn = secrets.token_hex(16) if seed is None else str(seed)
         sampling = _sampling(given, self._model.sampling)
+        self._check_filter(sampling)
         most, context = sampling.max_tokens, self._model.engine.sizes.context
         rounded = -(-most // _STEP_TOKENS) * _STEP_TOKENS
         if rounded < context:
@@ -117,6 +121,14 @@ class PolicyModel:
             stop=stop,
         )
 
+    def _check_filter(self, sampling: Sampling) -> None:
+        if sampling.filter not in self._filters and len(self._filters) >= _MOST_FILTERS:
+            raise RequestRefused(
+                f"top_k, top_p and min_p had {_MOST_FILTERS} values already, and programs are "
+                "compiled for each; send one of those, or none of the three"
+            )
+        self._filters.add(sampling.filter)
+
     def _answer(self, asked: Sequence[_Asked]) -> list[Proposed | Exception]:
         """Proposes turns for everything that waits, one batch for each way of sampling."""
         answers: dict[int, Proposed | Exception] = {}
@@ -129,16 +141,39 @@ class PolicyModel:
                 lengths = {}
                 for i in members:
                     try:
-                        lengths[i] = agent.request(asked[i].state, asked[i].purpose)[0].length
-                    except UserError as error:  # this conversation alone
+                        lengths[i] = _checked_length(agent, asked[i])
+                    except (UserError, RequestRefused) as error:  # this conversation alone
                         answers[i] = error
                 questions = [(asked[i].state, asked[i].purpose) for i in lengths]
-                found = propose(agent, questions, n)
+                try:
+                    found = propose(agent, questions, n)
+                except BaseException:
+                    agent.release()  # else no later request gets these pages
+                    raise
                 for i, turns in zip(lengths, found, strict=True):
                     answers[i] = _proposed(asked[i], agent, turns, lengths[i])
             except Exception as error:  # of this group alone
                 answers |= dict.fromkeys(members, error)
         return [answers[i] for i in range(len(asked))]
+
+
+def _checked_length(agent: Agent, asked: _Asked) -> int:
+    """Returns the tokens of a conversation.
+
+    Raises:
+      RequestRefused: It does not fit into the cache, which would fail for all others.
+    """
+    request, _ = agent.request(asked.state, asked.purpose)
+    cache, sizes = agent.engine.cache, agent.engine.sizes
+    of_reply = -(-asked.sampling.max_tokens // sizes.decode_tokens) * sizes.decode_tokens
+    pages = sum(-(-len(segment) // cache.page_size) for segment in request.segments)
+    pages += asked.n * of_reply // cache.page_size
+    if pages > cache.num_pages:
+        raise RequestRefused(
+            f"the policy's cache holds {cache.num_pages} pages, and {asked.n} candidates of "
+            f"{asked.max_tokens} tokens need {pages}; ask for fewer or shorter ones"
+        )
+    return request.length
 
 
 def _proposed(asked: _Asked, agent: Agent, turns: Sequence[Proposal], length: int) -> Proposed:

@@ -8,15 +8,19 @@ from typing import Any
 
 import httpx
 
-from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve.conversations import message_text
 from agentrm_jax.serve.errors import PolicyRefused, RequestRefused
 from agentrm_jax.serve.gateway import Candidate, Proposed, TurnRequest
+from agentrm_jax.servers.answers import token_count
+from agentrm_jax.servers.config import is_loopback, server_url
+from agentrm_jax.servers.keys import masked
 
 _MOST_BYTES = 64 << 20
 _PASSED_HEADERS = ("content-type", "retry-after")
 _REFUSES_N = (400, 422)
+_JSON = {"Content-Type": "application/json"}
 
 
 class PolicyServer:
@@ -42,13 +46,13 @@ class PolicyServer:
         timeout: float = 600.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        base = url.rstrip("/")
-        self._url, self._model, self._takes_n = base, model, True
+        self._url, self._model, self._key, self._takes_n = server_url(url), model, key, True
         self._client = httpx.AsyncClient(
-            base_url=base if base.endswith("/v1") else f"{base}/v1",
+            base_url=f"{self._url}/v1",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
             limits=httpx.Limits(max_connections=64),
+            trust_env=not is_loopback(self._url),
             transport=transport,
         )
 
@@ -128,14 +132,18 @@ class PolicyServer:
     async def _exchange(
         self, method: str, path: str, body: Any
     ) -> tuple[int, bytes, dict[str, str]]:
-        async with self._client.stream(method, path, json=body) as response:
+        sent: dict[str, Any] = {}
+        if body is not None:
+            sent = {"content": json_text(body).encode(), "headers": _JSON}
+        async with self._client.stream(method, path, **sent) as response:
             content = bytearray()
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > _MOST_BYTES:
                     raise _malformed(f"more than {_MOST_BYTES:,} bytes")
-            passed = {k: v for k, v in response.headers.items() if k in _PASSED_HEADERS}
-            return response.status_code, bytes(content), passed
+            headers = ((k, response.headers.get(k, "")) for k in _PASSED_HEADERS)
+            passed = {k: v for k, v in headers if v.isascii() and v.isprintable() and v}
+            return response.status_code, masked(bytes(content), self._key), passed
 
 
 def _proposed(answer: Mapping[str, Any], n: int) -> Proposed:
@@ -170,8 +178,7 @@ def _proposed(answer: Mapping[str, Any], n: int) -> Proposed:
 
 
 def _count(usage: Any, name: str) -> int:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int and value >= 0 else 0
+    return (token_count(usage.get(name)) if isinstance(usage, dict) else None) or 0
 
 
 def _joined(parts: Sequence[Proposed]) -> Proposed:

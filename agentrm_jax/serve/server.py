@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import printable
 from agentrm_jax.pipeline.model_folders import CONVERSATION
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.pipeline.reward_model import open_conversation_model
 from agentrm_jax.serve.gateway import TurnPolicy
+from agentrm_jax.servers.config import server_url
+from agentrm_jax.servers.keys import read_key
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -73,7 +74,7 @@ def serve(config: ServeConfig) -> None:
     except ModuleNotFoundError as error:
         raise missing_package(error) from None
     host = config.host or _LOOPBACK[0]
-    key = _key(config.api_key_env, "--api-key-env")
+    key = read_key(config.api_key_env, "--api-key-env")
     listening = _bound(host, config.port)
     with listening:
         policy = None
@@ -99,16 +100,18 @@ def serve(config: ServeConfig) -> None:
         listening.listen(settings.backlog)
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        print(f"listening on http://{shown}:{port}", flush=True)
-        before = signal.signal(signal.SIGTERM, _ended_by_signal)
+        server = uvicorn.Server(settings)
+
+        def end(number: int, frame: object) -> None:
+            """Handles SIGTERM before uvicorn does; it raises it again after its clean end."""
+            server.should_exit = True
+
+        before = signal.signal(signal.SIGTERM, end)
         try:
-            uvicorn.Server(settings).run(sockets=[listening])
+            print(f"listening on http://{shown}:{port}", flush=True)
+            server.run(sockets=[listening])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _ended_by_signal(number: int, frame: object) -> None:
-    """Handles the SIGTERM that uvicorn raises again after its clean end: the status is 0."""
 
 
 def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:
@@ -122,7 +125,7 @@ def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:
     Raises:
       UserError: It cannot be opened, or the variable is empty.
     """
-    key = _key(key_env, "--policy-key-env")
+    key = read_key(key_env, "--policy-key-env")
     if "://" not in policy:
         from agentrm_jax.serve.policy_model import PolicyModel
 
@@ -130,30 +133,17 @@ def open_policy(policy: str, model: str = "", key_env: str = "") -> TurnPolicy:
             ModelPolicy.load(policy, prompts={CONVERSATION: None}),
             model or f"{_name(policy)}-policy",
         )
-    if not policy.startswith(("http://", "https://")):
-        raise UserError(f"--policy must begin with http:// or https:// (got {policy!r})")
+    url = server_url(policy, "--policy")
     try:
         from agentrm_jax.serve.policy_server import PolicyServer
     except ModuleNotFoundError as error:
         raise missing_package(error) from None
-    return PolicyServer(policy, model=model, key=key)
+    return PolicyServer(url, model=model, key=key)
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError:
     """Returns the error that names the extra of a package."""
     return UserError(f"agentrm serve needs {error.name}: pip install 'agentrm-jax[serve]'")
-
-
-def _key(variable: str, option: str) -> str:
-    """The key in an environment variable; empty without a name of one."""
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "")
-    if not key:
-        raise UserError(f"{option} names the environment variable {variable}, which is empty")
-    if printable(key) != key or not key.isascii():
-        raise UserError(f"{option}: {variable} must hold printable ASCII characters only")
-    return key
 
 
 def _name(path: str) -> str:

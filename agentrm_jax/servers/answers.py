@@ -74,13 +74,13 @@ def read_answer(value: Any, n: int) -> Answer:
     model, usage = value.get("model"), value.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    cached = token_count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
     return Answer(
         choices=tuple(found),
         model=printable(admit_text(model, 200)) if isinstance(model, str) else "",
-        prompt_tokens=_count(usage.get("prompt_tokens")),
+        prompt_tokens=token_count(usage.get("prompt_tokens")),
         cached_tokens=cached or 0,
-        completion_tokens=_count(usage.get("completion_tokens")),
+        completion_tokens=token_count(usage.get("completion_tokens")),
     )
 
 
@@ -154,7 +154,12 @@ def _ids(value: Any) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """Returns a number of tokens in an answer; None if it is none.
+
+    Args:
+      value: Any JSON value.
+    """
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 

@@ -7,7 +7,6 @@ the server answers nothing at all, every request waits until it is back. No redi
 from __future__ import annotations
 
 import email.utils
-import os
 import random
 import sys
 import threading
@@ -19,6 +18,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import admit_text, first_line, printable
 from agentrm_jax.servers.config import ServerConfig, is_loopback, server_url
+from agentrm_jax.servers.keys import masked, read_key
 
 if TYPE_CHECKING:
     import httpx
@@ -29,6 +29,9 @@ MOST_BYTES = 64 << 20
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 30.0
 _TELLING_ATTEMPT = 3
 """The attempt of a request at which a line for the user says that it waits."""
+
+_NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""Mistakes in the address or the certificate, which no waiting mends."""
 
 _MOST_REFUSED = 16
 """Requests that a server may refuse before it has answered any."""
@@ -82,7 +85,7 @@ class Client:
     ) -> None:
         self.url, self.config = server_url(url), config
         self._say = say or _print
-        self._key = _key(config.key_env)
+        self._key = read_key(config.key_env, "key_env")
         self._httpx = _httpx()
         self._http = self._opened()
         self._lock = threading.Lock()
@@ -106,6 +109,17 @@ class Client:
     def get(self, path: str) -> Any:
         """Returns the JSON value of a GET request; see `post`."""
         return self._answer("GET", path, None, threading.Event())
+
+    def optional(self, path: str) -> Any:
+        """Returns the JSON value of a GET request that is sent once; None if it is not answered.
+
+        Args:
+          path: A path that most servers do not have, and may answer with anything.
+        """
+        try:
+            return self._parsed(self._sent("GET", path, None))
+        except (_NoAnswer, RequestFailed, UserError):
+            return None
 
     def post(self, path: str, body: Any, cancelled: threading.Event | None = None) -> Any:
         """Returns the JSON value that answers a request; waits while the server is away.
@@ -164,11 +178,11 @@ class Client:
         except httpx.DecodingError as error:
             raise RequestFailed(f"the answer cannot be decoded ({first_line(error)})") from None
         except httpx.TransportError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            if any(reason in str(error) for reason in _NO_TLS):
                 raise UserError(f"{self.url}: {first_line(error)}") from None
             what = "no connection" if isinstance(error, httpx.ConnectError) else "it broke off"
             raise _NoAnswer(f"{what} ({first_line(error)})") from None
-        answer = self._without_key(bytes(data))
+        answer = masked(bytes(data), self._key)
         self._check_status(response, answer)
         return answer
 
@@ -237,10 +251,6 @@ class Client:
         except ValueError as error:
             raise RequestFailed(f"the answer is not JSON ({first_line(error)})") from None
 
-    def _without_key(self, data: bytes) -> bytes:
-        """Returns an answer in which a key that the server sends back is masked."""
-        return data.replace(self._key.encode(), b"[key]") if self._key else data
-
     def _opened(self) -> httpx.Client:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
@@ -259,17 +269,6 @@ class Client:
 
 def _print(line: str) -> None:
     print(f"agentrm: {printable(line)}", file=sys.stderr, flush=True)
-
-
-def _key(variable: str) -> str:
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"names {variable}, which is not set in this environment", field="key_env")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"names {variable}, which holds no key", field="key_env")
-    return key
 
 
 def _httpx() -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import re
 import urllib.parse
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
+from agentrm_jax.servers.keys import check_variable
 
 SPEED_KEYS = (
     "url",
@@ -20,8 +20,6 @@ SPEED_KEYS = (
     "wait_seconds",
 )
 """Keys that decide where and how fast a model is asked, and no results."""
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +47,7 @@ class ServerConfig:
     wait_seconds: float = 900.0
 
     def __post_init__(self) -> None:
-        if self.key_env and not _VARIABLE.fullmatch(self.key_env):  # it may be the key: not shown
-            raise UserError(
-                "must be the name of an environment variable, such as OPENAI_API_KEY",
-                field="key_env",
-            )
+        check_variable(self.key_env, "key_env")
         check_fields(
             self,
             concurrency="[1, 10000]",
@@ -83,12 +77,14 @@ def server_url(url: str, field: str = "url") -> str:
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         raise UserError(expected, field=field) from None
     if parts.username is not None or parts.password is not None:
-        raise UserError("must hold no user name; name a key in key_env", field=field)
+        raise UserError("must hold no user name; name the variable of a key", field=field)
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UserError(expected, field=field, value=url)
+        may_hold_key = parts.query or parts.fragment or "@" in url
+        raise UserError(expected, field=field, value=None if may_hold_key else url)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 

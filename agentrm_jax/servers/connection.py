@@ -246,15 +246,14 @@ class TurnForm:
 
     def _proposal(self, choice: Choice, decoded: int | None, truncated_steps: int) -> Proposal:
         if choice.failure is not None:
-            failed = Proposal.failed(choice.failure)
-            return dataclasses.replace(failed, completion_tokens=decoded or 0)
+            return _failed(choice.failure, decoded or 0)
         text, ids, log_probs = self._checked(choice)
         cut = _cut(text, self._stops)
         stopped = choice.stopped or cut != text or 0 < len(ids) < len(choice.token_ids)
         if cut != text:  # the rest is no part of the turn, and neither are its tokens
             text, ids, log_probs = cut, (), log_probs[: _tokens_within(choice.tokens, text, cut)]
         if not text.strip():
-            return Proposal.failed("the reply is empty")
+            return _failed("the reply is empty", self._decoded(choice, decoded))
         return Proposal(
             reply=text,
             action=parse_action(text),
@@ -306,6 +305,10 @@ def _filters(connection: Connection, sampling: Sampling) -> dict[str, float]:
 def strict_keys(sampling: Sampling) -> tuple[str, ...]:
     """Returns the sampling keys in use that not every server obeys."""
     return tuple(key for key in ("top_k", "min_p") if getattr(sampling, key))
+
+
+def _failed(reason: str, decoded: int) -> Proposal:
+    return dataclasses.replace(Proposal.failed(reason), completion_tokens=decoded)
 
 
 def _tokens_within(tokens: Sequence[str], text: str, cut: str) -> int:

@@ -153,10 +153,7 @@ def served_model(client: Client) -> tuple[str, int]:
 
 def _llama_context(client: Client) -> int:
     """Returns the context that llama.cpp's server gives a request, 0 for other servers."""
-    try:
-        value = client.get("/props")
-    except RequestFailed:
-        return 0
+    value = client.optional("/props")
     settings = value.get("default_generation_settings") if isinstance(value, Mapping) else None
     size = settings.get("n_ctx") if isinstance(settings, Mapping) else None
     return size if type(size) is int and size > 0 else 0

@@ -307,6 +307,10 @@ def test_options_that_are_refused_name_their_key(changed, reason):
 def test_the_address_is_needed():
     with pytest.raises(UserError, match=r"options\.url is missing"):
         load_family("agentgym@maze").configured({"tasks": {"train": "0-25"}})
+    for url in ("http://h/?key=sk1", "me:sk1@h", "http://me:sk1@h/ a"):
+        with pytest.raises(UserError) as caught:
+            server_address(url)
+        assert "sk1" not in str(caught.value)
     assert server_address("https://host:8000/maze/") == "https://host:8000/maze"
     assert not math.isnan(SERVER_KINDS["maze"].reward.low)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Sequence
 
+import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
 from serve_cases import policy_server
 
+from agentrm_jax.engine.engine import Engine
 from agentrm_jax.pipeline.model_folders import CONVERSATION
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.pipeline.reward_model import open_conversation_model
@@ -203,6 +206,15 @@ def test_errors_of_the_policy_come_through_as_they_are(behind, status):
         assert len(server.bodies) == (2 if status == 400 else 1)  # 400 may be about n
 
 
+def test_headers_that_cannot_be_passed_on_are_left_out(behind):
+    headers = [("Retry-After", "später".encode()), ("Content-Type", b"text/plain")]
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, headers=headers, content=b"x"))
+    response = ask(behind(PolicyServer("http://h", model="m", transport=transport)))
+    assert (response.status_code, response.text) == (503, "x")
+    assert "retry-after" not in response.headers
+    assert response.headers["content-type"] == "text/plain"
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -219,6 +231,37 @@ def test_malformed_answers_of_the_policy_are_502(behind, answer, reason):
         assert response.status_code == 502
         message = response.json()["error"]["message"]
         assert message.startswith(f"the policy's server answered in another form: {reason}")
+
+
+def test_lone_surrogates_pass_in_both_directions(behind):
+    answer = '{"choices": [{"message": {"content": "Action: \\ud83d"}}]}'
+    with policy_server(answer) as server:
+        client = behind(PolicyServer(server.url, model="m"))
+        body = b'{"n": 1, "messages": [{"role": "user", "content": "\\udc00 Go."}]}'
+        headers = {"content-type": "application/json"}
+        response = client.post("/v1/chat/completions", content=body, headers=headers)
+        assert response.status_code == 200
+        assert response.json()["choices"][0]["message"]["content"] == "Action: \ufffd"
+        assert server.bodies[0]["messages"][0]["content"] == "\ufffd Go."
+
+
+@pytest.mark.parametrize("key", ["sk-very/secret", "sk-very-secret"])
+def test_a_key_that_the_server_sends_back_is_masked(behind, key):
+    escaped = json.dumps({"error": f"bad key {key}"}).replace("/", "\\/").replace("k-", "\\u006b-")
+    for answer in (escaped, json.dumps({"choices": [{"message": {"content": f"Use {key}"}}]})):
+        with policy_server(answer) as server:
+            text = ask(behind(PolicyServer(server.url, model="m", key=key)), n=1).text
+            assert server.bodies[0]["key"] == f"Bearer {key}"
+        assert "secret" not in text
+    assert "Use [key]" in text
+
+
+def test_a_policy_on_this_machine_is_asked_without_the_proxy(behind, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with policy_server() as server:
+        assert ask(behind(PolicyServer(server.url))).status_code == 200
 
 
 def test_a_policy_that_cannot_be_reached(behind):
@@ -279,6 +322,65 @@ def test_a_model_directory_as_policy(behind, model):
     assert other["candidates"] != first["candidates"]
     adaptive = ask(client, n=4, max_tokens=6, seed=3, method="adaptive").json()
     assert len(adaptive["candidates"]) in (2, 4)
+
+
+@pytest.fixture
+def small_model(model):
+    """The policy with a cache that holds few conversations."""
+    sizes = dataclasses.replace(model.engine.sizes, cache_tokens=512)
+    engine = Engine.of(model.engine.programs.model.params, model.engine.config, sizes)
+    policy = ModelPolicy(engine, model.tokenizer, model.prompts, model.sampling, 0)
+    policy._prompts = model.prompts
+    return policy
+
+
+def proposals(policy: PolicyModel, *texts: str) -> list:
+    """The answers to requests that wait together."""
+    messages = ([{"role": "user", "content": text}] for text in texts)
+    sampling = {"max_tokens": 32, "seed": 1}
+    requests = [TurnRequest(messages=each, sampling=sampling) for each in messages]
+    return policy._answer([policy._asked(request, 4, 0) for request in requests])
+
+
+def test_a_request_that_does_not_fit_fails_no_other(small_model):
+    policy = PolicyModel(small_model, "tiny")
+    [alone] = proposals(policy, "Hi.")
+    first, large, last = proposals(policy, "Hi.", "word 1 " * 150, "Ho.")
+    assert first == alone
+    assert isinstance(last, Proposed)
+    assert isinstance(large, RequestRefused)
+    assert "ask for fewer or shorter ones" in large.message
+    asyncio.run(policy.close())
+
+
+def test_a_call_that_failed_gives_its_pages_back(small_model, monkeypatch):
+    policy = PolicyModel(small_model, "tiny")
+    [before] = proposals(policy, "Hi.")
+    decode = small_model.engine.programs.decode
+    monkeypatch.setattr(small_model.engine.programs, "decode", lambda *_: 1 / 0)
+    for i in range(8):
+        assert {type(e) for e in proposals(policy, f"A {i}.", f"B {i}.")} == {ZeroDivisionError}
+    monkeypatch.setattr(small_model.engine.programs, "decode", decode)
+    assert proposals(policy, "Hi.") == [before]
+    asyncio.run(policy.close())
+
+
+def test_the_number_of_compiled_filters_is_bounded(model, monkeypatch):
+    policy = PolicyModel(model, "tiny")
+    sent = []
+    monkeypatch.setattr(policy._thread, "submit", lambda items: sent.append(items) or 1 / 0)
+    refused = []
+    for i in range(1, 100):
+        request = TurnRequest(messages=ASKED, sampling={"top_k": i % 50, "temperature": i / 10})
+        try:
+            asyncio.run(policy.propose(request, 2, 0))
+        except RequestRefused as error:
+            refused.append(error.message)
+        except ZeroDivisionError:
+            pass
+    assert (len(sent), len(refused)) == (63, 36)
+    assert refused[0].startswith("top_k, top_p and min_p had 32 values already")
+    asyncio.run(policy.close())
 
 
 def test_a_model_directory_stops_at_texts(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -17,8 +18,11 @@ from agentrm_jax.pipeline.reward_model import RewardModel, open_conversation_mod
 from agentrm_jax.serve.app import Limits, Service, create_app
 from agentrm_jax.serve.batching import BatchThread
 from agentrm_jax.serve.errors import RequestRefused
+from agentrm_jax.serve.metrics import Metrics
 from agentrm_jax.serve.scoring import ConversationScorer
 from agentrm_jax.testing import write_tiny_reward_model
+
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +155,20 @@ def test_refused_bodies(client, path, body, reason):
 
 
 def test_bodies_that_are_no_json_objects(client):
-    assert said(client.post("/classify", content=b"{")).startswith("the body is not JSON: ")
-    assert said(client.post("/classify", content=b"[]")) == "the body must be a JSON object"
+    assert said(client.post("/classify", content=b"{", headers=JSON)).startswith(
+        "the body is not JSON: "
+    )
+    assert (
+        said(client.post("/classify", content=b"[]", headers=JSON))
+        == "the body must be a JSON object"
+    )
     deep = b'{"input": ' + b"[" * 5000 + b"]" * 5000 + b"}"
-    assert "nested more than" in said(client.post("/classify", content=deep))
+    assert "nested more than" in said(client.post("/classify", content=deep, headers=JSON))
     assert said(client.get("/nothing"), 404) == "no endpoint /nothing"
+    elsewhere = {"host": "elsewhere"}  # a redirect would name it
+    slash = client.post("/classify/", json={}, headers=elsewhere, follow_redirects=False)
+    assert said(slash, 404) == "no endpoint /classify/"
+    assert client.head("/health").status_code == 200
     assert said(client.get("/classify"), 405) == "/classify takes another method"
 
 
@@ -165,6 +178,64 @@ def test_too_long_a_body(scorer):
         assert client.post("/classify", json={"input": "a" * 900}).status_code == 200
         message = said(client.post("/classify", json={"input": "a" * 1000}), 413)
         assert message == "the body must have at most 1,000 bytes"
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_what_a_page_in_a_browser_can_send_is_refused(client, kind):
+    headers = {"content-type": kind} if kind else {}
+    refused = client.post("/classify", content=b'{"input": "a"}', headers=headers)
+    assert said(refused, 415) == "send the body as Content-Type: application/json"
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client.post("/classify", content=b'{"input": "a"}', headers=headers).status_code == 200
+
+
+async def stalled(app, parts: list[dict], began: asyncio.Event | None = None) -> tuple[int, str]:
+    """Sends parts of a request and then nothing; returns the status and the message."""
+    scope = {
+        "type": "http", "method": "POST", "path": "/classify", "raw_path": b"/classify",
+        "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    left, sent = list(parts), []
+
+    async def receive() -> dict:
+        if not left:
+            if began is not None:
+                began.set()
+            await asyncio.Event().wait()
+        return left.pop(0)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]["message"]
+
+
+def test_a_body_that_never_comes_or_breaks_off(scorer):
+    service = Service(scorer, "reward", Limits(body_seconds=0.1))
+    app, part = create_app(service), {"type": "http.request", "body": b"{", "more_body": True}
+    assert asyncio.run(stalled(app, [part])) == (408, "the body did not arrive in time")
+    broken = asyncio.run(stalled(app, [part, {"type": "http.disconnect"}]))
+    assert broken == (400, "the body ends too early")  # and no traceback
+    assert service.open_bytes == 0
+
+
+def test_all_open_bodies_together_are_bounded(scorer):
+    service = Service(scorer, "reward", Limits(body_bytes=1000, body_seconds=1.0))
+    app = create_app(service)
+    part = {"type": "http.request", "body": b" " * 1000, "more_body": True}
+
+    async def many() -> list[tuple[int, str]]:
+        events = [asyncio.Event() for _ in range(16)]
+        tasks = [asyncio.create_task(stalled(app, [part], event)) for event in events]
+        await asyncio.gather(*(event.wait() for event in events))
+        one_more = await stalled(app, [part])
+        return [one_more, *await asyncio.gather(*tasks)]
+
+    first, *others = asyncio.run(many())
+    assert first == (429, "too much is asked already; try again later")
+    assert {status for status, _ in others} == {408}
+    assert service.open_bytes == 0
 
 
 def test_a_full_queue_is_429_with_retry_after():
@@ -268,6 +339,11 @@ def test_metrics_are_prometheus_text(client):
     types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     named = {key.partition("{")[0] for key in values}
     assert {t for t in types if "seconds" not in t or "engine" in t} <= named
+
+
+def test_large_counters_have_all_their_digits():
+    shown = Metrics({"tokens_total": ("counter", "Tokens.", lambda: 123_456_789)}).text()
+    assert shown.splitlines()[-1] == "agentrm_tokens_total 123456789"
 
 
 def test_64_threads_get_the_scores_of_one(client, expected):

@@ -96,6 +96,30 @@ def test_sigterm_answers_what_was_asked(reward_model):
                 post(f"{server.url}/classify", {"input": "a"})
 
 
+SIGTERM_AT_ONCE = """
+import os, signal, sys, uvicorn
+from agentrm_jax.cli.main import main
+
+run = uvicorn.Server.run
+
+def late(server, **given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    run(server, **given)
+
+uvicorn.Server.run = late
+sys.exit(main(["serve", "--reward-model", sys.argv[1], "--port", "0"]))
+"""
+
+
+def test_sigterm_before_uvicorn_handles_it(reward_model):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGTERM_AT_ONCE, reward_model],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("listening on")
+
+
 def test_a_key_from_the_environment(reward_model, tmp_path):
     policy = write_tiny_policy(tmp_path / "policy")
     arguments = ("--reward-model", reward_model, "--policy", policy, "--host", "0.0.0.0")
@@ -128,9 +152,15 @@ def test_mistakes_are_one_line(capsys, monkeypatch, reward_model, tmp_path):
         message = fails(capsys, *given, "--port", port)
     assert f"--port {port}: cannot listen on 127.0.0.1" in message
     message = fails(capsys, *given, "--api-key-env", "NO_KEY", "--port", 0)
-    assert "--api-key-env names the environment variable NO_KEY, which is empty" in message
+    assert "--api-key-env names NO_KEY, which is not set in this environment" in message
+    message = fails(capsys, *given, "--api-key-env", "sk-a-key", "--port", 0)
+    assert "--api-key-env must be the name of an environment variable" in message
+    assert "sk-a-key" not in message
     message = fails(capsys, *given, "--policy", "ftp://there", "--port", 0)
-    assert "--policy must begin with http:// or https://" in message
+    assert "--policy must be http://HOST:PORT or https://HOST (got 'ftp://there')" in message
+    message = fails(capsys, *given, "--policy", "http://me:secret@there", "--port", 0)
+    assert "--policy must hold no user name" in message
+    assert "secret" not in message
     message = fails(capsys, "--reward-model", tmp_path, "--port", 0)
     assert "no reward model here" in message
 

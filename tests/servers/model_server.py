@@ -33,6 +33,7 @@ class Behaviour:
         `stop`, `top_k`, `usage`, `continue`.
       key: The API key that is demanded; empty: none.
       poison: A text on which the server fails each time it reads it; empty: none.
+      props_status: The status of every GET but that of the models.
       tokenizer: Reads and writes token ids.
     """
 
@@ -45,6 +46,7 @@ class Behaviour:
     model: str = "toy"
     key: str = ""
     context: int = 4096
+    props_status: int = 404
     tokenizer: Any = None
     asked: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -124,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             entry = {"id": self.behaviour.model, "max_model_len": self.behaviour.context}
             self._send(200, {"object": "list", "data": [entry]})
         else:
-            self._send(404, {"error": {"message": "not found"}})
+            self._send(self.behaviour.props_status, {"error": {"message": "not found"}})
 
     def do_POST(self) -> None:
         behaviour = self.behaviour

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -11,6 +12,7 @@ from model_server import ModelServer
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.servers.client import Cancelled, Client, RequestFailed
 from agentrm_jax.servers.config import ServerConfig, server_url
+from agentrm_jax.servers.keys import masked, read_key
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "toy", "messages": [{"role": "user", "content": "Any animal?"}]}
@@ -103,6 +105,16 @@ def test_a_redirect_is_refused():
             client(server).post(CHAT, BODY)
 
 
+def test_https_where_there_is_none_is_not_waited_for():
+    with ModelServer() as server:
+        url = server.url.replace("http://", "https://")
+        asking = Client(url, ServerConfig(wait_seconds=60.0))
+        began = time.monotonic()
+        with pytest.raises(UserError, match="SSL"):
+            asking.post(CHAT, BODY)
+        assert time.monotonic() - began < 10
+
+
 def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
     monkeypatch.setenv("TOY_KEY", "sk-secret-1")
     with ModelServer(key="sk-secret-1") as server:
@@ -116,6 +128,23 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
         with pytest.raises(UserError, match="refuses the key") as caught:
             client(server).post(CHAT, BODY)
         assert "no variable is named" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["none", "1"])
+def test_a_placeholder_for_a_key_changes_no_answer(monkeypatch, key):
+    monkeypatch.setenv("TOY_KEY", key)
+    with ModelServer(key=key, model=f"toy-{key}") as server:
+        value = client(server, key_env="TOY_KEY").post(CHAT, BODY)
+        assert value["model"] == f"toy-{key}"
+
+
+def test_keys_are_masked_escaped_or_not(monkeypatch):
+    key = 'sk-a/b"c+d'
+    monkeypatch.setenv("TOY_KEY", f" {key} ")
+    assert read_key("TOY_KEY", "key_env") == key
+    escaped = json.dumps(key)[1:-1].replace("/", "\\/").replace("+", "\\u002B")
+    for text in (key, json.dumps(key)[1:-1], escaped):
+        assert masked(f"<{text}>".encode(), key) == b"<[key]>"
 
 
 @pytest.mark.parametrize(
@@ -141,9 +170,18 @@ def test_a_variable_without_a_key(monkeypatch):
 def test_addresses():
     assert server_url("http://127.0.0.1:8000/v1/") == "http://127.0.0.1:8000"
     assert server_url("https://host/openai/v1") == "https://host/openai"
-    for url in ("127.0.0.1:8000", "ftp://host", "http://", "http://h:99999", "http://h/?key=1"):
-        with pytest.raises(UserError, match="must be http://HOST:PORT"):
+    for url in (
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "http://h:99999",
+        "http://h/?key=sk1",
+        "me:sk1@h",
+        "http://a..b",
+    ):
+        with pytest.raises(UserError, match="must be http://HOST:PORT") as caught:
             server_url(url)
+        assert "sk1" not in str(caught.value)
     with pytest.raises(UserError, match="no user name") as caught:
         server_url("http://me:secret@host")
     assert "secret" not in str(caught.value)

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 
 import pytest
-from model_server import ModelServer
+from model_server import Model, ModelServer
 
 from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.core.errors import UserError
@@ -193,6 +193,15 @@ def test_a_reply_ends_before_the_next_turn_whether_or_not_the_server_stops(serve
     assert "Observation" not in turn.reply
     assert len(turn.log_probs) == len(turn.reply.split())
     assert turn.tokens == len(turn.reply.split()) + 3  # what was decoded was decoded
+
+
+def test_a_reply_of_which_nothing_is_left_costs_its_tokens(server, monkeypatch):
+    server.behaviour.features = ALL - {"stop"}
+    policy = connected(server)
+    monkeypatch.setattr(Model, "_text", lambda *_: "\nObservation: You win.")
+    [[turn]] = propose(policy, [(state(), "t")], 1)
+    assert turn.failure == "the reply is empty"
+    assert policy.usage.decoded == turn.tokens == 3
 
 
 def test_a_reply_that_is_cut_off_says_so(server):

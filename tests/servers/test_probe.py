@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from model_server import ModelServer
 
@@ -89,3 +91,12 @@ def test_names_of_models():
 
 def test_sampling_keys_that_are_not_obeyed_are_not_confirmed():
     assert probed(ALL - {"top_k"}, strict=("top_k",)).strict == ()
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 500, 503])
+def test_a_path_of_llama_cpp_may_be_answered_with_anything(status):
+    with ModelServer(context=0, props_status=status) as server:
+        began = time.monotonic()
+        facts = probe(Client(server.url, ServerConfig(wait_seconds=5)))
+        assert (facts.api, facts.context) == ("chat", 0)
+        assert time.monotonic() - began < 3

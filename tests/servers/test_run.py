@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import signal
 import threading
 import time
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from model_server import ModelServer
 
+from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
 from agentrm_jax.data.trees import TreeStore
@@ -142,6 +145,32 @@ def test_a_server_that_goes_away_ends_the_stage_and_the_next_one_resumes_it(
         for each in (broken, whole)
     )
     assert found == wanted
+
+
+def test_sigterm_while_a_run_waits_for_its_server(configured, server, tmp_path, capsys):
+    output = tmp_path / "run"
+    arguments = ["explore", str(configured), "--output", str(output), "--train_policy=false"]
+
+    def leave() -> None:
+        while len(server.behaviour.asked) < 40:
+            time.sleep(0.001)
+        server.stop()
+        time.sleep(1.0)  # every request waits
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopper = threading.Thread(target=leave)
+    stopper.start()
+    assert main([*arguments, f"--policy={server.url}"]) == 0
+    stopper.join()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "agentrm: stopped by SIGTERM; run the same command again to resume"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (RunPaths(output).trees / "stage.json").exists()
+    server.start()
+    assert main([*arguments, f"--policy={server.url}"]) == 0
+    trees = TreeStore.read(RunPaths(output).trees, finished=True).values()
+    assert [len(tree.iterations) for tree in trees] == [3] * 4
 
 
 def test_sample_with_a_policy_without_log_probabilities(configured, server, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 
 import pytest
 from model_server import ModelServer
@@ -89,6 +91,27 @@ def test_without_a_number_the_reward_model_did_not_decide(server, fault):
     [[first, second], *others] = scorer.score(GROUPS)
     assert math.isnan(first)
     assert [[second], *others] == [[-0.375], [2.0], []]
+
+
+def test_its_threads_do_not_hold_up_the_end_of_the_process(server):
+    scorer = connected(server)
+    server.behaviour.fail("slow", times=2)
+    scoring = threading.Thread(target=scorer.score, args=(GROUPS,), daemon=True)
+    scoring.start()
+    while server.behaviour.open < 2:
+        time.sleep(0.01)
+    assert [each for each in threading.enumerate() if not each.daemon] == [threading.main_thread()]
+    scoring.join()
+
+
+def test_tokens_that_are_no_number_do_not_count(server, monkeypatch):
+    scorer = connected(server)
+    post = scorer._client.post
+    monkeypatch.setattr(
+        scorer._client, "post", lambda *a: {**post(*a), "usage": {"prompt_tokens": -5}}
+    )
+    assert scorer.score(GROUPS) == SCORES
+    assert (scorer.tokens_read, scorer.cost(GROUPS[0])) == (0, 0)
 
 
 def test_another_model_and_a_server_that_stays_away(server):

@@ -141,6 +141,16 @@ class Scheduler:
         self._running = [request for request in self._running if request.open_branches]
         return [(request.ticket, self._finish(request)) for request in done]
 
+    def release(self) -> None:
+        """Forgets all requests and gives their pages back, after a call that failed."""
+        for request in [*self._prefilling, *self._running]:
+            if request.leaf is not None:
+                self.engine.cache.pin(request.leaf, -1)
+            for branch in request.branches:
+                self.engine.cache.free(branch.pages)
+        self._waiting, self._prefilling, self._running = [], [], []
+        self._in_flight = None  # what it has read is not written
+
     def _admit_waiting(self) -> None:
         """Gives pages to waiting requests, to as many as fill the rows: they are read while others
         are decoded."""

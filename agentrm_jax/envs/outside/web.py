@@ -32,8 +32,11 @@ def server_address(url: Any) -> str:
     except ValueError:
         usable = False
     if not usable or printable(url) != url or " " in url or parts.query or parts.fragment:
+        may_hold_key = isinstance(url, str) and any(mark in url for mark in "@?#")
         raise UserError(
-            field="url", value=url, expected="the address of a server, http://HOST:PORT"
+            field="url",
+            value=None if may_hold_key else url,
+            expected="the address of a server, http://HOST:PORT",
         )
     if parts.username is not None or parts.password is not None:
         raise UserError("must not hold a user name or a password", field="url")
