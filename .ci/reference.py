@@ -36,9 +36,9 @@ train_rm:
 ```
 
 in a file, and `--train_rm.fit.batch_size=32` on the command line. `--config=FILE` reads another
-file, whose keys replace those of the first. Items of a list (`environments[]`) can be set in files
-only. A section with a key `kind` has the keys of that kind. Unknown keys and values out of range
-are errors of one line, which name file, line and key.
+file; its keys replace those of the first file. Items of a list (`environments[]`) can be set in
+files only. A section with a key `kind` has the keys of that kind. Unknown keys and values out of
+range are errors of one line, which name file, line and key.
 
 Defaults are those of the section: `train_rm.fit` and `sft.fit` have the same keys
 and other defaults.

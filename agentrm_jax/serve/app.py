@@ -76,7 +76,7 @@ class Service:
         """Returns the scores of conversations, in order.
 
         Args:
-          requests: They are scored together with those of other requests that wait.
+          requests: The conversations. Those of all waiting requests are scored in one call.
 
         Raises:
           RequestRefused: The queue is full, or a conversation cannot be read.

@@ -43,7 +43,7 @@ class Answer:
       choices: As many as were asked for; those that are missing have failed.
       model: Name of the model that answered, empty if the server does not say.
       prompt_tokens: Tokens of the prompt, None if the server does not say.
-      cached_tokens: Those of them that came from a prefix cache.
+      cached_tokens: Tokens of the prompt that were read from a prefix cache.
       completion_tokens: Decoded tokens by the server's count, which may be that of one choice.
     """
 

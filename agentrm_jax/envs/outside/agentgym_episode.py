@@ -31,7 +31,7 @@ class Server:
     """A server, and how it is asked.
 
     Attributes:
-      kind: What it expects.
+      kind: The requests and answers of its program.
       url: Its address, the path of its kind included.
       seconds: Seconds that one answer may take.
     """

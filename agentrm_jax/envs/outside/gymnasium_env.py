@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import dataclasses
 import functools
@@ -19,7 +20,7 @@ NOT_UNDERSTOOD = "This action is not understood."
 """The observation after a text that `GymnasiumEnv.action` refuses."""
 
 
-class GymnasiumEnv:
+class GymnasiumEnv(abc.ABC):
     """Base class of environments that are made of a Gymnasium environment.
 
     A subclass sets `reward` and defines `make`; it is then given to a pool like any other class:
@@ -44,13 +45,13 @@ class GymnasiumEnv:
     reward: RewardRule
     fork_by: Literal["auto", "copy", "replay"] = "auto"
 
+    @abc.abstractmethod
     def make(self, task: Task) -> Any:
         """Returns a Gymnasium environment.
 
         Args:
           task: The task of the episode.
         """
-        raise NotImplementedError
 
     def seed(self, task: Task) -> int | None:
         """Returns the seed of the reset: `task.spec["seed"]`, None without one.
