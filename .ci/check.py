@@ -1,4 +1,4 @@
-"""Style, types, floors and words as one command: ruff, pyright, import-linter and `words.py`."""
+"""Style, types, floors, words and the collection of all tests as one command."""
 
 import pathlib
 import subprocess
@@ -14,6 +14,8 @@ CHECKS = {
     "reference": [sys.executable, ".ci/reference.py"],
     "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
     "words": [sys.executable, str(ROOT / ".ci" / "words.py")],
+    # Two test files of one name, or one that cannot be imported, would else be seen after an hour.
+    "collection": [sys.executable, "-m", "pytest", "--collect-only", "-q"],
 }
 
 
