@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypedDict
 from agentrm_jax.core.errors import UserError
 
 PERCENT = ("score_mean", "success_rate")
-"""Keys that are shown in percent, as the paper does."""
+"""Keys that are shown in percent, as the paper does; gains in points are as well."""
+_GAIN = "gain_over_"
 _INTERVALS = {"score_mean": "score_ci95"}
 _NAMES = {"score_mean": "score, %", "success_rate": "success, %", "score_ci95": "95% interval"}
 SEPARATOR = " · "
@@ -45,7 +46,7 @@ def shown_table(
     """Returns a table of results.
 
     Args:
-      table: `title`, `rows`, `columns` and `values`; see `TableConfig`.
+      table: `title`, `rows`, `columns`, `values` and `baselines`; see `TableConfig`.
       rows: The results.
       paper: Numbers of the paper; those with a `row` of this table are shown next to it.
 
@@ -53,10 +54,11 @@ def shown_table(
       UserError: Two results belong into one cell.
     """
     found: dict[str, dict[str, Cell]] = {}
+    values = [*table["values"], *(f"{_GAIN}{name}" for name in table.get("baselines", ()))]
     for row in rows:
         name = SEPARATOR.join(_key(row, key) for key in table["rows"])
         cells = found.setdefault(name, {})
-        for value in table["values"]:
+        for value in values:
             column = _key(row, table["columns"]) if table["columns"] else value
             if column in cells:
                 raise UserError(
@@ -81,6 +83,9 @@ def shown_table(
 
 def _name(key: str) -> str:
     """The name of a column."""
+    gain = key.removeprefix(_GAIN)
+    if gain != key:
+        return f"over {gain.replace('_', ' ')}"
     return _NAMES.get(key, key.replace("_", " "))
 
 
@@ -95,15 +100,14 @@ def _cell(row: Mapping[str, Any], key: str) -> Cell:
         return Cell(str(value))
     if isinstance(value, int):
         return Cell(f"{value:,}", value=float(value))
-    if key in PERCENT:
+    if key in PERCENT or key.startswith(_GAIN):
         scale, places = 100.0, 1
     elif abs(value) >= 10:
         places = 1
-    interval = row.get(_INTERVALS.get(key, f"{key}_ci95"))
-    text = (
-        f"[{scale * interval[0]:.{places}f}, {scale * interval[1]:.{places}f}]" if interval else ""
-    )
-    return Cell(f"{scale * value:.{places}f}", text, float(value))
+    sign = "+" if key.startswith(_GAIN) else ""
+    numbers = (value, *row.get(_INTERVALS.get(key, f"{key}_ci95"), ()))
+    shown, *ends = (f"{scale * number:{sign}.{places}f}" for number in numbers)
+    return Cell(shown, f"[{', '.join(ends)}]" if ends else "", float(value))
 
 
 def markdown(table: ShownTable) -> str:

@@ -34,6 +34,16 @@ def test_rows_and_columns_with_the_papers_number():
     assert lines[5] == "| b/c | 10.0 [0.0, 100.0] | 20.0 [0.0, 100.0] | - |"
 
 
+def test_gains_are_columns_with_a_sign():
+    table = {**TABLE, "rows": ["run", "n"], "columns": "", "baselines": ["random_of_n"]}
+    gain = {"gain_over_random_of_n": 0.05, "gain_over_random_of_n_ci95": [-0.01, 0.11]}
+    shown = shown_table(table, [{**ROWS[0], **gain}, ROWS[1]], [])
+    assert shown["head"] == ["", "score, %", "over random of n"]
+    assert [cell and cell[:2] for _, cells in shown["rows"] for cell in cells[1:]] == [
+        ("+5.0", "[-1.0, +11.0]"), None,
+    ]  # fmt: skip
+
+
 def test_two_results_in_one_cell_are_refused():
     with pytest.raises(UserError, match="two results in row 'a', column '1'"):
         shown_table(TABLE, [*ROWS, ROWS[0]], [])

@@ -160,6 +160,14 @@ def test_mistakes_are_one_line_with_file_and_line(write, text, message):
         (HEAD.replace("tiny.yaml", "absent.yaml"), "absent.yaml: no such file"),
         (HEAD.replace("rows: [run, label]", "measure: x"), "line 6: tables.0.measure must be one"),
         (HEAD.replace("rows: [run, label]", "measure: trees"), "tables.0.trees must be the run"),
+        (
+            HEAD.replace("rows: [run, label]", "baselines: [x]"),
+            "line 6: tables.0.baselines must be",
+        ),
+        (
+            HEAD.replace("rows: [run, label]", "baselines: [greedy], level: kind"),
+            "tables.0.baselines must be measure: methods, level: all",
+        ),
         (HEAD.replace("rows: [run, label]", "colums: x"), "did you mean columns"),
     ],
 )

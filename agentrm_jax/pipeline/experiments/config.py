@@ -7,6 +7,7 @@ from typing import Literal
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
+from agentrm_jax.evaluation.gains import BASELINES
 
 Measure = Literal["methods", "by_n", "trees", "tampering", "cost"]
 MEASURES: tuple[Measure, ...] = ("methods", "by_n", "trees", "tampering", "cost")
@@ -56,6 +57,9 @@ class TableConfig:
       trees: Of `trees`: the run or model whose search trees are compared with.
       score_at: Of `trees`: where states are scored, after the `observation`, or after the `action`
         that led there, before the environment has answered.
+      baselines: Of `methods`: what each method is compared with on the same tasks, a method such as
+        `random_of_n` or a control such as `likelihood`; each is a column `gain_over_BASELINE`. A
+        run that lacks it is compared with that of another run with the same policy.
       lengths: Of `cost`: the numbers of steps.
       num_trajectories: Of `cost` and `tampering`: how many stored trajectories are used at most.
       x: The key on the x axis of the figure; empty for no figure. The first value is drawn.
@@ -73,6 +77,7 @@ class TableConfig:
     reward_models: tuple[str, ...] = ()
     trees: str = ""
     score_at: Literal["observation", "action"] = "observation"
+    baselines: tuple[str, ...] = ()
     lengths: tuple[int, ...] = (1, 2, 4, 8)
     num_trajectories: int = 64
     x: str = ""
@@ -85,6 +90,12 @@ class TableConfig:
         check_choice("score_at", self.score_at, ("observation", "action"))
         for split in self.splits:
             check_choice("splits", split, SPLITS)
+        for baseline in self.baselines:
+            check_choice("baselines", baseline, BASELINES)
+        if self.baselines and (self.measure != "methods" or self.level != "all" or self.columns):
+            raise UserError(
+                field="baselines", expected="measure: methods, level: all and no columns"
+            )
         if not self.rows:
             raise UserError(field="rows", expected="at least one key")
         if not self.values or (self.columns and len(self.values) != 1):

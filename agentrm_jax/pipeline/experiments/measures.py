@@ -13,6 +13,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluation.episodes import Episode, grouped, read_episodes, row_variant
+from agentrm_jax.evaluation.gains import gains
 from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
 from agentrm_jax.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
@@ -91,12 +92,35 @@ def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
     by_name: dict[str, list[PlannedRun]] = {}
     for run in planned.evaluated:
         by_name.setdefault(run.entry.name, []).append(run)
-    for runs in by_name.values():
-        own = {run.entry.folder: episodes_of(planned, run) for run in runs}
+    episodes = {
+        name: merge_runs({run.entry.folder: episodes_of(planned, run) for run in runs})
+        for name, runs in by_name.items()
+    }
+    for name, runs in by_name.items():
         head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
-        for row in _rows_at(merge_runs(own), table.level):
+        others = [episodes[each] for each in by_name if _policies(by_name[each]) == _policies(runs)]
+        for row in _rows_at(episodes[name], table.level):
             if row["split"] in table.splits or table.level == "kind":
-                yield {**row, **head}
+                compared = _gains(row, table, [episodes[name], *others])
+                yield {**row, **compared, **head}
+
+
+def _policies(runs: Sequence[PlannedRun]) -> set[str | None]:
+    """The policies of runs that differ in their seed."""
+    return {run.jobs.get("sft", run.config.policy) for run in runs}
+
+
+def _gains(row: Result, table: TableConfig, candidates: Sequence[Sequence[Episode]]) -> Result:
+    """The gains of a row over the baselines of a table; a baseline itself has none."""
+    variant = row_variant(row)
+    if not table.baselines or variant.is_baseline:
+        return {}
+    parts = [
+        [each for each in episodes if row["split"] in ("all", each.split)]
+        for episodes in candidates
+    ]
+    own = [each for each in parts[0] if each.variant == variant]
+    return gains(own, table.baselines, parts)
 
 
 def _rows_at(episodes: Sequence[Episode], at: Level) -> list[Result]:
