@@ -102,6 +102,8 @@ def test_seeds_make_runs_of_their_own_with_models_of_their_own(write):
     policies = [run.config.policy for run in found.evaluated]
     assert policies[0] != policies[1]
     assert counted(found)["sft"] == 2
+    assert [run.config.evaluate.task_seed for run in found.evaluated] == [None, 0]
+    assert set(planned(path).jobs) < set(found.jobs), "the first seed is that of the file"
 
 
 def test_models_are_trained_as_far_as_a_run_refers_to_them(write):

@@ -159,7 +159,8 @@ def load_experiment(
     for seed in seeds or (None,):
         shared = common
         if seed is not None:  # all seeds are tested on the same tasks, so that they can be averaged
-            shared = [_number("evaluate.task_seed", seeds[0]), *common, _number("seed", seed)]
+            tasks = () if seed == seeds[0] else (_number("evaluate.task_seed", seeds[0]),)
+            shared = [*tasks, *common, _number("seed", seed)]
         for name, own in _named(_map(node, "models"), "models").items():
             entries.append(_entry(name, False, seed, (*shared, own), ()))
         for name, own in _named(_map(node, "runs"), "runs").items():
