@@ -54,6 +54,7 @@ class TableConfig:
       splits: The splits that are shown.
       methods: The methods that are shown; empty for all.
       reward_models: The reward models that are shown; empty for all.
+      ns: Of `by_n`: the numbers of trajectories that are shown; empty for all.
       trees: Of `trees`: the run or model whose search trees are compared with.
       score_at: Of `trees`: where states are scored, after the `observation`, or after the `action`
         that led there, before the environment has answered.
@@ -75,6 +76,7 @@ class TableConfig:
     splits: tuple[str, ...] = ("all",)
     methods: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
+    ns: tuple[int, ...] = ()
     trees: str = ""
     score_at: Literal["observation", "action"] = "observation"
     baselines: tuple[str, ...] = ()

@@ -12,7 +12,14 @@ from typing import Any, TypedDict
 import numpy as np
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluation.episodes import Episode, grouped, read_episodes, row_variant
+from agentrm_jax.evaluation.episodes import (
+    AT_OBSERVATION,
+    Episode,
+    grouped,
+    read_episodes,
+    row_variant,
+    scored_label,
+)
 from agentrm_jax.evaluation.gains import gains
 from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
@@ -201,8 +208,12 @@ def _macro(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 def _by_n(planned: Plan, run: PlannedRun, table: TableConfig) -> Iterator[Result]:
     folder = RunPaths(planned.directory(run)).method("best_of_n")
     for row in read_rows(folder.by_n, ByNRow):
-        if (row["task"] == "all") == (table.level == "all"):
-            yield {**row, **named(run)}
+        if (row["task"] == "all") == (table.level == "all") and row["n"] in (
+            table.ns or (row["n"],)
+        ):
+            place = row.get("score_at", AT_OBSERVATION)
+            label = scored_label("", row["reward_model"], place).removeprefix(", ")
+            yield {**row, "label": label, **named(run)}
 
 
 def _trees(
