@@ -4,7 +4,7 @@
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
-own (`refusals`, `siblings`, `turns`). Its tables replace what stands between the lines
+own (`refusals`, `siblings`). Its tables replace what stands between the lines
 `<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg
 and so on.
 """
@@ -33,8 +33,6 @@ def tables(name: str) -> str:
         return differences(record["comparisons"])
     if "siblings" in record:
         return siblings(record["siblings"])
-    if "turns" in record:
-        return turns(record)
     if "refusals" in record:
         return refusals(record["refusals"])
     made = record["versions"]
@@ -74,20 +72,6 @@ def differences(comparisons: list[dict]) -> str:
             f"{high:+.3f}] | {row['n_tasks']} | {row['p_holm']:.3f} |"
         )
     return "\n".join(lines)
-
-
-def turns(record: dict) -> str:
-    """The choice of single actions, and of whole trajectories by the same models."""
-    lines = ["| one of five actions | score | over random | over likelihood |", "|---|---|---|---|"]
-    for row in record["turns"]:
-        cells = [
-            estimate(row[key], "+") if key in row else ""
-            for key in ("over_random", "over_likelihood")
-        ]
-        lines.append(f"| {row['chosen']} | {row['score']:.3f} | {' | '.join(cells)} |")
-    lines += ["", "| one of five trajectories, blind | score |", "|---|---|"]
-    lines += [f"| {row['chosen']} | {row['score']:.3f} |" for row in record["trajectories"]]
-    return "\n".join([*lines, "", record["source"]])
 
 
 def refusals(rows: list[dict]) -> str:

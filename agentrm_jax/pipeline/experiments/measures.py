@@ -103,12 +103,18 @@ def _methods(planned: Plan, table: TableConfig) -> Iterator[Result]:
         name: merge_runs({run.entry.folder: episodes_of(planned, run) for run in runs})
         for name, runs in by_name.items()
     }
+    shown: set[tuple[str, float]] = set()
     for name, runs in by_name.items():
         head = {**named(runs[0]), "seeds": [run.config.seed for run in runs]}
         others = [episodes[each] for each in by_name if _policies(by_name[each]) == _policies(runs)]
         for row in _rows_at(episodes[name], table.level):
             if row["split"] in table.splits or table.level == "kind":
                 compared = _gains(row, table, [episodes[name], *others])
+                # What runs of one policy share stands once, next to what is compared with it.
+                same = (f"{row['label']} {row['split']}", row["score_mean"])
+                if table.baselines and not compared and len(others) > 1 and same in shown:
+                    continue
+                shown.add(same)
                 yield {**row, **compared, **head}
 
 
