@@ -4,7 +4,7 @@
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
-own (`refusals`, `siblings`). Its tables replace what stands between the lines
+own (`refusals`, `fewest_invalid`, `siblings`). Its tables replace what stands between the lines
 `<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg
 and so on.
 """
@@ -35,6 +35,8 @@ def tables(name: str) -> str:
         return siblings(record["siblings"])
     if "refusals" in record:
         return refusals(record["refusals"])
+    if "fewest_invalid" in record:
+        return fewest_invalid(record["fewest_invalid"])
     made = record["versions"]
     source = (
         f"Size {record['size']}, seeds {', '.join(map(str, record['seeds']))}, commit "
@@ -82,6 +84,18 @@ def refusals(rows: list[dict]) -> str:
         cells = [estimate(row[key], "+") for key in ("explicit_over", "explicit_blind_over")]
         lines.append(
             f"| {row['control']} | {row['score']:.3f} | {' | '.join(cells)} | {row['n_tasks']} |"
+        )
+    return "\n".join(lines)
+
+
+def fewest_invalid(rows: list[dict]) -> str:
+    """The choice among the trajectories with the fewest invalid actions."""
+    lines = ["| run | chosen by | score | over random choice | tasks |", "|---|---|---|---|---|"]
+    for row in rows:
+        gain = "" if row["chosen_by"] == "random" else estimate(row["over_random"], "+")
+        lines.append(
+            f"| {row['run']}, n = {row['n']:.0f} | {row['chosen_by']} | {row['score']:.3f} | "
+            f"{gain} | {row['n_tasks']} |"
         )
     return "\n".join(lines)
 
