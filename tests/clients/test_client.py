@@ -9,10 +9,10 @@ import time
 import pytest
 from model_server import ModelServer
 
+from agentrm_jax.clients.client import Cancelled, Client, RequestFailed
+from agentrm_jax.clients.config import ServerConfig, server_url
+from agentrm_jax.clients.keys import masked, read_key
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.servers.client import Cancelled, Client, RequestFailed
-from agentrm_jax.servers.config import ServerConfig, server_url
-from agentrm_jax.servers.keys import masked, read_key
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "toy", "messages": [{"role": "user", "content": "Any animal?"}]}

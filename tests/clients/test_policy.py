@@ -9,6 +9,8 @@ import pytest
 from model_server import Model, ModelServer
 
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.clients.connection import ServedModelConfig
+from agentrm_jax.clients.probe import ServerFacts
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Question, propose
 from agentrm_jax.core.records import Step, Trajectory, Transition
@@ -20,8 +22,6 @@ from agentrm_jax.search.beam import beam_search
 from agentrm_jax.search.best_of_n import best_of_n
 from agentrm_jax.search.explore import explore
 from agentrm_jax.search.rollouts import rollouts
-from agentrm_jax.servers.connection import ServedModelConfig
-from agentrm_jax.servers.probe import ServerFacts
 from agentrm_jax.testing.guess import GUESS_PROMPT, Guess, guess_scorer, guess_tasks
 from agentrm_jax.testing.models import tokenizer
 

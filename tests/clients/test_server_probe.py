@@ -7,10 +7,10 @@ import time
 import pytest
 from model_server import ModelServer
 
+from agentrm_jax.clients.client import Client
+from agentrm_jax.clients.config import ServerConfig
+from agentrm_jax.clients.probe import ServerFacts, probe
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.servers.client import Client
-from agentrm_jax.servers.config import ServerConfig
-from agentrm_jax.servers.probe import ServerFacts, probe
 from agentrm_jax.testing.models import tokenizer
 
 ALL = frozenset(

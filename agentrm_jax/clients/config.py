@@ -6,9 +6,9 @@ import dataclasses
 import ipaddress
 import urllib.parse
 
+from agentrm_jax.clients.keys import check_variable
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_fields
-from agentrm_jax.servers.keys import check_variable
 
 SPEED_KEYS = (
     "url",

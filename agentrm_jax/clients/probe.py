@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from agentrm_jax.clients.answers import Answer, read_answer
+from agentrm_jax.clients.client import Client, RequestFailed
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.servers.answers import Answer, read_answer
-from agentrm_jax.servers.client import Client, RequestFailed
 
 Api = Literal["chat", "completions", "tokens"]
 """`/v1/chat/completions`; `/v1/completions` with text; `/v1/completions` with our token ids."""

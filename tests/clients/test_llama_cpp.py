@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.clients.connection import ServedModelConfig
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.envs.pool import EnvPool
@@ -29,7 +30,6 @@ from agentrm_jax.pipeline.server_kinds import ServerAgent
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.search.best_of_n import best_of_n
-from agentrm_jax.servers.connection import ServedModelConfig
 from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_scorer, guess_tasks
 
 PROGRAM, MODEL = (os.environ.get(f"AGENTRM_LLAMA_{name}", "") for name in ("SERVER", "MODEL"))
