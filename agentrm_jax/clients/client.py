@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentrm_jax.clients.config import ServerConfig, is_loopback, server_url
+from agentrm_jax.clients.config import ServerConfig, server_url
 from agentrm_jax.clients.keys import masked, read_key
+from agentrm_jax.core.addresses import is_loopback
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import admit_text, first_line, printable

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from agentrm_jax.clients.config import is_url
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.state_parts import PARTS, Part

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from agentrm_jax.clients.config import is_url
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml

@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from agentrm_jax.clients.config import SPEED_KEYS, is_url
+from agentrm_jax.clients.config import SPEED_KEYS
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.calibrate import calibrate
 from agentrm_jax.pipeline.config import RunConfig

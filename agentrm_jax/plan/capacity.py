@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from agentrm_jax.clients.config import is_url
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping

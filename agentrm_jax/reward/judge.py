@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agentrm_jax.clients.config import is_url, server_url
+from agentrm_jax.clients.config import server_url
 from agentrm_jax.clients.connection import ServedModelConfig
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy

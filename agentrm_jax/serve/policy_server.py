@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 
 from agentrm_jax.clients.answers import token_count
-from agentrm_jax.clients.config import is_loopback, server_url
+from agentrm_jax.clients.config import server_url
 from agentrm_jax.clients.keys import masked
+from agentrm_jax.core.addresses import is_loopback
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve.conversations import message_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
-from agentrm_jax.clients.config import is_url
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.envs.contract import missing_of
 from agentrm_jax.pipeline.config import RunConfig
