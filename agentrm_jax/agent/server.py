@@ -83,6 +83,11 @@ class ServerPolicy(BackgroundPolicy):
         self._connection, self._prompt_of, self.sampling = connection, prompt_of, sampling
         self._own_seed, self._seed = seed, seed or 0
         self._form = TurnForm(connection, prompt_of, sampling)
+        if sampling.temperature > 0 and not connection.facts.samples:
+            connection.client.note_once(
+                "returns the likeliest text at temperature 1 as well: turns of equal states will "
+                "be equal; turn sampling on in the server or with extra_body"
+            )
         self._lock = threading.Lock()
         self._waiting: list[_Call] = []
         self._workers = 0

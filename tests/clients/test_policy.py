@@ -107,6 +107,15 @@ def test_several_turns_are_asked_for_one_by_one_if_need_be(server, missing):
     assert [turn.tokens for turn in turns] == [len(turn.reply.split()) for turn in turns]
 
 
+def test_a_server_that_ignores_the_temperature_is_said_once(server, capsys):
+    server.behaviour.features = ALL | {"greedy"}
+    connected(server, sampling=Sampling(temperature=0.0))
+    assert capsys.readouterr().err == ""
+    connected(server).with_seed(1)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"agentrm: {server.url}: returns the likeliest text at temperature 1")
+
+
 def test_token_ids_go_in_and_out(server, tokenizer_folder):
     server.behaviour.features = TOKENS
     policy = connected(server, tokenizer=str(tokenizer_folder), sampling=Sampling(max_tokens=100))
