@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import shlex
@@ -37,6 +38,8 @@ from benchmarks import models
 
 ENVIRONMENT, KIND = "babyai", "GoToRedBallGrey"
 OURS = "ours"
+TRANSFORMERS_BODY = json.dumps({"generation_config": json.dumps({"do_sample": True})})
+"""Without it, `transformers serve` ignores the temperature and decodes the likeliest tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +139,8 @@ def measure(given: argparse.Namespace, threads: int) -> dict[str, Any]:
         contenders = {OURS: _ours(given.model, sizes)}
         for name, url, process in stack.enter_context(_servers(given, sizes, threads)):
             slow = name == "transformers"
-            contenders[name] = _served(url, sizes, sizes.slow_trees if slow else sizes.trees)
-            contenders[name] = dataclasses.replace(contenders[name], process=process)
+            body, trees = (TRANSFORMERS_BODY, sizes.slow_trees) if slow else ("", sizes.trees)
+            contenders[name] = _served(url, sizes, trees, body, process)
         envs = stack.enter_context(EnvPool())
         rounds = _interleaved(contenders, envs, sizes, given.rounds)
     found = {name: _summary(rounds[name], contenders[name]) for name in contenders}
@@ -192,18 +195,21 @@ def _tiny_policy() -> Model:
     return Model(params=models.make_params(config), config=config, tokenizer=tokenizer)
 
 
-def _served(url: str, sizes: Sizes, trees: int) -> Contender:
+def _served(url: str, sizes: Sizes, trees: int, extra_body: str, process: int | None) -> Contender:
     """A policy behind a server, which was probed; its usage begins after the probe."""
     policy = ServerPolicy.connect(
         url,
         {ENVIRONMENT: load_family(ENVIRONMENT).prompt()},
         sampling=Sampling(max_tokens=sizes.max_tokens),
-        config=ServedModelConfig(concurrency=sizes.rows, request_seconds=3600.0),
+        config=ServedModelConfig(
+            concurrency=sizes.rows, request_seconds=3600.0, extra_body=extra_body
+        ),
     )
     return Contender(
         policy=policy.with_seed,
         usage=policy.usage,
         trees=trees,
+        process=process,
         facts=dataclasses.asdict(policy.facts),
     )
 

@@ -7,6 +7,7 @@ AGENTRM_TRANSFORMERS_MODEL a Hugging Face directory of a chat model: SmolLM2-135
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ pytestmark = [
     ),
 ]
 
+SAMPLING = json.dumps({"generation_config": json.dumps({"do_sample": True})})
 # It answers one request after another, each of which reads its whole conversation.
 FEW_TOKENS = (
     "--explore.sampling.max_tokens=8",
@@ -45,8 +47,11 @@ def server() -> Iterator[RealServer]:
 
 
 def test_what_the_probe_finds(server):
-    facts = probe(Client(server.url, ServerConfig(wait_seconds=600)))
+    asking = Client(server.url, ServerConfig(wait_seconds=600))
+    assert not probe(asking).samples  # it decodes greedily, whatever temperature is asked for
+    facts = probe(asking, extra=json.loads(SAMPLING))
     print(facts)
+    assert facts.samples
     assert (facts.api, facts.model) == ("chat", MODEL)
     assert facts.usage
     # It ignores these fields, or refuses the whole request.
@@ -55,7 +60,7 @@ def test_what_the_probe_finds(server):
 
 
 def test_eight_trees(server, tmp_path: pathlib.Path):
-    trees = explored(server, tmp_path, *FEW_TOKENS)
+    trees = explored(server, tmp_path, *FEW_TOKENS, f"--agent.extra_body='{SAMPLING}'")
     assert [len(tree.iterations) for tree in trees] == [1] * 8
     assert all(tree.error is None for tree in trees)
     [record] = read_json(RunPaths(tmp_path / "run").servers)["agent"]
