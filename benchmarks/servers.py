@@ -274,6 +274,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         parser.error("--llama-server needs --gguf FILE")
     if given.transformers and not given.model:
         parser.error("--transformers needs --model DIRECTORY")
+    if "trees" in given.parts and not (given.model or given.tiny):
+        parser.error("--parts trees needs --model DIRECTORY, or --tiny")
     threads = measuring.use_threads(given.threads)
     found: dict[str, Any] = {}
     if "scoring" in given.parts or given.load:
