@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentrm_jax.agent.function import FunctionPolicy
     from agentrm_jax.agent.server import ServerPolicy
+    from agentrm_jax.clients.connection import ServedModelConfig
     from agentrm_jax.core.errors import UserError
     from agentrm_jax.core.protocols import (
         Environment,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from agentrm_jax.search.methods import Method, register_method
     from agentrm_jax.search.rollouts import Rollout, rollouts
     from agentrm_jax.search.selection import PUCT, UCB, Children, register_selection_rule
-    from agentrm_jax.servers.connection import ServedModelConfig
     from agentrm_jax.train.fit import FitConfig
     from agentrm_jax.train.optimizer import OptimizerConfig
 

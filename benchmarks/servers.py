@@ -1,24 +1,37 @@
-"""A reward model behind HTTP: `agentrm serve` against transformers behind FastAPI.
+"""Servers: a reward model behind HTTP, and one policy behind several engines.
 
-    python -m benchmarks.servers [--tiny] [--load SECONDS]
+    python -m benchmarks.servers [--tiny] [--parts scoring trees] [--load SECONDS]
 
-Both servers run in this process, hold the same random model and take vLLM's `/classify` with token
-ids. A request is one context with 25 candidate replies, and each request brings new candidates:
+scoring: `agentrm serve` against transformers behind FastAPI. Both servers run in this process, hold
+the same random model and take vLLM's `/classify` with token ids. A request is one context with 25
+candidate replies, and each request brings new candidates:
   cold     the context is new as well
   warm     the context was scored before, as in the next turn of an agent
   single   one candidate after a known context: latency of one request at a time, p50 and p99
-
 The sides:
   ours     `agentrm serve`
   torch    transformers' LlamaForSequenceClassification over every whole conversation, two at a
            time, which is its fastest here
+Exactness: the largest difference of the scores.
 
-Exactness: the largest difference of the scores. `--load` asks our server with 64 clients for some
-seconds: errors, requests a second, and the growth of the process's memory in the second half.
+trees: one policy (`--model`, a Hugging Face directory) explores BabyAI tasks behind
+  ours           our engine, in float32
+  llama.cpp      `--llama-server PROGRAM --gguf FILE`: a slot for each turn that is decoded at the
+                 same time, prompt cache on, the turns of an expansion in one request
+  transformers   `--transformers PROGRAM`: `transformers serve` in float32; it explores the first
+                 `--slow-trees` of the same tasks
+  NAME           `--server NAME=URL`: one that runs already
+in turn, every round with new tasks, which are the same for all of them: trees an hour, tokens that
+were read and decoded for a tree (read ones without those of a prefix cache). `cpu` adds up this
+process and that of the server.
+
+`--load` asks our server with 64 clients for some seconds: errors, requests a second, and the growth
+of the process's memory in the second half.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -43,8 +56,9 @@ from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.reward_model import open_conversation_model
 from agentrm_jax.serve.app import Limits, Service, create_app
 from agentrm_jax.serve.scoring import ConversationScorer
-from benchmarks import measuring, models
+from benchmarks import measuring, models, served_trees
 
+PARTS = ("scoring", "trees")
 CLIENTS = 64
 ASSISTANT, END = 3, 4  # of a trained tokenizer: before and after a reply
 CONTROL = 5  # ids below are control tokens
@@ -218,36 +232,57 @@ def _resident_bytes() -> int:
     return pages * 4096
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = measuring.parser("servers", __doc__, rounds=5, threads=0)
-    parser.add_argument(
-        "--load", type=float, default=0.0, metavar="SECONDS", help="length of the load test"
-    )
-    parser.add_argument("--singles", type=int, default=50, help="single requests of each side")
-    given = parser.parse_args(arguments)
-    threads = measuring.use_threads(given.threads)
+def scoring(given: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """Compares the two servers, and puts ours under load if that is asked for."""
     config = models.SHAPES["tiny" if given.tiny else "27m"]
     case = Case(n=25, tokens=48, context=1024, singles=given.singles)
     if given.tiny:
         case = Case(n=4, tokens=16, context=64, singles=5)
     params, head = models.make_params(config), models.make_head(config)
-    requests = Requests(config, case)
+    requests, found = Requests(config, case), {}
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        apps = {
-            "torch": torch_app(params, head, config, threads),
-            "ours": our_app(folder, params, head, config),
-        }
+        apps = {"ours": our_app(folder, params, head, config)}
+        if "scoring" in given.parts:
+            apps = {"torch": torch_app(params, head, config, threads), **apps}
         clients = {name: stack.enter_context(running(app)) for name, app in apps.items()}
-        found = compare(clients, requests, given.rounds)
-        found["single"] = {name: latencies(client, requests) for name, client in clients.items()}
-        for name, side in found["single"].items():
-            print(f"single, {name}: p50 {side['p50']:.4f} s, p99 {side['p99']:.4f} s")
+        if "scoring" in given.parts:
+            found = compare(clients, requests, given.rounds)
+            found["single"] = {
+                name: latencies(client, requests) for name, client in clients.items()
+            }
+            for name, side in found["single"].items():
+                print(f"single, {name}: p50 {side['p50']:.4f} s, p99 {side['p99']:.4f} s")
         if given.load:
             found["load"] = load(clients["ours"], requests, given.load)
             print(f"load: {found['load']}")
+    return {**found, "case": dataclasses.asdict(case)}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = measuring.parser("servers", __doc__, rounds=5, threads=0)
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=["scoring"], help="what is compared"
+    )
+    parser.add_argument(
+        "--load", type=float, default=0.0, metavar="SECONDS", help="length of the load test"
+    )
+    parser.add_argument("--singles", type=int, default=50, help="single requests of each side")
+    served_trees.add_options(parser)
+    given = parser.parse_args(arguments)
+    if given.llama_server and not given.gguf:
+        parser.error("--llama-server needs --gguf FILE")
+    if given.transformers and not given.model:
+        parser.error("--transformers needs --model DIRECTORY")
+    if "trees" in given.parts and not (given.model or given.tiny):
+        parser.error("--parts trees needs --model DIRECTORY, or --tiny")
+    threads = measuring.use_threads(given.threads)
+    found: dict[str, Any] = {}
+    if "scoring" in given.parts or given.load:
+        found |= scoring(given, threads)
+    if "trees" in given.parts:
+        found |= served_trees.measure(given, threads)
     print("  " + ", ".join(f"{k} {v:.1f}" for k, v in found.items() if k.startswith("ratio")))
-    found["case"] = dataclasses.asdict(case)
     return measuring.finish("servers", found, threads)
 
 

@@ -8,21 +8,21 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import BackgroundPolicy, Proposal, Question
-from agentrm_jax.core.records import Prompt, Task, Trajectory
-from agentrm_jax.core.seeds import derived_seed
-from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.servers.answers import read_answer
-from agentrm_jax.servers.client import Cancelled, RequestFailed
-from agentrm_jax.servers.connection import (
+from agentrm_jax.clients.answers import read_answer
+from agentrm_jax.clients.client import Cancelled, RequestFailed
+from agentrm_jax.clients.connection import (
     Connection,
     ServedModelConfig,
     TurnForm,
     TurnRequest,
     strict_keys,
 )
-from agentrm_jax.servers.probe import ServerFacts
+from agentrm_jax.clients.probe import ServerFacts
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.protocols import BackgroundPolicy, Proposal, Question
+from agentrm_jax.core.records import Prompt, Task, Trajectory
+from agentrm_jax.core.seeds import derived_seed
+from agentrm_jax.engine.programs.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -83,6 +83,11 @@ class ServerPolicy(BackgroundPolicy):
         self._connection, self._prompt_of, self.sampling = connection, prompt_of, sampling
         self._own_seed, self._seed = seed, seed or 0
         self._form = TurnForm(connection, prompt_of, sampling)
+        if sampling.temperature > 0 and not connection.facts.samples:
+            connection.client.note_once(
+                "returns the likeliest text at temperature 1 as well: turns of equal states will "
+                "be equal; turn sampling on in the server or with extra_body"
+            )
         self._lock = threading.Lock()
         self._waiting: list[_Call] = []
         self._workers = 0

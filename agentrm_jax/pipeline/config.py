@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError, section
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.data.state_parts import PARTS, Part
@@ -28,7 +29,6 @@ from agentrm_jax.runtime.trackers import TRACKERS
 from agentrm_jax.search.explore import SearchConfig
 from agentrm_jax.search.labels import LabelConfig
 from agentrm_jax.search.methods import method_traits
-from agentrm_jax.servers.config import is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

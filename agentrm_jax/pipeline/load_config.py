@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable, shown
 from agentrm_jax.core.yaml_nodes import Node, parse_yaml, read_yaml
@@ -34,7 +35,6 @@ from agentrm_jax.pipeline.config_values import (
     without_none,
 )
 from agentrm_jax.pipeline.plugins import import_plugin
-from agentrm_jax.servers.config import is_url
 
 T = TypeVar("T")
 

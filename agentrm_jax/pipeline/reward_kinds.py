@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from agentrm_jax.agent.agent import Agent
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.protocols import Scorer
@@ -32,7 +33,6 @@ from agentrm_jax.reward.controls import FewestInvalidScorer, LikelihoodScorer
 from agentrm_jax.reward.implicit import REDUCTIONS, ImplicitScorer, ImplicitSettings, Reduction
 from agentrm_jax.reward.judge import JudgeScorer
 from agentrm_jax.reward.log_prob_judge import LogProbJudge
-from agentrm_jax.servers.config import is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

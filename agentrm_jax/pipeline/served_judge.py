@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.clients.connection import Connection
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.server_records import record_server
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.reward.judge import JudgeScorer
-from agentrm_jax.servers.connection import Connection
 
 _FRAME_TOKENS = 64
 """Room for the chat template around a question, whose tokens only the server knows."""

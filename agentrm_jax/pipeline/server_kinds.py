@@ -12,6 +12,9 @@ import pathlib
 from typing import Any, ClassVar
 
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.clients.client import Client
+from agentrm_jax.clients.config import SPEED_KEYS, server_url
+from agentrm_jax.clients.connection import Connection, ServedModelConfig, strict_keys
 from agentrm_jax.core.protocols import Policy, Scorer
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.pipeline.acting import ActingPolicy
@@ -20,9 +23,6 @@ from agentrm_jax.pipeline.policy_kinds import PolicyKind, PolicyOptions
 from agentrm_jax.pipeline.reward_kinds import RewardKind
 from agentrm_jax.pipeline.server_records import record_server
 from agentrm_jax.reward.server import ServedRewardConfig, ServerScorer
-from agentrm_jax.servers.client import Client
-from agentrm_jax.servers.config import SPEED_KEYS, server_url
-from agentrm_jax.servers.connection import Connection, ServedModelConfig, strict_keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+from agentrm_jax.clients.config import SPEED_KEYS
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.calibrate import calibrate
 from agentrm_jax.pipeline.config import RunConfig
@@ -26,7 +28,6 @@ from agentrm_jax.pipeline.train_reward import train_reward
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import STAGE_FOLDERS
-from agentrm_jax.servers.config import SPEED_KEYS, is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.engine.schedule.stopping import Stopping
@@ -31,7 +32,6 @@ from agentrm_jax.plan.needs import Program, StagePlan, inference_advice
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh
 from agentrm_jax.search.thresholds import threshold_candidates
-from agentrm_jax.servers.config import is_url
 
 STAGES = ("sft", "explore", "train-rm", "sample", "train-implicit", "calibrate", "evaluate")
 """The stages that use an accelerator."""

@@ -9,14 +9,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from agentrm_jax.clients.config import server_url
+from agentrm_jax.clients.connection import ServedModelConfig
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.core.proposals import AdmittedPolicy
 from agentrm_jax.core.protocols import Policy, propose
 from agentrm_jax.core.records import Trajectory
 from agentrm_jax.data.attempts import shortened_attempt
-from agentrm_jax.servers.config import is_url, server_url
-from agentrm_jax.servers.connection import ServedModelConfig
 
 _QUESTION = """\
 Several attempts were made at one task. Decide which attempt got furthest in doing what the task \

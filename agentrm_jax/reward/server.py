@@ -11,17 +11,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from agentrm_jax.clients.answers import token_count
+from agentrm_jax.clients.client import Client, RequestFailed
+from agentrm_jax.clients.config import ServerConfig
+from agentrm_jax.clients.connection import transcript
+from agentrm_jax.clients.probe import served_model
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
 from agentrm_jax.core.records import Prompt, Task, Trajectory
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.servers.answers import token_count
-from agentrm_jax.servers.client import Client, RequestFailed
-from agentrm_jax.servers.config import ServerConfig
-from agentrm_jax.servers.connection import transcript
-from agentrm_jax.servers.probe import served_model
 
 RewardApi = Literal["classify", "pooling", "get_reward"]
 APIS: tuple[RewardApi, ...] = ("classify", "pooling", "get_reward")

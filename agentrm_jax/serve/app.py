@@ -22,6 +22,7 @@ from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve import gateway, shapes
 from agentrm_jax.serve.batching import BatchThread
+from agentrm_jax.serve.disconnects import ClientGone, while_connected
 from agentrm_jax.serve.errors import PolicyRefused, RequestRefused
 from agentrm_jax.serve.metrics import CONTENT_TYPE, Metrics, Values
 from agentrm_jax.serve.scoring import ConversationScorer, ScoreRequest, Scores
@@ -177,7 +178,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     def add(path: str, parse: _Parse, answer: _Answer) -> None:
         async def endpoint(request: Request) -> Response:
             async with _read_body(request, service) as body:
-                found = await service.scores(parse(body))
+                found = await while_connected(request, service.scores(parse(body)))
                 return Json(answer(found, body))
 
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
@@ -206,7 +207,8 @@ def _add_gateway(app: FastAPI, service: Service, policy: gateway.TurnPolicy) -> 
     async def complete(request: Request) -> Response:
         async with _read_body(request, service) as body:
             asked = gateway.GatewayRequest.of_body(body, service.limits.candidates)
-            choice = await gateway.choose(policy, service.scores, asked)
+            choosing = gateway.choose(policy, service.scores, asked)
+            choice = await while_connected(request, choosing)
         if not asked.stream:
             return Json(gateway.completion(choice, policy.name))
         events = gateway.chunks(choice, policy.name, usage=asked.stream_usage)
@@ -279,6 +281,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(PolicyRefused)
     async def passed_on(request: Request, error: PolicyRefused) -> Response:
         return Response(error.content, error.status, headers=error.headers)
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)  # nobody reads it; `/metrics` counts it, as nginx does
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Exception) -> Response:

@@ -17,6 +17,8 @@ Answer = TypeVar("Answer")
 class BatchThread(Generic[Item, Answer]):
     """Calls a function with everything that waits, in a thread of its own.
 
+    An item whose future is cancelled while it waits is not worked on.
+
     Args:
       work: Takes items and returns an answer or an exception for each. Only this thread calls it.
       name: Name of the thread.
@@ -47,7 +49,8 @@ class BatchThread(Generic[Item, Answer]):
     @property
     def waiting(self) -> int:
         """The number of items that wait for a call."""
-        return len(self._waiting)
+        with self._changed:
+            return sum(not future.cancelled() for _, future in self._waiting)
 
     def submit(self, items: Sequence[Item]) -> list[Future[Answer]]:
         """Queues items: all of them or none.
@@ -71,6 +74,8 @@ class BatchThread(Generic[Item, Answer]):
         with self._changed:
             if self._closed:
                 raise RequestRefused("the server is stopping", 503)
+            if len(self._waiting) + len(entries) > most:
+                self._waiting = deque(e for e in self._waiting if not e[1].cancelled())
             if len(self._waiting) + len(entries) > most:
                 raise RequestRefused(
                     f"{len(self._waiting)} requests wait already; try again later",

@@ -8,14 +8,15 @@ from typing import Any
 
 import httpx
 
+from agentrm_jax.clients.answers import token_count
+from agentrm_jax.clients.config import server_url
+from agentrm_jax.clients.keys import masked
+from agentrm_jax.core.addresses import is_loopback
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import described, first_line
 from agentrm_jax.serve.conversations import message_text
 from agentrm_jax.serve.errors import PolicyRefused, RequestRefused
 from agentrm_jax.serve.gateway import Candidate, Proposed, TurnRequest
-from agentrm_jax.servers.answers import token_count
-from agentrm_jax.servers.config import is_loopback, server_url
-from agentrm_jax.servers.keys import masked
 
 _MOST_BYTES = 64 << 20
 _PASSED_HEADERS = ("content-type", "retry-after")

@@ -9,13 +9,13 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from agentrm_jax.clients.config import server_url
+from agentrm_jax.clients.keys import read_key
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline.model_folders import CONVERSATION
 from agentrm_jax.pipeline.policies import ModelPolicy
 from agentrm_jax.pipeline.reward_model import open_conversation_model
 from agentrm_jax.serve.gateway import TurnPolicy
-from agentrm_jax.servers.config import server_url
-from agentrm_jax.servers.keys import read_key
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

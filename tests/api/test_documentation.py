@@ -10,11 +10,15 @@ import io
 import pathlib
 import re
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
 import agentrm_jax as arm
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.family_options import TakesOptions
 from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.envs import registry
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.model_config import ModelConfig
 from agentrm_jax.pipeline.plugins import import_plugin
@@ -85,7 +89,7 @@ def guide(tmp_path_factory):
     """The files of docs/guides/extending.md, imported as plugins, by their name."""
     text = (ROOT / "docs" / "guides" / "extending.md").read_text()
     files = dict(re.findall(r'```python title="(\w+)\.py"\n(.*?)```', text, re.DOTALL))
-    assert set(files) == {"rule", "method", "head", "kind", "server"}
+    assert set(files) == {"rule", "method", "head", "kind", "server", "family"}
     folder = tmp_path_factory.mktemp("plugins")
     for name, program in files.items():
         (folder / f"{name}.py").write_text(program)
@@ -142,6 +146,25 @@ def test_a_policy(guide):
     with arm.EnvPool({"guess": Guess}) as envs:
         [rollout] = arm.rollouts(policy, envs, guess_tasks(1, max_steps=2))
     assert [step.action for step in rollout.trajectory.steps] == ["echo 5", "echo 7"]
+
+
+def test_a_family_with_options(guide, monkeypatch):
+    numbers = guide["family"].Numbers
+    point = EntryPoint("numbers", f"{numbers.__module__}:Numbers", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda **_: [point])
+    monkeypatch.setattr(registry, "load_family", registry.load_family.__wrapped__)
+    assert isinstance(registry.load_family("numbers"), TakesOptions)
+    small = registry.load_family("numbers@small").configured({"highest": 9})
+    assert sum(small.counts().values()) == 9
+    tasks = small.tasks("train", kinds=small.kinds(), n=20)
+    assert {task.spec["highest"] for task in tasks} == {9}
+    assert not {t.problem for t in tasks} & {t.problem for t in small.tasks("test", kinds=(), n=9)}
+    with arm.EnvPool({"numbers@small": type(small.create())}) as envs:
+        rollouts = list(arm.rollouts(guess_policy, envs, tasks))
+    assert {rollout.trajectory.task.environment for rollout in rollouts} == {"numbers@small"}
+    assert any(rollout.trajectory.outcome == 1.0 for rollout in rollouts)
+    with pytest.raises(UserError, match=r"options\.higest is unknown; did you mean highest\?"):
+        small.configured({"higest": 3})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

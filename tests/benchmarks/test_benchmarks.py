@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import pathlib
@@ -73,6 +74,20 @@ def test_servers():
     assert found["load"]["requests"] >= found["load"]["clients"]
     for side in found["single"].values():
         assert 0 < side["p50"] <= side["p99"]
+
+
+def test_trees_of_servers(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "clients")
+    with importlib.import_module("model_server").ModelServer() as server:
+        given = ("--parts", "trees", "--server", f"toy={server.url}")
+        found = run("servers", "--tiny", *given)
+    assert found["ratio_trees_toy"]
+    assert found["ratio_read_toy"]
+    assert found["trees"]["toy"]["facts"]["model"] == "toy"
+    for side in found["trees"].values():
+        assert (side["trees"], side["errors"]) == (found["sizes"]["trees"], 0)
+        assert min(side["tokens_read_per_tree"], side["tokens_decoded_per_tree"]) > 0
+        assert side["nodes_per_tree"] > 1
 
 
 def test_prefill():

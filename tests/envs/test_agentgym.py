@@ -17,7 +17,6 @@ from agentrm_jax.core.reply import parse_action
 from agentrm_jax.envs.conformance import findings
 from agentrm_jax.envs.outside.agentgym import agentgym_tasks
 from agentrm_jax.envs.outside.agentgym_servers import SERVER_KINDS
-from agentrm_jax.envs.outside.web import server_address
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline.load_config import load_config
@@ -286,7 +285,7 @@ def test_items_are_ranges_lists_and_files(tmp_path):
     ("changed", "reason"),
     [
         ({"url": "127.0.0.1:8000"}, "options.url must be the address of a server"),
-        ({"url": "http://me:secret@host"}, "options.url must not hold a user name"),
+        ({"url": "http://me:secret@host"}, "options.url must hold no user name"),
         ({"url": 3}, "options.url must be text"),
         ({"seconds": 0}, "options.seconds must be above 0"),
         ({"second": 3}, r"options.second is unknown; did you mean seconds\?"),
@@ -307,11 +306,6 @@ def test_options_that_are_refused_name_their_key(changed, reason):
 def test_the_address_is_needed():
     with pytest.raises(UserError, match=r"options\.url is missing"):
         load_family("agentgym@maze").configured({"tasks": {"train": "0-25"}})
-    for url in ("http://h/?key=sk1", "me:sk1@h", "http://me:sk1@h/ a"):
-        with pytest.raises(UserError) as caught:
-            server_address(url)
-        assert "sk1" not in str(caught.value)
-    assert server_address("https://host:8000/maze/") == "https://host:8000/maze"
     assert not math.isnan(SERVER_KINDS["maze"].reward.low)
 
 

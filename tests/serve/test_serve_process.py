@@ -157,7 +157,10 @@ def test_mistakes_are_one_line(capsys, monkeypatch, reward_model, tmp_path):
     assert "--api-key-env must be the name of an environment variable" in message
     assert "sk-a-key" not in message
     message = fails(capsys, *given, "--policy", "ftp://there", "--port", 0)
-    assert "--policy must be http://HOST:PORT or https://HOST (got 'ftp://there')" in message
+    assert (
+        "--policy must be the address of a server, http://HOST:PORT or https://HOST (got 'ftp://there')"
+        in message
+    )
     message = fails(capsys, *given, "--policy", "http://me:secret@there", "--port", 0)
     assert "--policy must hold no user name" in message
     assert "secret" not in message

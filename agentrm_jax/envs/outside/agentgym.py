@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from agentrm_jax.core.addresses import server_address
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.protocols import Demonstration, Environment, Prompt
@@ -20,7 +21,6 @@ from agentrm_jax.envs.outside.agentgym_episode import ServerSimulator
 from agentrm_jax.envs.outside.agentgym_servers import SERVER_KINDS, ServerKind
 from agentrm_jax.envs.outside.options import read_options
 from agentrm_jax.envs.outside.returns import RewardRule
-from agentrm_jax.envs.outside.web import server_address
 from agentrm_jax.envs.replay import ReplayedEpisode, Simulators
 from agentrm_jax.envs.task_lists import check_kinds
 

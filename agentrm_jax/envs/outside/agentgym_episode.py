@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from agentrm_jax.core.addresses import server_address
 from agentrm_jax.core.records import Task, Transition
 from agentrm_jax.core.text import printable
 from agentrm_jax.envs.outside.agentgym_servers import SERVER_KINDS, ServerKind
 from agentrm_jax.envs.outside.returns import Earned, RewardRule, is_success
-from agentrm_jax.envs.outside.web import AnswerError, ask, server_address
+from agentrm_jax.envs.outside.web import AnswerError, ask
 
 MOVED = "AGENTRM_AGENTGYM_"
 """Begins the name of the variable with the new address of a server: `AGENTRM_AGENTGYM_TEXTCRAFT`.

@@ -8,7 +8,6 @@ import time
 import urllib.parse
 from typing import Any
 
-from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import admit_text, first_line, printable
 
@@ -18,29 +17,6 @@ MOST_BYTES = 8_000_000
 
 class AnswerError(RuntimeError):
     """A server did not answer a request, or not properly; the message is one line."""
-
-
-def server_address(url: Any) -> str:
-    """Returns the address of a server without a slash at its end.
-
-    Raises:
-      UserError: It is not an address `http://HOST:PORT`, or it holds a password.
-    """
-    try:
-        parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
-    except ValueError:
-        usable = False
-    if not usable or printable(url) != url or " " in url or parts.query or parts.fragment:
-        may_hold_key = isinstance(url, str) and any(mark in url for mark in "@?#")
-        raise UserError(
-            field="url",
-            value=None if may_hold_key else url,
-            expected="the address of a server, http://HOST:PORT",
-        )
-    if parts.username is not None or parts.password is not None:
-        raise UserError("must not hold a user name or a password", field="url")
-    return url.rstrip("/")
 
 
 def ask(method: str, url: str, body: Any = None, *, seconds: float) -> Any:

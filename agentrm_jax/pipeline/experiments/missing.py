@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
+from agentrm_jax.core.addresses import is_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.envs.contract import missing_of
 from agentrm_jax.pipeline.config import RunConfig
@@ -12,7 +13,6 @@ from agentrm_jax.pipeline.experiments.jobs import Plan
 from agentrm_jax.pipeline.families import environment_family
 from agentrm_jax.pipeline.models import is_model_directory
 from agentrm_jax.runtime.trackers import check_installed
-from agentrm_jax.servers.config import is_url
 
 
 def missing(plan: Plan) -> list[str]:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from agentrm_jax.clients.config import ServerConfig, server_url
+from agentrm_jax.clients.keys import masked, read_key
+from agentrm_jax.core.addresses import is_loopback
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.core.text import admit_text, first_line, printable
-from agentrm_jax.servers.config import ServerConfig, is_loopback, server_url
-from agentrm_jax.servers.keys import masked, read_key
 
 if TYPE_CHECKING:
     import httpx
@@ -93,6 +94,7 @@ class Client:
         self._away_since: float | None = None  # of an outage that the user was told about
         self._refused = 0
         self._has_noted = False
+        self._noted: set[str] = set()
 
     def note_failure(self, what: str, reason: object) -> None:
         """Tells the user of the first request without a usable answer; the others are counted.
@@ -105,6 +107,18 @@ class Client:
             first, self._has_noted = not self._has_noted, True
         if first:
             self._say(f"{self.url}: {what} failed ({reason}); further ones are only counted")
+
+    def note_once(self, line: str) -> None:
+        """Tells the user of a property of the server, once.
+
+        Args:
+          line: What it does.
+        """
+        with self._lock:
+            first = line not in self._noted
+            self._noted.add(line)
+        if first:
+            self._say(f"{self.url}: {line}")
 
     def get(self, path: str) -> Any:
         """Returns the JSON value of a GET request; see `post`."""

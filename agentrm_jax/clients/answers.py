@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentrm_jax.clients.client import RequestFailed
 from agentrm_jax.core.text import admit_text, printable
-from agentrm_jax.servers.client import RequestFailed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

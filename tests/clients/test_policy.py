@@ -9,6 +9,8 @@ import pytest
 from model_server import Model, ModelServer
 
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.clients.connection import ServedModelConfig
+from agentrm_jax.clients.probe import ServerFacts
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Question, propose
 from agentrm_jax.core.records import Step, Trajectory, Transition
@@ -20,8 +22,6 @@ from agentrm_jax.search.beam import beam_search
 from agentrm_jax.search.best_of_n import best_of_n
 from agentrm_jax.search.explore import explore
 from agentrm_jax.search.rollouts import rollouts
-from agentrm_jax.servers.connection import ServedModelConfig
-from agentrm_jax.servers.probe import ServerFacts
 from agentrm_jax.testing.guess import GUESS_PROMPT, Guess, guess_scorer, guess_tasks
 from agentrm_jax.testing.models import tokenizer
 
@@ -105,6 +105,15 @@ def test_several_turns_are_asked_for_one_by_one_if_need_be(server, missing):
     assert len({body["seed"] for body in bodies}) == 3
     assert all("n" not in body for body in bodies)
     assert [turn.tokens for turn in turns] == [len(turn.reply.split()) for turn in turns]
+
+
+def test_a_server_that_ignores_the_temperature_is_said_once(server, capsys):
+    server.behaviour.features = ALL | {"greedy"}
+    connected(server, sampling=Sampling(temperature=0.0))
+    assert capsys.readouterr().err == ""
+    connected(server).with_seed(1)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"agentrm: {server.url}: returns the likeliest text at temperature 1")
 
 
 def test_token_ids_go_in_and_out(server, tokenizer_folder):

@@ -7,10 +7,10 @@ import time
 import pytest
 from model_server import ModelServer
 
+from agentrm_jax.clients.client import Client
+from agentrm_jax.clients.config import ServerConfig
+from agentrm_jax.clients.probe import ServerFacts, probe
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.servers.client import Client
-from agentrm_jax.servers.config import ServerConfig
-from agentrm_jax.servers.probe import ServerFacts, probe
 from agentrm_jax.testing.models import tokenizer
 
 ALL = frozenset(
@@ -31,8 +31,9 @@ def probed(
 
 def test_a_server_that_does_everything():
     assert probed(strict=("top_k",)) == ServerFacts(
-        model="toy", answers_as="toy", api="chat", n=True, n_with_seed=True, log_probs=True,
-        continues=True, seed=True, stop=True, strict=("top_k",), usage=True, context=4096,
+        model="toy", answers_as="toy", api="chat", samples=True, n=True, n_with_seed=True,
+        log_probs=True, continues=True, seed=True, stop=True, strict=("top_k",),
+        usage=True, context=4096,
     )  # fmt: skip
 
 
@@ -71,6 +72,13 @@ def test_a_field_that_is_refused_or_ignored(feature, field, refuses):
     if field == "usage":
         others -= {"continues"}  # it is seen by the tokens of the prompt
     assert all(getattr(facts, other) for other in others)
+
+
+def test_a_server_that_ignores_the_temperature():
+    facts = probed(ALL | {"greedy"})
+    assert not facts.samples
+    assert not facts.n
+    assert facts.log_probs
 
 
 def test_completions_where_there_is_no_chat():

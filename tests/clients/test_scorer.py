@@ -9,12 +9,12 @@ import time
 import pytest
 from model_server import ModelServer
 
+from agentrm_jax.clients.client import Client
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Trajectory, Transition
 from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.reward.server import APIS, ServedRewardConfig, ServerScorer, reward_in
 from agentrm_jax.search.best_of_n import best_of_n
-from agentrm_jax.servers.client import Client
 from agentrm_jax.testing.guess import GUESS_PROMPT, Guess, guess_policy, guess_tasks
 from agentrm_jax.testing.models import tokenizer
 

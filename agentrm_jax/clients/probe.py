@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from agentrm_jax.clients.answers import Answer, read_answer
+from agentrm_jax.clients.client import Client, RequestFailed
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import Tokenizer
-from agentrm_jax.servers.answers import Answer, read_answer
-from agentrm_jax.servers.client import Client, RequestFailed
 
 Api = Literal["chat", "completions", "tokens"]
 """`/v1/chat/completions`; `/v1/completions` with text; `/v1/completions` with our token ids."""
@@ -41,6 +41,7 @@ class ServerFacts:
       model: Name under which the model is asked.
       answers_as: Name of the model in the answers.
       api: The endpoint that is used, and what is sent to it.
+      samples: Whether the texts at temperature 1 differ from the likeliest one.
       n: Whether several texts of one request are there and differ.
       n_with_seed: Whether they differ if the request has a seed.
       log_probs: Whether the log-probabilities of all tokens of a text are returned.
@@ -57,6 +58,7 @@ class ServerFacts:
     model: str
     answers_as: str = ""
     api: Api = "chat"
+    samples: bool = False
     n: bool = False
     n_with_seed: bool = False
     log_probs: bool = False
@@ -198,6 +200,7 @@ class _Probing:
         return dataclasses.replace(
             facts,
             answers_as=plain.model,
+            samples=self._samples(text),
             n=n_with_seed or self._differ(),
             n_with_seed=n_with_seed,
             log_probs=log_probs,
@@ -241,6 +244,11 @@ class _Probing:
             and text_of(self._tokenizer, choice.token_ids).strip() == choice.text.strip()
         )
         return has_log_probs, has_ids
+
+    def _samples(self, text: str) -> bool:
+        """Whether the temperature is obeyed: one of three texts is another than the likeliest."""
+        texts = (self._text(temperature=1.0) for _ in range(3))
+        return any(each is not None and each != text for each in texts)
 
     def _repeats(self) -> bool:
         """Whether a seed repeats a text, and another one changes it."""

@@ -8,6 +8,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from agentrm_jax.clients.answers import Answer, Choice
+from agentrm_jax.clients.client import Client
+from agentrm_jax.clients.config import ServerConfig
+from agentrm_jax.clients.probe import PATHS, ServerFacts, probe, reply_length
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.protocols import Proposal
@@ -17,10 +21,6 @@ from agentrm_jax.core.text import first_line
 from agentrm_jax.data.render import Renderer
 from agentrm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.servers.answers import Answer, Choice
-from agentrm_jax.servers.client import Client
-from agentrm_jax.servers.config import ServerConfig
-from agentrm_jax.servers.probe import PATHS, ServerFacts, probe, reply_length
 
 NEXT_TURN = "\nObservation:"
 """The mark of a next turn that a model writes itself: the reply ends before it."""

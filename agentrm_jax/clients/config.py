@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
-import urllib.parse
 
-from agentrm_jax.core.errors import UserError
+from agentrm_jax.clients.keys import check_variable
+from agentrm_jax.core.addresses import server_address
 from agentrm_jax.core.fields import check_fields
-from agentrm_jax.servers.keys import check_variable
 
 SPEED_KEYS = (
     "url",
@@ -58,40 +56,14 @@ class ServerConfig:
         )
 
 
-def is_url(text: str | None) -> bool:
-    """Returns whether a text names a server, not a folder."""
-    return text is not None and text.startswith(("http://", "https://"))
-
-
 def server_url(url: str, field: str = "url") -> str:
-    """Returns the address of a server without `/v1` and slashes at its end.
+    """Returns the address of a server of OpenAI's API, without `/v1` and slashes at its end.
 
     Args:
       url: `http://HOST:PORT` or `https://HOST/PATH`, with `/v1` or without.
       field: The key that holds it, for errors.
 
     Raises:
-      UserError: It is something else, or holds a user name, a password or a query.
+      UserError: See `server_address`.
     """
-    expected = "must be http://HOST:PORT or https://HOST"
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, _ = parts.hostname, parts.port
-        (host or "").encode("idna")
-    except ValueError:
-        raise UserError(expected, field=field) from None
-    if parts.username is not None or parts.password is not None:
-        raise UserError("must hold no user name; name the variable of a key", field=field)
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        may_hold_key = parts.query or parts.fragment or "@" in url
-        raise UserError(expected, field=field, value=None if may_hold_key else url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
-
-
-def is_loopback(url: str) -> bool:
-    """Returns whether a server runs on this machine, so that no proxy is asked for it."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return server_address(url, field, without="/v1")

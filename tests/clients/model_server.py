@@ -30,7 +30,7 @@ class Behaviour:
         `no key`, `refused`.
       times: How many answers have it.
       features: What works, of `chat`, `completions`, `n`, `logprobs`, `ids in`, `ids out`, `seed`,
-        `stop`, `top_k`, `usage`, `continue`.
+        `stop`, `top_k`, `usage`, `continue`; `greedy` ignores the temperature.
       key: The API key that is demanded; empty: none.
       poison: A text on which the server fails each time it reads it; empty: none.
       props_status: The status of every GET but that of the models.
@@ -287,7 +287,7 @@ class Model:
         return choice
 
     def _text(self, body: Any, prompt: str, index: int) -> str:
-        greedy = body.get("temperature", 1.0) == 0
+        greedy = body.get("temperature", 1.0) == 0 or self._has("greedy")
         if self._has("top_k") and body.get("top_k") == 1:
             greedy = True
         seed = body.get("seed") if self._has("seed") else None

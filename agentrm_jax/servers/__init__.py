@@ -1,1 +1,0 @@
-"""Served models: the client, the probe of what a server does, and its answers."""
