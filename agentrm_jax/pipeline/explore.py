@@ -48,10 +48,6 @@ class ExploreSummary(TreeSummary, AgentName):
     files: dict[str, FileRecord]
 
 
-LIST = "trees"
-"""The list of tasks that processes share."""
-
-
 def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ExploreSummary:
     """Grows the trees; several processes take the tasks one by one."""
     config, tasks = workspace.config.explore, workspace.tasks.explored
@@ -59,7 +55,7 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     stage.activity.counts = policy.counts
     search = config.search
     agent = policy.agent(config.sampling, search.branches, concurrency=search.concurrency)
-    join_leftovers(directory / FILE, directory, LIST, stage)
+    join_leftovers(directory / FILE, directory, stage)
     stored = TreeStore.read(directory)
     total = len(tasks) * search.num_iterations
     done = sum(len(stored[t.task_id].iterations) for t in tasks if t.task_id in stored)

@@ -14,7 +14,7 @@ from agentrm_jax.evaluation.rollout_files import (
     run_missing,
     stored_rollouts,
 )
-from agentrm_jax.pipeline.shared_tasks import join_leftovers, joined, shared
+from agentrm_jax.pipeline.shared_tasks import join_leftovers, joined, list_of, shared
 from agentrm_jax.runtime.json_lines import JsonLines
 from agentrm_jax.runtime.lease_files import LeasesEnded
 from agentrm_jax.runtime.leases import Lease
@@ -57,13 +57,13 @@ def shared_rollouts(
     Raises:
       BudgetSpent: The budget is spent; what has ended is stored.
     """
-    join_leftovers(path, folder, name, stage)
+    join_leftovers(path, folder, stage)
     with stage.progress(name, len(episodes)) as bar:
         if stage.group.shared:
             by_task: dict[str, list[tuple[Task, int]]] = {}
             for task, sample in episodes:
                 by_task.setdefault(task.task_id, []).append((task, sample))
-            _run_shared(name, path, by_task, run, stage, bar, concurrency)
+            _run_shared(list_of(path, folder), path, by_task, run, stage, bar, concurrency)
             return stored_rollouts(path, episodes, lambda missing: iter(()))
 
         def within_budget(missing: Sequence[tuple[Task, int]]) -> Iterator[Rollout]:

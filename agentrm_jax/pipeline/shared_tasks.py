@@ -30,13 +30,22 @@ def task_of(record: Any) -> str:
         raise UserError("a record of a search names no task; delete its file") from None
 
 
-def join_leftovers(path: pathlib.Path, folder: pathlib.Path, name: str, stage: Stage) -> None:
+def list_of(path: pathlib.Path, folder: pathlib.Path) -> str:
+    """Returns the name of the list of tasks whose results are joined into a file.
+
+    Args:
+      path: The file.
+      folder: The folder of the stage.
+    """
+    return path.relative_to(folder).as_posix()
+
+
+def join_leftovers(path: pathlib.Path, folder: pathlib.Path, stage: Stage) -> None:
     """Joins what processes of earlier commands left, so that one that works alone resumes from it.
 
     Args:
       path: The file of all tasks.
       folder: The folder of the stage.
-      name: The list of the tasks.
       stage: The stage at work.
     """
 
@@ -46,11 +55,15 @@ def join_leftovers(path: pathlib.Path, folder: pathlib.Path, name: str, stage: S
     if not stage.group.leased:
         from_first(lambda: move_records(parts(), path))
     elif found := parts():
-        stage.group.once(f"parts of {name}", lambda: move_records(found, path))
+        stage.group.once(f"parts of {list_of(path, folder)}", lambda: move_records(found, path))
     if not stage.group.shared and (folder / FOLDER).is_dir():
         with contextlib.suppress(LeasesEnded):
             join_records(
-                path, FileStore(folder / FOLDER), list_name(name), task_of, unfinished=True
+                path,
+                FileStore(folder / FOLDER),
+                list_name(list_of(path, folder)),
+                task_of,
+                unfinished=True,
             )
 
 

@@ -37,7 +37,7 @@ def explore_shared(
     """
     keys = [task.task_id for task in tasks]
     done = [n for n, key in enumerate(keys) if key in stored and stored[key].finished]
-    leased = stage.group.tasks("trees", keys, done)
+    leased = stage.group.tasks(FILE, keys, done)
     trees = SharedTrees(leased, tasks, stored)
     with shared(leased, stage), contextlib.closing(trees):
         while leased.wait(stage.check_budget):

@@ -15,6 +15,7 @@ file.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 import urllib.parse
@@ -148,10 +149,15 @@ class LeaseGroup:
         self._watch = Watch(self.store, config.expire_seconds)
 
     def tasks(self, name: str, keys: Sequence[str], done: Collection[int] = ()) -> SharedTasks:
+        return self._list(name, keys, done, self._config)
+
+    def _list(
+        self, name: str, keys: Sequence[str], done: Collection[int], config: LeasesConfig
+    ) -> SharedTasks:
         name = list_name(name)
         self.store.add(name)
         worker, watch = self.heartbeat.worker, self._watch
-        return SharedTasks(self.store, name, keys, worker, watch, config=self._config, done=done)
+        return SharedTasks(self.store, name, keys, worker, watch, config=config, done=done)
 
     def publish(self, counts: Callable[[], Mapping[str, float]]) -> None:
         self.heartbeat.counts = counts
@@ -196,7 +202,8 @@ class LeasedProcesses(LeaseGroup):
             raise LeasesEnded(str(directory))
 
     def once(self, name: str, work: Callable[[], T]) -> T:
-        tasks = self.tasks(name, [name])
+        alone = dataclasses.replace(self._config, repeat=False)
+        tasks = self._list(name, [name], (), alone)
         while tasks.wait(self._check_ended):
             for lease in tasks.take(1):
                 self._alone = (tasks, lease)

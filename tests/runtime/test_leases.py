@@ -149,9 +149,8 @@ def test_one_of_many_threads_creates_a_file(tmp_path: pathlib.Path) -> None:
     created: list[int] = []
 
     def create(number: int) -> None:
-        for each in range(50):
-            if stores[number].create(f"list/{each}", str(number).encode()):
-                created.append(each)
+        content = str(number).encode()
+        created.extend(n for n in range(50) if stores[number].create(f"list/{n}", content))
 
     threads = [threading.Thread(target=create, args=(n,)) for n in range(8)]
     for thread in threads:
