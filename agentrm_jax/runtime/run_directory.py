@@ -300,6 +300,8 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         record = self._directory / SECONDS_FILE
+        if self.group.leased and (self._directory / STAGE_FILE).exists():
+            self.activity.end()  # another process has ended the stage
         if not self._writes or not record.exists():
             return
         self._save()

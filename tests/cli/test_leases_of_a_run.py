@@ -171,7 +171,8 @@ def test_one_is_killed_one_is_frozen_and_thawed_and_no_tree_is_lost_or_doubled(
     assert "explore: ended (trees 16, failed_trees 0" in out
     assert killed.wait() == -signal.SIGKILL
 
-    assert sorted(path.name for path in (run / "trees").iterdir()) == ["stage.json", "trees.jsonl"]
+    names = {path.name for path in (run / "trees").iterdir() if path.suffix != ".tmp"}
+    assert names == {"stage.json", "trees.jsonl"}  # and what the killed one was writing
     merged, _ = agentrm("merge", str(run), ends=0)
     assert "trees.jsonl: 16 of 16 tasks complete" in merged
     expected = TreeStore.read(alone(config, "explore") / "trees", finished=True)
