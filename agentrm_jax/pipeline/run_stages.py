@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,9 @@ from agentrm_jax.runtime.run_directory import (
 )
 from agentrm_jax.runtime.run_paths import CHECKPOINTS
 from agentrm_jax.runtime.stage_files import check_stage_files
+
+_MOST_TRIALS = 20
+"""Times that a process joins a stage: it does so again if others have taken its work over."""
 
 
 def stage_summary(workspace: Workspace, spec: StageSpec) -> dict[str, Any] | None:
@@ -68,7 +72,7 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
       mark: Printed before its name.
     """
     folder, announced = workspace.paths.stage(spec.name), False
-    while True:
+    for trial in itertools.count(1):
         ended = from_first(lambda: stage_summary(workspace, spec))
         if ended is not None:
             from_first(lambda summary=ended: check_stage_files(folder, summary))
@@ -89,6 +93,8 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
                 else:
                     line = _run(workspace, spec, folder, group)
         except LeasesEnded:  # others have ended the stage, or taken this part of it over
+            if not workspace.config.leases.enabled or trial == _MOST_TRIALS:
+                raise
             continue
         except UserError:
             if workspace.config.leases.enabled and (folder / STAGE_FILE).exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,7 +88,7 @@ def joined(path: pathlib.Path, tasks: SharedTasks, stage: Stage) -> None:
                 f"is {found.missing[0]}; run the command again"
             )
 
-    stage.group.once(f"join {tasks.name}", join)
+    stage.group.once(f"join {urllib.parse.unquote(tasks.name)}", join)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,12 @@ def status_lines(status: RunStatus) -> Iterator[str]:
 
 
 def _stage_lines(stage: StageStatus) -> Iterator[str]:
-    alive = sum(worker.state == "alive" for worker in stage.workers)
-    yield f"{stage.name}: {alive} of {len(stage.workers)} processes alive"
+    states = [worker.state for worker in stage.workers]
+    counts = [f"{states.count(state)} {state}" for state in ("alive", "silent", "ended")]
+    yield f"{stage.name}: processes: {', '.join(counts)}"
     rows = [("process", "host", "pid", "state", "renewed", "expires in", "decoded")]
-    rows += [_worker_row(worker) for worker in stage.workers]
-    yield from _table(rows)
+    rows += [_worker_row(worker) for worker in stage.workers if worker.state != "ended"]
+    yield from _table(rows if rows[1:] else ())
     for each in stage.lists:
         yield from _list_lines(each)
 

@@ -174,6 +174,8 @@ class FileStore:
         try:
             os.link(source, target)
         except FileNotFoundError:
+            if target.parent.is_dir():
+                raise
             raise LeasesEnded(str(self.directory)) from None
         except FileExistsError:
             # An NFS server may have made the link and lost its answer; the repeated request then

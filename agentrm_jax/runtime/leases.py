@@ -15,6 +15,7 @@ worker that was slow or frozen may still finish: its record counts if it is the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -30,6 +31,7 @@ from agentrm_jax.runtime.lease_workers import BEATS, Watch
 TASKS = "tasks"
 _LEASE = re.compile(r"(\d+)\.(\d+)\.lease")
 _RECORD = re.compile(r"(\d+)\.record")
+_IS_RECORD = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,12 +124,22 @@ def list_state(store: LeaseStore, name: str) -> ListState:
     epochs: dict[int, int] = {}
     recorded: set[int] = set()
     for file in store.names(name):
-        if match := _LEASE.fullmatch(file):
-            number, epoch = int(match[1]), int(match[2])
-            epochs[number] = max(epoch, epochs.get(number, 0))
-        elif match := _RECORD.fullmatch(file):
-            recorded.add(int(match[1]))
+        number, epoch = _parsed(file)
+        if epoch > epochs.get(number, 0):
+            epochs[number] = epoch
+        elif epoch == _IS_RECORD:
+            recorded.add(number)
     return ListState(epochs, recorded)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _parsed(file: str) -> tuple[int, int]:
+    """The task of a file, and the epoch of a lease, or `_IS_RECORD`; 0 for other files."""
+    if match := _LEASE.fullmatch(file):
+        return int(match[1]), int(match[2])
+    if match := _RECORD.fullmatch(file):
+        return int(match[1]), _IS_RECORD
+    return 0, 0
 
 
 def record_name(name: str, number: int) -> str:

@@ -136,6 +136,7 @@ def join_records(
 def _write_joined(path: pathlib.Path, sources: Mapping[str, pathlib.Path], task_of: TaskOf) -> None:
     if not sources:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     merged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with merged.open("wb") as file:
@@ -155,7 +156,10 @@ def _write_joined(path: pathlib.Path, sources: Mapping[str, pathlib.Path], task_
             file.flush()
             os.fsync(file.fileno())
         merged.replace(path)
-    except FileNotFoundError as error:  # another process has joined them, and ended the stage
+    except FileNotFoundError as error:
+        if any(source.parent.is_dir() for source in sources.values()):
+            raise
+        # Another process has joined them, and ended the stage.
         raise LeasesEnded(str(error.filename)) from None
     finally:
         merged.unlink(missing_ok=True)
