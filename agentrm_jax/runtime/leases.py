@@ -104,7 +104,7 @@ def lease_record(content: bytes | None) -> LeaseRecord | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListState:
-    """What the files of a list say.
+    """The state of a list, as its files say.
 
     Attributes:
       epochs: The newest epoch of each task that was taken.
