@@ -111,6 +111,20 @@ GROUPS: dict[str, Sequence[Command]] = {
             module="watch",
         ),
         Command(
+            name="status",
+            summary="show which processes share a run by leases, and who holds which task",
+            usage="RUN [--json]",
+            example="agentrm status runs/quickstart",
+            module="status",
+        ),
+        Command(
+            name="merge",
+            summary="join and check the results that processes with leases left in a run",
+            usage="RUN",
+            example="agentrm merge runs/quickstart",
+            module="merge",
+        ),
+        Command(
             name="plan",
             summary="compile a run for TPUs and print whether it fits; no TPU is needed",
             usage="CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]",

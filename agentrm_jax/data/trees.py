@@ -15,7 +15,6 @@ from agentrm_jax.core.records import Step, Task, Trajectory, to_json
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.typed_json import from_json
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
-from agentrm_jax.runtime.processes import own_part
 from agentrm_jax.runtime.run_paths import TREES
 
 FILE = TREES
@@ -183,12 +182,18 @@ def back_up(
 class TreeStore:
     """A file of trees to which iterations are appended.
 
-    An appended record survives a killed process; a finished tree survives a power failure too. If
-    there are several processes, each writes a file of its own (`runtime.processes.gather`).
+    An appended record survives a killed process; a finished tree survives a power failure too.
+
+    Args:
+      directory: The folder of the file.
+      name: The file's name.
+      make_folder: Whether the folder is made if it is absent.
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        self._lines = JsonLines(own_part(directory / FILE))
+    def __init__(
+        self, directory: pathlib.Path, name: str = FILE, *, make_folder: bool = True
+    ) -> None:
+        self._lines = JsonLines(directory / name, make_folder=make_folder)
 
     def begin(self, task: Task, first_observation: str) -> None:
         self._lines.append(

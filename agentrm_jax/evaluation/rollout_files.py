@@ -48,7 +48,6 @@ def stored_rollouts(
     episodes: Sequence[tuple[Task, int]],
     run: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
     on_rollout: Callable[[], None] = lambda: None,
-    writes: pathlib.Path | None = None,
 ) -> list[Rollout]:
     """Runs the episodes that a file lacks, and stores each rollout as it ends.
 
@@ -57,7 +56,6 @@ def stored_rollouts(
       episodes: (task, sample number) of each rollout that is wanted.
       run: Runs episodes and yields their rollouts, in any order.
       on_rollout: Called for each rollout, stored or new.
-      writes: The file to which new rollouts are appended; `path` by default.
 
     Returns:
       The rollouts in the order of `episodes`.
@@ -72,23 +70,46 @@ def stored_rollouts(
             found[key] = rollout
             on_rollout()
     missing = [(task, sample) for task, sample in episodes if (task.task_id, sample) not in found]
-    with JsonLines(writes or path) as lines:
-        for rollout in run(missing) if missing else ():
-            key = (rollout.trajectory.task.task_id, rollout.sample)
-            if key not in wanted:
-                raise UserError(f"{_place(path, key)}: the method answered it without being asked")
-            if key in found:
-                raise UserError(f"{_place(path, key)}: the method answered it a second time")
-            lines.append(_record(rollout))
-            found[key] = rollout
+    with JsonLines(path) as lines:
+        for rollout in run_missing(path, missing, run):
+            lines.append(rollout_to_json(rollout))
+            found[rollout.trajectory.task.task_id, rollout.sample] = rollout
             on_rollout()
-    if lost := [key for task, sample in missing if (key := (task.task_id, sample)) not in found]:
-        raise UserError(f"{_place(path, lost[0])}: the method gave no answer")
     return [found[task.task_id, sample] for task, sample in episodes]
 
 
-def _record(rollout: Rollout) -> dict[str, Any]:
-    """The JSON form of a rollout, without the nodes of a search if there are none."""
+def run_missing(
+    path: pathlib.Path,
+    missing: Sequence[tuple[Task, int]],
+    run: Callable[[Sequence[tuple[Task, int]]], Iterator[Rollout]],
+) -> Iterator[Rollout]:
+    """Runs episodes and yields their rollouts as they end: each once.
+
+    Args:
+      path: The file that lacks them, for errors.
+      missing: (task, sample number) of each; nothing runs if there are none.
+      run: See `stored_rollouts`.
+
+    Raises:
+      UserError: `run` yields a rollout too many or too few.
+    """
+    left = {(task.task_id, sample) for task, sample in missing}
+    wanted = frozenset(left)
+    for rollout in run(missing) if missing else ():
+        key = (rollout.trajectory.task.task_id, rollout.sample)
+        if key not in wanted:
+            raise UserError(f"{_place(path, key)}: the method answered it without being asked")
+        if key not in left:
+            raise UserError(f"{_place(path, key)}: the method answered it a second time")
+        left.remove(key)
+        yield rollout
+    for task, sample in missing:
+        if (key := (task.task_id, sample)) in left:
+            raise UserError(f"{_place(path, key)}: the method gave no answer")
+
+
+def rollout_to_json(rollout: Rollout) -> dict[str, Any]:
+    """Returns the JSON form of a rollout, without the nodes of a search if there are none."""
     fields = {f.name: getattr(rollout, f.name) for f in dataclasses.fields(rollout)}
     fields["trajectory"] = to_json(rollout.trajectory)
     nodes = [dataclasses.asdict(node) for node in fields.pop("search")]

@@ -7,20 +7,20 @@ takes the values that are chosen here, so that no threshold is ever chosen on te
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.evaluation.calibration import Calibration, calibration, with_thresholds
 from agentrm_jax.evaluation.config import MethodRun, method_runs
-from agentrm_jax.evaluation.episodes import Episode, episode_from_json, episode_to_json
+from agentrm_jax.evaluation.episodes import Episode
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
-from agentrm_jax.pipeline.evaluate import Scorers, missing_rollouts, scored_answers
+from agentrm_jax.pipeline.evaluate import concurrency_of, method_runner
+from agentrm_jax.pipeline.scorers import Scorers
+from agentrm_jax.pipeline.shared_answers import scored_answers
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.json_files import write_json_atomic
-from agentrm_jax.runtime.processes import from_all, from_first, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.stage_files import FileRecord, stage_files
 from agentrm_jax.search.thresholds import threshold_candidates
@@ -61,16 +61,23 @@ def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Ca
         for run in method_runs(once, config.rewards)
         if (candidates := threshold_candidates(run.method))
     ]
-    from_first(lambda: write_json_atomic(workspace.paths.thresholds, found))
+    group = stage.group
+    group.once("thresholds", lambda: write_json_atomic(workspace.paths.thresholds, found))
+    tokens = group.total(
+        {
+            "tokens_decoded": policy.tokens_decoded,
+            "tokens_read": policy.tokens_read + scorers.tokens_read,
+        }
+    )
     trained = {task.problem for task in (*tasks.experts, *tasks.explored)}
     return {
         "tasks": len(tasks.calibration),
         "tasks_trained_on": sum(task.problem in trained for task in tasks.calibration),
         "chosen": "; ".join(f"{entry['name']} {_label(entry['chosen'])}" for entry in found),
-        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
-        "tokens_read": sum(from_all(policy.tokens_read + scorers.tokens_read)),
+        "tokens_decoded": tokens["tokens_decoded"],
+        "tokens_read": tokens["tokens_read"],
         **policy.name,
-        "files": from_first(lambda: stage_files(directory)),
+        "files": group.once("files", lambda: stage_files(directory)),
     }
 
 
@@ -91,7 +98,7 @@ def _calibrated_method(
 def _episodes(
     run: MethodRun, label: str, policy: ActingPolicy, scorers: Scorers, stage: Stage
 ) -> list[Episode]:
-    """Runs a method on the tasks of this process; returns its episodes on all tasks, in order.
+    """Runs a method; returns its episodes on all tasks, in order.
 
     A method that samples first is scored by its first reward model at its first place.
     """
@@ -100,14 +107,18 @@ def _episodes(
     rollouts = shared_rollouts(
         f"{run.name.replace('_', ' ')} {label}",
         workspace.paths.calibration(run.setting, label).rollouts,
-        run.episodes(own_share(tasks)),
-        functools.partial(missing_rollouts, run, policy, scorers),
+        run.episodes(tasks),
+        method_runner(run, policy, scorers),
         stage,
+        folder=workspace.paths.stage("calibrate"),
+        concurrency=concurrency_of(run, workspace),
     )
-    answered = scored_answers(run, rollouts, policy, scorers, stage)
-    own = [episode for episode in answered.episodes if episode.method == run.method_name]
-    records = [record for part in from_all(list(map(episode_to_json, own))) for record in part]
-    episodes = {episode.task.task_id: episode for episode in map(episode_from_json, records)}
+    answered = scored_answers(run, rollouts, policy, scorers, stage, label=label)
+    episodes = {
+        episode.task.task_id: episode
+        for episode in answered.episodes
+        if episode.method == run.method_name
+    }
     return [episodes[task.task_id] for task in tasks]
 
 

@@ -23,6 +23,7 @@ from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.pipeline.train_config import ImplicitTrainConfig, RewardTrainConfig, SftTrainConfig
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.budget import BudgetConfig
+from agentrm_jax.runtime.leases import LeasesConfig
 from agentrm_jax.runtime.processes import DistributedConfig
 from agentrm_jax.runtime.sharding import MeshConfig
 from agentrm_jax.runtime.trackers import TRACKERS
@@ -212,6 +213,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    leases: LeasesConfig = dataclasses.field(default_factory=LeasesConfig)
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     experts: ExpertsConfig = dataclasses.field(default_factory=ExpertsConfig)
@@ -238,6 +240,12 @@ class RunConfig:
         if not self.rewards or len(set(self.rewards)) < len(self.rewards):
             raise UserError("must name at least one kind, each once", field="rewards")
         self._check_agent()
+        if self.leases.enabled and self.distributed.coordinator is not None:
+            raise UserError(
+                "must be false if distributed.coordinator is set: processes that joined share "
+                "tasks by leases anyway, and end together",
+                field="leases.enabled",
+            )
         if not self.train_policy and self.policy is None and self.agent.uses_model:
             raise UserError("must be true unless `policy` is given", field="train_policy")
         self._check_rewards()

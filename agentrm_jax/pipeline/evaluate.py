@@ -1,11 +1,10 @@
 """Stage `evaluate`: runs the test-time methods on the test tasks (paper section 3.4).
 
-Each of several processes runs its share of the tasks; the first one writes the results of all.
+Several processes share the tasks and the scores of their trajectories; one writes the results.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import pathlib
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NotRequired
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.protocols import Scorer
+from agentrm_jax.core.protocols import Policy, Scorer
 from agentrm_jax.core.records import Task
 from agentrm_jax.data.tokenizer import load_tokenizer
 from agentrm_jax.data.trees import TreeStore
@@ -23,20 +22,10 @@ from agentrm_jax.evaluation.config import MethodRun, method_runs
 from agentrm_jax.evaluation.curves import best_of_k_rows, oracle_scores
 from agentrm_jax.evaluation.episodes import (
     AT_OBSERVATION,
-    RANDOM,
     Episode,
-    episode_from_json,
-    episode_to_json,
     write_episodes,
 )
-from agentrm_jax.evaluation.harness import (
-    Answers,
-    PlacedScores,
-    answers,
-    by_task,
-    score_rows,
-    scores_by_n,
-)
+from agentrm_jax.evaluation.harness import PlacedScores, by_task, score_rows, scores_by_n
 from agentrm_jax.evaluation.probe import Ending, ending_of, probe_rows, tree_endings
 from agentrm_jax.evaluation.report_rows import BestOfKRow
 from agentrm_jax.evaluation.results import result_rows
@@ -45,11 +34,11 @@ from agentrm_jax.evaluation.rows import ByNRow, ScoreRow, read_rows
 from agentrm_jax.pipeline.acting import ActingPolicy, AgentName, open_policy
 from agentrm_jax.pipeline.reward_kinds import explicit_directory
 from agentrm_jax.pipeline.sample import sampled_trajectories
-from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
+from agentrm_jax.pipeline.scorers import Scorers
+from agentrm_jax.pipeline.shared_answers import scored_answers
+from agentrm_jax.pipeline.shared_rollouts import Run, shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.reward.random import RandomScorer
 from agentrm_jax.runtime.json_files import write_json_atomic
-from agentrm_jax.runtime.processes import from_all, from_first, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MethodPaths
 from agentrm_jax.runtime.stage_files import FileRecord, stage_files
@@ -102,68 +91,41 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
         "truncated_steps": sum(rollout.truncated_steps for rollout in ran),
         "replies_without_action": sum(rollout.replies_without_action for rollout in ran),
         "failed_candidates": sum(rollout.failed_candidates for rollout in ran),
-        "tokens_decoded": policy.tokens_decoded,
-        "tokens_read": policy.tokens_read + scorers.tokens_read,
     }
-    from_first(lambda: _write_probe(workspace))
-    everywhere = from_all(counts)
-    total = {name: sum(each[name] for each in everywhere) for name in counts}
+    group = stage.group
+    group.once("probe", lambda: _write_probe(workspace))
+    tokens = group.total(
+        {
+            "tokens_decoded": policy.tokens_decoded,
+            "tokens_read": policy.tokens_read + scorers.tokens_read,
+        }
+    )
     summary: EvaluateSummary = {
         "tasks": len(tasks.test),
         "test_problems_trained_on": tasks.overlap(),
-        "trajectories": total["trajectories"],
-        "errors": total["errors"],
-        "invalid_actions": total["invalid_actions"],
-        "truncated_steps": total["truncated_steps"],
-        "replies_without_action": total["replies_without_action"],
-        "failed_candidates": total["failed_candidates"],
-        "tokens_decoded": total["tokens_decoded"],
-        "tokens_read": total["tokens_read"],
+        "trajectories": counts["trajectories"],
+        "errors": counts["errors"],
+        "invalid_actions": counts["invalid_actions"],
+        "truncated_steps": counts["truncated_steps"],
+        "replies_without_action": counts["replies_without_action"],
+        "failed_candidates": counts["failed_candidates"],
+        "tokens_decoded": tokens["tokens_decoded"],
+        "tokens_read": tokens["tokens_read"],
         **policy.name,
-        "files": from_first(lambda: stage_files(directory)),
+        "files": group.once("files", lambda: stage_files(directory)),
     }
     if not_available:
         summary["not_available"] = not_available
     return summary
 
 
-class Scorers:
-    """The reward models of a run. Each is opened when the first method needs it.
-
-    Args:
-      policy: The policy that acts.
-    """
-
-    def __init__(self, policy: ActingPolicy) -> None:
-        self._policy = policy
-
-    def of(self, run: MethodRun) -> dict[str, Scorer]:
-        """Returns the reward models of a method, by name."""
-        return {name: self._scorer(name, run) for name in run.reward_models}
-
-    def _scorer(self, name: str, run: MethodRun) -> Scorer:
-        if name == RANDOM:
-            return RandomScorer(run.seed(self._policy.workspace.config.seed))
-        return self._policy.scorer(name)
-
-    @property
-    def tokens_read(self) -> int:
-        """Tokens that the reward models have read in this process; members count, not ensembles."""
-        opened, config = self._policy.scorers, self._policy.workspace.config
-        return sum(
-            getattr(scorer, "tokens_read", 0)
-            for name, scorer in opened.items()
-            if not config.reward(name).members
-        )
-
-
 def _run_method(
     run: MethodRun, policy: ActingPolicy, scorers: Scorers, stage: Stage
 ) -> tuple[list[Rollout], dict[str, str]]:
-    """Runs a method on the tasks of this process and writes the results of all processes.
+    """Runs a method on all tasks and writes its results; several processes share the tasks.
 
     Returns:
-      The rollouts of this process, and the baselines without rows with the reason of each.
+      The rollouts, and the baselines without rows with the reason of each.
     """
     workspace = policy.workspace
     tasks = workspace.tasks.beam if run.on_beam_tasks else workspace.tasks.test
@@ -171,99 +133,71 @@ def _run_method(
     rollouts = shared_rollouts(
         run.name.replace("_", " "),
         paths.rollouts,
-        run.episodes(own_share(tasks)),
-        functools.partial(missing_rollouts, run, policy, scorers),
+        run.episodes(tasks),
+        method_runner(run, policy, scorers),
         stage,
+        folder=workspace.paths.stage("evaluate"),
+        concurrency=concurrency_of(run, workspace),
     )
     answered = scored_answers(run, rollouts, policy, scorers, stage)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
-    left_out = dict(item for part in from_all(answered.not_available) for item in part.items())
-    own = [episode for episode in answered.episodes if episode.method not in left_out]
-    records = from_all([episode_to_json(episode) for episode in own])
-    from_first(
-        lambda: _write_episodes(
-            paths, [episode_from_json(record) for part in records for record in part], order
-        )
-    )
-    if run.samples:
-        everywhere = from_all(answered.scores)
-        from_first(lambda: _write_scores(run, workspace, everywhere))
+    left_out = answered.not_available
+    episodes = [each for each in answered.episodes if each.method not in left_out]
+
+    def write() -> None:
+        _write_episodes(paths, episodes, order)
+        if run.samples:
+            _write_scores(run, workspace, answered.scores)
+
+    stage.group.once(f"{run.name} results", write)
     return rollouts, left_out
 
 
-def scored_answers(
-    run: MethodRun,
-    rollouts: Sequence[Rollout],
-    policy: ActingPolicy,
-    scorers: Scorers,
-    stage: Stage,
-) -> Answers:
-    """Returns the answers of a method; shows how many trajectories are scored if it chooses by it.
-
-    Args:
-      run: The method.
-      rollouts: The rollouts of this process.
-      policy: The policy that acts.
-      scorers: The reward models.
-      stage: The stage at work.
-    """
-    workspace, opened = policy.workspace, scorers.of(run)
-    in_order = functools.partial(
-        answers,
-        run,
-        rollouts,
-        opened,
-        seed=workspace.config.seed,
-        action_key=workspace.pool.action_key,
-    )
-    if not run.samples or not opened:
-        return in_order()
-    total = len(rollouts) * len(run.score_at) * len(opened)
-    with stage.progress(f"score {run.name.replace('_', ' ')}", total) as bar:
-        return in_order(on_scored=bar.advance)
+def concurrency_of(run: MethodRun, workspace: Workspace) -> int:
+    """Returns the number of tasks or trajectories that a method works on at the same time."""
+    return getattr(run.method, "concurrency", workspace.config.evaluate.concurrency)
 
 
-def missing_rollouts(
-    run: MethodRun,
-    policy: ActingPolicy,
-    scorers: Scorers,
-    episodes: Sequence[tuple[Task, int]],
-) -> Iterator[Rollout]:
-    """Runs a method with the sampling of `evaluate`, or with the method's own temperature.
+def method_runner(run: MethodRun, policy: ActingPolicy, scorers: Scorers) -> Run:
+    """Returns a function that runs a method on episodes.
+
+    The method has the sampling of `evaluate`, or its own temperature. Its agent is opened when the
+    first episodes are run.
 
     Args:
       run: The method.
       policy: The policy that acts.
       scorers: The reward models; the method gets the first one of its own.
-      episodes: The (task, sample number) to run.
     """
     workspace = policy.workspace
-    sampling = workspace.config.evaluate.sampling
-    if run.temperature is not None:
-        sampling = dataclasses.replace(sampling, temperature=run.temperature)
-    scorer = None if run.samples else next(map(run.placed, scorers.of(run).values()), None)
-    concurrency = getattr(run.method, "concurrency", workspace.config.evaluate.concurrency)
     seed = run.seed(workspace.config.seed)
-    agent = policy.agent(sampling, concurrency=concurrency, seed=seed)
-    return run.rollouts(agent, scorer, workspace.pool, episodes, seed)
+
+    @functools.cache
+    def opened() -> tuple[Policy, Scorer | None]:
+        sampling = workspace.config.evaluate.sampling
+        if run.temperature is not None:
+            sampling = dataclasses.replace(sampling, temperature=run.temperature)
+        scorer = None if run.samples else next(map(run.placed, scorers.of(run).values()), None)
+        concurrency = concurrency_of(run, workspace)
+        return policy.agent(sampling, concurrency=concurrency, seed=seed), scorer
+
+    def rollouts(episodes: Sequence[tuple[Task, int]]) -> Iterator[Rollout]:
+        agent, scorer = opened()
+        return run.rollouts(agent, scorer, workspace.pool, episodes, seed)
+
+    return rollouts
 
 
 def _write_episodes(paths: MethodPaths, episodes: list[Episode], order: Mapping[str, int]) -> None:
-    """Writes the episodes of all processes, by variant and then in the order of the tasks."""
+    """Writes episodes, by variant and then in the order of the tasks."""
     variants = list(dict.fromkeys(episode.variant for episode in episodes))
     episodes.sort(key=lambda e: (variants.index(e.variant), order[e.task.task_id]))
     write_episodes(paths.episodes, episodes)
     write_json_atomic(paths.results, result_rows(episodes))
 
 
-def _write_scores(run: MethodRun, workspace: Workspace, parts: Sequence[PlacedScores]) -> None:
-    """Writes the scores of all trajectories, and what fewer trajectories would give.
-
-    Args:
-      run: The method.
-      workspace: The run.
-      parts: The scores of each process.
-    """
+def _write_scores(run: MethodRun, workspace: Workspace, found: PlacedScores) -> None:
+    """Writes the scores of all trajectories, and what fewer trajectories would give."""
     paths = workspace.paths.method(run.name)
     order = {task.task_id: number for number, task in enumerate(workspace.tasks.test)}
     rollouts = sorted(
@@ -278,16 +212,16 @@ def _write_scores(run: MethodRun, workspace: Workspace, parts: Sequence[PlacedSc
     best_of_k = functools.partial(
         best_of_k_rows, groups, seed=workspace.config.seed, sampling_seed=run.sampling_seed
     )
-    for place in parts[0]:
-        scores: dict[str, dict[str, list[float]]] = {}
-        for name in parts[0][place]:
-            own = collections.ChainMap(*(part[place][name] for part in parts))
-            scores[name] = {task_id: own[task_id] for task_id in order if task_id in own}
+    for place, by_name in found.items():
+        scores: dict[str, dict[str, list[float]]] = {
+            name: {task_id: own[task_id] for task_id in order if task_id in own}
+            for name, own in by_name.items()
+        }
         rows += score_rows(rollouts, scores, score_at=place, sampling_seed=run.sampling_seed)
         alone = {n: own for n, own in scores.items() if not traits(n).compares}
         by_n += scores_by_n(rollouts, alone, score_at=place)
         by_k += best_of_k(alone, score_at=place)
-    if AT_OBSERVATION not in parts[0]:
+    if AT_OBSERVATION not in found:
         by_n += scores_by_n(rollouts, {})  # of the oracle
     write_json_atomic(paths.scores, rows)
     write_json_atomic(paths.by_n, by_n)

@@ -12,12 +12,13 @@ from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.pipeline.acting import AgentName, open_policy
-from agentrm_jax.pipeline.shared_rollouts import ended_together
+from agentrm_jax.pipeline.shared_tasks import join_leftovers
+from agentrm_jax.pipeline.shared_trees import explore_shared
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.runtime.processes import from_all, from_first, gather, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.stage_files import FileRecord, stage_files
 from agentrm_jax.search.explore import Explorer
+from agentrm_jax.search.tree_sinks import TreeSink
 
 
 class TreeSummary(TypedDict):
@@ -48,44 +49,49 @@ class ExploreSummary(TreeSummary, AgentName):
 
 
 def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ExploreSummary:
-    """Grows the trees; each process grows its share."""
-    config = workspace.config.explore
-    tasks = own_share(workspace.tasks.explored)
+    """Grows the trees; several processes take the tasks one by one."""
+    config, tasks = workspace.config.explore, workspace.tasks.explored
     policy = open_policy(workspace)
     stage.activity.counts = policy.counts
     search = config.search
     agent = policy.agent(config.sampling, search.branches, concurrency=search.concurrency)
-    gather(directory / FILE)
+    join_leftovers(directory / FILE, directory, stage)
     stored = TreeStore.read(directory)
-    total = len(tasks) * config.search.num_iterations
-    begun = (stored[task.task_id] for task in tasks if task.task_id in stored)
-    done = sum(len(tree.iterations) for tree in begun)
-    with (
-        contextlib.closing(TreeStore(directory)) as store,
-        stage.progress("explore", total, done=done) as bar,
-        ended_together(),
-    ):
-        left = total - done
+    total = len(tasks) * search.num_iterations
+    done = sum(len(stored[t.task_id].iterations) for t in tasks if t.task_id in stored)
+    with stage.progress("explore", total, done=done) as bar:
 
         def on_iteration() -> None:
-            nonlocal left
             bar.advance()
-            left -= 1
-            if left > 0:
+            if stage.activity.done < total:
                 stage.check_budget()
 
-        Explorer(agent, workspace.pool, store, config.search, on_iteration).run(tasks, stored)
-    gather(directory / FILE)
+        def explorer(sink: TreeSink) -> Explorer:
+            return Explorer(agent, workspace.pool, sink, search, on_iteration)
+
+        if stage.group.shared:
+            explore_shared(tasks, stored, explorer, directory, stage)
+        else:
+            with contextlib.closing(TreeStore(directory)) as store:
+                explorer(store).run(tasks, stored)
     truncated = agent.truncated_steps if isinstance(agent, Agent) else 0
     if isinstance(agent, ServerPolicy):
         truncated = agent.usage.truncated_steps
+    counts = stage.group.total(
+        {
+            "tokens_decoded": policy.tokens_decoded,
+            "tokens_read": policy.tokens_read,
+            "truncated_steps": truncated,
+        }
+    )
+    summary: TreeSummary = stage.group.once("summary", lambda: _tree_summary(directory))
     return {
-        **from_first(lambda: _tree_summary(directory)),
-        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
-        "tokens_read": sum(from_all(policy.tokens_read)),
-        "truncated_steps": sum(from_all(truncated)),
+        **summary,
+        "tokens_decoded": counts["tokens_decoded"],
+        "tokens_read": counts["tokens_read"],
+        "truncated_steps": counts["truncated_steps"],
         **policy.name,
-        "files": from_first(lambda: stage_files(directory)),
+        "files": stage.group.once("files", lambda: stage_files(directory)),
     }
 
 

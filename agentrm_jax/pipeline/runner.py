@@ -6,37 +6,33 @@ import functools
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
-
-import jax
-import yaml
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.pipeline import report as run_report
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.pipeline.config_values import defaults, plain, upgraded
+from agentrm_jax.pipeline.config_values import defaults, upgraded
 from agentrm_jax.pipeline.load_config import located
 from agentrm_jax.pipeline.report_searches import Shown
+from agentrm_jax.pipeline.run_stages import (
+    print_line,
+    record_versions,
+    report_once,
+    run_or_join,
+    stage_summary,
+)
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.runtime.budget import Budget
-from agentrm_jax.runtime.compilations import compilations
-from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
-from agentrm_jax.runtime.processes import from_first, is_first
+from agentrm_jax.runtime.processes import from_first
 from agentrm_jax.runtime.run_claim import check_run_folder, lock_run_folder
 from agentrm_jax.runtime.run_directory import (
     STAGE_FILE,
-    Stage,
     completed,
     read_stage_record,
-    tokens_decoded,
-    versions,
 )
-from agentrm_jax.runtime.run_paths import CHECKPOINTS, STAGE_FOLDERS, RunPaths
+from agentrm_jax.runtime.run_paths import STAGE_FOLDERS, RunPaths
 from agentrm_jax.runtime.stage_files import check_stage_files
 from agentrm_jax.runtime.trackers import check_installed
 
@@ -59,8 +55,8 @@ def run_all(config: RunConfig, directory: pathlib.Path) -> None:
         from_first(workspace.models.check_given)
         from_first(lambda: check_sizes(config, workspace.mesh))
         for number, spec in enumerate(specs, start=1):
-            _run(workspace, spec, f"[{number}/{len(specs)}] ")
-        from_first(lambda: run_report.report(workspace))
+            run_or_join(workspace, spec, f"[{number}/{len(specs)}] ")
+        report_once(workspace)
 
 
 def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
@@ -79,7 +75,7 @@ def run_stage(config: RunConfig, directory: pathlib.Path, name: str) -> None:
     with _opened(config, directory) as workspace:
         from_first(lambda: _check_before(workspace, spec))
         from_first(lambda: check_sizes(config, workspace.mesh))
-        _run(workspace, spec, "")
+        run_or_join(workspace, spec, "")
 
 
 def run_or_logs(source: pathlib.Path | None) -> tuple[pathlib.Path | None, list[str]]:
@@ -113,7 +109,7 @@ def _link_stages(workspace: Workspace, source: pathlib.Path) -> None:
     config, linked, differs = workspace.config, [], ""
     for spec in stages_of(config):
         folder, other = workspace.paths.stage(spec.name), RunPaths(source).stage(spec.name)
-        if _completed(workspace, spec) is not None:
+        if stage_summary(workspace, spec) is not None:
             linked.append(spec.name)
             continue
         try:
@@ -127,7 +123,7 @@ def _link_stages(workspace: Workspace, source: pathlib.Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(os.path.relpath(other.resolve(), folder.parent.resolve()))
         linked.append(spec.name)
-        _say(f"{spec.name}: linked to {other}")
+        print_line(f"{spec.name}: linked to {other}")
     if not linked:
         raise UserError(differs or f"--from {source}: none of its stages has ended")
 
@@ -154,7 +150,7 @@ def _check_before(workspace: Workspace, spec: StageSpec) -> None:
     """Refuses a stage whose input is missing."""
     for each in before(workspace.config, spec):
         folder = workspace.paths.stage(each.name)
-        if (ended := _completed(workspace, each)) is not None:
+        if (ended := stage_summary(workspace, each)) is not None:
             check_stage_files(folder, ended)
         else:
             raise UserError(
@@ -179,10 +175,10 @@ def _prepare(workspace: Workspace, held: ExitStack) -> None:
     check_run_folder(directory, list(STAGE_FOLDERS.values()))
     _check_trajectories(workspace)
     for spec in stages_of(workspace.config):  # a folder of another configuration is left as it is
-        _completed(workspace, spec)
-    held.enter_context(lock_run_folder(directory))
+        stage_summary(workspace, spec)
+    held.enter_context(lock_run_folder(directory, shared=workspace.config.leases.enabled))
     if not workspace.paths.config.exists():
-        _record(workspace)
+        record_versions(workspace)
 
 
 def _check_trajectories(workspace: Workspace) -> None:
@@ -198,76 +194,3 @@ def _check_trajectories(workspace: Workspace) -> None:
             f"{json.dumps(now)}; give --from FILE again or write the key into CONFIG, choose "
             "another --output, or delete the folder to make it again"
         )
-
-
-def _record(workspace: Workspace) -> None:
-    """Writes the configuration and the versions with which a stage begins.
-
-    A command that has nothing to do, such as a report, leaves them as they are. The versions that a
-    stage was made with stay in its own record.
-    """
-    resolved = yaml.safe_dump(plain(workspace.config), sort_keys=False)
-    write_text_atomic(workspace.paths.config, resolved)
-    write_json_atomic(workspace.paths.versions, versions())
-
-
-def _completed(workspace: Workspace, spec: StageSpec) -> dict[str, Any] | None:
-    """The summary of a stage, None if it has not ended."""
-    config = workspace.config
-    folder = workspace.paths.stage(spec.name)
-    upgrade = functools.partial(upgraded, config=RunConfig)
-    return completed(folder, depends_on(config, spec), defaults(config), upgrade)
-
-
-def _run(workspace: Workspace, spec: StageSpec, mark: str) -> None:
-    """Runs a stage unless its output is there."""
-    folder = workspace.paths.stage(spec.name)
-    ended = from_first(lambda: _completed(workspace, spec))
-    if ended is not None:
-        from_first(lambda: check_stage_files(folder, ended))
-        _say(f"{mark}{spec.name}: done before ({_line(ended)})")
-        return
-    _say(f"{mark}{spec.name}")
-    needed = depends_on(workspace.config, spec)
-    from_first(lambda: _record(workspace))
-    budget = _budget(workspace, spec.name)
-    with naming(folder), _stage(spec.name, folder, needed, budget) as stage:
-        with compilations() as compiled:
-            if spec.processes == "first":
-                made = from_first(lambda: spec.work(workspace, stage, folder))
-            else:
-                made = spec.work(workspace, stage, folder)
-        summary = {
-            **made,
-            "compilations": compiled.count,
-            "compile_seconds": round(compiled.seconds, 2),
-        }
-        from_first(lambda: stage.finish(summary))
-        seconds = stage.seconds
-    if is_first():
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # the model is saved
-    _say(f"{' ' * len(mark)}{spec.name}: {seconds:.0f} s ({_line(summary)})")
-
-
-def _stage(name: str, folder: pathlib.Path, needed: Mapping[str, Any], budget: Budget) -> Stage:
-    processes = jax.process_count()
-    return Stage(name, folder, needed, writes=is_first(), budget=budget, processes=processes)
-
-
-def _budget(workspace: Workspace, stage: str) -> Budget:
-    """The budget that is left to a stage; the first process has the records of the others."""
-    spent = from_first(lambda: tokens_decoded(workspace.paths.stages, but=stage))
-    return Budget(config=workspace.config.budget, tokens_before=spent, began=workspace.began)
-
-
-def _say(line: str) -> None:
-    if is_first():
-        print(line, flush=True)
-
-
-def _line(summary: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in summary.items()
-        if not isinstance(value, dict)
-    )

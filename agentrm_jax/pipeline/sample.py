@@ -13,7 +13,6 @@ from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.shared_rollouts import shared_rollouts
 from agentrm_jax.pipeline.workspace import Workspace
-from agentrm_jax.runtime.processes import from_all, from_first, own_share
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import RunPaths
 from agentrm_jax.runtime.stage_files import FileRecord, stage_ended, stage_files
@@ -44,20 +43,26 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
     policy = open_policy(workspace)
     stage.activity.counts = policy.counts
     agent = policy.agent(config.sampling, concurrency=config.concurrency)
-    tasks = own_share(workspace.tasks.explored)
+    tasks = workspace.tasks.explored
     shared_rollouts(
         "sample",
         path,
         [(task, number) for task in tasks for number in range(config.num_samples)],
         lambda missing: rollouts(agent, workspace.pool, missing, concurrency=config.concurrency),
         stage,
+        folder=directory,
+        concurrency=config.concurrency,
     )
+    counts = stage.group.total(
+        {"tokens_decoded": policy.tokens_decoded, "tokens_read": policy.tokens_read}
+    )
+    summary: RolloutSummary = stage.group.once("summary", lambda: _rollout_summary(path))
     return {
-        **from_first(lambda: _rollout_summary(path)),
-        "tokens_decoded": sum(from_all(policy.tokens_decoded)),
-        "tokens_read": sum(from_all(policy.tokens_read)),
+        **summary,
+        "tokens_decoded": counts["tokens_decoded"],
+        "tokens_read": counts["tokens_read"],
         **policy.name,
-        "files": from_first(lambda: stage_files(directory)),
+        "files": stage.group.once("files", lambda: stage_files(directory)),
     }
 
 

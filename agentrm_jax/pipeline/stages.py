@@ -41,7 +41,9 @@ class StageSpec:
         that it reads.
       wanted: Whether a run with this configuration needs it.
       work: Does the work of the stage; returns its summary.
-      processes: Of several processes `all` work, or the `first` does and the others wait.
+      processes: Of several processes the `first` works and the others wait; or those that joined
+        train `together`; or all `share` its tasks. With leases, one process does what they do not
+        share.
     """
 
     name: str
@@ -49,7 +51,7 @@ class StageSpec:
     sections: tuple[str, ...]
     wanted: Callable[[RunConfig], bool]
     work: Callable[[Workspace, Stage, pathlib.Path], Mapping[str, Any]]
-    processes: Literal["all", "first"]
+    processes: Literal["first", "together", "share"]
 
     @property
     def folder(self) -> str:
@@ -93,7 +95,7 @@ STAGES = (
         sections=_POLICY,
         wanted=lambda config: config.trains_policy,
         work=sft,
-        processes="all",
+        processes="together",
     ),
     StageSpec(
         name="explore",
@@ -101,7 +103,7 @@ STAGES = (
         sections=(*_POLICY, "agent", "explore"),
         wanted=lambda config: config.explores,
         work=explore,
-        processes="all",
+        processes="share",
     ),
     StageSpec(
         name="label",
@@ -117,7 +119,7 @@ STAGES = (
         sections=(*_POLICY, "train_rm", "reward_init", "state_parts"),
         wanted=lambda config: config.trains_reward,
         work=train_reward,
-        processes="all",
+        processes="together",
     ),
     StageSpec(
         name="sample",
@@ -125,7 +127,7 @@ STAGES = (
         sections=(*_POLICY, "agent", "explore.num_tasks", "sample"),
         wanted=lambda config: config.samples,
         work=sample,
-        processes="all",
+        processes="share",
     ),
     StageSpec(
         name="train-implicit",
@@ -133,7 +135,7 @@ STAGES = (
         sections=(*_POLICY, "train_implicit"),
         wanted=lambda config: config.trains_implicit,
         work=train_implicit,
-        processes="all",
+        processes="together",
     ),
     StageSpec(
         name="calibrate",
@@ -150,7 +152,7 @@ STAGES = (
         ),
         wanted=lambda config: config.evaluate.calibrates,
         work=calibrate,
-        processes="all",
+        processes="share",
     ),
     StageSpec(
         name="evaluate",
@@ -158,7 +160,7 @@ STAGES = (
         sections=(*_SCORING, "evaluate"),
         wanted=lambda config: True,
         work=evaluate,
-        processes="all",
+        processes="share",
     ),
 )
 

@@ -89,6 +89,11 @@ class Activity:
         if self._writes:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def done(self) -> int:
+        """Items of the loop that are done."""
+        return self._done
+
     def progress(self) -> str:
         """Returns how far the loop is, such as `explore: 246 of 768`."""
         of = "" if self._total is None else f" of {self._total:,}"

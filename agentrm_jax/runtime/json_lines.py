@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -115,13 +116,40 @@ def read_json_lines(path: pathlib.Path, finished: bool = False) -> Iterator[Any]
         raise UserError(f"{path}: no such file; restore it, or delete its folder to make it again")
 
 
-class JsonLines:
-    """A file open for appending; each record is handed to the system as it is appended."""
+def sound_lines(path: pathlib.Path) -> Iterator[tuple[Any, bytes]]:
+    """Yields each record of a file with its line; a torn last line is left out.
 
-    def __init__(self, path: pathlib.Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+      UserError: A line is damaged; names file and line.
+    """
+    return _records(path)
+
+
+class JsonLines:
+    """A file open for appending; each record is handed to the system as it is appended.
+
+    If its last line is torn, that is cut off and printed as one line on stderr.
+
+    Args:
+      path: The file.
+      make_folder: Whether its folder is made if it is absent.
+
+    Raises:
+      UserError: A line before the last one is damaged.
+    """
+
+    def __init__(self, path: pathlib.Path, *, make_folder: bool = True) -> None:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            os.truncate(path, sum(len(line) for _, line in _records(path)))
+            sound = sum(len(line) for _, line in _records(path))
+            if torn := path.stat().st_size - sound:
+                os.truncate(path, sound)
+                print(
+                    f"agentrm: {path}: its last record was torn and is cut off ({torn:,} bytes); "
+                    "it is made again",
+                    file=sys.stderr,
+                )
         self._path = path
         self._file = path.open("ab", buffering=0)
 

@@ -60,8 +60,12 @@ def check_run_folder(directory: pathlib.Path, stages: Iterable[str] = ()) -> Non
     check_output_file(directory / RESOLVED)
 
 
-def lock_run_folder(directory: pathlib.Path) -> IO[bytes]:
+def lock_run_folder(directory: pathlib.Path, *, shared: bool = False) -> IO[bytes]:
     """Makes a run's folder and returns its lock, which is held until the file is closed.
+
+    Args:
+      directory: The folder.
+      shared: Whether other processes may hold it as well, with `shared` too.
 
     Raises:
       FolderInUse: Another process holds it.
@@ -80,8 +84,9 @@ def lock_run_folder(directory: pathlib.Path) -> IO[bytes]:
         lock.close()
         raise UserError(f"{path}: must be a regular file; remove it")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise FolderInUse(f"{directory}: another process works in this folder") from None
+        hint = "; with leases.enabled, all processes need it" if shared else ""
+        raise FolderInUse(f"{directory}: another process works in this folder{hint}") from None
     return lock

@@ -25,6 +25,7 @@ from agentrm_jax.core.errors import BudgetSpent, UserError
 from agentrm_jax.runtime.activity import Activity
 from agentrm_jax.runtime.budget import Budget, BudgetConfig
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic
+from agentrm_jax.runtime.process_groups import OneProcess, ProcessGroup
 from agentrm_jax.runtime.progress import Progress, progress
 
 RESOLVED = "config.resolved.yaml"
@@ -183,11 +184,12 @@ class Stage:
       depends_on: See `completed`, which must have agreed.
       writes: Whether it is recorded: one of several processes does.
       budget: The budget of the command.
-      processes: Number of processes; each has an equal share of the budget's tokens.
+      group: The processes that work on it. Each has an equal share of the budget's tokens.
 
     Attributes:
       activity: What the stage is doing; `activity.counts` is set by stages that count.
       budget: The budget of the command.
+      group: The processes that work on it.
     """
 
     def __init__(
@@ -198,13 +200,13 @@ class Stage:
         *,
         writes: bool = True,
         budget: Budget | None = None,
-        processes: int = 1,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.activity = Activity(directory, name, writes=writes)
         self.budget = budget or Budget(config=BudgetConfig())
-        self._processes, self._tokens_before = processes, 0
+        self.group, self._tokens_before = group or OneProcess(), 0
         self._name, self._directory, self._depends_on = name, directory, depends_on
-        self._before, self._writes = 0.0, writes
+        self._before, self._writes, self._shown = 0.0, writes, writes
         self._made_with: list[Any] = []
         if writes and (directory / SECONDS_FILE).exists():
             before = read_stage_record(directory / SECONDS_FILE)
@@ -214,7 +216,9 @@ class Stage:
         if writes and (now := versions()) not in self._made_with:
             self._made_with = [*self._made_with, now]  # it was interrupted, and resumed elsewhere
         self._start = self._saved = time.monotonic()
-        self._save()
+        if not (self.group.leased and (directory / SECONDS_FILE).exists()):
+            self._save()
+        self._writes = writes and not self.group.leased  # others may end it meanwhile
         self.activity.begin(name, None, 0)
 
     @property
@@ -226,7 +230,7 @@ class Stage:
     def tokens(self) -> int:
         """Tokens decoded so far, those of interrupted runs and of other processes included."""
         decoded = self.activity.counts().get("tokens_decoded", 0)
-        return self._tokens_before + int(decoded) * self._processes
+        return self._tokens_before + self.group.about("tokens_decoded", int(decoded))
 
     @contextlib.contextmanager
     def progress(self, name: str, total: int | None, *, done: int = 0) -> Iterator[Progress]:
@@ -240,7 +244,7 @@ class Stage:
           total: Its length; None if it is not known.
           done: Items that an interrupted run has done.
         """
-        with progress(name, total, done=done, shown=self._writes) as bar:
+        with progress(name, total, done=done, shown=self._shown) as bar:
             self.activity.begin(name, total, done)
             yield _StageProgress(self, bar)
 
@@ -254,14 +258,19 @@ class Stage:
             raise BudgetSpent(key, self.activity.progress())
 
     def tick(self) -> None:
-        """Saves the seconds now and then."""
+        """Saves the seconds now and then.
+
+        Raises:
+          LeasesEnded: Another process has taken the stage over.
+        """
         if time.monotonic() - self._saved >= 5.0:
+            self.group.check()
             self._save()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the stage as done. Everything that it makes must be on disk by then."""
         self._write(STAGE_FILE, {**self._record(), "summary": dict(summary)})
-        (self._directory / SECONDS_FILE).unlink()
+        (self._directory / SECONDS_FILE).unlink(missing_ok=True)  # with leases, another may finish
         self.activity.end()
 
     def _record(self) -> dict[str, Any]:
@@ -291,6 +300,8 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         record = self._directory / SECONDS_FILE
+        if self.group.leased and (self._directory / STAGE_FILE).exists():
+            self.activity.end()  # another process has ended the stage
         if not self._writes or not record.exists():
             return
         self._save()

@@ -28,7 +28,7 @@ from agentrm_jax.search.environments import act_on_turns, bring_environments
 from agentrm_jax.search.growing import GrowingTree, Node, RolloutGroup
 from agentrm_jax.search.search_config import SearchConfig
 from agentrm_jax.search.selection import UCB, SelectionRule, check_rule, name_of_rule
-from agentrm_jax.search.tasks import checked_tasks
+from agentrm_jax.search.tasks import TaskQueue, TaskSource, checked_tasks
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.tree_search import Player, TreeSearch
 from agentrm_jax.search.tree_sinks import TreeSink, grown_trees
@@ -120,15 +120,25 @@ class Explorer(TreeSearch[GrowingTree, None]):
         self._on_iteration = on_iteration
         self._stored: Mapping[str, TreeRecord] = {}
 
-    def run(self, tasks: Sequence[Task], stored: Mapping[str, TreeRecord]) -> None:
+    def run(
+        self,
+        tasks: Sequence[Task],
+        stored: Mapping[str, TreeRecord],
+        source: TaskSource | None = None,
+    ) -> None:
         """Explores every task whose tree in `stored` is absent or not finished.
 
         Args:
-          tasks: The tasks.
+          tasks: All tasks of the exploration. Sizes follow from them.
           stored: Trees that the store holds, by task id; unfinished ones are resumed.
+          source: Gives those of the tasks that this process explores, if there are several
+            processes. It may add trees to `stored` as it does.
         """
-        waiting = [t for t in tasks if not (t.task_id in stored and stored[t.task_id].finished)]
-        if not waiting:
+        if source is None:
+            source = TaskQueue(
+                [t for t in tasks if not (t.task_id in stored and stored[t.task_id].finished)]
+            )
+        if not source.num_waiting:
             return
         self._stored = stored
         # Shapes follow from all tasks, so that nothing is compiled again on resuming.
@@ -137,7 +147,7 @@ class Explorer(TreeSearch[GrowingTree, None]):
         # An iteration adds the children of one node and its rollouts; a node has at most one child
         # from each rollout next to the children of its expansion.
         self._prepare(
-            waiting,
+            source,
             num_slots=min(self.config.concurrency, len(tasks)),
             num_nodes=1 + self.config.num_iterations * (width + rollouts * longest),
             width=width + rollouts,

@@ -31,6 +31,7 @@ from agentrm_jax.search.growing import GrowingTree, Node
 from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.search.search_nodes import SearchNode, search_node
 from agentrm_jax.search.selection import SELECTION_RULES, UCB, SelectionRule, check_rule
+from agentrm_jax.search.tasks import TaskQueue
 from agentrm_jax.search.tree import NONE
 from agentrm_jax.search.tree_search import Player, TreeSearch
 from agentrm_jax.search.turns import run_turns
@@ -193,7 +194,7 @@ class _GuidedSearch(TreeSearch[_ScoredTree, Rollout]):
         self._scorer, self._config = scorer, config
         self._results: list[Rollout] = []
         self._prepare(
-            tasks,
+            TaskQueue(tasks),
             num_slots=min(config.concurrency, len(tasks)),
             num_nodes=1 + config.num_iterations * config.expansion_width,
             width=config.expansion_width,

@@ -1,9 +1,9 @@
-"""Checks of the tasks that a caller gives to a search."""
+"""The tasks of a search: where it takes them from, and checks of those that a caller gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,6 +11,43 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
 from agentrm_jax.core.text import printable
 from agentrm_jax.envs.contract import MOST_STEPS
+
+
+class TaskSource(Protocol):
+    """Gives a search its next tasks.
+
+    Attributes:
+      num_waiting: The number of tasks that may be taken now. It may rise while a search runs if
+        several processes share the tasks.
+    """
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    def take(self, count: int) -> list[Task]:
+        """Takes the next tasks.
+
+        Args:
+          count: Most tasks.
+
+        Returns:
+          The tasks; fewer than `count` if others have taken them meanwhile.
+        """
+        ...
+
+
+class TaskQueue:
+    """A `TaskSource` of a list, in its order."""
+
+    def __init__(self, tasks: Sequence[Task] = ()) -> None:
+        self._waiting = list(reversed(tasks))
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def take(self, count: int) -> list[Task]:
+        return [self._waiting.pop() for _ in range(min(count, len(self._waiting)))]
 
 
 def checked_tasks(tasks: Any) -> list[Task]:

@@ -19,6 +19,7 @@ from agentrm_jax.search import tree
 from agentrm_jax.search.environments import act_on_turns
 from agentrm_jax.search.growing import GrowingTree
 from agentrm_jax.search.selection import SelectionRule
+from agentrm_jax.search.tasks import TaskQueue, TaskSource
 from agentrm_jax.search.turns import Result, TurnSearch
 
 Tree = TypeVar("Tree", bound=GrowingTree)
@@ -42,20 +43,18 @@ class TreeSearch(TurnSearch[Player, Result], Generic[Tree, Result]):
     ) -> None:
         self.pool = pool
         self._selection, self._expansion_width = selection, expansion_width
-        self._waiting: list[Task] = []
+        self._source: TaskSource = TaskQueue()
         self._slots: list[Tree | None] = []
 
-    def _prepare(
-        self, tasks: Sequence[Task], *, num_slots: int, num_nodes: int, width: int
-    ) -> None:
-        """Takes the tasks; `num_nodes` and `width` are the most nodes of a tree and children."""
-        self._waiting = list(reversed(tasks))
+    def _prepare(self, source: TaskSource, *, num_slots: int, num_nodes: int, width: int) -> None:
+        """Empties all slots; `num_nodes` and `width` are the most nodes of a tree and children."""
+        self._source = source
         self._slots = [None] * num_slots
         self._trees = tree.make_trees(num_slots, num_nodes, width)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self._source.num_waiting
 
     @property
     def num_running(self) -> int:
@@ -84,8 +83,10 @@ class TreeSearch(TurnSearch[Player, Result], Generic[Tree, Result]):
         """
         if count == 0:
             return []
-        free = [e for e, growing in enumerate(self._slots) if growing is None][:count]
-        tasks = [self._waiting.pop() for _ in range(count)]
+        tasks = self._source.take(count)
+        free = [e for e, growing in enumerate(self._slots) if growing is None][: len(tasks)]
+        if not tasks:
+            return []
         changes = tree.Changes.none_of(self._trees)
         changes.cleared[free] = True
         self._trees = tree.advance(self._trees, changes)
