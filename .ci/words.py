@@ -31,7 +31,7 @@ OPENINGS = re.compile(r"(What|Where|How|The same|As|See|Of|Those|That|Which)\b")
 """First words of a docstring that does not name its subject."""
 
 MOST = {
-    "envs": 78,
+    "envs": 7,  # texts that agents read
 }
 """Most findings by floor: may only fall."""
 
