@@ -9,11 +9,13 @@ import importlib
 import io
 import pathlib
 import re
+import shlex
 import sys
 
 import pytest
 
 import agentrm_jax as arm
+from agentrm_jax.cli.commands import COMMANDS
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.model_config import ModelConfig
@@ -167,6 +169,32 @@ def test_sections_that_a_page_links_to_exist(page):
         for path, anchor in links
         if "://" not in path and anchor not in anchors(page.parent / path if path else page)
     ] == []
+
+
+def commands(page: pathlib.Path) -> list[list[str]]:
+    """The words after `agentrm` of each command in the shell blocks of a page."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            parts = (part.partition(" #")[0] for part in re.split(r"&&|;", line))
+            matches = (re.search(r"(?:^|\s|bin/)agentrm\s(.*)", part) for part in parts)
+            found += [shlex.split(match[1], comments=True) for match in matches if match]
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_commands_of_a_page_are_accepted(page):
+    """Their arguments and keys; configurations that are not in the repository are not read."""
+    for words in commands(page):
+        name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+        command = COMMANDS[name]
+        given = command.parser().parse(words[len(name.split()) :])
+        config = ROOT / str(getattr(given, "config", None))
+        if command.takes_keys and given.overrides and config.is_file():
+            keys = [re.sub(r"=[A-Z]{3,}$", "=a_name", key) for key in given.overrides]
+            load_config(config, [key for key in keys if not key.startswith("--plugins")])
 
 
 def test_the_site_has_every_page_and_program():
