@@ -51,7 +51,7 @@ Form = Literal["object", "rows", "lines", "records", "other"]
 
 
 class Versions(TypedDict):
-    """What a stage was made with.
+    """The versions that a stage was made with.
 
     Attributes:
       python: Version of Python.
