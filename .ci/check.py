@@ -12,6 +12,7 @@ CHECKS = {
     "sizes": [sys.executable, ".ci/sizes.py"],
     "public names": [sys.executable, ".ci/public_names.py"],
     "reference": [sys.executable, ".ci/reference.py"],
+    "run files": [sys.executable, ".ci/run_files.py"],
     "import-linter": [str(pathlib.Path(sys.executable).with_name("lint-imports"))],
     "words": [sys.executable, str(ROOT / ".ci" / "words.py")],
     # Two test files of one name, or one that cannot be imported, would else be seen after an hour.

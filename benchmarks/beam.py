@@ -95,7 +95,7 @@ class BeamSteps:
         front.score(self.scorer, [sequence for task in self._sequences for sequence in task])
 
     def requests(self, number: int) -> list[list[Request]]:
-        """Of each task and beam."""
+        """Returns the requests of each task, one for each beam."""
         return [
             [
                 Request(
@@ -181,7 +181,7 @@ def exactness(steps: BeamSteps, number: int) -> dict[str, Any]:
 
 
 def work(config: LlamaConfig, case: Case, itemsize: int) -> list[Work]:
-    """What a step cannot avoid, in parts that come one after another."""
+    """The least work of a step, in parts that come one after another."""
     before = case.context + case.own
     shared_by = before / (case.context / (case.n * case.beam_width) + case.own / case.n)
     decoding = [

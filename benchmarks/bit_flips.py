@@ -250,7 +250,7 @@ def flipped(path: pathlib.Path, place: int, bit: int) -> Iterator[None]:
 
 
 def outcome_of(read: Callable[[pathlib.Path], Any], folder: pathlib.Path, sound: Any) -> str:
-    """Which of `OUTCOMES` reading a damaged folder has."""
+    """Returns the outcome, of `OUTCOMES`, of reading a damaged folder."""
     try:
         return "harmless" if read(folder) == sound else "silent"
     except UserError:

@@ -1,4 +1,4 @@
-"""What the machine could do at best, measured beside, and how much of it is reached.
+"""The machine's best speed, measured next to ours, and the part of it that is reached.
 
 Two ceilings: the arithmetic of a large product of matrices, and the bytes of a large copy. Work is
 counted as operations and bytes that cannot be avoided; the least seconds it takes are those of the

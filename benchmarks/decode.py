@@ -96,7 +96,7 @@ def exactness(
     prompts: np.ndarray,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """How far our replies and log-probabilities are from those of transformers."""
+    """Returns the differences of our replies and log-probabilities from those of transformers."""
     found = {"greedy_replies": 0, "greedy_equal": 0, "near_ties": 0, "unexplained": 0}
     error = 0.0
     for prompt in prompts:
@@ -114,7 +114,7 @@ def exactness(
 
 
 def _difference(reply: np.ndarray, expected: np.ndarray, log_probs: np.ndarray) -> str:
-    """What the first difference between two greedy replies is; behind it they tell nothing."""
+    """Returns the kind of the first difference between two greedy replies."""
     different = np.flatnonzero(reply != expected)
     if not len(different):
         return "greedy_equal"

@@ -22,7 +22,7 @@ PAGE = 16
 
 
 def pages(tokens: int) -> int:
-    """As many tokens as whole pages hold."""
+    """Returns as many tokens as whole pages hold."""
     return -(-tokens // PAGE) * PAGE
 
 

@@ -1,4 +1,4 @@
-"""What environments cost: resets, steps, forks, the way to a worker and back, beside the originals.
+"""Costs of environments next to the originals: resets, steps, forks, the way to a worker.
 
     python -m benchmarks.environments [--tiny] [NAME ...]
 

@@ -58,7 +58,7 @@ def drawn(*names: object) -> random.Random:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What was seen."""
+    """The counts of a run."""
 
     texts: int = 0
     huge_texts: int = 0

@@ -1,4 +1,4 @@
-"""What all benchmarks measure with: interleaved rounds, seconds of both kinds, the machine's name.
+"""Tools of all benchmarks: interleaved rounds, seconds of both kinds, the machine's name.
 
 Wall-clock seconds of a shared machine are disturbed by whatever runs beside; CPU-seconds, all
 threads of this process together, are less so. Both are given, as medians over the rounds.

@@ -181,7 +181,7 @@ def without_log_probs(answer: Rollout) -> list[tuple[str, str]]:
 
 
 def compare_answers(model: Model, a: Answered, b: Answered) -> dict[str, int]:
-    """How many answers differ, and how each difference is explained."""
+    """Returns the number of answers that differ, by the explanation of the difference."""
     found = {"answers": len(b.answers), "diverging": 0, "near_ties": 0, "by_scores": 0}
     found["unexplained"] = 0
     for task_id, answer in b.answers.items():

@@ -107,7 +107,7 @@ def score(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def described(given: argparse.Namespace, limits: ceilings.Ceilings) -> dict[str, Any]:
-    """What was measured, on what."""
+    """Returns the settings of a measurement and the limits of its machine."""
     return {
         "model": given.model,
         "dtype": given.dtype,

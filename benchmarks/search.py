@@ -63,7 +63,7 @@ CONFIG = pathlib.Path(__file__).with_suffix(".yaml")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """Of what is explored, and of the two engines."""
+    """Sizes of the search, and of the two engines."""
 
     tasks: int
     iterations: int
@@ -152,7 +152,7 @@ class Recorder(BackgroundPolicy):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Explored:
-    """What one exploration gave, and what it took."""
+    """The trees of one exploration, and their costs."""
 
     trees: dict[str, TreeRecord]
     asked: dict[tuple[str, str], tuple[Trajectory, list[Proposal]]]
@@ -253,7 +253,7 @@ def without_log_probs(tree: TreeRecord) -> Any:
 
 
 def compare_trees(model: Model, a: Explored, b: Explored) -> dict[str, int]:
-    """How many trees differ, and whether each difference begins at a near-tie."""
+    """Returns the number of trees that differ, and of differences that begin at a near-tie."""
     found = {"trees": len(b.trees), "diverging": 0, "near_ties": 0, "unexplained": 0}
     for task_id, tree in b.trees.items():
         if without_log_probs(tree) != without_log_probs(a.trees[task_id]):
@@ -280,8 +280,8 @@ def first_differences_are_near_ties(model: Model, task_id: str, a: Recorded, b: 
 
 
 def reply_gaps(model: Model, task_id: str, a: Recorded, b: Recorded) -> list[float]:
-    """How far apart two tokens are, of each reply to an equal question that differs: the first
-    tokens that differ."""
+    """Returns the gap between the first tokens that differ, for each pair of replies to an equal
+    question."""
     gaps = []
     for (own, purpose), (state, proposals) in b.asked.items():
         other = a.asked.get((own, purpose))

@@ -1,4 +1,4 @@
-"""The same models in transformers, in the forms that someone who cares for speed would choose.
+"""Our models in transformers, in the forms that someone who cares for speed would choose.
 
 Needs torch (the extra `parity`); whoever imports this does it where it is needed.
 
@@ -47,7 +47,7 @@ class CausalModel:
         torch.set_num_threads(threads)
 
     def log_probs(self, prompt: np.ndarray, replies: np.ndarray) -> np.ndarray:
-        """Of every token behind the prompt [n, max_tokens, V]."""
+        """Returns the log-probabilities of every token after the prompt [n, max_tokens, V]."""
         n = len(replies)
         tokens = np.concatenate([np.broadcast_to(prompt, (n, len(prompt))), replies[:, :-1]], 1)
         with torch.inference_mode():
@@ -59,7 +59,7 @@ class CausalModel:
     def generate(
         self, prompt: np.ndarray, n: int, max_tokens: int, *, sample: bool = True
     ) -> np.ndarray:
-        """What everyone calls; it encodes the prompt, n times."""
+        """Decodes by `generate`, as everyone does; it encodes the prompt n times."""
         tokens = torch.from_numpy(prompt)[None].long()
         with torch.inference_mode():
             out = self.model.generate(
@@ -86,7 +86,7 @@ class CausalModel:
             return self._decode(cache, last, n, max_tokens)
 
     def from_fixed_copy(self, encoded: Any, last: int, n: int, max_tokens: int) -> np.ndarray:
-        """The same with the copy in a cache that has room for the replies (`StaticCache`)."""
+        """Decodes with the copy in a cache that has room for the replies (`StaticCache`)."""
         with torch.inference_mode():
             length = encoded.get_seq_length() + max_tokens
             cache = transformers.StaticCache(config=self.model.config, max_cache_len=length)

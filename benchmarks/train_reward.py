@@ -185,7 +185,7 @@ def one_each(states: Sequence[TokenSequence], multiple: int) -> PackedRows:
 
 
 def largest_error(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """Of a parameter's gradient, relative to its size."""
+    """Returns the largest difference of a gradient, relative to its size."""
     errors = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), a, b)
     return float(max(jax.tree.leaves(errors)))
 

@@ -1,4 +1,4 @@
-"""How long a tree search waits for its environments, with and without overlap."""
+"""The time that a tree search waits for its environments, with and without overlap."""
 
 from __future__ import annotations
 

@@ -154,7 +154,13 @@ class _OptionalOfTrajectories(_OptionalOfScores, total=False):
 class ScoreRow(_OptionalOfTrajectories):
     """A reward model's score of one test trajectory, and the return of the trajectory.
 
-    `score_at` is absent for `observation`, `sampling_seed` for 0.
+    Attributes:
+      reward_model: What scored.
+      task_id: The task.
+      score: The score of the trajectory.
+      outcome: Its return, in [0, 1].
+      score_at: The place at which the reward model scored; absent for `observation`.
+      sampling_seed: The sampling seed; absent for 0.
     """
 
     reward_model: str

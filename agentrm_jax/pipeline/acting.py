@@ -19,7 +19,11 @@ from agentrm_jax.pipeline.workspace import Workspace
 
 
 class AgentName(TypedDict, total=False):
-    """A part of the summaries of stages; `agent` is absent if the run's own model acts."""
+    """A part of the summaries of stages.
+
+    Attributes:
+      agent: The kind of the policy that acts; absent if the run's own model acts.
+    """
 
     agent: str
 

@@ -27,8 +27,16 @@ from agentrm_jax.search.thresholds import threshold_candidates
 
 
 class CalibrateSummary(AgentName):
-    """The summary of stage `calibrate`. Tokens count since the last start; they are those of the
-    run's own models. `tasks_trained_on` are tasks whose problem the run trains on as well."""
+    """The summary of stage `calibrate`; tokens are those of the run's own models.
+
+    Attributes:
+      tasks: Training tasks on which every candidate was run.
+      tasks_trained_on: Tasks whose problem the run trains on as well.
+      chosen: The chosen thresholds of all methods as one text.
+      tokens_decoded: Tokens that were decoded since the last start.
+      tokens_read: Tokens that were read since the last start.
+      files: The JSON files of the stage, by name.
+    """
 
     tasks: int
     tasks_trained_on: int

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NotRequired
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import Policy, Scorer
@@ -46,11 +45,26 @@ from agentrm_jax.search.methods import BestOfN
 from agentrm_jax.search.rollouts import Rollout
 
 
-class EvaluateSummary(AgentName):
-    """The summary of stage `evaluate`. Tokens count since the last start; they are those of the
-    run's own models, or of a served one that acts.
+class _OptionalOfEvaluate(AgentName, total=False):
+    not_available: dict[str, str]
 
-    `not_available` has the reason of each baseline that has no rows; it is absent if all have some.
+
+class EvaluateSummary(_OptionalOfEvaluate):
+    """The summary of stage `evaluate`; tokens are those of models that the run opens.
+
+    Attributes:
+      tasks: Number of test tasks.
+      test_problems_trained_on: Test problems that the run trains on as well; must be 0.
+      trajectories: Trajectories of all methods.
+      errors: Trajectories that ended by an error.
+      invalid_actions: Actions that an environment did not understand or refused.
+      truncated_steps: Steps that did not fit into the context, summed over the turns.
+      replies_without_action: Replies in which no action was found.
+      failed_candidates: Turns whose environment failed.
+      tokens_decoded: Tokens that were decoded since the last start.
+      tokens_read: Tokens that were read since the last start.
+      not_available: The reason of each baseline that has no rows; absent if all have some.
+      files: The JSON files of the stage, by name.
     """
 
     tasks: int
@@ -63,7 +77,6 @@ class EvaluateSummary(AgentName):
     failed_candidates: int
     tokens_decoded: int
     tokens_read: int
-    not_available: NotRequired[dict[str, str]]
     files: dict[str, FileRecord]
 
 

@@ -15,7 +15,15 @@ from agentrm_jax.runtime.run_directory import Stage
 
 
 class ExpertsSummary(TypedDict):
-    """The summary of stage `experts`; `success_rate` is the fraction of tasks that were solved."""
+    """The summary of stage `experts`.
+
+    Attributes:
+      trajectories: Trajectories that were written: those that solve their task.
+      tasks: Tasks that the experts tried, or imported trajectories.
+      success_rate: Fraction of the tasks that were solved.
+      replies_without_action: Steps whose reply has no action.
+      steps_mean: Mean number of steps of a trajectory.
+    """
 
     trajectories: int
     tasks: int

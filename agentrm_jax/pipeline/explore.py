@@ -22,7 +22,20 @@ from agentrm_jax.search.tree_sinks import TreeSink
 
 
 class TreeSummary(TypedDict):
-    """Counts over all trees; `mean_outcome` is None if there was no rollout."""
+    """Counts over all trees.
+
+    Attributes:
+      trees: Number of trees.
+      failed_trees: Trees that ended early, because their root was closed.
+      failed_candidates: Turns whose environment failed.
+      iterations: Iterations of all trees.
+      env_steps: Nodes that were attached, each by a step of the environment.
+      invalid_actions: Nodes whose action the environment did not understand or refused.
+      replies_without_action: Nodes whose reply has no action.
+      states_visited: States with at least one visit.
+      states_with_3_visits: States with at least three visits.
+      mean_outcome: Mean return of the rollouts; None if there was none.
+    """
 
     trees: int
     failed_trees: int
@@ -37,9 +50,13 @@ class TreeSummary(TypedDict):
 
 
 class ExploreSummary(TreeSummary, AgentName):
-    """The summary of stage `explore`. Tokens and truncated steps count since the last start.
+    """The summary of stage `explore`; tokens are those of the model that acts.
 
-    They are those of the run's own model, or of the served one that acts.
+    Attributes:
+      tokens_decoded: Tokens that were decoded since the last start.
+      tokens_read: Tokens that were read since the last start.
+      truncated_steps: Steps that did not fit into the context since the last start.
+      files: The JSON files of the stage, by name.
     """
 
     tokens_decoded: int

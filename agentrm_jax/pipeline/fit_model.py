@@ -30,7 +30,25 @@ _SHOWN = ("loss", "held_out_loss", "accuracy", "correlation", "sibling_accuracy"
 
 
 class FitSummary(TypedDict, total=False):
-    """The last row of metrics of a training stage, and totals; the loss decides which keys."""
+    """The last row of metrics of a training stage, and totals; the loss decides which keys.
+
+    Attributes:
+      updates: Number of updates.
+      loss: Mean loss of the last updates.
+      accuracy: Fraction of right predictions: next tokens in `sft`, pairs in `train-implicit`.
+      squared_error: Mean squared error of the values.
+      correlation: Correlation of values and targets; 0 if one of them hardly varies.
+      ranking_loss: Mean loss of pairs of siblings.
+      sibling_accuracy: Fraction of the pairs whose better sibling has the higher value.
+      observation_loss: Mean loss of the tokens of observations.
+      value: Mean value.
+      target: Mean target.
+      grad_norm: Norm of the gradient before it is clipped.
+      held_out_loss: Loss on held-out tasks, at the checkpoint that was kept.
+      best_update: Update of that checkpoint.
+      tokens_per_second: Tokens that were trained on in a second.
+      compile_seconds: Seconds of compilation.
+    """
 
     updates: int
     loss: float
@@ -39,6 +57,7 @@ class FitSummary(TypedDict, total=False):
     correlation: float
     ranking_loss: float
     sibling_accuracy: float
+    observation_loss: float
     value: float
     target: float
     grad_norm: float

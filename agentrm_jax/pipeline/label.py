@@ -21,7 +21,14 @@ from agentrm_jax.search.logged_trees import trees_of_trajectories
 
 
 class LabelSummary(TypedDict):
-    """The summary of stage `label`; `value_mean` is the weighted mean of all labels."""
+    """The summary of stage `label`.
+
+    Attributes:
+      paths: Paths from a root to a leaf that hold a label.
+      states: States with a label.
+      states_per_tree: Mean number of labelled states of a tree.
+      value_mean: Weighted mean of all labels, in [0, 1].
+    """
 
     paths: int
     states: int

@@ -20,7 +20,15 @@ from agentrm_jax.search.rollouts import Rollout, rollouts
 
 
 class RolloutSummary(TypedDict):
-    """Counts over all rollouts; `errors` are rollouts whose environment failed."""
+    """Counts over all rollouts.
+
+    Attributes:
+      trajectories: Number of rollouts.
+      errors: Rollouts whose environment failed for good.
+      failed_candidates: Turns whose environment failed; another one was sampled in their place.
+      replies_without_action: Steps whose reply has no action.
+      mean_outcome: Mean return of the rollouts, in [0, 1].
+    """
 
     trajectories: int
     errors: int
@@ -30,7 +38,13 @@ class RolloutSummary(TypedDict):
 
 
 class SampleSummary(RolloutSummary, AgentName):
-    """The summary of stage `sample`. Tokens count since the last start."""
+    """The summary of stage `sample`.
+
+    Attributes:
+      tokens_decoded: Tokens that the policy decoded since the last start.
+      tokens_read: Tokens that it read since the last start.
+      files: The JSON files of the stage, by name.
+    """
 
     tokens_decoded: int
     tokens_read: int

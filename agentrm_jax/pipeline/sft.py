@@ -24,7 +24,14 @@ from agentrm_jax.runtime.run_paths import MODEL
 
 
 class SftSummary(FitSummary):
-    """The summary of stage `sft`; `parameters` is their number."""
+    """The summary of stage `sft`.
+
+    Attributes:
+      parameters: Number of parameters of the policy.
+      trajectories: Expert trajectories.
+      rows: Packed rows that were trained on.
+      steps_left_out: Steps that did not fit into a row.
+    """
 
     parameters: int
     trajectories: int

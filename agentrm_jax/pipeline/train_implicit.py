@@ -37,7 +37,12 @@ from agentrm_jax.train import explicit, implicit
 
 
 class ImplicitSummary(FitSummary):
-    """The summary of stage `train-implicit`."""
+    """The summary of stage `train-implicit`.
+
+    Attributes:
+      rows: Packed rows that were trained on.
+      steps_left_out: Steps that did not fit into a row.
+    """
 
     rows: int
     steps_left_out: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from typing import NotRequired
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,18 +30,25 @@ from agentrm_jax.train import explicit
 from agentrm_jax.train.ranking import count_pairs
 
 
-class RewardSummary(FitSummary):
-    """The summary of stage `train-rm`; `target_mean` is the weighted mean of the labels.
+class _OptionalOfReward(FitSummary, total=False):
+    sibling_pairs: int
+    sibling_pairs_separated: int
 
-    With a ranking loss, `sibling_pairs` counts the pairs of siblings that share a row, and
-    `sibling_pairs_separated` counts the pairs that packing has put into different rows.
+
+class RewardSummary(_OptionalOfReward):
+    """The summary of stage `train-rm`.
+
+    Attributes:
+      rows: Packed rows that were trained on.
+      labels_left_out: Labels that did not fit into a row.
+      target_mean: Weighted mean of the labels, in [0, 1].
+      sibling_pairs: Pairs of siblings that share a row; with a ranking loss only.
+      sibling_pairs_separated: Pairs that packing has put into different rows.
     """
 
     rows: int
     labels_left_out: int
     target_mean: float
-    sibling_pairs: NotRequired[int]
-    sibling_pairs_separated: NotRequired[int]
 
 
 def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> RewardSummary:

@@ -344,7 +344,13 @@ def tokens_decoded(directories: Mapping[str, pathlib.Path], but: str) -> int:
 
 
 class StageRow(TypedDict):
-    """A finished stage: its name, its seconds of work and its summary."""
+    """A finished stage.
+
+    Attributes:
+      stage: Its name.
+      seconds: Its seconds of work, those of interrupted runs included.
+      summary: Its summary.
+    """
 
     stage: str
     seconds: float

@@ -21,7 +21,12 @@ KEY = "files"
 
 
 class FileRecord(TypedDict):
-    """The entry of one file in a stage's summary."""
+    """The entry of one file in a stage's summary.
+
+    Attributes:
+      lines: Number of its lines.
+      sha256: Its sha256.
+    """
 
     lines: int
     sha256: str

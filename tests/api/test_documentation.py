@@ -9,12 +9,14 @@ import importlib
 import io
 import pathlib
 import re
+import shlex
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
 import agentrm_jax as arm
+from agentrm_jax.cli.commands import COMMANDS
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.family_options import TakesOptions
 from agentrm_jax.engine.programs.sampling import Sampling
@@ -31,9 +33,9 @@ FLOORS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py"
 CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = sorted(
     {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"}
-    | set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "log.md"}
+    | set((ROOT / "docs").rglob("*.md"))
 )
-"""All pages but those that tell what was: they name modules of earlier versions."""
+"""All pages but `dev/LOG.md` and the changelog, which name modules of earlier versions."""
 CONFIG = ROOT / "configs" / "tiny.yaml"
 TINY = ModelConfig(
     vocab_size=320, d_model=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48
@@ -192,9 +194,35 @@ def test_sections_that_a_page_links_to_exist(page):
     ] == []
 
 
+def commands(page: pathlib.Path) -> list[list[str]]:
+    """The words after `agentrm` of each command in the shell blocks of a page."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            parts = (part.partition(" #")[0] for part in re.split(r"&&|;", line))
+            matches = (re.search(r"(?:^|\s|bin/)agentrm\s(.*)", part) for part in parts)
+            found += [shlex.split(match[1], comments=True) for match in matches if match]
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_commands_of_a_page_are_accepted(page):
+    """Their arguments and keys; configurations that are not in the repository are not read."""
+    for words in commands(page):
+        name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+        command = COMMANDS[name]
+        given = command.parser().parse(words[len(name.split()) :])
+        config = ROOT / str(getattr(given, "config", None))
+        if command.takes_keys and given.overrides and config.is_file():
+            keys = [re.sub(r"=[A-Z]{3,}$", "=a_name", key) for key in given.overrides]
+            load_config(config, [key for key in keys if not key.startswith("--plugins")])
+
+
 def test_the_site_has_every_page_and_program():
     text = (ROOT / "mkdocs.yml").read_text()
-    listed = re.findall(r"[\w/]+\.md", text[text.index("nav:") : text.index("not_in_nav:")])
+    listed = re.findall(r"[\w/]+\.md", text[text.index("nav:") : text.index("exclude_docs:")])
     docs = ROOT / "docs"
     pages = [str(page.relative_to(docs)) for page in PAGES if docs in page.parents]
     assert sorted(listed) == sorted(pages)

@@ -20,6 +20,8 @@ from agentrm_jax.train.fit import FitConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
+TUTORIAL = ("score_log.py", "desk.py", "train_desk.py", "search_desk.py", "serve_desk.py")
+"""Run by `tests/cli/test_tutorial.py`."""
 TINY = ModelConfig(
     vocab_size=320, d_model=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=48
 )
@@ -68,6 +70,8 @@ def policy(tmp_path_factory) -> pathlib.Path:
 
 def test_each_fits_on_a_page():
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    tutorial = {lengths.pop(name) for name in TUTORIAL}
+    assert max(tutorial) < 60, tutorial
     assert len(lengths) == 6
     assert max(lengths.values()) <= 40, lengths
 

@@ -113,7 +113,7 @@ def _played(agent, game: Game, most: int) -> list[str] | None:
 
 
 def _facts(game: Game) -> list[SimpleNamespace]:
-    """What the hand-coded agent asks for: where things are, what is held, how things are."""
+    """Returns the facts that the hand-coded agent asks for: places, held things, states."""
     return [
         SimpleNamespace(name=predicate, names=[game.names[one] for one in objects])
         for predicate in ("inreceptacle", "holds", "ishot", "iscool", "isclean")

@@ -1,4 +1,4 @@
-"""Where ALFWorld's games lie: a folder as `alfworld-download` lays it out, or a packed archive."""
+"""The files of ALFWorld: a folder as `alfworld-download` lays it out, or a packed archive."""
 
 from __future__ import annotations
 

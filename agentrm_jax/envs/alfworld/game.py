@@ -33,7 +33,7 @@ _FORMAT = 1  # of the kept translations
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a game is made of: two PDDL texts, its grammar, the sentence that states the task."""
+    """The parts of a game: two PDDL texts, its grammar, the sentence that states the task."""
 
     domain: str
     problem: str
@@ -117,7 +117,7 @@ class Game:
         return self._library.check_goal()
 
     def possible(self) -> list[str]:
-        """What can be said now, sorted."""
+        """Returns the commands that are possible now, sorted."""
         return sorted({self._command(operator.name) for operator in self._operators()})
 
     def act(self, command: str) -> str | None:
@@ -201,7 +201,7 @@ class Simulator:
 
 
 def as_command(action: str) -> str:
-    """What an agent says as a command: case, spaces and a full stop at the end do not matter, and
+    """Returns an agent's text as a command: case, spaces and a last full stop do not matter, and
     `put ... in ...` or `put ... on ...` means `put ... in/on ...`."""
     words = action.lower().strip().rstrip(".").split()
     if words and words[0] == "put":

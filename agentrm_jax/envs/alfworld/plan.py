@@ -33,7 +33,7 @@ class _Visit:
 
 
 class _House:
-    """Where things are, in the names of the game's facts (lower case)."""
+    """The places of things, in the names of the game's facts (lower case)."""
 
     def __init__(self, facts: Facts, names: Mapping[str, str]) -> None:
         self.names = names

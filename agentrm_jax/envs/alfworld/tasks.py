@@ -54,7 +54,7 @@ _SENTENCES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be done.
+    """The goal of a task.
 
     Attributes:
       kind: One of `KINDS`.
@@ -96,7 +96,7 @@ class Goal:
 
 
 class Room:
-    """What is where at the beginning of a game, read from its PDDL."""
+    """The places of all things at the beginning of a game, read from its PDDL."""
 
     def __init__(self, problem: str) -> None:
         beginning = _between(problem, "(:init", "(:goal")

@@ -1,7 +1,7 @@
 """The texts of ALFWorld's games: the grammar inside a game file, read once and then played fast.
 
 TextWorld parses the grammar; what it does with it in each step is done here in another way with the
-same result: TextWorld parses rules and conditions anew each time and copies all variables deeply.
+same result: TextWorld parses rules and conditions again each time and copies all variables deeply.
 An expression in the grammar may name attributes, join texts and choose with `or`; nothing else is
 evaluated, so a game file cannot run code.
 """
@@ -36,7 +36,7 @@ _PUT_IN_PLACE_OF_MOVE = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Scene:
-    """What a text is about."""
+    """The facts that a text describes."""
 
     facts: Facts
     binding: Binding
@@ -61,7 +61,7 @@ class Grammar:
     answers: Mapping[str, Sequence[_Piece]]
 
     def room(self, facts: Facts, names: Mapping[str, str]) -> str:
-        """What is seen at the beginning."""
+        """Returns the description of the room at the beginning."""
         return _expand(self.rules, "look.feedback", _Scene(facts, {}, names))
 
     def command(self, action: str, binding: Binding, names: Mapping[str, str], facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """BabyAI's expert: minigrid's BabyAIBot, its low-level moves turned into the text's actions.
 
 The bot says which of its sub-goals comes next; where that is a thing in view, the macro action for
-it is taken and the bot is told each move, so that it plans on from where the macro ends. Where
+it is taken and the bot gets each move, so that it plans on from where the macro ends. Where
 nothing is in view, or no macro fits, the bot's own next move is taken. What is recorded are actions
 of the text environment itself, which has to report success within the task's steps.
 """
@@ -163,7 +163,7 @@ def _cell(position: Any) -> Position:
 
 
 def _position(bot: Any, subgoal: Any) -> Position | None:
-    """Where a go-next-to sub-goal leads, as far as the bot has seen."""
+    """Returns the target of a go-next-to sub-goal, as far as the bot has seen."""
     datum = subgoal.datum
     if hasattr(datum, "obj_set"):
         _, position = bot._find_obj_pos(datum)

@@ -1,8 +1,8 @@
-"""What a BabyAI agent reads and may say: AgentBoard's text over a minigrid world.
+"""Observations and actions of BabyAI: AgentBoard's text over a minigrid world.
 
-The semantics are AgentBoard's, written anew: the same sentences, the same action names and the
-same low-level moves behind them, its oddities included, because its labels and published scores
-hang on them. Pure functions of a world (see `babyai.world`); `docs/guides/environments/babyai.md`
+The semantics are AgentBoard's, in code of our own: the same sentences, the same action names and
+the same low-level moves, its oddities included, because its labels and published scores depend on
+them. Pure functions of a world (see `babyai.world`); `docs/guides/environments/babyai.md`
 lists every difference.
 """
 
@@ -58,7 +58,7 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What the agent sees.
+    """The view of the agent.
 
     Attributes:
       things: Nearest first, walls included; ties in the order of the view, far left first.
@@ -77,7 +77,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """An available action: the low-level moves behind it and the thing that it is about."""
+    """An available action: its low-level moves and the thing that it is about."""
 
     moves: tuple[int, ...]
     target: Seen | None = None

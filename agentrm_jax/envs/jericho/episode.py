@@ -105,7 +105,7 @@ def start(game: str, moves: int) -> State:
 
 
 def situation(player: Simulator, state: State, moves: int) -> str:
-    """What an agent reads first: the game's opening or, later in the game, where it is and what
+    """Returns an agent's first text: the game's opening or, later in the game, where it is and what
     it carries. Asking for that takes none of the game's time."""
     if moves == 0:
         return opening(state.text)

@@ -27,7 +27,7 @@ class Jericho:
 
     @property
     def metric(self) -> str:
-        """What `paper` measures: AgentBoard's progress where its labels are there."""
+        """The metric of `paper`: AgentBoard's progress if its labels are installed."""
         return "progress rate" if has_labels() else "score / max score"
 
     def missing(self) -> str | None:

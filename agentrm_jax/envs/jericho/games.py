@@ -59,7 +59,7 @@ _SUFFIXES = {"afflicted": "z8", "snacktime": "z8"}
 
 
 def missing() -> str | None:
-    """What has to be installed or put somewhere before any game can be played."""
+    """Returns the package or file that is missing before any game can be played."""
     if importlib.util.find_spec("jericho") is None:
         return NOT_INSTALLED
     if not present():
@@ -80,7 +80,7 @@ def story_name(game: str) -> str:
 
 
 def story_file(game: str) -> Path:
-    """Where the game's story file lies.
+    """Returns the path of the game's story file.
 
     Raises:
       UserError: It is missing.

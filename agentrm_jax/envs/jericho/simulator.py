@@ -38,7 +38,7 @@ class State:
 class Simulator:
     """The emulator with one story file loaded.
 
-    Which episode it plays is decided anew for each command: it is put into the episode's state
+    Which episode it plays is decided again for each command: it is put into the episode's state
     unless it stands there already.
 
     What an emulator keeps outside of that state must never matter. Its undo list and its files
@@ -58,7 +58,7 @@ class Simulator:
         self.walkthrough: tuple[str, ...] = tuple(self.emulator.get_walkthrough())
 
     def play(self, state: State, command: str) -> State:
-        """What follows when the command is given."""
+        """Returns the state after the command."""
         self.stand(state)
         if _reads_key(state.native):
             command = command[:1]  # the rest would answer later questions, also other episodes'
@@ -81,7 +81,7 @@ class Simulator:
         self._stands = state
 
     def world(self, state: State) -> bytes:
-        """Where all things are and how; equal where only counters and random numbers differ."""
+        """Returns the state of all things; equal if only counters and random numbers differ."""
         self.stand(state)
         return bytes(self.emulator.get_world_objects(clean=True))
 

@@ -1,4 +1,4 @@
-"""Which tasks there are: AgentBoard's, and stretches of the games' walkthroughs."""
+"""Jericho's tasks: AgentBoard's, and stretches of the games' walkthroughs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said to a game and what an agent reads of its answer."""
+"""Commands to a game, and its answers as the agent reads them."""
 
 from __future__ import annotations
 

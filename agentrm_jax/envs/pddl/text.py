@@ -1,4 +1,4 @@
-"""What an agent reads and says in the PDDL worlds: the sentences of AgentBoard, our own prompt."""
+"""Texts of the PDDL worlds: the sentences of AgentBoard, and a prompt of our own."""
 
 from __future__ import annotations
 

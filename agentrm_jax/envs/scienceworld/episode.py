@@ -69,8 +69,11 @@ def episode() -> ReplayedEpisode:
 
 @functools.cache
 def simulators() -> Simulators:
-    """Those of this process. The game does the same each time (see `scienceworld.patch`), so a
-    replayed answer must be the same letter by letter, reward and end."""
+    """Returns the simulators of this process.
+
+    The game does the same each time (see `scienceworld.patch`), so a replayed answer
+    must be the same letter by letter, reward and end.
+    """
     return Simulators(ScienceWorldSimulator, most=_WORLDS)
 
 

@@ -45,7 +45,7 @@ _JAVA_PACKAGE = "openjdk-17-jre-headless"
 
 
 def missing() -> str | None:
-    """What has to be installed, in one line; None where all is there."""
+    """Returns one line with the package that is missing; None if nothing is."""
     if importlib.util.find_spec("scienceworld") is None:
         return f"scienceworld is not installed: pip install '{_PACKAGE}'"
     if _java() is None:
@@ -127,7 +127,7 @@ class Java:
         return list(self._loader.getGoldActionSequence())
 
     def step(self, world: World, action: str) -> tuple[str, float, bool]:
-        """What the game says, its score (up to 1; negative: lost) and whether it is over."""
+        """Returns the game's text, its score (up to 1; negative: lost) and whether it is over."""
         self._activate(world)
         # A tuple (text, score, over), told in one go.
         answer = world.interface.step(action).toString()

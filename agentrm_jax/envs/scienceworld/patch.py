@@ -10,7 +10,7 @@ To find what an action means the simulator splits every name of every thing in s
 (`InputParser.tokenize`), again and again: two thirds of a step. The method gets a memory.
 
 Nothing else is touched. The file of the package is not changed: the classes are written to a
-folder that Java is told to look into first.
+folder that Java searches first.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class _ClassFile:
 
 
 def _constants(data: bytes) -> tuple[int, int, dict[int, str], dict[int, int]]:
-    """Where the constants end, their count as the file has it, texts and classes by number."""
+    """Returns the end of the constants, their count in the file, texts and classes by number."""
     count, position, number = struct.unpack_from(">H", data, 8)[0], 10, 1
     texts: dict[int, str] = {}
     classes: dict[int, int] = {}

@@ -81,7 +81,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(file: BinaryIO) -> Any:
-    """What a pickle holds, with shells for objects of networkx.
+    """Returns the content of a pickle, with shells for objects of networkx.
 
     Raises:
       pickle.UnpicklingError: It holds anything else, or is broken.

@@ -60,7 +60,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tool:
-    """What an agent is told of a tool."""
+    """The description of a tool that the agent reads."""
 
     name: str
     parameters: tuple[str, ...]
@@ -182,5 +182,5 @@ def _number(operation: Callable[..., Any], depth: int, *operands: ast.expr) -> f
 
 
 def error_text(error: Exception) -> str:
-    """How AgentBoard answers if a tool raises."""
+    """Returns AgentBoard's answer if a tool raises."""
     return f"ERROR | {type(error).__name__}({error})"

@@ -37,7 +37,7 @@ class Result:
 
 
 class World(Protocol):
-    """What tools work on. It is never changed: a call gives the world after it."""
+    """The data that tools work on. It is never changed: a call returns the world after it."""
 
     @property
     def tools(self) -> Sequence[Tool]: ...
@@ -54,7 +54,7 @@ class World(Protocol):
 
 
 class Score(Protocol):
-    """How much of the goal is reached. It is never changed either."""
+    """The reached part of the goal. It is never changed either."""
 
     @property
     def progress(self) -> float: ...

@@ -1,4 +1,4 @@
-"""Web services behind a record of their answers, so that tasks stay the same.
+"""Web services with a record of their answers, so that tasks stay the same.
 
 An answer lies in `tool/recorded/<service>/` of the data directory, under a name made of endpoint
 and parameters. In the mode `replay` (the default) nothing else is ever asked, and a request that
@@ -43,7 +43,7 @@ class ServiceError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """What a service answered."""
+    """The answer of a service."""
 
     status: int
     text: str

@@ -29,7 +29,7 @@ def agentgym_labels(kind: str) -> Sequence[Label]:
 
 
 def agentboard_file(name: str) -> str:
-    """Where AgentBoard's tasks (`tool-query` or `tool-operation`) lie in the data directory."""
+    """Returns the path of AgentBoard's tasks (`tool-query` or `tool-operation`) in the data."""
     return f"tool/agentboard/{name}/test.jsonl"
 
 

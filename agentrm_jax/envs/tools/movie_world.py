@@ -88,7 +88,7 @@ def _search(kind: str, name: Any) -> Result:
 
 
 def _answer(value: Any) -> Result:
-    """What goals are made of leaves out details that change."""
+    """Returns the result of a call; goals leave out its details that change."""
     reached = value
     if isinstance(value, list):
         reached = [_counted(item) if isinstance(item, dict) else item for item in value]

@@ -1,4 +1,4 @@
-"""What counts as solved with tools: AgentBoard's parts of a goal, and sheets cell by cell."""
+"""Scores of the tool tasks: AgentBoard's parts of a goal, and sheets cell by cell."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SheetMatch:
-    """How well a sheet agrees with the wanted one.
+    """The agreement of a sheet with the wanted one.
 
     Attributes:
       answer: The wanted cells, as they are shown.

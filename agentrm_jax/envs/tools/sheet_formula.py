@@ -41,7 +41,7 @@ Place = tuple[str, int, int]
 
 
 class Sheet(Protocol):
-    """Where formulas look: a sheet's size, and its cells as they were entered."""
+    """The sheet that formulas read: its size, and its cells as they were entered."""
 
     @property
     def height(self) -> int: ...
@@ -55,7 +55,7 @@ class Sheet(Protocol):
 
 
 class Formula:
-    """What a cell computes, without the equals sign."""
+    """The formula of a cell, without the equals sign."""
 
     __slots__ = ("text",)
 
@@ -128,7 +128,7 @@ class Book:
         return result
 
     def result(self, formula: Formula, sheet: str) -> Scalar:
-        """What a formula that is in no cell gives; see `value`."""
+        """Returns the value of a formula that is in no cell; see `value`."""
         while True:
             try:
                 return _Evaluation(self, sheet).result(formula.text)

@@ -359,7 +359,7 @@ EAGER: Mapping[str, tuple[int, int, Callable[[Sequence[Any]], Any]]] = {
 
 
 def called(name: str, given: Sequence[Later]) -> Any:
-    """What a function gives.
+    """Returns the value of a function.
 
     Raises:
       FormulaError: There is no such function, the arguments do not fit, or they hold an error.

@@ -28,7 +28,7 @@ Values = list[list[Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Theme:
-    """What a table is about.
+    """The subject of a table.
 
     Attributes:
       titles: Of the columns; the first names the records.

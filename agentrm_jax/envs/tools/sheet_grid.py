@@ -53,7 +53,7 @@ class Box:
 
 
 class GridError(Exception):
-    """What a sheet refuses; the message is Google's or like it."""
+    """An operation that a sheet refuses; the message is Google's or like it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Grid:
             return str(error)
 
     def result_text(self, formula: Formula, number_format: str) -> str:
-        """What a formula gives, as it is shown in a cell of this format."""
+        """Returns the value of a formula, as a cell of this format shows it."""
         try:
             result = self._book.result(formula, self.name)
             return shown(result, self._format(formula, number_format))
@@ -302,7 +302,7 @@ def _moved_row(row: tuple[Cell, ...], by: int) -> tuple[Cell, ...]:
 
 
 def _blank(row: Sequence[str]) -> int:
-    """How many empty texts a row begins with."""
+    """Returns the number of empty texts at the beginning of a row."""
     return next((number for number, text in enumerate(row) if text), len(row))
 
 

@@ -43,7 +43,7 @@ def _fixed(value: float, pattern: re.Match[str]) -> str:
 
 
 def typed(text: str) -> tuple[str | float | bool, str | None]:
-    """What a typed text becomes, and the number format that it brings along, if any."""
+    """Returns the value of a typed text, and its number format if it has one."""
     if text.upper() in ("TRUE", "FALSE"):
         return text.upper() == "TRUE", None
     found = _TYPED.fullmatch(text.strip())

@@ -45,7 +45,7 @@ class End:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Area:
-    """What a reference names: the area between two ends, or a cell.
+    """The target of a reference: the area between two ends, or a cell.
 
     Attributes:
       sheet: The name of the sheet; None: the formula's own.

@@ -132,7 +132,7 @@ def _rank(value: Scalar) -> tuple[int, Any]:
 
 
 def compared(sign: str, one: Any, other: Any) -> bool:
-    """What `=`, `<>`, `<`, `>`, `<=` or `>=` gives."""
+    """Returns the result of `=`, `<>`, `<`, `>`, `<=` or `>=`."""
     first, second = _ranks(single(one), single(other))
     match sign:
         case "=":

@@ -33,7 +33,7 @@ _LARGEST = 1000  # rows or columns
 
 
 class _Refused(Exception):
-    """What a tool answers in place of doing something."""
+    """The answer of a tool that refuses a call."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

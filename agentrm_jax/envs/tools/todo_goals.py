@@ -45,7 +45,7 @@ class TodoGoal:
     """A goal and how it is reached.
 
     Attributes:
-      text: What the agent is told.
+      text: The instruction that the agent reads.
       look_at: The projects whose tasks have to be seen.
       details: Tasks of which description or duration has to be asked for (the tool's name, task).
       changes: Calls that change something: tool, project and task (or None), further arguments.

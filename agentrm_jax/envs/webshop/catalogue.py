@@ -75,7 +75,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is to be bought."""
+    """The product that is to be bought."""
 
     asin: str
     instruction: str
@@ -110,7 +110,7 @@ def missing_files() -> str | None:
         return None
     products, attributes, _ = _SETS[1]
     return (
-        f"{folder / products} and {attributes} beside it: not found; get them from {_SOURCE} and "
+        f"{folder / products} and {attributes} next to it: not found; get them from {_SOURCE} and "
         f"put them there, or set AGENTRM_DATA to the folder that holds {_FOLDER}"
     )
 
@@ -128,7 +128,7 @@ def load_catalogue() -> Catalogue:
 
 
 def catalogue_label() -> str:
-    """Which catalogue and goals figures belong to, for whoever shows them."""
+    """Returns the names of catalogue and goals, which stand next to figures."""
     folder = data_directory() / _FOLDER
     found = _file_set(folder)
     if found is None or found[2] is None:

@@ -1,7 +1,7 @@
 """WebShop: buy what is asked for in a shop of pages (paper, held-in environment).
 
-Pages, search, goals and reward are those of WebShop's text mode, written anew; the products come
-from the files of its repository, in the data directory.
+Pages, search, goals and reward are those of WebShop's text mode, in code of our own; the
+products come from the files of its repository, in the data directory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WebShop:
     """The shop. A kind is the category of the product that is asked for.
 
     With the small catalogue its 1,000 products and synthetic goals are played; with the full one,
-    and the goals that people wrote beside it, those.
+    and the goals that people wrote next to it, those.
     """
 
     name = "webshop"
@@ -132,7 +132,7 @@ def _task(catalogue: Catalogue, number: int, split: Split) -> Task:
         task_id=f"{WebShop.name}/{kind}/{len(catalogue.products)}-{number}",
         kind=kind,
         split=split,
-        problem=canonical_form(goal.instruction),  # all that the agent is told
+        problem=canonical_form(goal.instruction),  # all that the agent reads
         max_steps=_MAX_STEPS,
         spec=goal_to_spec(goal, catalogue),
     )

@@ -20,7 +20,7 @@ _BLANK = re.compile(r"[ \n\t\f\r]+")  # what HTML counts as blank
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """Where a customer stands. Nothing in it is ever changed.
+    """The page that a customer sees. Nothing in it is ever changed.
 
     Attributes:
       kind: The page's kind.

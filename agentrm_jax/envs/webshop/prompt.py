@@ -1,4 +1,4 @@
-"""What the agent is told about the shop, and one worked purchase."""
+"""The instruction of the shop, and one worked purchase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a purchase is worth: WebShop's formula."""
+"""The reward of a purchase: WebShop's formula."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _weighted(
 
 
 def _rough(length: int) -> int:
-    """What Lucene knows of a length: exact to 40, above that four significant bits of the rest."""
+    """Returns a length as Lucene stores it: exact to 40, else four significant bits of the rest."""
     above = length - 24
     if above < 16:
         return length

@@ -35,7 +35,7 @@ def _shape(word: str) -> str:
 
 
 def _measure(word: str) -> int:
-    """How often a vowel is followed by a consonant: about the number of syllables."""
+    """Returns the number of vowels before a consonant: about the number of syllables."""
     return len(re.findall("vc", _shape(word)))
 
 
@@ -67,7 +67,7 @@ def _without_ed_ing(word: str) -> str:
 
 
 def _mended(word: str) -> str:
-    """What is left of a word whose -ed or -ing went: hoping is hope, hopping is hop."""
+    """Returns the stem of a word without its -ed or -ing: hoping is hope, hopping is hop."""
     if word.endswith(("at", "bl", "iz")):
         return word + "e"
     if len(word) > 1 and word[-1] == word[-2] and _shape(word)[-1] == "c":
