@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
+from agentrm_jax.clients.probe import ServerFacts
 from public_names import parsed
 
 from agentrm_jax.core.records import Step, Task, Trajectory
@@ -43,7 +44,6 @@ from agentrm_jax.runtime.activity import ActivityRecord
 from agentrm_jax.runtime.json_lines import read_json_lines
 from agentrm_jax.runtime.stage_files import FileRecord
 from agentrm_jax.search.rollouts import Rollout
-from agentrm_jax.servers.probe import ServerFacts
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "docs" / "reference"
 PAGE, EXAMPLES = FOLDER / "files.md", FOLDER / "files_examples.json"

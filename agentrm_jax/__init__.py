@@ -140,7 +140,7 @@ _MODULES = {
         "UCB",
         "register_selection_rule",
     ),
-    "servers.connection": ("ServedModelConfig",),
+    "clients.connection": ("ServedModelConfig",),
     "train.fit": ("FitConfig",),
     "train.optimizer": ("OptimizerConfig",),
 }

@@ -34,7 +34,7 @@ LIST = "tasks"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is simulated; times in seconds.
+    """Setting of a simulation; times in seconds.
 
     Attributes:
       hosts: Number of hosts.

@@ -94,7 +94,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Round:
-    """What one contender did in one round."""
+    """Work of one contender in one round."""
 
     trees: Sequence[TreeRecord]
     wall: float
