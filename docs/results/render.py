@@ -4,9 +4,9 @@
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
-own (`refusals`, `fewest_invalid`, `siblings`). Its tables replace what stands between the lines
-`<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as well, as NAME_1.svg
-and so on.
+own (`refusals`, `fewest_invalid`, `off_diagonal`, `siblings`). Its tables replace what stands
+between the lines `<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as
+well, as NAME_1.svg and so on.
 """
 
 import json
@@ -35,6 +35,8 @@ def tables(name: str) -> str:
         return siblings(record["siblings"])
     if "refusals" in record:
         return refusals(record["refusals"])
+    if "off_diagonal" in record:
+        return off_diagonal(record["off_diagonal"])
     if "fewest_invalid" in record:
         return fewest_invalid(record["fewest_invalid"])
     made = record["versions"]
@@ -97,6 +99,15 @@ def fewest_invalid(rows: list[dict]) -> str:
             f"| {row['run']}, n = {row['n']:.0f} | {row['chosen_by']} | {row['score']:.3f} | "
             f"{gain} | {row['n_tasks']} |"
         )
+    return "\n".join(lines)
+
+
+def off_diagonal(rows: list[dict]) -> str:
+    """The gains on the task of the training and on others."""
+    lines = ["| gain | tested on | difference | tasks |", "|---|---|---|---|"]
+    for row in rows:
+        gain = estimate(row["gain"], "+")
+        lines.append(f"| {row['name']} | {row['tested_on']} | {gain} | {row['n_tasks']} |")
     return "\n".join(lines)
 
 
