@@ -43,6 +43,18 @@ def test_a_file_cut_anywhere_loses_the_torn_record_only(tmp_path_factory, data):
     assert list(read_json_lines(path)) == [*kept, {"new": True}]
 
 
+def test_a_torn_end_is_cut_off_and_said_in_one_line(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    write(path, RECORDS)
+    write(path, [])
+    assert capsys.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[:-4])
+    write(path, RECORDS[2:])
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"agentrm: {path}: its last record was torn and is cut off (")
+    assert list(read_json_lines(path, finished=True)) == RECORDS
+
+
 def test_damage_elsewhere_names_file_and_line(tmp_path):
     path = tmp_path / "a.jsonl"
     write(path, RECORDS)
