@@ -1,9 +1,10 @@
-"""`agentrm plan`: compiles a run for TPUs on any machine and prints whether it fits."""
+"""`agentrm plan`: compiles a run for TPUs or GPUs on any machine and prints whether it fits."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 
@@ -12,9 +13,15 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import shown
 
 _DESCRIPTION = """\
-Compiles the programs of a run's stages with the TPU compiler, on any machine: it needs no TPU and
-no weights, and allocates nothing of the models' size. Of a model's folder only its shape is read
-(config.json or model.json). It needs libtpu: pip install 'agentrm-jax[tpu]'.
+Compiles the programs of a run's stages with the compiler for TPUs or NVIDIA GPUs, on any machine:
+it needs no accelerator and no weights, and allocates nothing of the models' size. Of a model's
+folder only its shape is read (config.json or model.json). It needs libtpu or the CUDA plugin:
+pip install 'agentrm-jax[tpu]' or 'agentrm-jax[gpu-plan]'.
+
+Topologies: the chips along each axis of TPUs (v5p:4x4x4); the GPUs of a host (h100:8), or hosts and
+the GPUs of each (h100:4x8). A chip of your own is a YAML file (my_gpu.yaml:8): `like: h100`, and
+what differs (memory_gib, tflops, bandwidth_gbs, links_gbs, network_gbs, processors,
+compute_capability, shared_memory).
 
 For every program (the update of a training stage; prefill and decoding of the other stages) it
 prints the memory on each chip, the collectives by kind with the bytes that arrive at each chip, the
@@ -34,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         "--topology",
         metavar="KIND:CHIPS",
         required=True,
-        help="chips along each axis: v5e:4x4, v6e:4x4, v5p:4x4x4",
+        help="the chips: v5e:4x4, v5p:4x4x4, h100:8, h100:4x8, FILE.yaml:8",
     )
     parser.add_argument(
         "--stage",
@@ -48,7 +55,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from agentrm_jax.plan.chips import parse_topology
+    # The CUDA plugin says for each of its libraries that there is no driver.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+    from agentrm_jax.plan.topologies import parse_topology
 
     topology = parse_topology(given.topology)
 

@@ -69,10 +69,16 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
         raise UserError(
             f"is {name!r}, which needs {needs[1]}; this machine has {device.platform}", field=key
         )
-    if name == "cudnn" and "cuda" not in device.client.platform_version:
+    if name == "cudnn" and not _is_nvidia(device):
         raise UserError(
             "is 'cudnn', which needs an NVIDIA GPU; this machine has another one", field=key
         )
+
+
+def _is_nvidia(device: Any) -> bool:
+    """Whether a GPU is NVIDIA's; one that is only compiled for has its architecture as version."""
+    version = device.client.platform_version
+    return "cuda" in version or "sm_" in version
 
 
 def device_of(mesh: Mesh | None) -> Any:

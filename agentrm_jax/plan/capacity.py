@@ -1,4 +1,4 @@
-"""Plans the stages of a run: compiles their programs for TPUs that this machine lacks."""
+"""Plans the stages of a run: compiles their programs for chips that this machine lacks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from agentrm_jax.pipeline.reward_kinds import Explicit, Implicit, ImplicitPair, 
 from agentrm_jax.pipeline.reward_names import used_rewards
 from agentrm_jax.plan import training, work
 from agentrm_jax.plan.abstract_engine import AbstractEngine, lowered_decoding, lowered_reading
-from agentrm_jax.plan.chips import Topology
 from agentrm_jax.plan.compiling import Target, bytes_on_chip
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice
+from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh
 from agentrm_jax.search.thresholds import threshold_candidates

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agentrm_jax.plan.chips import Topology
 from agentrm_jax.plan.needs import Program, StagePlan
+from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.runtime.sharding import MeshConfig
 
 
@@ -16,10 +16,11 @@ def chips_line(topology: Topology, mesh: MeshConfig) -> str:
     chip = topology.chip
     data, fsdp, tensor = mesh.shape(topology.num_chips)
     idle = topology.num_chips - data * fsdp * tensor
+    network = f", network {chip.network / 1e9:.3g} GB/s" if chip.network else ""
     return (
         f"{topology.name}: {topology.num_chips} chips, each {_gib(chip.hbm)}, "
         f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:,.0f} GB/s, links "
-        f"{chip.links / 1e9:.0f} GB/s; mesh data {data}, fsdp {fsdp}, tensor {tensor}"
+        f"{chip.links / 1e9:.0f} GB/s{network}; mesh data {data}, fsdp {fsdp}, tensor {tensor}"
         + (f"; {idle} chips stay idle" if idle else "")
     )
 
@@ -71,10 +72,11 @@ def _program_lines(program: Program, topology: Topology) -> Iterator[str]:
     if memory is None:
         yield f"    memory       {_gib(program.needed or 0)}: too much for a chip"
     else:
+        aliases = f" (and {_gib(memory.aliases)} in place)" if memory.aliases else ""
         yield (
             f"    memory       {_gib(memory.total)}: arguments {_gib(memory.arguments)}, "
-            f"temporaries {_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}, program "
-            f"{_gib(memory.code)}"
+            f"temporaries {_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}"
+            f"{aliases}, program {_gib(memory.code)}"
         )
         exchanges = [
             f"{kind} {exchange.count:,} ({_sent(exchange.bytes)})"

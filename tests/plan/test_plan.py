@@ -22,10 +22,10 @@ from agentrm_jax.pipeline.reward_ensembles import Ensemble
 from agentrm_jax.pipeline.reward_kinds import Explicit
 from agentrm_jax.plan import capacity
 from agentrm_jax.plan.abstract_engine import AbstractEngine
-from agentrm_jax.plan.chips import parse_topology
 from agentrm_jax.plan.compiling import Target, needed_bytes
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice, training_advice
 from agentrm_jax.plan.programs import Memory
+from agentrm_jax.plan.topologies import parse_topology
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.testing.models import CONFIG as SHAPE
