@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 
@@ -25,11 +24,12 @@ compute_capability, shared_memory).
 
 For every program (the update of a training stage; prefill and decoding of the other stages) it
 prints the memory on each chip, the collectives by kind with the bytes that arrive at each chip, the
-operations, and the shortest time that the chip's arithmetic, memory and links allow. XLA's own
-count of operations is shown too; it counts the body of a layer loop only once. Figures of decoding
-are for one token of every row, with contexts that are half full. The step of a beam that scores
-while it decodes (evaluate.beam.score_at: action) is left out. Compiling a large model takes
-minutes.
+operations, the bytes that the compiled program moves through memory beside the least, and the
+shortest time that the chip's arithmetic, memory and links allow. XLA's own count of operations is
+shown too; it counts the body of a layer loop only once. Figures of decoding are for one token of
+every row, with contexts that are half full; --profile says which instructions move most. The step
+of a beam that scores while it decodes (evaluate.beam.score_at: action) is left out. Compiling a
+large model takes minutes.
 
 Exit status: 0 fits, 1 does not fit (what to change is printed), 2 the input is wrong."""
 
@@ -51,13 +51,15 @@ def add_arguments(parser: Parser) -> None:
         help="sft, explore, train-rm, sample, train-implicit, calibrate or evaluate; can be "
         "repeated (default: the stages that the configuration needs)",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="list the instructions that move most bytes, with their lines of the source",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(given: argparse.Namespace) -> int:
-    # The CUDA plugin says for each of its libraries that there is no driver.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
     from agentrm_jax.plan.topologies import parse_topology
 
     topology = parse_topology(given.topology)
@@ -89,7 +91,7 @@ def run(given: argparse.Namespace) -> int:
     for stage in capacity.plan(config, topology, needed, on_compile):
         plans.append(stage)
         if not given.json:
-            print(report.stage_text(stage, topology), flush=True)
+            print(report.stage_text(stage, topology, given.profile), flush=True)
     if given.json:
         print(json.dumps({"config": str(given.config), **report.as_json(plans, topology)}))
     return 0 if all(stage.fits for stage in plans) else 1

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import parameters
 from agentrm_jax.pipeline.config import RunConfig
+from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.needs import Program
 from agentrm_jax.plan.programs import exchanges_of, memory_of
 from agentrm_jax.plan.topologies import Topology
+from agentrm_jax.plan.traffic import traffic_of
 
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
 """Without a GPU nothing can be timed: products take their default tilings."""
@@ -83,13 +85,13 @@ def compiled(program: Program, lowered: jax.stages.Lowered, mesh: Mesh) -> Progr
             raise UserError(f"{program.name}: the compiler refuses it ({line[:300]})") from None
         seconds = time.monotonic() - began
         return dataclasses.replace(program, compile_seconds=seconds, needed=needed)
+    seconds, text = time.monotonic() - began, parse(executable.as_text() or "")
     return dataclasses.replace(
         program,
-        compile_seconds=time.monotonic() - began,
+        compile_seconds=seconds,
         memory=memory_of(executable),
-        exchanges=exchanges_of(
-            executable.as_text() or "", [device.process_index for device in devices]
-        ),
+        exchanges=exchanges_of(text, [device.process_index for device in devices]),
+        traffic=traffic_of(text, program.assumed),
         xla_flops=(executable.cost_analysis() or {}).get("flops"),
     )
 

@@ -49,7 +49,7 @@ class Instruction:
         return match[1] if match else None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Computation:
     """A list of instructions: the entry, the body of a loop, a fusion.
 
@@ -64,6 +64,24 @@ class Computation:
     instructions: Mapping[str, Instruction]
     root: str
     entry: bool
+
+    @functools.cached_property
+    def numbers(self) -> Mapping[str, float]:
+        """How many numbers the result of each instruction has."""
+        return {
+            name: float(sum(array.numbers for array in arrays(instruction.shape)))
+            for name, instruction in self.instructions.items()
+        }
+
+    @functools.cached_property
+    def ends(self) -> Mapping[str, Instruction]:
+        """The instruction that waits for each asynchronous one, by the name of the latter."""
+        return {
+            name: instruction
+            for instruction in self.instructions.values()
+            if instruction.operation.endswith("-done")
+            for name in instruction.operands
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

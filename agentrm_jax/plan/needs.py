@@ -13,6 +13,7 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.plan.programs import Exchange, Memory
 from agentrm_jax.plan.topologies import Topology
+from agentrm_jax.plan.traffic import Assumed, Traffic
 from agentrm_jax.plan.work import Work, kv_bytes
 
 
@@ -30,6 +31,9 @@ class Program:
       memory: The memory that it needs; None if it does not fit.
       needed: Bytes that it would need according to the compiler, if it does not fit.
       exchanges: Collectives by kind. For decoding, those of one token.
+      units: Units of one execution: the tokens of a call of decoding.
+      assumed: What is assumed to count `traffic`.
+      traffic: The bytes that one execution moves; None if it does not fit.
       xla_flops: XLA's own count of operations on each chip; it counts a loop's body only once.
     """
 
@@ -42,7 +46,17 @@ class Program:
     memory: Memory | None = None
     needed: float | None = None
     exchanges: Mapping[str, Exchange] = dataclasses.field(default_factory=dict)
+    units: int = 1
+    assumed: Assumed = dataclasses.field(default_factory=Assumed)
+    traffic: Traffic | None = None
     xla_flops: float | None = None
+
+    @property
+    def ratio_moved(self) -> float | None:
+        """The bytes that an execution moves, divided by the least; None if it does not fit."""
+        if self.traffic is None or not self.work.bytes:
+            return None
+        return self.traffic.bytes / (self.units * self.work.bytes)
 
     def least_seconds(self, topology: Topology) -> dict[str, float]:
         """Returns lower bounds of the seconds of a unit, by what bounds it: the chip's arithmetic,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from agentrm_jax.plan.hlo import Computation, Instruction, groups_of, num_bytes, parse, walk
+from agentrm_jax.plan.hlo import Computation, Instruction, Module, groups_of, num_bytes, walk
 
 KINDS: tuple[str, ...] = (
     "all-gather",
@@ -80,18 +80,18 @@ class Exchange:
     network: float = 0.0
 
 
-def exchanges_of(text: str, hosts: Sequence[int] = ()) -> dict[str, Exchange]:
+def exchanges_of(module: Module, hosts: Sequence[int] = ()) -> dict[str, Exchange]:
     """Returns the collectives of a compiled program, by kind.
 
     A loop whose number of iterations is only known at run time counts once.
 
     Args:
-      text: `Compiled.as_text()`.
+      module: The program, from `hlo.parse`.
       hosts: The host of each device in the order of the mesh; none if all share one.
     """
     counts: Counter[str] = Counter()
     sizes, network = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
-    for computation, instruction, times in walk(parse(text)):
+    for computation, instruction, times in walk(module):
         kind = instruction.operation.removesuffix("-start")
         if kind not in KINDS:
             continue

@@ -14,6 +14,7 @@ from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.plan import compilers
 from agentrm_jax.plan.chips import CHIPS, GIB, USABLE, GpuTarget
+from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.programs import exchanges_of
 from agentrm_jax.plan.topologies import parse_topology
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -172,7 +173,7 @@ def test_collectives_between_hosts_cross_the_network():
 
     for axes, network in ((("fsdp",), 0), (("data", "fsdp"), 2 * 4096 / 4 * 1 / 2)):
         text = jax.jit(summed, static_argnums=0).lower(axes, x).compile().as_text()
-        found = exchanges_of(text, hosts)["all-reduce"]
+        found = exchanges_of(parse(text), hosts)["all-reduce"]
         devices = 8 if "data" in axes else 4
         assert found.bytes == pytest.approx(2 * 4096 * (devices - 1) / devices)
         assert found.network == pytest.approx(network)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles
 from agentrm_jax.engine.attention.parts import (
+    OWN_PAGES,
+    SHARED_PREFIXES,
     AttendTo,
     Reader,
     attend,
@@ -78,8 +80,9 @@ def _merged_attention(
         k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
         new = attend(grouped, k.swapaxes(2, 3), v, causal)
         before = []
-        for num_groups, read in ((1, shared), (G, own)):
-            part = read(l, grouped.reshape(K, num_groups, -1, q.shape[-1]))
+        for scope, num_groups, read in ((SHARED_PREFIXES, 1, shared), (OWN_PAGES, G, own)):
+            with jax.named_scope(scope):
+                part = read(l, grouped.reshape(K, num_groups, -1, q.shape[-1]))
             before.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, new))
         out = output(merge(merge(*before), new))
         return by_position(out, Q).astype(q.dtype)
