@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles
+from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton
 from agentrm_jax.engine.attention.parts import (
     OWN_PAGES,
     SHARED_PREFIXES,
@@ -21,6 +21,9 @@ from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model.config import LlamaConfig
 
+_KERNELS = {"pallas": pallas, "triton": triton}
+"""The backends with a kernel that reads pages by their numbers."""
+
 
 def decode_own(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reader:
     """Returns attention of decoding to the sequences' own pages.
@@ -29,8 +32,8 @@ def decode_own(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reade
       tile: Pages of a tile.
       num_tiles: Most tiles of all sequences together.
     """
-    if pool.backend.name == "pallas":
-        return pallas.own_pages(pool, table)
+    if pool.backend.name in _KERNELS:
+        return _KERNELS[pool.backend.name].own_pages(pool, table)
     return tiles.own_tiles(pool, table, tile, num_tiles)
 
 
@@ -40,8 +43,8 @@ def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reade
     Args:
       sequence_of: [M] int32, the sequence of each query.
     """
-    if pool.backend.name == "pallas":
-        return pallas.shared_pages(pool, context, sequence_of)
+    if pool.backend.name in _KERNELS:
+        return _KERNELS[pool.backend.name].shared_pages(pool, context, sequence_of)
     return blocks.copied_shared_blocks(pool, context, sequence_of)
 
 
@@ -68,9 +71,10 @@ def _merged_attention(
     causal = (queries[..., None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, Q, T]
     causal = jnp.repeat(causal, shared_by, axis=1)  # [R, Q * N / K, T]
     sequence_of = jnp.repeat(jnp.arange(G), (R // G) * Q * shared_by)
-    if pool.backend.name == "pallas":
-        shared = pallas.shared_pages(pool, rows.context, sequence_of)
-        own = pallas.own_pages(pool, rows.context.own)
+    if pool.backend.name in _KERNELS:
+        kernel = _KERNELS[pool.backend.name]
+        shared = kernel.shared_pages(pool, rows.context, sequence_of)
+        own = kernel.own_pages(pool, rows.context.own)
     else:
         shared = blocks.shared_blocks(pool, rows.context, sequence_of)
         own = blocks.own_blocks(pool, rows.context.own)
