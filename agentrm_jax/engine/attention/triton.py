@@ -202,7 +202,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
         name="paged_attention",
     )
     moved = q.size * q.dtype.itemsize + 4 * (2 * G * C + splits * K * G * (M + missing) * (H + 2))
-    paged = 2 * blocks * K * G * C * page_size * H * k.dtype.itemsize
+    # Programs with queries of one sequence run side by side and find its pages in the cache.
+    paged = 2 * K * G * C * page_size * H * k.dtype.itemsize
     with declared_bytes(moved, paged):
         weighted, maximum, total = kernel(*inputs)
     part = merge_along(Part(weighted, maximum, total), axis=0)
