@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.engine.attention.parts import OWN_PAGES, SHARED_PREFIXES, TAILS
+from agentrm_jax.engine.attention.parts import OWN_PAGES, SHARED_PREFIXES, SUFFIX, TAILS
 from agentrm_jax.engine.cache.pages import PAGE_BLOCK, PageTable, Pool, make_pool
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
@@ -97,7 +97,8 @@ def half_full(sizes: EngineConfig, table: PageTable, tails: PageTable | None = N
     """Returns the loops and page tables of a program as the least work assumes them.
 
     Sequences are half as long as they can be, without a shared prefix; of the calls of decoding it
-    is the one in the middle. `xla` copies the tiles of full tables, whatever they hold.
+    is the one in the middle, at its middle token. `xla` copies the tiles of full tables, whatever
+    they hold.
 
     Args:
       sizes: The sizes of the engine.
@@ -106,6 +107,7 @@ def half_full(sizes: EngineConfig, table: PageTable, tails: PageTable | None = N
     """
     pages = -(-(sizes.context // 2) // sizes.page_size)
     filled = {OWN_PAGES: pages / table.pages.shape[1], SHARED_PREFIXES: 0.0, TAILS: 0.5}
+    filled[SUFFIX] = (sizes.decode_tokens + 1) / (2 * sizes.decode_tokens)
     blocks = {OWN_PAGES: float(-(-pages // PAGE_BLOCK)), SHARED_PREFIXES: 0.0}
     if tails is not None:
         blocks[TAILS] = float(-(-tails.pages.shape[1] // (2 * PAGE_BLOCK)))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 OWN_PAGES, SHARED_PREFIXES, TAILS = "own_pages", "shared_prefixes", "tails"
+SUFFIX = "suffix"
 """Named scopes of attention to pages: `agentrm plan` counts the bytes of kernels by them."""
 
 MASKED = -1e30  # finite, so that a part without keys gives zeros and no NaN

@@ -10,6 +10,7 @@ from agentrm_jax.engine.attention.parts import (
     OWN_PAGES,
     SHARED_PREFIXES,
     AttendTo,
+    Part,
     Reader,
     attend,
     by_kv_head,
@@ -19,6 +20,7 @@ from agentrm_jax.engine.attention.parts import (
 )
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.engine.rows import PrefillRows
+from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
 
 _KERNELS = {"pallas": pallas, "triton": triton}
@@ -46,6 +48,23 @@ def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reade
     if pool.backend.name in _KERNELS:
         return _KERNELS[pool.backend.name].shared_pages(pool, context, sequence_of)
     return blocks.copied_shared_blocks(pool, context, sequence_of)
+
+
+def decode_suffix(
+    q: jax.Array, k: jax.Array, v: jax.Array, last: jax.Array, backend: Backend
+) -> Part:
+    """Returns the part of queries [K, R, M, H] over what their rows have decoded in this call.
+
+    Args:
+      q: The queries.
+      k: Keys [K, R, T, H].
+      v: Values, of the same shape.
+      last: int32 scalar, the last of the T tokens that is there.
+      backend: The attention backend.
+    """
+    if backend.name == "triton":
+        return triton.attend_rows(q, k, v, last + 1, backend)
+    return attend(q, k.swapaxes(2, 3), v, jnp.arange(k.shape[2]) <= last)
 
 
 def prefill_attention(

@@ -37,8 +37,8 @@ HEAD_SIZES = (16, 32, 64, 128, 256)
 """Head sizes of the kernel: Triton computes with powers of two."""
 
 _LEAST_QUERIES, _MOST_QUERIES = 16, 128  # of a program; a product has at least 16 rows
-_PROGRAMS = 256  # wanted at least: about two for each multiprocessor
-_MOST_SPLITS = 32
+_PROGRAMS = 128  # wanted at least: about one for each multiprocessor
+_MOST_SPLITS, _LEAST_TOKENS = 32, 256  # of a split
 _MOST_NUMBERS = 2**31  # of keys that 32 bits can address
 _NO_READER = -3  # label of padded queries; no page has it
 
@@ -157,7 +157,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     blocks = -(-M // size)
     missing = blocks * size - M
     tokens = 64 if k.dtype.itemsize * H <= 256 else 32
-    splits = _splits(K * G * blocks, C * page_size // tokens)
+    tokens = min(tokens, max(16, 1 << (C * page_size - 1).bit_length()))
+    splits = _splits(K * G * blocks, C * page_size // _LEAST_TOKENS)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
     def of_sequence(width: int) -> pl.BlockSpec:
@@ -263,6 +264,40 @@ def attend_pages(
         out_specs=by_query,
         check_vma=False,
     )(table, readers, q, k, v)
+
+
+def attend_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, used: jax.Array, backend: Backend
+) -> Part:
+    """Returns the part of queries [K, R, M, H] over the first tokens of their rows.
+
+    A row is read as a page of its own.
+
+    Args:
+      q: The queries of R rows.
+      k: Keys [K, R, T, H].
+      v: Values, of the same shape.
+      used: int32 scalar, the tokens of each row that are there.
+      backend: The devices, and whether the kernel is interpreted.
+    """
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, used: jax.Array) -> Part:
+        rows = jnp.arange(k.shape[1], dtype=jnp.int32)
+        fills = jnp.full_like(rows[:, None], used)
+        table = Table(rows[:, None], fills, jnp.ones_like(rows))
+        return _attend(table, None, q, k, v, backend.interpret)
+
+    if backend.mesh is None:
+        return attend(q, k, v, used)
+    rows = "rows" if q.shape[1] % backend.mesh.shape["data"] == 0 else None
+    by_row, everywhere = logical_to_spec(("kv_heads", rows)), logical_to_spec(())
+    return jax.shard_map(
+        attend,
+        mesh=backend.mesh,
+        in_specs=(by_row, by_row, by_row, everywhere),
+        out_specs=by_row,
+        check_vma=False,
+    )(q, k, v, used)
 
 
 def own_pages(pool: Pool, table: PageTable) -> Reader:

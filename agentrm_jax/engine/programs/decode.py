@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from agentrm_jax.engine.attention.parts import (
     OWN_PAGES,
     SHARED_PREFIXES,
+    SUFFIX,
     TAILS,
     Part,
     Reader,
-    attend,
     by_kv_head,
     by_position,
     merge,
     output,
 )
-from agentrm_jax.engine.attention.readers import decode_own, decode_shared
+from agentrm_jax.engine.attention.readers import decode_own, decode_shared, decode_suffix
 from agentrm_jax.engine.cache.pages import KeyValues
 from agentrm_jax.engine.programs.model import LoadedModel
 from agentrm_jax.engine.programs.sampling import Filter, sample
@@ -142,7 +142,8 @@ def _next_logits(
             q, k, v = q[:R], k[:R], v[:R]
             own_k, own_v = put(buffer[0], k, j), put(buffer[1], v, j)
             q = by_kv_head(q, K)
-            own = attend(q, own_k.swapaxes(2, 3), own_v, jnp.arange(plan.length) <= j)
+            with jax.named_scope(SUFFIX):
+                own = decode_suffix(q, own_k, own_v, j, model.pool.backend)
             out = output(merge(attend_cached(l, q), own))
             return _padded_to_eight(by_position(out, 1).astype(q.dtype)), (own_k, own_v)
 
