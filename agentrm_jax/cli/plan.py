@@ -12,24 +12,18 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import shown
 
 _DESCRIPTION = """\
-Compiles the programs of a run's stages with the compiler for TPUs or NVIDIA GPUs, on any machine:
-it needs no accelerator and no weights, and allocates nothing of the models' size. Of a model's
-folder only its shape is read (config.json or model.json). It needs libtpu or the CUDA plugin:
-pip install 'agentrm-jax[tpu]' or 'agentrm-jax[gpu-plan]'.
+Compiles the programs of a run's stages for TPUs or NVIDIA GPUs, on any machine without them or any
+weights (of a model's folder only config.json or model.json is read), and allocates nothing of the
+models' size. The compilers: pip install 'agentrm-jax[tpu]' or 'agentrm-jax[gpu-plan]'.
 
-Topologies: the chips along each axis of TPUs (v5p:4x4x4); the GPUs of a host (h100:8), or hosts and
-the GPUs of each (h100:4x8). A chip of your own is a YAML file (my_gpu.yaml:8): `like: h100`, and
-what differs (memory_gib, tflops, bandwidth_gbs, links_gbs, network_gbs, processors,
-compute_capability, shared_memory).
+Topologies: the chips along each axis of TPUs; GPUs, or hosts and the GPUs of each; FILE.yaml:8 for
+a chip of your own: `like: h100`, and what differs (memory_gib, tflops, bandwidth_gbs, links_gbs).
 
-For every program (the update of a training stage; prefill and decoding of the other stages) it
-prints the memory on each chip, the collectives by kind with the bytes that arrive at each chip, the
-operations, the bytes that the compiled program moves through memory beside the least, and the
-shortest time that the chip's arithmetic, memory and links allow. XLA's own count of operations is
-shown too; it counts the body of a layer loop only once. Figures of decoding are for one token of
-every row, with contexts that are half full; --profile says which instructions move most. The step
-of a beam that scores while it decodes (evaluate.beam.score_at: action) is left out. Compiling a
-large model takes minutes.
+For every program (training updates, prefill, decoding) it prints the memory on each chip, the
+collectives with the bytes that arrive, operations, bytes moved through memory as a multiple of the
+least, and the shortest time that arithmetic, memory and links allow. XLA's own count of operations
+counts loops once. Figures of decoding are for one token of every row, with contexts that are half
+full. The step of a beam that scores while it decodes (evaluate.beam.score_at: action) is left out.
 
 Exit status: 0 fits, 1 does not fit (what to change is printed), 2 the input is wrong."""
 
@@ -38,10 +32,7 @@ def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("config", metavar="CONFIG", type=pathlib.Path, help="a YAML file")
     parser.add_argument(
-        "--topology",
-        metavar="KIND:CHIPS",
-        required=True,
-        help="the chips: v5e:4x4, v5p:4x4x4, h100:8, h100:4x8, FILE.yaml:8",
+        "--topology", metavar="KIND:CHIPS", required=True, help="v5p:4x4x4, h100:8, h100:4x8, ..."
     )
     parser.add_argument(
         "--stage",
@@ -51,11 +42,7 @@ def add_arguments(parser: Parser) -> None:
         help="sft, explore, train-rm, sample, train-implicit, calibrate or evaluate; can be "
         "repeated (default: the stages that the configuration needs)",
     )
-    parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="list the instructions that move most bytes, with their lines of the source",
-    )
+    parser.add_argument("--profile", action="store_true", help="list the lines that move most")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

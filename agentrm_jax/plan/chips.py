@@ -17,7 +17,7 @@ USABLE = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TpuTarget:
-    """What names a kind of TPU for its compiler.
+    """The names of a kind of TPU for its compiler.
 
     Attributes:
       axes: Number of axes of a topology.
@@ -32,7 +32,7 @@ class TpuTarget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class GpuTarget:
-    """What the compiler has to be told about a GPU.
+    """The properties of a GPU that its compiler asks for.
 
     Attributes:
       memory: Bytes of memory, as the driver reports them.

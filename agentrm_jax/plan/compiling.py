@@ -22,7 +22,7 @@ from agentrm_jax.plan.programs import exchanges_of, memory_of
 from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.plan.traffic import traffic_of
 
-_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
+_GPU_OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0}
 """Without a GPU nothing can be timed: products take their default tilings."""
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -1,4 +1,4 @@
-"""What an instruction of a compiled program needs of its operands, in numbers and in bytes.
+"""The needs of an instruction of a compiled program: numbers and bytes of its operands.
 
 A fusion computes its result from what of its operands the result needs: a slice of an operand reads
 the slice, a sum reads everything. Needs are followed from the result back to the operands.
@@ -87,9 +87,9 @@ def _roots(computation: Computation) -> list[Instruction]:
 def _in_place(
     root: Instruction, computation: Computation, module: Module
 ) -> dict[str, float] | None:
-    """What a result needs that is an operand of the fusion with a part replaced: first the part.
+    """Returns the needs of a result that is an operand of the fusion with a part replaced.
 
-    None for other results. What takes the place of its operand leaves the rest in memory as it is.
+    The part comes first. None for other results. The rest of the operand stays in memory as it is.
     """
     root = _renamed(root, computation)
     update = _update(root)
@@ -131,7 +131,7 @@ def _update(instruction: Instruction) -> int | None:
 def _follow(computation: Computation, needed: dict[str, float]) -> None:
     """Adds to `needed` what the instructions of a fusion need of each other, last one first."""
     sizes = computation.numbers
-    for instruction in reversed(computation.instructions.values()):
+    for instruction in reversed(list(computation.instructions.values())):
         need = min(needed[instruction.name], sizes[instruction.name])
         needed[instruction.name] = need
         if not need or instruction.operation in ("parameter", "constant"):

@@ -67,7 +67,7 @@ class Computation:
 
     @functools.cached_property
     def numbers(self) -> Mapping[str, float]:
-        """How many numbers the result of each instruction has."""
+        """The count of numbers in the result of each instruction."""
         return {
             name: float(sum(array.numbers for array in arrays(instruction.shape)))
             for name, instruction in self.instructions.items()
@@ -229,7 +229,7 @@ class Array:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it holds."""
+        """The count of its numbers."""
         return math.prod(self.sizes)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.plan.demand import fusion_moves, instruction_moves
@@ -25,7 +25,7 @@ MOST_LISTED = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Assumed:
-    """What the text of a program leaves open, by the named scope of an operation.
+    """The numbers that the text of a program leaves open, by the named scope of an operation.
 
     Attributes:
       trips: Iterations of the loops of a scope; a loop of unknown length in no scope counts once.
@@ -81,7 +81,7 @@ def traffic_of(module: Module, assumed: Assumed | None = None) -> Traffic:
       assumed: Lengths of loops and fills of page tables.
     """
     moves = list(_moves(module, module.entry, 1.0, assumed or Assumed()))
-    by_kind: Counter[str] = Counter()
+    by_kind: dict[str, float] = defaultdict(float)
     for move in moves:
         by_kind[move.kind] += move.bytes
     largest = sorted(_joined(moves), key=lambda move: -move.bytes)[:MOST_LISTED]

@@ -82,12 +82,11 @@ def make_table(table: PageTable, labels: jax.Array | None = None) -> Table:
     return Table(jnp.asarray(table.pages), jnp.asarray(table.fills), counts, labels)
 
 
-def _kernel(pages, fills, counts, q, k, v, *refs, page_size: int, tokens: int, splits: int):
+def _kernel(table, q, k, v, *refs, page_size: int, tokens: int, splits: int):
     """Adds the tokens of a split of a sequence to the part of some queries.
 
     Args:
-      pages, fills: [C] of the sequence.
-      counts: [1].
+      table: Pages and fills [C] and the count [1] of the sequence.
       q: [Q, H] queries.
       k, v: [pages * page_size, H] of a KV head.
       refs: Labels of the columns [C] and of the queries [Q], if there are any; and the part:
@@ -96,6 +95,7 @@ def _kernel(pages, fills, counts, q, k, v, *refs, page_size: int, tokens: int, s
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
+    pages, fills, counts = table
     labels, readers = refs[:2] if len(refs) == 5 else (None, None)
     weighted, maximum, total = refs[-3:]
     queries, H = q[...], q.shape[1]
@@ -170,9 +170,9 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     def of_queries(g, h, s):
         return h, g // blocks, g % blocks, 0
 
-    inputs = [table.pages, table.fills, table.counts[:, None], q]
+    inputs: list = [(table.pages, table.fills, table.counts[:, None]), q]
     inputs += [x.reshape(K, -1, H) for x in (k, v)]
-    in_specs = [of_sequence(C), of_sequence(C), of_sequence(1)]
+    in_specs: list = [(of_sequence(C), of_sequence(C), of_sequence(1))]
     in_specs += [pl.BlockSpec((None, None, size, H), of_queries), of_head(), of_head()]
     if readers is not None:
         assert table.labels is not None
@@ -185,7 +185,7 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
             pl.BlockSpec((None, size), lambda g, h, s: of_queries(g, h, s)[1:3]),
         ]
     shape = (splits, K, G, M + missing)
-    kernel = pl.pallas_call(
+    call = pl.pallas_call(
         functools.partial(_kernel, page_size=page_size, tokens=tokens, splits=splits),
         grid=(G * blocks, K, splits),
         in_specs=in_specs,
@@ -206,9 +206,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     # Programs with queries of one sequence run side by side and find its pages in the cache.
     paged = 2 * K * G * C * page_size * H * k.dtype.itemsize
     with declared_bytes(moved, paged):
-        weighted, maximum, total = kernel(*inputs)
-    part = merge_along(Part(weighted, maximum, total), axis=0)
-    return Part(*(x[:, :, :M] for x in part))
+        parts = Part(*call(*inputs))
+    return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
 
 
 def _queries(M: int) -> int:
