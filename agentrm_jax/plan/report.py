@@ -113,7 +113,7 @@ def _profile_lines(traffic: Traffic) -> Iterator[str]:
         times = f"{move.times:,.0f} x"
         yield (
             f"    {share:6.1%} {_sent(move.bytes):>9} {times:>9} {move.kind:12} "
-            f"{move.source or '?'} ({move.name})"
+            f"{move.source or move.scope or '?'} ({move.name})"
         )
 
 

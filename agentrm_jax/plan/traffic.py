@@ -13,11 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from agentrm_jax.plan.demand import fusion_moves, instruction_moves
-from agentrm_jax.plan.hlo import Computation, Instruction, Module, trips
+from agentrm_jax.plan.hlo import Computation, Instruction, Module, arrays, trips
 from agentrm_jax.plan.programs import KINDS as COLLECTIVES
 
-KINDS = ("products", "attention", "copies", "gathers", "element-wise", "collectives")
-"""What instructions do. Copies are transpositions, concatenations and conversions as well."""
+KINDS = (
+    "products", "attention", "prefetches", "copies", "gathers", "element-wise", "collectives",
+)  # fmt: skip
+"""What instructions do. Copies are transpositions, concatenations and conversions as well.
+Prefetches load a TPU's vector memory while it computes: what reads from there moves nothing."""
 
 MOST_LISTED = 10
 """Largest instructions that a profile lists."""
@@ -131,13 +134,17 @@ def _moves(
                 yield from _moves(module, module.computations[name], times, assumed)
         elif size := _bytes(instruction, computation, module, assumed):
             main = _main(instruction, module)
+            scope = main.op_name
+            if not scope and main.operands:  # a copy of the compiler's: the name of what is copied
+                operand = computation.instructions.get(main.operands[0])
+                scope = operand.op_name if operand is not None else ""
             yield Moved(
                 name=instruction.name,
-                kind=kind_of(instruction, module),
+                kind=kind_of(instruction, computation, module),
                 bytes=size * times,
                 times=times,
                 source=module.source(main),
-                scope=main.op_name,
+                scope=scope,
             )
 
 
@@ -212,9 +219,12 @@ _INDEXING = {
 }
 
 
-def kind_of(instruction: Instruction, module: Module) -> str:
+def kind_of(instruction: Instruction, computation: Computation, module: Module) -> str:
     """Returns the kind of an instruction, one of `KINDS`."""
     operation = instruction.operation.removesuffix("-start")
+    end = computation.ends.get(instruction.name)
+    if end is not None and operation in _MOVEMENTS and arrays(end.shape)[0].on_chip:
+        return "prefetches"
     if operation in COLLECTIVES or operation.startswith("collective"):
         return "collectives"
     inner = list(_operations(instruction, module))
