@@ -17,9 +17,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
-from agentrm_jax.clients.probe import ServerFacts
 from public_names import parsed
 
+from agentrm_jax.clients.probe import ServerFacts
 from agentrm_jax.core.records import Step, Task, Trajectory
 from agentrm_jax.data.states import LabelledTree
 from agentrm_jax.data.trees import FailureRecord, IterationRecord, NodeRecord

@@ -6,7 +6,7 @@ import dataclasses
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
-from agentrm_jax.model.attention import BACKENDS
+from agentrm_jax.model.attention import ENGINE_BACKENDS
 
 _MAY_BE_ZERO = ("cache_tokens", "extend_batch")
 
@@ -36,9 +36,9 @@ class EngineConfig:
       cache_tokens: Tokens that the page pool holds. 0: most of the free memory.
       max_pieces: Most segments of a sequence.
       instruction_tokens: Most tokens of all shared prefixes together.
-      attention: The attention backend: `xla` runs everywhere; `pallas` on TPUs; `cudnn` on NVIDIA
-        GPUs for prefill (it rounds to bfloat16; decoding is as with `xla`). Results differ in
-        rounding.
+      attention: The attention backend: `xla` runs everywhere; `pallas` on TPUs; `triton` on NVIDIA
+        GPUs, and `cudnn` there for prefill alone (it rounds to bfloat16; decoding is as with
+        `xla`). `pallas` and `triton` read pages in place. Results differ in rounding.
     """
 
     context: int = 2048
@@ -55,7 +55,7 @@ class EngineConfig:
     attention: str = "xla"
 
     def __post_init__(self) -> None:
-        check_choice("attention", self.attention, BACKENDS)
+        check_choice("attention", self.attention, ENGINE_BACKENDS)
         sizes = [f.name for f in dataclasses.fields(self) if f.name != "attention"]
         least = {name: "[0, inf)" if name in _MAY_BE_ZERO else "[1, inf)" for name in sizes}
         check_fields(self, **least)

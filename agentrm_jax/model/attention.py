@@ -25,11 +25,15 @@ from agentrm_jax.core.fields import check_choice
 from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.runtime.sharding import logical_to_spec
 
-_NEEDS = {"xla": None, "cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
+_NVIDIA = ("gpu", "an NVIDIA GPU")
+_NEEDS = {"xla": None, "cudnn": _NVIDIA, "triton": _NVIDIA, "pallas": ("tpu", "a TPU")}
 """The platform of each backend, as JAX names it and in words; None for any platform."""
 
-BACKENDS = tuple(_NEEDS)
-"""The names of the backends."""
+BACKENDS = ("xla", "cudnn", "pallas")
+"""The names of the backends for whole sequences."""
+
+ENGINE_BACKENDS = tuple(_NEEDS)
+"""The names of the backends of engines: `triton` reads pages only."""
 
 _TILE, _LARGE_TILE = {"cpu": 128}, 512
 """Tokens of a tile of `xla`: by platform, and on all other platforms. Caches of CPUs are small."""
@@ -40,7 +44,8 @@ class Backend:
     """The implementation of attention; a static argument of compiled programs.
 
     Attributes:
-      name: `xla`, `cudnn` (16 bits only: wider numbers are rounded to bfloat16) or `pallas`.
+      name: `xla`, `cudnn` (16 bits only: wider numbers are rounded to bfloat16), `triton` or
+        `pallas`.
       mesh: The devices over which queries, keys and values are split; None for one device.
       interpret: Whether kernels are replaced by XLA operations, as tests without an accelerator do.
     """
@@ -48,6 +53,11 @@ class Backend:
     name: str = "xla"
     mesh: Mesh | None = None
     interpret: bool = False
+
+    @property
+    def reads_pages(self) -> bool:
+        """Whether a kernel reads pages by their numbers, so that nothing copies them first."""
+        return self.name in ("pallas", "triton")
 
 
 XLA = Backend()
@@ -62,17 +72,23 @@ def check_device(key: str, name: str, mesh: Mesh | None) -> None:
     Raises:
       UserError: They cannot, or there is no such backend.
     """
-    check_choice(key, name, BACKENDS)
+    check_choice(key, name, ENGINE_BACKENDS)
     device = device_of(mesh)
     needs = _NEEDS[name]
     if needs is not None and device.platform != needs[0]:
         raise UserError(
             f"is {name!r}, which needs {needs[1]}; this machine has {device.platform}", field=key
         )
-    if name == "cudnn" and "cuda" not in device.client.platform_version:
+    if needs == _NVIDIA and not _is_nvidia(device):
         raise UserError(
-            "is 'cudnn', which needs an NVIDIA GPU; this machine has another one", field=key
+            f"is {name!r}, which needs an NVIDIA GPU; this machine has another one", field=key
         )
+
+
+def _is_nvidia(device: Any) -> bool:
+    """Whether a GPU is NVIDIA's; one that is only compiled for has its architecture as version."""
+    version = device.client.platform_version
+    return "cuda" in version or "sm_" in version
 
 
 def device_of(mesh: Mesh | None) -> Any:

@@ -258,7 +258,8 @@ def block(
     """
     with jax.named_scope("attention"):
         q, k, v = attention_input(weights, config, x, rotation, output_positions)
-        attended, aux = attend(q, k, v)
+        with jax.named_scope("attend"):  # `agentrm plan` counts its traffic by these names
+            attended, aux = attend(q, k, v)
         x = _take(x, output_positions) + project(weights["o"], attended, shared=2)
     with jax.named_scope("mlp"):
         return x + mlp(weights, config, x), aux

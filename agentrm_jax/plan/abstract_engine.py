@@ -8,15 +8,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from agentrm_jax.engine.cache.pages import Pool, make_pool
+from agentrm_jax.engine.attention.parts import OWN_PAGES, SHARED_PREFIXES, SUFFIX, TAILS
+from agentrm_jax.engine.cache.pages import PAGE_BLOCK, PageTable, Pool, make_pool
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.programs.compiled import Programs, row_shardings
 from agentrm_jax.engine.programs.decode import decode
 from agentrm_jax.engine.programs.prefill import prefill
+from agentrm_jax.engine.rows import DecodeRows, PrefillRows
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
+from agentrm_jax.plan.traffic import Assumed
 from agentrm_jax.runtime.sharding import named_sharding
 
 
@@ -76,15 +79,36 @@ def unstacked(params: Params, mesh: Mesh) -> Params:
     return {**params, "layers": (one,) * num_layers}
 
 
-def lowered_reading(engine: AbstractEngine) -> jax.stages.Lowered:
-    """Returns the program of `Engine.prefill`."""
-    rows = engine.programs.put(engine.prefill.rows([]))
-    return prefill.lower(engine.programs.model, rows)
+def lowered_reading(engine: AbstractEngine) -> tuple[jax.stages.Lowered, PrefillRows]:
+    """Returns the program of `Engine.prefill`, and its rows."""
+    rows = engine.prefill.rows([])
+    return prefill.lower(engine.programs.model, engine.programs.put(rows)), rows
 
 
-def lowered_decoding(scheduler: Scheduler) -> tuple[jax.stages.Lowered, int]:
+def lowered_decoding(scheduler: Scheduler) -> tuple[jax.stages.Lowered, DecodeRows]:
     """Returns the decoding program of an abstract engine for full page tables, and its rows."""
     programs = scheduler.engine.programs
-    layout, rows, plan = scheduler.prepare(1.0)
+    _, rows, plan = scheduler.prepare(1.0)
     model = dataclasses.replace(programs.model, head=None, readout=None)
-    return decode.lower(model, programs.put(rows), plan), len(layout.rows)
+    return decode.lower(model, programs.put(rows), plan), rows
+
+
+def half_full(sizes: EngineConfig, table: PageTable, tails: PageTable | None = None) -> Assumed:
+    """Returns the loops and page tables of a program as the least work assumes them.
+
+    Sequences are half as long as they can be, without a shared prefix; of the calls of decoding it
+    is the one in the middle, at its middle token. `xla` copies the tiles of full tables, whatever
+    they hold.
+
+    Args:
+      sizes: The sizes of the engine.
+      table: The pages of the sequences.
+      tails: The pages of what rows have decoded before; None for prefill.
+    """
+    pages = -(-(sizes.context // 2) // sizes.page_size)
+    filled = {OWN_PAGES: pages / table.pages.shape[1], SHARED_PREFIXES: 0.0, TAILS: 0.5}
+    filled[SUFFIX] = (sizes.decode_tokens + 1) / (2 * sizes.decode_tokens)
+    blocks = {OWN_PAGES: float(-(-pages // PAGE_BLOCK)), SHARED_PREFIXES: 0.0}
+    if tails is not None:
+        blocks[TAILS] = float(-(-tails.pages.shape[1] // (2 * PAGE_BLOCK)))
+    return Assumed(trips={**blocks, "tokens": float(sizes.decode_tokens)}, filled=filled)

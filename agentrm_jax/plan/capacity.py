@@ -1,4 +1,4 @@
-"""Plans the stages of a run: compiles their programs for TPUs that this machine lacks."""
+"""Plans the stages of a run: compiles their programs for chips that this machine lacks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.reward_kinds import Explicit, Implicit, ImplicitPair, Judge
 from agentrm_jax.pipeline.reward_names import used_rewards
 from agentrm_jax.plan import training, work
-from agentrm_jax.plan.abstract_engine import AbstractEngine, lowered_decoding, lowered_reading
-from agentrm_jax.plan.chips import Topology
+from agentrm_jax.plan.abstract_engine import (
+    AbstractEngine,
+    half_full,
+    lowered_decoding,
+    lowered_reading,
+)
 from agentrm_jax.plan.compiling import Target, bytes_on_chip
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice
+from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import make_mesh
 from agentrm_jax.search.thresholds import threshold_candidates
@@ -216,14 +221,16 @@ def _prefill(name: str, engine: AbstractEngine, target: Target) -> Program:
             target.itemsize,
         )  # fmt: skip
 
+    lowered, rows = lowered_reading(engine)
     program = Program(
         name=name,
         unit="a call",
         work=_on_each_chip(needed, num_rows, target.mesh),
         model_flops=needed(num_rows).flops,
         handed=_handed(engine),
+        assumed=half_full(sizes, rows.context.own),
     )
-    return target.compiled(program, lambda: lowered_reading(engine))
+    return target.compiled(program, lambda: lowered)
 
 
 def _decoding(
@@ -232,7 +239,8 @@ def _decoding(
     """Decoding of one token in every row, which follow half of the longest context."""
     name = f"policy decodes {' and '.join(map(str, branches))} of each conversation"
     scheduler = Scheduler(engine, sampling, Stopping(tokens=(0,)), branches)
-    lowered, num_rows = lowered_decoding(scheduler)
+    lowered, rows = lowered_decoding(scheduler)
+    num_rows = len(rows.last_tokens)
     # The branch widths have the same number of rows each; a prompt is read once for its branches.
     shared_by = len(branches) / sum(1 / width for width in branches)
 
@@ -248,6 +256,8 @@ def _decoding(
         work=_on_each_chip(needed, num_rows, target.mesh),
         model_flops=needed(num_rows).flops,
         handed=_handed(engine),
+        units=engine.sizes.decode_tokens,
+        assumed=half_full(engine.sizes, rows.contexts[0].own, rows.tails),
     )
     return target.compiled(program, lambda: lowered)
 

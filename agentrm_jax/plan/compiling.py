@@ -16,9 +16,14 @@ from jax.sharding import Mesh
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.model import parameters
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.plan.chips import Topology
+from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.needs import Program
 from agentrm_jax.plan.programs import exchanges_of, memory_of
+from agentrm_jax.plan.topologies import Topology
+from agentrm_jax.plan.traffic import traffic_of
+
+_GPU_OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0}
+"""Without a GPU nothing can be timed: products take their default tilings."""
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -61,26 +66,32 @@ class Target:
           UserError: The compiler refuses the program for another reason than its memory.
         """
         self.on_compile(self.stage, program.name)
-        return compiled(program, lower())
+        return compiled(program, lower(), self.mesh)
 
 
-def compiled(program: Program, lowered: jax.stages.Lowered) -> Program:
+def compiled(program: Program, lowered: jax.stages.Lowered, mesh: Mesh) -> Program:
     """Compiles; see `Target.compiled`."""
+    devices = list(mesh.devices.flat)
+    on_gpus = devices[0].platform == "gpu"
     began = time.monotonic()
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(_GPU_OPTIONS if on_gpus else None)
     except Exception as error:  # XLA's error has no public name
         needed = needed_bytes(str(error))
         if needed is None:
             line = next(iter(str(error).splitlines()), "")
+            if "cudnn" in line.lower():
+                line = "it needs libcudnn: pip install nvidia-cudnn-cu12, or nvidia-cudnn-cu13"
             raise UserError(f"{program.name}: the compiler refuses it ({line[:300]})") from None
         seconds = time.monotonic() - began
         return dataclasses.replace(program, compile_seconds=seconds, needed=needed)
+    seconds, text = time.monotonic() - began, parse(executable.as_text() or "")
     return dataclasses.replace(
         program,
-        compile_seconds=time.monotonic() - began,
+        compile_seconds=seconds,
         memory=memory_of(executable),
-        exchanges=exchanges_of(executable.as_text() or ""),
+        exchanges=exchanges_of(text, [device.process_index for device in devices]),
+        traffic=traffic_of(text, program.assumed),
         xla_flops=(executable.cost_analysis() or {}).get("flops"),
     )
 

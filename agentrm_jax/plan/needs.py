@@ -1,4 +1,4 @@
-"""Plans of stages: what they need of a TPU's memory, and what to change if it is too much."""
+"""Plans of stages: what they need of a chip's memory, and what to change if it is too much."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.pipeline.config import RunConfig
-from agentrm_jax.plan.chips import Topology
 from agentrm_jax.plan.programs import Exchange, Memory
+from agentrm_jax.plan.topologies import Topology
+from agentrm_jax.plan.traffic import Assumed, Traffic
 from agentrm_jax.plan.work import Work, kv_bytes
 
 
@@ -30,6 +31,9 @@ class Program:
       memory: The memory that it needs; None if it does not fit.
       needed: Bytes that it would need according to the compiler, if it does not fit.
       exchanges: Collectives by kind. For decoding, those of one token.
+      units: Units of one execution: the tokens of a call of decoding.
+      assumed: What is assumed to count `traffic`.
+      traffic: The bytes that one execution moves; None if it does not fit.
       xla_flops: XLA's own count of operations on each chip; it counts a loop's body only once.
     """
 
@@ -42,17 +46,31 @@ class Program:
     memory: Memory | None = None
     needed: float | None = None
     exchanges: Mapping[str, Exchange] = dataclasses.field(default_factory=dict)
+    units: int = 1
+    assumed: Assumed = dataclasses.field(default_factory=Assumed)
+    traffic: Traffic | None = None
     xla_flops: float | None = None
+
+    @property
+    def ratio_moved(self) -> float | None:
+        """The bytes that an execution moves, divided by the least; None if it does not fit."""
+        if self.traffic is None or not self.work.bytes:
+            return None
+        return self.traffic.bytes / (self.units * self.work.bytes)
 
     def least_seconds(self, topology: Topology) -> dict[str, float]:
         """Returns lower bounds of the seconds of a unit, by what bounds it: the chip's arithmetic,
-        its memory, and its links to other chips."""
-        chip = topology.chip
-        return {
+        its memory, its links to other chips and, between hosts of GPUs, the network."""
+        chip, exchanges = topology.chip, self.exchanges.values()
+        network = sum(e.network for e in exchanges)
+        least = {
             "arithmetic": self.work.flops / chip.flops,
             "memory": self.work.bytes / chip.bandwidth,
-            "links": sum(e.bytes for e in self.exchanges.values()) / chip.links,
+            "links": sum(e.bytes for e in exchanges) / chip.links,
         }
+        if chip.network and network:
+            least["network"] = network / chip.network
+        return least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +118,7 @@ def training_advice(config: RunConfig, mesh: Mesh, plan: StagePlan) -> list[str]
     fit = train.fit
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     advice = []
-    if fit.attention == "xla":
+    if fit.attention == "xla" and mesh.devices.flat[0].platform != "gpu":
         advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
     if getattr(train, "vocab_chunks", 0) == 1:
         advice.append(f"{key}.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")

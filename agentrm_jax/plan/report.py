@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from agentrm_jax.plan.chips import Topology
 from agentrm_jax.plan.needs import Program, StagePlan
+from agentrm_jax.plan.topologies import Topology
+from agentrm_jax.plan.traffic import Traffic
 from agentrm_jax.runtime.sharding import MeshConfig
 
 
@@ -16,16 +17,23 @@ def chips_line(topology: Topology, mesh: MeshConfig) -> str:
     chip = topology.chip
     data, fsdp, tensor = mesh.shape(topology.num_chips)
     idle = topology.num_chips - data * fsdp * tensor
+    network = f", network {chip.network / 1e9:.3g} GB/s" if chip.network else ""
     return (
         f"{topology.name}: {topology.num_chips} chips, each {_gib(chip.hbm)}, "
         f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:,.0f} GB/s, links "
-        f"{chip.links / 1e9:.0f} GB/s; mesh data {data}, fsdp {fsdp}, tensor {tensor}"
+        f"{chip.links / 1e9:.0f} GB/s{network}; mesh data {data}, fsdp {fsdp}, tensor {tensor}"
         + (f"; {idle} chips stay idle" if idle else "")
     )
 
 
-def stage_text(stage: StagePlan, topology: Topology) -> str:
-    """Returns lines on memory, programs and advice of a stage."""
+def stage_text(stage: StagePlan, topology: Topology, profile: bool = False) -> str:
+    """Returns lines on memory, programs and advice of a stage.
+
+    Args:
+      stage: The plan of the stage.
+      topology: The chips.
+      profile: Whether the instructions that move most are listed.
+    """
     verdict = "fits" if stage.fits else "DOES NOT FIT"
     lines = [
         "",
@@ -34,6 +42,8 @@ def stage_text(stage: StagePlan, topology: Topology) -> str:
     ]
     for program in stage.programs:
         lines += _program_lines(program, topology)
+        if profile and program.traffic is not None:
+            lines += _profile_lines(program.traffic)
     lines += [f"  to change: {line}" for line in stage.advice]
     return "\n".join(lines)
 
@@ -55,6 +65,7 @@ def as_json(stages: Sequence[StagePlan], topology: Topology) -> dict[str, Any]:
                     {
                         **dataclasses.asdict(program),
                         "least_seconds": program.least_seconds(topology),
+                        "ratio_moved": program.ratio_moved,
                     }
                     for program in stage.programs
                 ],
@@ -71,10 +82,11 @@ def _program_lines(program: Program, topology: Topology) -> Iterator[str]:
     if memory is None:
         yield f"    memory       {_gib(program.needed or 0)}: too much for a chip"
     else:
+        aliases = f" (and {_gib(memory.aliases)} in place)" if memory.aliases else ""
         yield (
             f"    memory       {_gib(memory.total)}: arguments {_gib(memory.arguments)}, "
-            f"temporaries {_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}, program "
-            f"{_gib(memory.code)}"
+            f"temporaries {_gib(memory.temporaries)}, outputs {_gib(memory.outputs)}"
+            f"{aliases}, program {_gib(memory.code)}"
         )
         exchanges = [
             f"{kind} {exchange.count:,} ({_sent(exchange.bytes)})"
@@ -84,7 +96,25 @@ def _program_lines(program: Program, topology: Topology) -> Iterator[str]:
     yield f"    operations   {_operations(program)}"
     least = program.least_seconds(topology)
     bounds = ", ".join(f"{name} {_seconds(value)}" for name, value in least.items())
+    if program.traffic is not None and program.ratio_moved is not None:
+        units = f" of {program.units} tokens" if program.units > 1 else ""
+        yield (
+            f"    moved        {_sent(program.traffic.bytes)} by a call{units}, "
+            f"{program.ratio_moved:.2f} times the least"
+        )
     yield f"    at least     {_seconds(max(least.values()))} for {program.unit} ({bounds})"
+
+
+def _profile_lines(traffic: Traffic) -> Iterator[str]:
+    kinds = (f"{kind} {_sent(size)}" for kind, size in traffic.by_kind.items())
+    yield f"    by kind      {', '.join(kinds)}"
+    for move in traffic.largest:
+        share = move.bytes / traffic.bytes
+        times = f"{move.times:,.0f} x"
+        yield (
+            f"    {share:6.1%} {_sent(move.bytes):>9} {times:>9} {move.kind:12} "
+            f"{move.source or move.scope or '?'} ({move.name})"
+        )
 
 
 def _operations(program: Program) -> str:

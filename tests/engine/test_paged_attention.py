@@ -214,7 +214,7 @@ def wanted():
     return outcomes("xla")
 
 
-@pytest.mark.parametrize("attention", ["cudnn", "pallas"])
+@pytest.mark.parametrize("attention", ["cudnn", "pallas", "triton"])
 def test_an_engine_says_the_same(attention, wanted):
     replies, scores = outcomes(attention)
     for ours, theirs in zip(replies, wanted[0], strict=True):
@@ -226,11 +226,15 @@ def test_an_engine_says_the_same(attention, wanted):
 
 
 def test_refusals():
-    with pytest.raises(UserError, match=r"^attention must be one of xla, cudnn, pal"):
+    with pytest.raises(UserError, match=r"^attention must be one of xla, cudnn, triton, pal"):
         EngineConfig(attention="flash")
     params = jax.eval_shape(lambda: parameters.init(jax.random.key(0), WIDE, jnp.float32, None))
     if jax.devices()[0].platform == "cpu":
-        for name, needs in (("cudnn", "an NVIDIA GPU"), ("pallas", "a TPU")):
+        for name, needs in (
+            ("cudnn", "an NVIDIA GPU"),
+            ("triton", "an NVIDIA GPU"),
+            ("pallas", "a TPU"),
+        ):
             message = f"^engine.attention is '{name}', which needs {needs}; this machine has cpu$"
             with pytest.raises(UserError, match=message):
                 Engine(params, WIDE, dataclasses.replace(PAGES_OF_64, attention=name))

@@ -11,6 +11,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from gpu_cases import needs_gpu_compiler
 from tpu_cases import needs_compiler
 
 from agentrm_jax.cli.main import main
@@ -20,12 +21,14 @@ from agentrm_jax.model.heads import Quantile
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.reward_ensembles import Ensemble
 from agentrm_jax.pipeline.reward_kinds import Explicit
-from agentrm_jax.plan import capacity
+from agentrm_jax.plan import capacity, report
 from agentrm_jax.plan.abstract_engine import AbstractEngine
-from agentrm_jax.plan.chips import parse_topology
 from agentrm_jax.plan.compiling import Target, needed_bytes
+from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.needs import Program, StagePlan, inference_advice, training_advice
 from agentrm_jax.plan.programs import Memory
+from agentrm_jax.plan.topologies import parse_topology
+from agentrm_jax.plan.traffic import traffic_of
 from agentrm_jax.plan.work import Work
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.testing.models import CONFIG as SHAPE
@@ -126,6 +129,38 @@ def test_without_a_compiler_it_says_what_to_install(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "agentrm: error: the TPU compiler is missing: pip install 'agentrm-jax[tpu]'\n"
     )
+
+
+def test_the_profile_of_a_stage_is_printed_and_in_the_json():
+    """Ratio to the least of all tokens of a call; kinds; the largest instructions."""
+    text = LARGE_COPY
+    traffic = traffic_of(parse(text))
+    plan = _plan("explore", None)
+    program = dataclasses.replace(
+        plan.programs[0], memory=Memory(arguments=1, outputs=1, temporaries=1, code=0, peak=3),
+        traffic=traffic, units=4, work=Work(1e12, 1e8),
+    )  # fmt: skip
+    assert program.ratio_moved == 2 * 4 * 10**8 / (4 * 1e8)
+    stage = dataclasses.replace(plan, programs=[program])
+    topology = parse_topology("h200:1")
+    lines = report.stage_text(stage, topology, profile=True)
+    assert "moved        0.8 GB by a call of 4 tokens, 2.00 times the least" in lines
+    assert "by kind      copies 0.8 GB" in lines
+    assert "100.0%    0.8 GB       1 x copies       ? (c)" in lines
+    assert "copies" not in report.stage_text(stage, topology)
+    [found] = report.as_json([stage], topology)["stages"][0]["programs"]
+    assert found["ratio_moved"] == 2.0
+    assert found["traffic"]["largest"][0]["bytes"] == 8e8
+    assert json.dumps(found)
+
+
+LARGE_COPY = """HloModule m
+
+ENTRY %main (x: f32[100000000]) -> f32[100000000] {
+  %x = f32[100000000]{0} parameter(0)
+  ROOT %c = f32[100000000]{0} copy(%x)
+}
+"""
 
 
 def _plan(name, needed, **resident):
@@ -261,6 +296,20 @@ def test_a_whole_tiny_run_fits_four_chips(capsys):
         "policy reads", "policy decodes 1 of each conversation",
         "policy decodes 2 of each conversation", "reward model reads",
     ]  # fmt: skip
+
+
+@pytest.mark.gpu_compile
+def test_a_tiny_run_on_gpus_of_two_hosts(capsys):
+    """Decoding reads pages in place; the profile names lines of ours."""
+    needs_gpu_compiler()
+    arguments = ["plan", str(TINY), "--topology", "h100:2x1", "--mesh.data=2", "--stage=sample"]
+    arguments += ["--engine.attention=triton", "--dtype=bfloat16"]
+    assert main([*arguments, "--profile"]) == 0
+    out = capsys.readouterr().out
+    assert "network 50 GB/s" in out
+    assert "times the least" in out
+    assert "engine/attention/triton.py:" in out
+    assert "gathers" in out
 
 
 @pytest.mark.tpu_compile

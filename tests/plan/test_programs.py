@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.programs import exchanges_of, memory_of
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 
@@ -44,14 +45,14 @@ def test_a_collective_in_nested_loops_counts_as_often_as_it_runs(kind):
         x, _ = jax.lax.scan(lambda x, _: (exchange(x, kind), None), x, length=3)
         return jnp.sin(x), None
 
-    found = exchanges_of(compiled(lambda x: jax.lax.scan(body, x, length=5)[0]).as_text())
+    found = exchanges_of(parse(compiled(lambda x: jax.lax.scan(body, x, length=5)[0]).as_text()))
     assert found.keys() == {kind}
     assert found[kind].count == 15
     assert found[kind].bytes == pytest.approx(15 * BYTES[kind])
 
 
 def test_only_the_devices_of_an_axis_exchange():
-    found = exchanges_of(compiled(lambda x: x + jax.lax.psum(x, "fsdp"), data=2).as_text())
+    found = exchanges_of(parse(compiled(lambda x: x + jax.lax.psum(x, "fsdp"), data=2).as_text()))
     assert found["all-reduce"].bytes == pytest.approx(2 * 2 * ROW * 3 / 4)  # four of two rows
 
 
@@ -60,7 +61,7 @@ def test_a_loop_whose_end_the_data_decides_counts_once():
         return exchange(x, "all-reduce")
 
     program = compiled(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, step, x))
-    assert exchanges_of(program.as_text())["all-reduce"].count == 1
+    assert exchanges_of(parse(program.as_text()))["all-reduce"].count == 1
 
 
 LOOP = """
@@ -97,14 +98,14 @@ ENTRY %main (x.1: bf16[4,8]) -> bf16[4,8] {
 @pytest.mark.parametrize(("begin", "step", "times"), [(0, 1, 8), (2, 1, 6), (0, 2, 4), (1, 3, 3)])
 def test_loops_of_tpu_programs_are_counted_from_their_condition(begin, step, times):
     text = LOOP.replace("BEGIN", str(begin)).replace("STEP", str(step))
-    found = exchanges_of(text)["collective-permute"]
+    found = exchanges_of(parse(text))["collective-permute"]
     assert found.count == times
     assert found.bytes == times * 4 * 8 * 2
 
 
 def test_a_program_of_one_device_exchanges_nothing():
     program = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile()
-    assert exchanges_of(program.as_text()) == {}
+    assert exchanges_of(parse(program.as_text())) == {}
 
 
 def test_memory_leaves_out_what_takes_the_place_of_arguments():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.engine.attention.parts import MASKED, Part, Reader, merge
+from agentrm_jax.engine.attention.parts import MASKED, Part, Reader, declared_bytes, merge
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
@@ -239,7 +239,7 @@ def _run(steps: Steps, readers, q, k, v, scale: float, interpret: bool) -> list[
         in_specs.append(pl.BlockSpec((None, size, 1), lambda m, s, groups, _: (groups[s], m, 0)))
     pages = [page_block(i) for i in range(together)]
     widths = (W, 1, 1)
-    part = pl.pallas_call(
+    kernel = pl.pallas_call(
         functools.partial(_kernel, scale=scale, together=together, labelled=readers is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -252,7 +252,11 @@ def _run(steps: Steps, readers, q, k, v, scale: float, interpret: bool) -> list[
         ],
         interpret=interpret,
         name="paged_attention",
-    )(steps.groups, steps.pages, *inputs, *[k] * together, *[v] * together)
+    )
+    moved = sum(x.size * x.dtype.itemsize for x in inputs) + 4 * K * G * (M + missing) * sum(widths)
+    page = K * rows_of_page * W * k.dtype.itemsize
+    with declared_bytes(moved, 2 * page * steps.pages.shape[0] * ((M + missing) // size)):
+        part = kernel(steps.groups, steps.pages, *inputs, *[k] * together, *[v] * together)
     return [x[:, :, :M] for x in part]
 
 

@@ -16,6 +16,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
+
+OWN_PAGES, SHARED_PREFIXES, TAILS = "own_pages", "shared_prefixes", "tails"
+SUFFIX = "suffix"
+"""Named scopes of attention to pages: `agentrm plan` counts the bytes of kernels by them."""
 
 MASKED = -1e30  # finite, so that a part without keys gives zeros and no NaN
 _LEAST = -1e29  # least maximum of a part: masked keys weigh exp(-9e29) = 0
@@ -69,6 +74,16 @@ def empty_part(q: jax.Array) -> Part:
         jnp.full(q.shape[:-1], MASKED, jnp.float32),
         jnp.zeros(q.shape[:-1], jnp.float32),
     )
+
+
+def declared_bytes(fixed: int, paged: int):
+    """Returns a context in which kernels declare what they move: the compiler sees only a call.
+
+    Args:
+      fixed: Bytes of queries, results and tables.
+      paged: Bytes of the pages that are read if all page tables are full.
+    """
+    return set_xla_metadata(bytes_fixed=str(fixed), bytes_paged=str(paged))
 
 
 def merge(a: Part, b: Part) -> Part:

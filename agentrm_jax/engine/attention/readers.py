@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles
+from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton
 from agentrm_jax.engine.attention.parts import (
+    OWN_PAGES,
+    SHARED_PREFIXES,
     AttendTo,
+    Part,
     Reader,
     attend,
     by_kv_head,
@@ -17,7 +20,11 @@ from agentrm_jax.engine.attention.parts import (
 )
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.engine.rows import PrefillRows
+from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
+
+_KERNELS = {"pallas": pallas, "triton": triton}
+"""The backends with a kernel that reads pages by their numbers."""
 
 
 def decode_own(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reader:
@@ -27,8 +34,8 @@ def decode_own(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reade
       tile: Pages of a tile.
       num_tiles: Most tiles of all sequences together.
     """
-    if pool.backend.name == "pallas":
-        return pallas.own_pages(pool, table)
+    if pool.backend.name in _KERNELS:
+        return _KERNELS[pool.backend.name].own_pages(pool, table)
     return tiles.own_tiles(pool, table, tile, num_tiles)
 
 
@@ -38,9 +45,26 @@ def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reade
     Args:
       sequence_of: [M] int32, the sequence of each query.
     """
-    if pool.backend.name == "pallas":
-        return pallas.shared_pages(pool, context, sequence_of)
+    if pool.backend.name in _KERNELS:
+        return _KERNELS[pool.backend.name].shared_pages(pool, context, sequence_of)
     return blocks.copied_shared_blocks(pool, context, sequence_of)
+
+
+def decode_suffix(
+    q: jax.Array, k: jax.Array, v: jax.Array, last: jax.Array, backend: Backend
+) -> Part:
+    """Returns the part of queries [K, R, M, H] over what their rows have decoded in this call.
+
+    Args:
+      q: The queries.
+      k: Keys [K, R, T, H].
+      v: Values, of the same shape.
+      last: int32 scalar, the last of the T tokens that is there.
+      backend: The attention backend.
+    """
+    if backend.name == "triton":
+        return triton.attend_rows(q, k, v, last + 1, backend)
+    return attend(q, k.swapaxes(2, 3), v, jnp.arange(k.shape[2]) <= last)
 
 
 def prefill_attention(
@@ -66,9 +90,10 @@ def _merged_attention(
     causal = (queries[..., None] >= offset) & (offset < rows.lengths[:, None, None])  # [R, Q, T]
     causal = jnp.repeat(causal, shared_by, axis=1)  # [R, Q * N / K, T]
     sequence_of = jnp.repeat(jnp.arange(G), (R // G) * Q * shared_by)
-    if pool.backend.name == "pallas":
-        shared = pallas.shared_pages(pool, rows.context, sequence_of)
-        own = pallas.own_pages(pool, rows.context.own)
+    if pool.backend.name in _KERNELS:
+        kernel = _KERNELS[pool.backend.name]
+        shared = kernel.shared_pages(pool, rows.context, sequence_of)
+        own = kernel.own_pages(pool, rows.context.own)
     else:
         shared = blocks.shared_blocks(pool, rows.context, sequence_of)
         own = blocks.own_blocks(pool, rows.context.own)
@@ -78,8 +103,9 @@ def _merged_attention(
         k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
         new = attend(grouped, k.swapaxes(2, 3), v, causal)
         before = []
-        for num_groups, read in ((1, shared), (G, own)):
-            part = read(l, grouped.reshape(K, num_groups, -1, q.shape[-1]))
+        for scope, num_groups, read in ((SHARED_PREFIXES, 1, shared), (OWN_PAGES, G, own)):
+            with jax.named_scope(scope):
+                part = read(l, grouped.reshape(K, num_groups, -1, q.shape[-1]))
             before.append(jax.tree.map(lambda x, y: x.reshape(y.shape), part, new))
         out = output(merge(merge(*before), new))
         return by_position(out, Q).astype(q.dtype)

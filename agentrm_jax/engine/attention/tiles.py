@@ -107,9 +107,9 @@ def bucket(
 def bucket_fractions(backend: Backend) -> tuple[float, ...]:
     """Returns the buckets, as fractions of the tiles that full page tables would have.
 
-    There are fewer on CPUs, where unused tiles cost little; the TPU kernel reads no tiles.
+    There are fewer on CPUs, where unused tiles cost little; kernels that read pages need no tiles.
     """
-    if backend.name == "pallas":
+    if backend.reads_pages:
         return (1.0,)
     return (0.1, 0.3, 1.0) if _skips_runs(backend) else (0.1, 0.2, 0.3, 0.45, 1.0)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agentrm_jax.engine.attention import pallas, tiles
+from agentrm_jax.engine.attention import pallas, tiles, triton
 from agentrm_jax.engine.cache.memory import check_memory, free_tokens
 from agentrm_jax.engine.cache.pages import KeyValues, Pool, commit, make_pool
 from agentrm_jax.engine.config import EngineConfig
@@ -60,6 +60,8 @@ class Programs:
         check_device("engine.attention", sizes.attention, mesh)
         if sizes.attention == "pallas":
             pallas.check_shapes(config, sizes.page_size)
+        if sizes.attention == "triton":
+            triton.check_shapes(config)
         dtype = params["embed"].dtype
         self._check_memory(config, sizes, dtype, mesh)
         tokens = sizes.cache_tokens or free_tokens(config, dtype, mesh)

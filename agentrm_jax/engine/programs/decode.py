@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 
 from agentrm_jax.engine.attention.parts import (
+    OWN_PAGES,
+    SHARED_PREFIXES,
+    SUFFIX,
+    TAILS,
     Part,
     Reader,
-    attend,
     by_kv_head,
     by_position,
     merge,
     output,
 )
-from agentrm_jax.engine.attention.readers import decode_own, decode_shared
+from agentrm_jax.engine.attention.readers import decode_own, decode_shared, decode_suffix
 from agentrm_jax.engine.cache.pages import KeyValues
 from agentrm_jax.engine.programs.model import LoadedModel
 from agentrm_jax.engine.programs.sampling import Filter, sample
@@ -65,36 +68,45 @@ def cached_attention(model: LoadedModel, rows: DecodeRows, plan: DecodePlan) -> 
     R, K, H = rows.last_tokens.shape[0], config.num_kv_heads, config.head_dim
     shared_by = config.num_heads // K
     groups = list(zip(plan.branches, rows.contexts, strict=True))
-    own_readers = [
-        decode_own(pool, context.own, plan.tile, num_tiles)
-        for context, num_tiles in zip(rows.contexts, plan.num_tiles, strict=True)
-    ]
+    with jax.named_scope(OWN_PAGES):
+        own_readers = [
+            decode_own(pool, context.own, plan.tile, num_tiles)
+            for context, num_tiles in zip(rows.contexts, plan.num_tiles, strict=True)
+        ]
     slots = slot_map(rows, plan.branches)
     # The rows of all groups read the shared prefixes together.
     prefix_ids = slots.to_rows([jnp.repeat(c.prefix_ids, n)[None] for n, c in groups])[0]
     all_rows = dataclasses.replace(rows.contexts[0], prefix_ids=prefix_ids)
-    shared_reader = decode_shared(pool, all_rows, jnp.repeat(jnp.arange(R), shared_by))
+    with jax.named_scope(SHARED_PREFIXES):
+        shared_reader = decode_shared(pool, all_rows, jnp.repeat(jnp.arange(R), shared_by))
     tail_reader = None
     if rows.tails is not None:
         width = rows.tails.pages.shape[1]
         tile = min(plan.tile, width)
-        tail_reader = decode_own(pool, rows.tails, tile, R * (width // tile))
+        with jax.named_scope(TAILS):
+            tail_reader = decode_own(pool, rows.tails, tile, R * (width // tile))
 
     def by_branch(x: jax.Array) -> jax.Array:
         """[K, G, n * M, ...] to [K, G * n, M, ...]."""
         return x.reshape(K, -1, shared_by, *x.shape[3:])
 
     def attention(l: int, q: jax.Array) -> Part:
-        own = [
-            read(l, queries.reshape(K, context.prefix_ids.shape[0], n * shared_by, H))
-            for (n, context), read, queries in zip(
-                groups, own_readers, slots.to_slots(q), strict=True
-            )
-        ]
+        with jax.named_scope(OWN_PAGES):
+            own = [
+                read(l, queries.reshape(K, context.prefix_ids.shape[0], n * shared_by, H))
+                for (n, context), read, queries in zip(
+                    groups, own_readers, slots.to_slots(q), strict=True
+                )
+            ]
         part = jax.tree.map(lambda *x: slots.to_rows([by_branch(group) for group in x]), *own)
-        shared = jax.tree.map(by_branch, shared_reader(l, q.reshape(K, 1, -1, H)))
-        part = merge(shared, part)
-        return part if tail_reader is None else merge(part, tail_reader(l, q))
+        with jax.named_scope(SHARED_PREFIXES):
+            shared = shared_reader(l, q.reshape(K, 1, -1, H))
+        part = merge(jax.tree.map(by_branch, shared), part)
+        if tail_reader is None:
+            return part
+        with jax.named_scope(TAILS):
+            tails = tail_reader(l, q)
+        return merge(part, tails)
 
     return attention
 
@@ -130,7 +142,8 @@ def _next_logits(
             q, k, v = q[:R], k[:R], v[:R]
             own_k, own_v = put(buffer[0], k, j), put(buffer[1], v, j)
             q = by_kv_head(q, K)
-            own = attend(q, own_k.swapaxes(2, 3), own_v, jnp.arange(plan.length) <= j)
+            with jax.named_scope(SUFFIX):
+                own = decode_suffix(q, own_k, own_v, j, model.pool.backend)
             out = output(merge(attend_cached(l, q), own))
             return _padded_to_eight(by_position(out, 1).astype(q.dtype)), (own_k, own_v)
 
@@ -197,7 +210,8 @@ def decode_tokens(
             ended=jnp.zeros(R, bool),
         ),
     )
-    state = jax.lax.while_loop(lambda s: (s[0] < plan.length) & ~jnp.all(s[2]), step, state)
+    with jax.named_scope("tokens"):
+        state = jax.lax.while_loop(lambda s: (s[0] < plan.length) & ~jnp.all(s[2]), step, state)
     return state[3], state[4]
 
 

@@ -74,10 +74,19 @@ def keep(logits: jax.Array, filter: Filter) -> jax.Array:
 def largest(x: jax.Array) -> jax.Array:
     """Returns the `argmax` over the last axis, int32, the first of equals.
 
-    It takes two plain reductions, which CPUs vectorize.
+    It takes two plain reductions, which CPUs vectorize. On GPUs it is one: what is computed from
+    the logits, such as noise, would else be written to memory for the second.
     """
-    equal = x == x.max(axis=-1, keepdims=True)
-    return jnp.min(jnp.where(equal, jnp.arange(x.shape[-1], dtype=jnp.int32), x.shape[-1] - 1), -1)
+
+    def in_two(x: jax.Array) -> jax.Array:
+        equal = x == x.max(axis=-1, keepdims=True)
+        indices = jnp.arange(x.shape[-1], dtype=jnp.int32)
+        return jnp.min(jnp.where(equal, indices, x.shape[-1] - 1), -1)
+
+    def in_one(x: jax.Array) -> jax.Array:
+        return jnp.argmax(x, axis=-1).astype(jnp.int32)
+
+    return jax.lax.platform_dependent(x, cuda=in_one, default=in_two)
 
 
 def sample(
