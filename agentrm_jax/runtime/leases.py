@@ -32,6 +32,7 @@ TASKS = "tasks"
 _LEASE = re.compile(r"(\d+)\.(\d+)\.lease")
 _RECORD = re.compile(r"(\d+)\.record")
 _IS_RECORD = -1
+_WATCHED = 64  # living workers that one worker watches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +196,7 @@ class LeasedTasks:
         self._stale: list[int] = []
         self._taken_again: list[Lease] = []
         self._looked, self._alive = -float("inf"), 1
+        self._start = int.from_bytes(hashlib.sha256(worker.encode()).digest()[:8], "big")
         self._check_same()
         self.look()
 
@@ -326,10 +328,10 @@ class LeasedTasks:
         for each in state.epochs.items():
             self._first_seen.setdefault(each, now)
         open_tasks = [n for n in range(len(self.keys)) if n not in self._done]
-        self._free = [n for n in open_tasks if n not in state.epochs]
-        self._stale = [n for n in open_tasks if n in state.epochs and self._is_stale(n)]
         # Taken from the end. Workers begin in different places, so that few try the same task.
-        self._free.sort(key=self._order, reverse=True)
+        open_tasks.sort(key=self._order, reverse=True)
+        self._free = [n for n in open_tasks if n not in state.epochs]
+        self._stale = self._stale_of([n for n in reversed(open_tasks) if n in state.epochs])
 
     def held(self, lease: Lease) -> bool:
         """Returns whether no other worker has taken the task of a lease since."""
@@ -347,17 +349,27 @@ class LeasedTasks:
 
     def _order(self, number: int) -> int:
         """The place of a task in the order in which this worker tries free tasks."""
-        start = int.from_bytes(hashlib.sha256(self.worker.encode()).digest()[:8], "big")
-        return (number - start) % max(1, len(self.keys))
+        return (number - self._start) % max(1, len(self.keys))
 
-    def _is_stale(self, number: int) -> bool:
-        """Whether nobody works on a task that was taken."""
-        if number in self._held:
-            return False
-        owner = self._owner(number, self._epochs[number])
-        if owner is None or owner.worker in ("", self.worker):
-            return True
-        return self._watch.is_dead(owner.worker)
+    def _stale_of(self, taken: Sequence[int]) -> list[int]:
+        """Returns the tasks on which nobody works any more; the first of them come last.
+
+        Of many living workers only some are watched, different ones by each worker.
+        """
+        stale, alive = list[int](), set[str]()
+        for number in taken:
+            if number in self._held:
+                continue
+            owner = self._owner(number, self._epochs[number])
+            if owner is None or owner.worker in ("", self.worker):
+                stale.append(number)
+            elif owner.worker in alive or len(alive) >= _WATCHED:
+                continue
+            elif self._watch.is_dead(owner.worker):
+                stale.append(number)
+            else:
+                alive.add(owner.worker)
+        return stale[::-1]
 
     def _owner(self, number: int, epoch: int) -> LeaseRecord | None:
         key = (number, epoch)
