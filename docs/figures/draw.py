@@ -369,7 +369,7 @@ HOLDS = {
     "data": "chats, trees, packing",
     "envs": "nine environments",
     "engine": "tokens in, tokens out",
-    "servers": "HTTP client of served models",
+    "clients": "HTTP client of served models",
     "agent": "a policy of a model or a server",
     "reward": "reward models as scorers",
     "search": "trees, rollouts, methods, labels",
