@@ -93,7 +93,9 @@ def lowered_decoding(scheduler: Scheduler) -> tuple[jax.stages.Lowered, DecodeRo
     return decode.lower(model, programs.put(rows), plan), rows
 
 
-def half_full(sizes: EngineConfig, table: PageTable, tails: PageTable | None = None) -> Assumed:
+def half_full(
+    sizes: EngineConfig, table: PageTable, tails: PageTable | None = None, occupied: float = 1.0
+) -> Assumed:
     """Returns the loops and page tables of a program as the least work assumes them.
 
     Sequences are half as long as they can be, without a shared prefix; of the calls of decoding it
@@ -104,9 +106,11 @@ def half_full(sizes: EngineConfig, table: PageTable, tails: PageTable | None = N
       sizes: The sizes of the engine.
       table: The pages of the sequences.
       tails: The pages of what rows have decoded before; None for prefill.
+      occupied: The fraction of the rows of page tables that hold a sequence.
     """
     pages = -(-(sizes.context // 2) // sizes.page_size)
-    filled = {OWN_PAGES: pages / table.pages.shape[1], SHARED_PREFIXES: 0.0, TAILS: 0.5}
+    own = occupied * pages / table.pages.shape[1]
+    filled = {OWN_PAGES: own, SHARED_PREFIXES: 0.0, TAILS: 0.5}
     filled[SUFFIX] = (sizes.decode_tokens + 1) / (2 * sizes.decode_tokens)
     blocks = {OWN_PAGES: float(-(-pages // PAGE_BLOCK)), SHARED_PREFIXES: 0.0}
     if tails is not None:

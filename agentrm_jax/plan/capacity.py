@@ -243,6 +243,7 @@ def _decoding(
     num_rows = len(rows.last_tokens)
     # The branch widths have the same number of rows each; a prompt is read once for its branches.
     shared_by = len(branches) / sum(1 / width for width in branches)
+    capacity = sum(len(context.prefix_ids) for context in rows.contexts)
 
     def needed(rows: float) -> Work:
         return work.decoding_token(
@@ -257,7 +258,9 @@ def _decoding(
         model_flops=needed(num_rows).flops,
         handed=_handed(engine),
         units=engine.sizes.decode_tokens,
-        assumed=half_full(engine.sizes, rows.contexts[0].own, rows.tails),
+        assumed=half_full(
+            engine.sizes, rows.contexts[0].own, rows.tails, num_rows / shared_by / capacity
+        ),
     )
     return target.compiled(program, lambda: lowered)
 
