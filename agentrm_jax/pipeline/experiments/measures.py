@@ -125,15 +125,14 @@ def _policies(runs: Sequence[PlannedRun]) -> set[str | None]:
 
 def _gains(row: Result, table: TableConfig, candidates: Sequence[Sequence[Episode]]) -> Result:
     """The gains of a row over the baselines of a table; a baseline itself has none."""
-    variant = row_variant(row)
-    if not table.baselines or variant.is_baseline:
+    if not table.baselines:
         return {}
     parts = [
         [each for each in episodes if row["split"] in ("all", each.split)]
         for episodes in candidates
     ]
-    own = [each for each in parts[0] if each.variant == variant]
-    return gains(own, table.baselines, parts)
+    own = [each for each in parts[0] if each.variant.label == row["label"]]
+    return {} if own[0].variant.is_baseline else gains(own, table.baselines, parts)
 
 
 def _rows_at(episodes: Sequence[Episode], at: Level) -> list[Result]:
