@@ -196,7 +196,7 @@ def _tiny_policy() -> Model:
 
 
 def _served(url: str, sizes: Sizes, trees: int, extra_body: str, process: int | None) -> Contender:
-    """A policy behind a server, which was probed; its usage begins after the probe."""
+    """A policy behind a probed server. The tokens of the probe are not counted."""
     policy = ServerPolicy.connect(
         url,
         {ENVIRONMENT: load_family(ENVIRONMENT).prompt()},

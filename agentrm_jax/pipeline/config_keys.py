@@ -55,7 +55,7 @@ class Section:
       name: Its full name, such as `train_rm.fit`; `keys` for the configuration itself. A kind of an
         open section is `SECTION, kind KIND`.
       text: Its description.
-      keys: Its own keys, without those of sections in it.
+      keys: The keys of this section, without the keys of its subsections.
     """
 
     name: str

@@ -26,7 +26,7 @@ def explore_shared(
     directory: pathlib.Path,
     stage: Stage,
 ) -> None:
-    """Grows trees until those of all tasks are recorded, and joins them.
+    """Grows trees until every task has a recorded tree, and joins the records.
 
     Args:
       tasks: All tasks.

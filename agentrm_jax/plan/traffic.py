@@ -167,8 +167,8 @@ def _bytes(
 def declared_bytes(instruction: Instruction) -> tuple[float, float] | None:
     """Returns the bytes that a kernel says it moves: fixed, and for the pages of full tables.
 
-    None if it says nothing. Kernels of ours say it in two attributes, those of JAX for TPUs in
-    their cost estimate.
+    None if the kernel declares nothing. Our kernels declare it in two attributes, JAX's kernels for
+    TPUs in their cost estimate.
     """
     found = dict(re.findall(r'\b(bytes_fixed|bytes_paged)="(\d+)"', instruction.attributes))
     if found:

@@ -1,4 +1,4 @@
-"""The tasks of a search: where it takes them from, and checks of those that a caller gives."""
+"""The tasks of a search: their sources, and checks of tasks that a caller gives."""
 
 from __future__ import annotations
 
