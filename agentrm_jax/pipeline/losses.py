@@ -24,7 +24,11 @@ def implicit_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
 
 def sft_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:
     """Returns the loss that `sft` minimises."""
-    return sft.make_loss(shape, forward_options(config, config.sft, mesh))
+    return sft.make_loss(
+        shape,
+        forward_options(config, config.sft, mesh),
+        observation_loss=config.sft.observation_loss,
+    )
 
 
 def reward_loss(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> LossFn:

@@ -21,6 +21,7 @@ from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.workspace import Workspace
 from agentrm_jax.runtime.run_directory import Stage
 from agentrm_jax.runtime.run_paths import MODEL
+from agentrm_jax.train.sft import describe
 
 
 class SftSummary(FitSummary):
@@ -53,7 +54,7 @@ def sft(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SftSumma
         config,
     )
     loss = sft_loss(config, start.config, workspace.mesh)
-    training = Training(start=start, loss=loss, rows=rows, config=config.sft)
+    training = Training(start=start, loss=loss, rows=rows, config=config.sft, describe=describe)
     params, last = fit_model(workspace, stage, "sft", training)
     trained = dataclasses.replace(start, params=cast(params, config.dtype))
     models.save(directory / MODEL, "policy", trained)

@@ -78,6 +78,30 @@ def test_packed_equals_one_sequence_per_state(make_loss, params_of, slow):
     assert_gradients_close(grads, slow_grads, 1e-5)
 
 
+def test_the_loss_of_other_tokens_equals_that_of_each_sequence_alone():
+    """Every token with a predecessor counts once: with its weight, or with that of observations."""
+    factor, params = 0.3, policy_params()
+    batch = batch_of(pack(CASES, 48))
+    (loss, sums), _ = _differentiated(sft.make_loss(CONFIG, observation_loss=factor), params, batch)
+    replies, others = 0.0, []
+    for case in CASES:
+        tokens = jnp.asarray(case.tokens)[None]
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden = llama.forward(params, CONFIG, tokens, positions, jnp.ones_like(tokens))
+        log_probs = jax.nn.log_softmax(llama.logits(params, CONFIG, hidden[0]))
+        for t in range(1, len(case.tokens)):
+            lost = -float(log_probs[t - 1, case.tokens[t]])
+            replies += float(case.weights[t]) * lost
+            if case.weights[t] == 0:
+                others.append(lost)
+    assert len(others) == float(sums["observation_tokens"]) > 0
+    assert float(loss) == pytest.approx(replies + factor * sum(others), rel=1e-5)
+    means = {name: float(value / sums["weight"]) for name, value in sums.items()}
+    described = sft.describe(means)
+    assert described["observation_loss"] == pytest.approx(np.mean(others), rel=1e-5)
+    assert "observation_tokens" not in described
+
+
 @pytest.mark.parametrize(
     ("make_loss", "params_of"),
     [(sft.make_loss, policy_params), (explicit.make_loss, reward_params)],
