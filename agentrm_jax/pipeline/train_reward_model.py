@@ -88,7 +88,8 @@ def train_reward_model(
       fit: The training loop; default: three epochs of batches of 8 rows as long as the longest
         example. With `held_out` the parameters are those of the checkpoint with the smallest loss
         on the held-out tasks.
-      optimizer: The optimizer; default: `OptimizerConfig()`.
+      optimizer: The optimizer; default: `OptimizerConfig()`, whose learning rate of 1e-5 is for a
+        pretrained `init`. Small new models take 1e-3 to 3e-3.
       seed: Seed of a new model, of the order of rows and of the choice of held-out tasks.
 
     Returns:
