@@ -226,11 +226,9 @@ def test_examples_that_teach_nothing_are_refused(examples, tmp_path):
     with pytest.raises(arm.UserError, match=r"must be trees, labelled trees or traj.*got str"):
         train(["a game"], tmp_path / "m")
     rollout = arm.Rollout(trajectory=examples["logged"][0])
-    with pytest.raises(arm.UserError, match=r"got Rollout, whose trajectory is rollout\.trajectory"):
+    with pytest.raises(arm.UserError, match=r"got Rollout, whose trajectory is rollout\."):
         train([rollout], tmp_path / "m")
-    answer = arm.BestOfN(
-        task=rollout.trajectory.task, rollouts=(rollout,), scores=(0.0,), chosen=0
-    )
+    answer = arm.BestOfN(task=rollout.trajectory.task, rollouts=(rollout,), scores=(0.0,), chosen=0)
     with pytest.raises(arm.UserError, match=r"got BestOfN, .*\[rollout\.trajectory for rollout in"):
         train([answer], tmp_path / "m")
     tree = examples["trees"][0]

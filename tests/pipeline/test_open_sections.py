@@ -233,7 +233,7 @@ def test_plugins_are_imported_before_other_keys_are_checked(load, tmp_path, monk
         ("absent.py", r"line 1: plugins names .*absent.py: no such file"),
         ("broken.py", r"plugins names '.*broken.py' cannot be imported \(ZeroDivisionError: "),
         ("no_such_module_here", r"plugins names 'no_such_module_here' cannot be imported \(Module"),
-        ("far.py", r"far.py' cannot be imported \(ModuleNotFoundError: No module named 'far_away'\)$"),
+        ("far.py", r"cannot be imported \(ModuleNotFoundError: No module named 'far_away'\)$"),
         ("near.py", r"named 'next_to_it'\); its folder is not searched: set PYTHONPATH=\.$"),
     ],
 )
