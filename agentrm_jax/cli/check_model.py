@@ -37,7 +37,7 @@ _COLOURS = {"ok": "green", "differs": "red", "skipped": "yellow"}
 
 def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("path", metavar="PATH", type=pathlib.Path)
+    parser.add_argument("path", metavar="PATH", type=pathlib.Path, help="folder of a model")
     parser.add_argument("--no-logits", action="store_true", help="compare tokens only")
 
 

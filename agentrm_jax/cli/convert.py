@@ -12,11 +12,16 @@ def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Writes the GGUF file of a Llama as a Hugging Face directory that --policy accepts: weights
 (quantised weights as the values that they stand for), tokenizer and chat template."""
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    parser.add_argument("file", metavar="FILE", type=pathlib.Path, help="a GGUF file")
     parser.add_argument(
         "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
     )
-    parser.add_argument("--dtype", **choice("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        **choice("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default: %(default)s)",
+    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -19,7 +19,12 @@ def add_arguments(parser: Parser) -> None:
 Plays the expert of an environment and writes the successful trajectories (TFDS). The stage of a run
 that does this for all environments of a configuration is `agentrm experts`."""
     parser.add_argument("name", metavar="NAME", help=", ".join(environment_names()))
-    parser.add_argument("--split", **choice("train", "test", "paper"), default="train")
+    parser.add_argument(
+        "--split",
+        **choice("train", "test", "paper"),
+        default="train",
+        help="list of tasks (default: %(default)s)",
+    )
     parser.add_argument(
         "--n", type=whole_number(1, _MOST_TASKS), default=100, help="tasks to solve (default: 100)"
     )

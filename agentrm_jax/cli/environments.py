@@ -80,7 +80,12 @@ def check_add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--n", type=whole_number(1, _MOST), default=10, help="tasks of each (default: 10)"
     )
-    parser.add_argument("--split", **choice(*_SPLITS), default="train")
+    parser.add_argument(
+        "--split",
+        **choice(*_SPLITS),
+        default="train",
+        help="list of tasks (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one list of rows")
     parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
 
@@ -131,7 +136,12 @@ def play_add_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="or module:Class")
     number = whole_number(0, _MOST)
     parser.add_argument("--task", type=number, default=0, help="number in the list (default: 0)")
-    parser.add_argument("--split", **choice(*_SPLITS), default="test")
+    parser.add_argument(
+        "--split",
+        **choice(*_SPLITS),
+        default="test",
+        help="list of tasks (default: %(default)s)",
+    )
     parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
     parser.add_argument(
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"

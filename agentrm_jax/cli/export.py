@@ -14,7 +14,12 @@ Writes a model as a Hugging Face directory: weights, tokenizer, chat template an
 checksums; or trajectories, such as those of runs/NAME/eval/greedy, in Harbor's format (ATIF). Every
 command that takes a model or trajectories reads them again."""
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder to read")
-    parser.add_argument("--what", **choice("policy", "reward", "trajectories"), required=True)
+    parser.add_argument(
+        "--what",
+        **choice("policy", "reward", "trajectories"),
+        required=True,
+        help="a model of the run, or the trajectories in the folder",
+    )
     parser.add_argument(
         "--to", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
     )

@@ -14,7 +14,9 @@ Reads conversations of ETO and AgentGym (items with `id` or `item_id` and `conve
 list or JSON lines), trajectories in Harbor's format (ATIF), or the folder of a Harbor job, and
 writes them in the format of an expert's (TFDS). Conversations without `reward` count as solved;
 instructions at their beginning are removed."""
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    parser.add_argument(
+        "file", metavar="FILE", type=pathlib.Path, help="conversations, or a trajectory of Harbor"
+    )
     parser.add_argument(
         "--environment",
         metavar="NAME",

@@ -32,7 +32,7 @@ conversations as ETO and AgentGym write them (JSON or JSON lines), or ATIF files
 
 def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    parser.add_argument("file", metavar="FILE", type=pathlib.Path, help="trajectories")
     add_model_arguments(parser)
     parser.add_argument("--output", type=pathlib.Path, help="file to write (default: stdout)")
     parser.add_argument(

@@ -74,8 +74,14 @@ class Episode:
         """An episode in the same state, whose environment is another object.
 
         Raises:
-          ContractError: `fork` returned the environment itself, or no environment.
+          ContractError: There is no `fork`, or it returned the environment itself, or no
+            environment.
         """
+        if not hasattr(self.environment, "fork"):
+            raise ContractError(
+                f"{type(self.environment).__name__} has no method fork; write one that returns "
+                "copy.deepcopy(self), or let create() return an episode of agentrm_jax.envs.replay"
+            )
         copy = self.environment.fork()
         if copy is self.environment:
             raise ContractError("fork must return a copy (got the environment itself)")

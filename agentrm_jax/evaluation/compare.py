@@ -232,7 +232,11 @@ def _baseline(name: str, results: Mapping[str, BestOfN]) -> dict[str, float]:
         try:
             weights = rules[name]([rollout.trajectory for rollout in result.rollouts])
         except NotAvailable as error:
-            raise UserError(f"must not hold {name}, which is {error}", field="baselines") from None
+            raise UserError(
+                f"must not hold {name}, which is {error} (a policy function gives them by "
+                "returning Proposal records with log_probs)",
+                field="baselines",
+            ) from None
         found[task_id] = float(weights @ np.array([_outcome(r) for r in result.rollouts]))
     return found
 

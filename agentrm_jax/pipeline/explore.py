@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import sys
 from typing import TypedDict
 
 import numpy as np
 
 from agentrm_jax.agent.agent import Agent
 from agentrm_jax.agent.server import ServerPolicy
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.pipeline.acting import AgentName, open_policy
 from agentrm_jax.pipeline.shared_tasks import join_leftovers
@@ -117,9 +119,13 @@ def _tree_summary(directory: pathlib.Path) -> TreeSummary:
     iterations = [iteration for tree in trees for iteration in tree.iterations]
     returns = [backup.outcome for tree in trees for backup in tree.backups]
     visits = np.concatenate([np.zeros(0), *(tree.backed_up()[0] for tree in trees)])
+    errors = [tree.error for tree in trees if tree.error is not None]
+    if errors:
+        first = f"{len(errors)} of {len(trees)} trees failed, the first with: {errors[0]}"
+        print(f"agentrm: warning: {printable(first)}", file=sys.stderr, flush=True)
     return {
         "trees": len(trees),
-        "failed_trees": sum(tree.error is not None for tree in trees),
+        "failed_trees": len(errors),
         "failed_candidates": sum(len(tree.failures) for tree in trees),
         "iterations": len(iterations),
         "env_steps": sum(tree.num_nodes - 1 for tree in trees),

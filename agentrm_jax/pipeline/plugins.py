@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import described, shown
+from agentrm_jax.core.text import described, printable, shown
 
 
 def import_plugin(name: str) -> None:
@@ -32,7 +32,19 @@ def import_plugin(name: str) -> None:
     except UserError:
         raise
     except Exception as error:  # a user's code may raise anything
-        raise UserError(f"{shown(name)} cannot be imported ({described(error)})") from error
+        raise UserError(
+            f"{shown(name)} cannot be imported ({described(error)}){_advice(name, error)}"
+        ) from error
+
+
+def _advice(name: str, error: Exception) -> str:
+    """The advice for a module that lies next to the plugin: Python does not search that folder."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or not name.endswith(".py"):
+        return ""
+    folder = pathlib.Path(name).parent
+    if not ((folder / f"{error.name}.py").is_file() or (folder / error.name).is_dir()):
+        return ""
+    return f"; its folder is not searched: set PYTHONPATH={printable(str(folder))}"
 
 
 def _import_file(path: pathlib.Path) -> None:

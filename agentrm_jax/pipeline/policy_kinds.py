@@ -115,7 +115,8 @@ def kind_name(agent: PolicyKind) -> str:
 _NEEDS_MODEL = {
     "policy": (
         "must name the model directory from which the reward model starts",
-        "; or name an existing reward model in reward_model",
+        "; or name an existing reward model in reward_model; to explore alone, set "
+        "explores_without_trunk = True in the class",
     ),
     "judge.policy": ("must name the model directory of the judge", ""),
     "evaluate.beam.score_at": ("must be observation", ""),

@@ -180,6 +180,25 @@ def stages_of(config: RunConfig) -> list[StageSpec]:
     return [stage for stage in STAGES if stage.wanted(config)]
 
 
+def _why_not(config: RunConfig, name: str) -> str:
+    """The key because of which a run has no such stage."""
+    if name in ("experts", "sft"):
+        if not config.train_policy:
+            return "train_policy is false"
+        return "agent has a policy of its own, and no kind in rewards is trained"
+    if name == "calibrate":
+        return "no method in evaluate.methods has a threshold without a value"
+    if name in ("sample", "train-implicit"):
+        if config.trains_implicit:
+            return "train_implicit.pairs is siblings, which learns from search trees"
+        return "no kind in rewards is implicit"
+    if config.reward_model is not None:
+        return "reward_model names one that is trained; leave the key out to train one"
+    if config.labels_states:
+        return "trajectories takes the place of search trees"
+    return "no kind in rewards learns from search trees"
+
+
 def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
     """The part of the configuration that decides a stage's output, by dotted key.
 
@@ -187,10 +206,8 @@ def depends_on(config: RunConfig, stage: StageSpec) -> dict[str, Any]:
       UserError: The configuration does without this stage.
     """
     if not stage.wanted(config):
-        raise UserError(
-            f"{stage.name}: not a stage of this configuration (see agent, policy, rewards, "
-            "reward_model, evaluate.options)"
-        )
+        reason = _why_not(config, stage.name)
+        raise UserError(f"{stage.name}: not a stage of this configuration: {reason}")
     values, speed = plain(config), _speed_keys(config)
     needed: dict[str, Any] = {}
     for each in (*before(config, stage), stage):

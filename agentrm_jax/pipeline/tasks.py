@@ -61,7 +61,7 @@ class Tasks:
             raise UserError("list no task of split train", field="environments")
         if config.explores and not explored:
             raise UserError(
-                f"must be below {len(experts) + 1}: it takes all train tasks that there are, and "
+                f"must be below {len(experts)}: it takes all train tasks that there are, and "
                 "none is left to explore",
                 field="experts.num_tasks",
             )

@@ -40,7 +40,9 @@ from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.progress import progress
 from agentrm_jax.runtime.run_paths import CHECKPOINTS, METRICS, MODEL
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
+from agentrm_jax.search.best_of_n import BestOfN
 from agentrm_jax.search.labels import label_trajectories, label_tree
+from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.train import explicit
 from agentrm_jax.train.fit import FitConfig, FitInputs
 from agentrm_jax.train.fit import fit as run_fit
@@ -86,7 +88,8 @@ def train_reward_model(
       fit: The training loop; default: three epochs of batches of 8 rows as long as the longest
         example. With `held_out` the parameters are those of the checkpoint with the smallest loss
         on the held-out tasks.
-      optimizer: The optimizer; default: `OptimizerConfig()`.
+      optimizer: The optimizer; default: `OptimizerConfig()`, whose learning rate of 1e-5 is for a
+        pretrained `init`. Small new models take 1e-3 to 3e-3.
       seed: Seed of a new model, of the order of rows and of the choice of held-out tasks.
 
     Returns:
@@ -98,7 +101,7 @@ def train_reward_model(
     """
     directory, trees = pathlib.Path(output), list(_labelled(examples))
     if not any(tree.num_labels for tree in trees):
-        raise UserError("examples must hold a labelled state; none of them has one")
+        raise UserError(f"examples must hold a labelled state; {_without_labels(examples)}")
     head, optimizer = head or MSE(), optimizer or OptimizerConfig()
     known = _prompts(trees, prompts or {})
     settings = {
@@ -122,6 +125,19 @@ def train_reward_model(
     return RewardModel.load(directory)
 
 
+_TRAJECTORIES_OF = {
+    Rollout: ", whose trajectory is rollout.trajectory",
+    BestOfN: ", whose trajectories are [rollout.trajectory for rollout in answer.rollouts]",
+}
+
+
+def _without_labels(examples: Sequence[Example]) -> str:
+    errors = [tree.error for tree in examples if isinstance(tree, TreeRecord) and tree.error]
+    if not errors:
+        return "none of them has one"
+    return f"{len(errors)} of {len(examples)} ended by an error, the first: {errors[0]}"
+
+
 def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
     logged = [example for example in examples if isinstance(example, Trajectory)]
     for example in examples:
@@ -135,7 +151,7 @@ def _labelled(examples: Sequence[Example]) -> Iterator[LabelledTree]:
             case _:
                 raise UserError(
                     "examples must be trees, labelled trees or trajectories "
-                    f"(got {type(example).__name__})"
+                    f"(got {type(example).__name__}{_TRAJECTORIES_OF.get(type(example), '')})"
                 )
     yield from label_trajectories(logged)  # equal beginnings share their value
 

@@ -35,7 +35,13 @@ and `fsdp`."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all that are left."""
+    """Devices along each mesh axis; one of them may be -1: all that are left.
+
+    Attributes:
+      data: Replicas of the models, which work on different rows.
+      fsdp: Devices that share the parameters; in training each works on rows of its own.
+      tensor: Devices that share each layer's products; divides the KV heads.
+    """
 
     data: int = 1
     fsdp: int = 1

@@ -225,6 +225,16 @@ def test_examples_that_teach_nothing_are_refused(examples, tmp_path):
         train([], tmp_path / "m")
     with pytest.raises(arm.UserError, match=r"must be trees, labelled trees or traj.*got str"):
         train(["a game"], tmp_path / "m")
+    rollout = arm.Rollout(trajectory=examples["logged"][0])
+    with pytest.raises(arm.UserError, match=r"got Rollout, whose trajectory is rollout\."):
+        train([rollout], tmp_path / "m")
+    answer = arm.BestOfN(task=rollout.trajectory.task, rollouts=(rollout,), scores=(0.0,), chosen=0)
+    with pytest.raises(arm.UserError, match=r"got BestOfN, .*\[rollout\.trajectory for rollout in"):
+        train([answer], tmp_path / "m")
+    tree = examples["trees"][0]
+    failed = dataclasses.replace(tree, iterations=(), error="environment 'x': it broke")
+    with pytest.raises(arm.UserError, match=r"1 of 1 ended by an error, the first: .*it broke"):
+        train([failed], tmp_path / "m")
     step = examples["logged"][0].steps[0]
     paid = dataclasses.replace(step, transition=dataclasses.replace(step.transition, reward=2.0))
     rich = dataclasses.replace(examples["logged"][0], steps=(paid,))

@@ -354,7 +354,7 @@ def test_stages_one_by_one_wait_for_each_other(tmp_path, capsys) -> None:
     message = fails(capsys, "label", CONFIG, "--output", tmp_path)
     assert "experts has not ended yet" in message
     message = fails(capsys, "explore", CONFIG, "--output", tmp_path, "--reward_model=elsewhere")
-    assert "explore: not a stage of this configuration" in message
+    assert "explore: not a stage of this configuration: reward_model names one" in message
 
 
 def test_a_corrupt_tree_is_named_by_line(copy, capsys) -> None:

@@ -50,6 +50,19 @@ class SharedFork(Wrapped):
         return copy.copy(self)  # its maze is the parent's
 
 
+class Forkless:
+    """An environment as `EnvPool({...})` takes it: nothing copies it."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def reset(self, task):
+        return self.inner.reset(task)
+
+    def step(self, action):
+        return self.inner.step(action)
+
+
 class SelfFork(Wrapped):
     def fork(self):
         return self
@@ -148,6 +161,7 @@ _PROMPTS = "the prompt's replies and the expert's hold their actions"
         (maze(SharedFork), _FORKS, "differs when"),
         (maze(SelfFork), _FORKS, "fork must return a copy (got the environment itself)"),
         (maze(NoFork), _FORKS, "fork must return an environment (got None)"),
+        (maze(Forkless), _FORKS, "Forkless has no method fork; write one that returns"),
         (maze(Raising), _JUNK, "ValueError: not enough values to unpack"),
         (maze(Endless), _LIMIT, "not done after 5 steps"),
         (maze(Generous), _JUNK, "the sum of the rewards must stay within 0 and 1"),

@@ -233,11 +233,16 @@ def test_plugins_are_imported_before_other_keys_are_checked(load, tmp_path, monk
         ("absent.py", r"line 1: plugins names .*absent.py: no such file"),
         ("broken.py", r"plugins names '.*broken.py' cannot be imported \(ZeroDivisionError: "),
         ("no_such_module_here", r"plugins names 'no_such_module_here' cannot be imported \(Module"),
+        ("far.py", r"cannot be imported \(ModuleNotFoundError: No module named 'far_away'\)$"),
+        ("near.py", r"named 'next_to_it'\); its folder is not searched: set PYTHONPATH=\.$"),
     ],
 )
 def test_plugins_that_cannot_be_imported(load, tmp_path, monkeypatch, name, message) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "far.py").write_text("import far_away\n")
+    (tmp_path / "near.py").write_text("import next_to_it\n")
+    (tmp_path / "next_to_it.py").touch()
     with pytest.raises(UserError, match=message):
         load(f"plugins: [{name}]\n")
 
