@@ -27,6 +27,7 @@ from agentrm_jax.engine.front import score
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import take_rows
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.reward.judge import JudgeConfig, pair_texts
 
@@ -95,7 +96,7 @@ class LogProbJudge:
         answers = answer_tokens(tokenizer, judge.grades)
         output = params["embed" if config.tie_embeddings else "lm_head"]
         head = {
-            "answers": output[jnp.asarray(answers)],
+            "answers": take_rows(output, jnp.asarray(answers)),
             "values": jnp.linspace(1.0, 0.0, judge.grades, dtype=jnp.float32),
         }
         self._engine = Engine(params, config, sizes, readout=_expectation, head=head, mesh=mesh)
