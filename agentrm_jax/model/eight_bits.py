@@ -9,7 +9,7 @@ values that they stand for is made.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -24,8 +24,8 @@ from agentrm_jax.model.parameters import Params
 LARGEST = 127
 """The largest whole number; -128 is not used, so that both signs are treated alike."""
 
-_OUTER = ("embed", "lm_head")
-"""The matrices outside of the layers, with a scale for each token of the vocabulary."""
+_OUTER = {"embed": 1, "lm_head": 1}
+"""The matrices outside of the layers, as `MATRICES`: with a scale for each token of a vocabulary."""
 
 
 @flax.struct.dataclass
@@ -113,9 +113,7 @@ def in_eight_bits(params: Params, *, consume: bool = False) -> Params:
         one parameter at a time. Nothing else may use them afterwards.
     """
 
-    def copied(matrix: Stored, shared: int) -> EightBits:
-        if isinstance(matrix, EightBits):
-            return matrix
+    def copied(matrix: jax.Array, shared: int) -> EightBits:
         made = _encoder(shared, matrix.ndim, matrix.sharding)(matrix)
         if consume:
             jax.block_until_ready(made)
@@ -144,18 +142,22 @@ def abstract_in_eight_bits(params: Params) -> Params:
 
 
 def _changed(params: Params, copied: Callable[[Any, int], EightBits]) -> Params:
-    """Returns parameters with each matrix replaced by its copy."""
+    """Returns parameters with each matrix replaced by its copy, but for those in 8 bits already."""
 
-    def layer(weights: Params) -> Params:
+    def changed(weights: Params, shared: Mapping[str, int]) -> Params:
         return {
-            name: copied(value, MATRICES[name]) if name in MATRICES else value
+            name: copied(value, shared[name])
+            if name in shared and not isinstance(value, EightBits)
+            else value
             for name, value in weights.items()
         }
 
     layers = params["layers"]
-    own = tuple(map(layer, layers)) if isinstance(layers, tuple) else layer(layers)
-    outer = {name: copied(params[name], 1) for name in _OUTER if name in params}
-    return {**params, **outer, "layers": own}
+    if isinstance(layers, tuple):
+        own = tuple(changed(layer, MATRICES) for layer in layers)
+    else:
+        own = changed(layers, MATRICES)
+    return {**changed(params, _OUTER), "layers": own}
 
 
 @functools.cache

@@ -6,6 +6,9 @@ Divided by what a machine can do, they bound the time from below.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 from agentrm_jax.model.config import LlamaConfig
 
@@ -21,6 +24,12 @@ class NumberBytes:
 
     weights: float
     kv: float
+
+    @classmethod
+    def of(cls, dtype: Any) -> NumberBytes:
+        """Returns the bytes if all numbers have one dtype."""
+        size = np.dtype(dtype).itemsize
+        return cls(weights=size, kv=size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
