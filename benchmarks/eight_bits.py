@@ -12,7 +12,7 @@ compared; what is compared is computed by dense forward passes, which engines eq
   kl_mean                 Kullback-Leibler divergence of the next token's distribution, in nats
   greedy_agree            share of positions with the same likeliest token
   greedy_gap_max          where it differs: largest gap between the two tokens' logits in float32
-  sampled_agree           share of positions with the same token sampled at temperature 1, equal keys
+  sampled_agree           share of positions with the same token at temperature 1 and equal keys
   score_error_max, _mean  differences of the scores of states, in standard deviations of the scores
   score_order_agree       share of pairs of states that both order alike
 

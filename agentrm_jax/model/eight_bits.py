@@ -25,7 +25,7 @@ LARGEST = 127
 """The largest whole number; -128 is not used, so that both signs are treated alike."""
 
 _OUTER = {"embed": 1, "lm_head": 1}
-"""The matrices outside of the layers, as `MATRICES`: with a scale for each token of a vocabulary."""
+"""The matrices outside of the layers, as `MATRICES`; a scale for each token of the vocabulary."""
 
 
 @flax.struct.dataclass

@@ -301,11 +301,13 @@ def unstacked(params: Params, *, consume: bool = False) -> Params:
 
 @jax.jit
 def _split(stacks: Params) -> dict[str, tuple[Any, ...]]:
-    def layers(stack: Any) -> tuple[Any, ...]:
-        num_layers = stack.shape[0]
-        return tuple(jax.tree.map(lambda x: x[l], stack) for l in range(num_layers))
+    def layer(stack: Any, l: int) -> Any:
+        return jax.tree.map(lambda x: x[l], stack)
 
-    return {name: layers(stack) for name, stack in stacks.items()}
+    return {
+        name: tuple(layer(stack, l) for l in range(stack.shape[0]))
+        for name, stack in stacks.items()
+    }
 
 
 def forward(

@@ -24,6 +24,7 @@ from agentrm_jax.data.chat import ChatTokenizer, opening_tokens, reply_tokens
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.front import score
+from agentrm_jax.engine.programs.compiled import own_parameters
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
@@ -94,6 +95,7 @@ class LogProbJudge:
     ) -> None:
         self._tokenizer, self._judge = tokenizer, judge
         answers = answer_tokens(tokenizer, judge.grades)
+        params = own_parameters(params, sizes)
         output = params["embed" if config.tie_embeddings else "lm_head"]
         head = {
             "answers": take_rows(output, jnp.asarray(answers)),

@@ -1,6 +1,7 @@
 """Engines with weights, keys and values in 8 bits, against models with the rounded numbers.
 
-Kernels are interpreted here; that the GPU compiler takes them is a test where it is installed.
+Kernels are interpreted here; that the GPU compiler takes them is tested in
+`test_triton_attention.py` where it is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_cases import REQUESTS, STOP, assert_same_replies, simple, weights
-from gpu_cases import KINDS, on_gpu
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.attention import triton
@@ -158,9 +158,7 @@ def test_what_is_planned_is_what_an_engine_holds():
     jax.tree.map(check, (ours.params, ours.pool), (theirs.params, theirs.pool))
     readings = generate(engine, REQUESTS[:1], n=1, sampling=SAMPLING, stop=STOP)
     alone = Engine(weights(0), CONFIG, sizes)
-    assert_same_replies(
-        readings, generate(alone, REQUESTS[:1], n=1, sampling=SAMPLING, stop=STOP)
-    )
+    assert_same_replies(readings, generate(alone, REQUESTS[:1], n=1, sampling=SAMPLING, stop=STOP))
 
 
 def test_memory_is_reckoned_in_8_bits():

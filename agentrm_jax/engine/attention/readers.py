@@ -52,9 +52,7 @@ def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reade
     return blocks.copied_shared_blocks(pool, context, sequence_of)
 
 
-def decode_suffix(
-    q: jax.Array, k: Stored, v: Stored, last: jax.Array, backend: Backend
-) -> Part:
+def decode_suffix(q: jax.Array, k: Stored, v: Stored, last: jax.Array, backend: Backend) -> Part:
     """Returns the part of queries [K, R, M, H] over what their rows have decoded in this call.
 
     Args:

@@ -156,8 +156,10 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     from jax.experimental.pallas import triton as plgpu
 
     (K, G, M, H), (_, num_pages, page_size, _) = q.shape, k.shape
-    (k, *k_scales), (v, *v_scales) = map(jax.tree.leaves, (k, v))
-    if k.size >= _MOST_NUMBERS:
+    k, v = (
+        tuple(x.reshape(K, -1, *x.shape[3:]) for x in jax.tree.leaves(layer)) for layer in (k, v)
+    )  # values, and scales if they are in 8 bits
+    if k[0].size >= _MOST_NUMBERS:
         raise UserError(
             field="engine.cache_tokens",
             value=num_pages * page_size,
@@ -166,7 +168,7 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     C, size = table.pages.shape[1], _queries(M)
     blocks = -(-M // size)
     missing = blocks * size - M
-    tokens = 64 if k.dtype.itemsize * H <= 256 else 32
+    tokens = 64 if k[0].dtype.itemsize * H <= 256 else 32
     tokens = min(tokens, max(16, 1 << (C * page_size - 1).bit_length()))
     splits = _splits(K * G * blocks, C * page_size // _LEAST_TOKENS)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
@@ -174,21 +176,17 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     def of_sequence(width: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, width), lambda g, h, s: (g // blocks, 0))
 
-    def of_head(*width: int) -> pl.BlockSpec:
-        zeros = (0,) * (1 + len(width))
-        return pl.BlockSpec((None, num_pages * page_size, *width), lambda g, h, s: (h, *zeros))
+    def of_head(x: jax.Array) -> pl.BlockSpec:
+        zeros = (0,) * (x.ndim - 1)
+        return pl.BlockSpec((None, *x.shape[1:]), lambda g, h, s: (h, *zeros))
 
     def of_queries(g, h, s):
         return h, g // blocks, g % blocks, 0
 
-    inputs: list = [(table.pages, table.fills, table.counts[:, None]), q]
-    inputs += [
-        (x.reshape(K, -1, H), *(scale.reshape(K, -1) for scale in scales))
-        for x, scales in ((k, k_scales), (v, v_scales))
-    ]
+    inputs: list = [(table.pages, table.fills, table.counts[:, None]), q, k, v]
     in_specs: list = [(of_sequence(C), of_sequence(C), of_sequence(1))]
     in_specs += [pl.BlockSpec((None, None, size, H), of_queries)]
-    in_specs += [(of_head(H), *(of_head() for _ in scales)) for scales in (k_scales, v_scales)]
+    in_specs += [tuple(map(of_head, x)) for x in (k, v)]
     if readers is not None:
         assert table.labels is not None
         inputs += [
@@ -219,8 +217,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     )
     moved = q.size * q.dtype.itemsize + 4 * (2 * G * C + splits * K * G * (M + missing) * (H + 2))
     # Programs with queries of one sequence run side by side and find its pages in the cache.
-    token = H * k.dtype.itemsize + sum(scale.dtype.itemsize for scale in k_scales)
-    paged = 2 * K * G * C * page_size * token
+    head = sum(x[0, 0].size * x.dtype.itemsize for x in k)
+    paged = 2 * K * G * C * page_size * head
     with declared_bytes(moved, paged):
         parts = Part(*call(*inputs))
     return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
@@ -281,9 +279,7 @@ def attend_pages(
     )(table, readers, q, k, v)
 
 
-def attend_rows(
-    q: jax.Array, k: Stored, v: Stored, used: jax.Array, backend: Backend
-) -> Part:
+def attend_rows(q: jax.Array, k: Stored, v: Stored, used: jax.Array, backend: Backend) -> Part:
     """Returns the part of queries [K, R, M, H] over the first tokens of their rows.
 
     A row is read as a page of its own.

@@ -82,9 +82,7 @@ def check_memory(
     check_need(need, values, usual, smallest_device_bytes(devices))
 
 
-def free_tokens(
-    config: LlamaConfig, sizes: Any, dtype: Any, mesh: jax.sharding.Mesh | None
-) -> int:
+def free_tokens(config: LlamaConfig, sizes: Any, dtype: Any, mesh: jax.sharding.Mesh | None) -> int:
     """Returns the tokens whose keys and values fit into three quarters of the free memory.
 
     For devices that do not report their memory (CPUs): into a sixteenth of the machine's memory.

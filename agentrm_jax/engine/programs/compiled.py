@@ -171,7 +171,7 @@ class Programs:
 
 
 def own_parameters(params: Any, sizes: EngineConfig, *, consume: bool = False) -> Any:
-    """Returns a model's parameters as an engine holds them: layer by layer, in the bits it asks for.
+    """Returns parameters as an engine holds them: layer by layer, with `sizes.weights` in 8 bits.
 
     Args:
       params: A policy or a trunk; parameters that are as they should be are not copied.
