@@ -57,8 +57,8 @@ def test_decode():
 def test_eight_bits():
     found = last_line("eight_bits", "--tiny")
     bits = found["variants"]["weights and kv"]
-    assert bits["logit_error_max"] < 0.2 * found["logit_spread"]
-    assert bits["greedy_agree"] > 0.9
+    assert bits["logit_error_mean"] < 0.1 * found["logit_spread"]
+    assert bits["greedy_agree"] > 0.85
     assert found["variants"]["weights"]["score_error_mean"] > 0
 
 

@@ -166,10 +166,9 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
             expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
         )
     C, size = table.pages.shape[1], _queries(M)
-    blocks = -(-M // size)
-    missing = blocks * size - M
-    tokens = 64 if k[0].dtype.itemsize * H <= 256 else 32
-    tokens = min(tokens, max(16, 1 << (C * page_size - 1).bit_length()))
+    blocks, missing = -(-M // size), -M % size
+    most = 64 if k[0].dtype.itemsize * H <= 256 else 32
+    tokens = min(most, max(16, 1 << (C * page_size - 1).bit_length()))
     splits = _splits(K * G * blocks, C * page_size // _LEAST_TOKENS)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
@@ -218,8 +217,7 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     moved = q.size * q.dtype.itemsize + 4 * (2 * G * C + splits * K * G * (M + missing) * (H + 2))
     # Programs with queries of one sequence run side by side and find its pages in the cache.
     head = sum(x[0, 0].size * x.dtype.itemsize for x in k)
-    paged = 2 * K * G * C * page_size * head
-    with declared_bytes(moved, paged):
+    with declared_bytes(moved, 2 * K * G * C * page_size * head):
         parts = Part(*call(*inputs))
     return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
 
