@@ -71,6 +71,17 @@ def encode(x: jax.Array, shared: int = 1) -> EightBits:
     return EightBits(values, scales.reshape(scales.shape[: x.ndim - shared]), np.dtype(x.dtype))
 
 
+def zeros(shape: tuple[int, ...], dtype: Any) -> EightBits:
+    """Returns an array of zeros [*out, in] in 8 bits, with a scale for each of `out`.
+
+    Args:
+      shape: The shape.
+      dtype: Dtype of the array that it stands for.
+    """
+    scales = jnp.zeros(shape[:-1], jnp.float32)
+    return EightBits(jnp.zeros(shape, jnp.int8), scales, np.dtype(dtype))
+
+
 def decode(x: Stored) -> jax.Array:
     """Returns the array that 8 bits stand for, in its own dtype; other arrays as they are."""
     if not isinstance(x, EightBits):

@@ -61,7 +61,10 @@ def project(
     if isinstance(weight, Panels):
         return multiply(weight, x.reshape(*x.shape[:-shared], -1))
     if isinstance(weight, EightBits):
-        whole = project(weight.values.astype(x.dtype), x, shared=shared, dtype=jnp.float32)
+        values, x = jax.lax.platform_dependent(
+            weight.values, x, cpu=_held_together, default=lambda *sides: sides
+        )
+        whole = project(values.astype(x.dtype), x, shared=shared, dtype=jnp.float32)
         return (whole * weight.scales).astype(x.dtype if dtype is None else dtype)
     inner = [tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x)]
     if x.shape[0] * x.shape[1] > FEW:
@@ -70,6 +73,14 @@ def project(
     within = ((inner[0], inner[1]), ((), ()))
     out = jax.lax.dot_general(weight, x, within, preferred_element_type=dtype)
     return jnp.moveaxis(out, (-2, -1), (0, 1))
+
+
+def _held_together(values: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns both sides of a product, the first as if it depended on the second.
+
+    CPUs would else convert the weights of all layers before a loop of decoding, and keep them.
+    """
+    return jax.lax.optimization_barrier((values, x))
 
 
 def embed(

@@ -17,11 +17,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from agentrm_jax.model.attention import XLA, Backend
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.eight_bits import EightBits, Stored, encode
+from agentrm_jax.model.eight_bits import EightBits, Stored, encode, zeros
 from agentrm_jax.runtime.sharding import named_sharding
 
 PAGE_BLOCK = 8
@@ -66,6 +65,11 @@ class Pool:
     def stored(self, new: jax.Array) -> Stored:
         """Returns new keys or values [..., H] as the pages hold them."""
         return encode(new) if isinstance(self.k[0], EightBits) else new
+
+    def empty(self, *shape: int) -> Stored:
+        """Returns zeros [..., H] as the pages hold them."""
+        kind = self.k[0].dtype
+        return zeros(shape, kind) if isinstance(self.k[0], EightBits) else jnp.zeros(shape, kind)
 
 
 @flax.struct.dataclass
@@ -145,10 +149,7 @@ def make_pool(
     sharding = None if mesh is None else named_sharding(mesh, ("kv_heads",))
 
     def empty() -> Stored:
-        if kv is None:
-            return jnp.zeros(shape, dtype)
-        scales = jnp.zeros(shape[:-1], jnp.float32)
-        return EightBits(jnp.zeros(shape, jnp.int8), scales, np.dtype(dtype))
+        return jnp.zeros(shape, dtype) if kv is None else zeros(shape, dtype)
 
     def make() -> Pool:
         k, v = (tuple(empty() for _ in range(config.num_layers)) for _ in "kv")

@@ -202,9 +202,7 @@ def decode_tokens(
         last = jnp.where(done, last, token)
         return j + 1, last, done | ending | (t + 1 >= rows.limits), buffers, decoded
 
-    kind = jnp.dtype(model.pool.k[0].dtype)
-    # Codes of zeros in 8 bits, if the pages hold such.
-    k = v = model.pool.stored(jnp.zeros((K, R, plan.length, H), kind))
+    k = v = model.pool.empty(K, R, plan.length, H)
     state = (
         jnp.int32(0),
         rows.last_tokens,
