@@ -1,4 +1,4 @@
-"""What 8 bits change: a model with weights, or keys and values, in 8 bits next to itself.
+"""Differences made by 8 bits: a model with weights, or keys and values, in 8 bits next to itself.
 
     python -m benchmarks.eight_bits --model FOLDER [--environment babyai] [--tasks 16]
     python -m benchmarks.eight_bits --tiny
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.core.records import Trajectory
+from agentrm_jax.core.records import Prompt, Trajectory
 from agentrm_jax.data.chat import Rendered, render
 from agentrm_jax.envs.contract import listed_tasks
 from agentrm_jax.envs.experts import expert_trajectories
@@ -83,7 +83,7 @@ def hidden_states(params: Any, config: LlamaConfig, tokens: jax.Array, kv: bool)
 def compared(
     plain: Any, params: Any, config: LlamaConfig, hidden: tuple[jax.Array, jax.Array], seed: int
 ) -> dict[str, jax.Array]:
-    """What differs at each position [T], given the hidden states of both."""
+    """Differences at each position [T], given the hidden states of both."""
     wanted, found = (
         llama.logits(own, config, states)
         for own, states in zip((plain, params), hidden, strict=True)
@@ -107,7 +107,7 @@ def compared(
 
 def texts(model: Model, given: Any) -> Iterator[Rendered]:
     """Expert trajectories as tokens; made-up ones for the tiny model."""
-    prompt = PROMPT
+    prompt: Prompt = PROMPT
     found: Sequence[Trajectory] = [tiny_state(number, 3 + number % 3) for number in range(6)]
     if given.model is not None:
         family = load_family(given.environment)
@@ -117,7 +117,7 @@ def texts(model: Model, given: Any) -> Iterator[Rendered]:
             found = list(expert_trajectories(pool, tasks))
         finally:
             pool.close()
-        prompt = family.prompt
+        prompt = family.prompt()
     for trajectory in found:
         yield render(model.tokenizer, prompt, trajectory, given.length)[0]
 

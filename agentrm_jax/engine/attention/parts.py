@@ -11,6 +11,7 @@ Shapes: `X` stands for any leading batch axes (KV heads first), `M` queries that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def keys_last(x: Stored) -> Stored:
     Scales of keys in 8 bits stay [X, S].
     """
     if isinstance(x, EightBits):
-        return x.replace(values=x.values.swapaxes(-1, -2))
+        return dataclasses.replace(x, values=x.values.swapaxes(-1, -2))
     return x.swapaxes(-1, -2)
 
 
