@@ -31,7 +31,7 @@ from agentrm_jax.engine.schedule.stopping import Stopping
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import readout
-from agentrm_jax.plan.work import Work, decoding_token, reading
+from agentrm_jax.plan.work import NumberBytes, Work, decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 NEAR = 1e-4
@@ -180,18 +180,18 @@ def exactness(steps: BeamSteps, number: int) -> dict[str, Any]:
     return {**found, "error": error}
 
 
-def work(config: LlamaConfig, case: Case, itemsize: int) -> list[Work]:
+def work(config: LlamaConfig, case: Case, number: NumberBytes) -> list[Work]:
     """The least work of a step, in parts that come one after another."""
     before = case.context + case.own
     shared_by = before / (case.context / (case.n * case.beam_width) + case.own / case.n)
     decoding = [
-        decoding_token(config, case.rows, before, shared_by, t + 1, itemsize)
+        decoding_token(config, case.rows, before, shared_by, t + 1, number)
         for t in range(case.max_tokens)
     ]
     tokens = case.max_tokens + 1
     return [
         *decoding,
-        reading(config, case.rows, tokens, before, shared_by, itemsize),
+        reading(config, case.rows, tokens, before, shared_by, number),
     ]
 
 
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timed = measuring.interleaved(sides, given.rounds)
     measuring.table(f"{name}, {case}", timed)
     limits = probes.ceilings(timed, threads)
-    least = sum(map(limits.least_seconds, work(config, case, dtype.itemsize)))
+    least = sum(map(limits.least_seconds, work(config, case, NumberBytes.of(dtype))))
     taken = {side: limits.seconds(timed[side]) for side in ("one program", "in parts")}
     found = {
         "ratio_ceiling": least / taken["one program"],

@@ -22,7 +22,7 @@ from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model.value import readout
-from agentrm_jax.plan.work import reading
+from agentrm_jax.plan.work import NumberBytes, reading
 from benchmarks import ceilings, engines, measuring, models
 from benchmarks.score import dense_scorer
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     timed = measuring.interleaved(sides, given.rounds)
     measuring.table(f"{name}, {given.prompts} prompts of {length} tokens", timed)
     limits = probes.ceilings(timed, threads)
-    work = reading(config, given.prompts, length, 0, 1, dtype.itemsize)
+    work = reading(config, given.prompts, length, 0, 1, NumberBytes.of(dtype))
     taken = {side: limits.seconds(timed[side]) for side in ("ours", "dense")}
     found = {
         "ratio_ceiling": limits.least_seconds(work) / taken["ours"],

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agentrm_jax.plan.work import decoding_token, reading
+from agentrm_jax.plan.work import NumberBytes, decoding_token, reading
 from benchmarks import ceilings, engines, measuring, models
 
 
@@ -31,15 +31,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a reply or a candidate")
 
 
-def setup(given: argparse.Namespace) -> tuple[Any, Any, int]:
-    """The shape, the dtype and its bytes."""
+def setup(given: argparse.Namespace) -> tuple[Any, Any, NumberBytes]:
+    """The shape, the dtype and the bytes of its numbers."""
     dtype = jnp.dtype(given.dtype)
-    return models.SHAPES[given.model], dtype, dtype.itemsize
+    return models.SHAPES[given.model], dtype, NumberBytes.of(dtype)
 
 
 def decode(given: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second, and the shares, at every number of rows; 5 replies to each prompt."""
-    config, dtype, itemsize = setup(given)
+    config, dtype, number = setup(given)
     rng = np.random.default_rng(0)
     shares = {rows: 5 if rows % 5 == 0 else 1 for rows in given.rows}
     most = max(rows // n for rows, n in shares.items())
@@ -58,7 +58,7 @@ def decode(given: argparse.Namespace) -> dict[str, Any]:
     found = []
     for rows, n in shares.items():
         taken = limits.seconds(timed[f"{rows} rows"]) / given.tokens
-        work = decoding_token(config, rows, given.context, n, (given.tokens + 1) / 2, itemsize)
+        work = decoding_token(config, rows, given.context, n, (given.tokens + 1) / 2, number)
         found.append(
             {
                 "rows": rows,
@@ -79,7 +79,7 @@ def decode(given: argparse.Namespace) -> dict[str, Any]:
 
 def score(given: argparse.Namespace) -> dict[str, Any]:
     """Candidates behind contexts: the share of the arithmetic that the device can do (MFU)."""
-    config, dtype, itemsize = setup(given)
+    config, dtype, number = setup(given)
     n, G = 25, given.groups
     rng = np.random.default_rng(0)
     contexts = models.draw_tokens(config, rng, G, given.context)
@@ -95,7 +95,7 @@ def score(given: argparse.Namespace) -> dict[str, Any]:
         f"{given.model}, {G} x {n} x {given.tokens} tokens behind {given.context}", timed
     )
     limits = probes.ceilings(timed, given.threads or 1)
-    work = reading(config, G * n, given.tokens, given.context, n, itemsize)
+    work = reading(config, G * n, given.tokens, given.context, n, number)
     taken = limits.seconds(timed["ours"])
     found = {
         "ratio_mfu": work.flops / taken / limits.flops,

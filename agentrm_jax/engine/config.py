@@ -8,12 +8,18 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.model.attention import ENGINE_BACKENDS
 
+EIGHT_BITS = "int8"
+"""The value of `weights` and `kv` for 8 bits."""
+
+EIGHT_BIT_PAGES = ("xla", "cudnn", "triton")
+"""The attention backends that read keys and values in 8 bits."""
+
 _MAY_BE_ZERO = ("cache_tokens", "extend_batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Sizes of the engine. `context` decides results, all others decide memory and speed.
+    """Sizes of the engine. `context`, `weights` and `kv` decide results, others memory and speed.
 
     Results are bit-identical for equal sizes. With other sizes they are equal except for near-ties
     of the logits.
@@ -39,6 +45,11 @@ class EngineConfig:
       attention: The attention backend: `xla` runs everywhere; `pallas` on TPUs; `triton` on NVIDIA
         GPUs, and `cudnn` there for prefill alone (it rounds to bfloat16; decoding is as with
         `xla`). `pallas` and `triton` read pages in place. Results differ in rounding.
+      weights: `int8` keeps the engine's own copy of the matrices in 8 bits, with a scale for each
+        output channel, in half of the memory of bfloat16; activations keep the dtype of the model.
+        Null: the dtype of the model. It holds for policies and for reward models of every kind.
+      kv: `int8` keeps keys and values in 8 bits, with a scale for each token and head; not with
+        `attention: pallas`. Null: the dtype of the model.
     """
 
     context: int = 2048
@@ -53,10 +64,21 @@ class EngineConfig:
     max_pieces: int = 160
     instruction_tokens: int = 4096
     attention: str = "xla"
+    weights: str | None = None
+    kv: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ENGINE_BACKENDS)
-        sizes = [f.name for f in dataclasses.fields(self) if f.name != "attention"]
+        for name in ("weights", "kv"):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), (EIGHT_BITS,))
+        if self.kv is not None and self.attention not in EIGHT_BIT_PAGES:
+            raise UserError(
+                f"must be one of {', '.join(EIGHT_BIT_PAGES)} with kv: int8",
+                field="attention",
+                value=self.attention,
+            )
+        sizes = [f.name for f in dataclasses.fields(self) if f.type == "int"]
         least = {name: "[0, inf)" if name in _MAY_BE_ZERO else "[1, inf)" for name in sizes}
         check_fields(self, **least)
         for name in ("extend_tokens", "extend_batch", "decode_tokens"):

@@ -15,9 +15,8 @@ from agentrm_jax.engine.cache.prefix_cache import PrefixCache
 from agentrm_jax.engine.cache.tables import PageTables, shared_pages
 from agentrm_jax.engine.chunked_prefill import ChunkedPrefill, Usage
 from agentrm_jax.engine.config import EngineConfig
-from agentrm_jax.engine.programs.compiled import Programs
+from agentrm_jax.engine.programs.compiled import Programs, own_parameters
 from agentrm_jax.engine.programs.model import Readout
-from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
 
 
@@ -82,8 +81,8 @@ class Engine:
     ) -> Engine:
         """Returns an engine that takes a model's parameters over.
 
-        The stacked parameters are deleted as their unstacked copies are made, so that a device
-        never holds both.
+        The stacked parameters are deleted as their unstacked copies are made, in 8 bits or not, so
+        that a device never holds both.
 
         Args:
           params: Stacked, as training and checkpoints have them; not to be used afterwards.
@@ -91,7 +90,7 @@ class Engine:
           sizes: The sizes of the engine.
           mesh: As of `Engine`, like `readout` and `head`.
         """
-        own = llama.unstacked(params, consume=True)
+        own = own_parameters(params, sizes, consume=True)
         return cls(own, config, sizes, mesh=mesh, readout=readout, head=head)
 
     def warm_up(self) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from agentrm_jax.model.attention import causal_attention, causal_mask, dense_attention
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
+from agentrm_jax.model.eight_bits import EightBits, take_rows
 from agentrm_jax.model.lora import Adapted
 from agentrm_jax.model.options import DEFAULT_OPTIONS, REMAT, ForwardOptions
 from agentrm_jax.model.panels import Panels, multiply
@@ -33,7 +34,11 @@ FEW = 256
 
 
 def project(
-    weight: jax.Array | Adapted | Panels, x: jax.Array, *, shared: int = 1, dtype: Any = None
+    weight: jax.Array | Adapted | Panels | EightBits,
+    x: jax.Array,
+    *,
+    shared: int = 1,
+    dtype: Any = None,
 ) -> jax.Array:
     """Returns the product of x with a matrix.
 
@@ -41,7 +46,8 @@ def project(
     transposed, so that both sides are read in the order of memory: this halves the time on CPUs.
 
     Args:
-      weight: [*out, *in]; may have a low-rank adapter or be stored in panels.
+      weight: [*out, *in]; may have a low-rank adapter, be stored in panels or in 8 bits. The
+        compilers convert 8 bits inside of the product; it is scaled in float32 afterwards.
       x: [B, T, *in].
       shared: Number of axes of `in`.
       dtype: Dtype of the product, if it is not that of the sides.
@@ -54,6 +60,12 @@ def project(
         return project(weight.base, x, shared=shared, dtype=dtype) + weight.scale * difference
     if isinstance(weight, Panels):
         return multiply(weight, x.reshape(*x.shape[:-shared], -1))
+    if isinstance(weight, EightBits):
+        values, x = jax.lax.platform_dependent(
+            weight.values, x, cpu=_held_together, default=lambda *sides: sides
+        )
+        whole = project(values.astype(x.dtype), x, shared=shared, dtype=jnp.float32)
+        return (whole * weight.scales).astype(x.dtype if dtype is None else dtype)
     inner = [tuple(range(side.ndim - shared, side.ndim)) for side in (weight, x)]
     if x.shape[0] * x.shape[1] > FEW:
         within = ((inner[1], inner[0]), ((), ()))
@@ -63,11 +75,19 @@ def project(
     return jnp.moveaxis(out, (-2, -1), (0, 1))
 
 
+def _held_together(values: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns both sides of a product, the first as if it depended on the second.
+
+    CPUs would else convert the weights of all layers before a loop of decoding, and keep them.
+    """
+    return jax.lax.optimization_barrier((values, x))
+
+
 def embed(
     params: Params, tokens: Int[Array, "batch length"]
 ) -> Float[Array, "batch length d_model"]:
     """Returns the embeddings of tokens."""
-    return params["embed"][tokens]
+    return take_rows(params["embed"], tokens)
 
 
 def rms_norm(
@@ -285,14 +305,20 @@ def unstacked(params: Params, *, consume: bool = False) -> Params:
         parts = {}
         for name, stack in stacks.items():
             parts |= jax.block_until_ready(_split({name: stack}))
-            stack.delete()
+            jax.tree.map(lambda x: x.delete(), stack)
     layers = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
     return {**params, "layers": tuple(layers)}
 
 
 @jax.jit
-def _split(stacks: Params) -> dict[str, tuple[jax.Array, ...]]:
-    return {name: tuple(stack[l] for l in range(stack.shape[0])) for name, stack in stacks.items()}
+def _split(stacks: Params) -> dict[str, tuple[Any, ...]]:
+    def layer(stack: Any, l: int) -> Any:
+        return jax.tree.map(lambda x: x[l], stack)
+
+    return {
+        name: tuple(layer(stack, l) for l in range(stack.shape[0]))
+        for name, stack in stacks.items()
+    }
 
 
 def forward(

@@ -19,8 +19,10 @@ from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.data.chat import opening_tokens
 from agentrm_jax.data.tokenizer import load_vocabulary
 from agentrm_jax.engine.engine import Engine
+from agentrm_jax.engine.programs.compiled import own_parameters
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.model import llama
+from agentrm_jax.model.eight_bits import in_eight_bits
+from agentrm_jax.model.parameters import Params
 from agentrm_jax.pipeline.acting import ActingPolicy
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.models import load_policy, load_policy_params, load_reward, stored_head
@@ -189,8 +191,9 @@ class Implicit(RewardKind):
         workspace = policy.workspace
         model, config = workspace.models.implicit(), workspace.config
         return ImplicitScorer(
-            model.params,
-            workspace.models.acting_policy().params,  # the engine has taken the others over
+            _in_engine_bits(config, model.params),
+            # The engine has taken the other parameters over.
+            _in_engine_bits(config, workspace.models.acting_policy().params),
             model.config,
             model.tokenizer,
             workspace.prompts,
@@ -243,16 +246,22 @@ class ImplicitPair(RewardKind):
         workspace = policy.workspace
         dtype, mesh = workspace.config.dtype, workspace.engine_mesh
         model = load_policy(pathlib.Path(self.policy), dtype, mesh)
+        params = _in_engine_bits(workspace.config, model.params)
         reference, shape = load_policy_params(pathlib.Path(self.reference), dtype, mesh)
         return ImplicitScorer(
-            model.params,
-            reference,
+            params,
+            _in_engine_bits(workspace.config, reference),
             model.config,
             model.tokenizer,
             workspace.prompts,
             _implicit_settings(workspace, self.beta, self.reduction),
             shape,
         )
+
+
+def _in_engine_bits(config: RunConfig, params: Params) -> Params:
+    """Returns parameters in the bits that `engine.weights` asks for; the given ones are deleted."""
+    return params if config.engine.weights is None else in_eight_bits(params, consume=True)
 
 
 def _implicit_settings(workspace: Workspace, beta: float, reduction: Reduction) -> ImplicitSettings:
@@ -325,7 +334,7 @@ class Judge(RewardKind):
             model, params = policy.model, policy.engine.programs.model.params
         else:
             model = load_policy(pathlib.Path(config.judge.policy), config.dtype, mesh)
-            params = llama.unstacked(model.params, consume=True)
+            params = own_parameters(model.params, config.engine, consume=True)
         return LogProbJudge(
             params, model.config, model.tokenizer, config.engine, config.judge, mesh
         )

@@ -230,7 +230,8 @@ def _engine_keys(overrides: Sequence[str]) -> dict[str, Any]:
       UserError: Another key is set, or a size is no whole number.
     """
     kinds = {
-        f"engine.{field.name}": type(field.default) for field in dataclasses.fields(EngineConfig)
+        f"engine.{field.name}": int if field.type == "int" else str
+        for field in dataclasses.fields(EngineConfig)
     }
     found: dict[str, Any] = {}
     for word in overrides:

@@ -87,7 +87,7 @@ def _parameters(shape: Values) -> int:
     return shape["vocab_size"] * width + shape["num_layers"] * layer
 
 
-def _section(values: Values, prefix: str, otherwise: Values) -> dict[str, int]:
+def _section(values: Values, prefix: str, otherwise: Mapping[str, Any]) -> dict[str, Any]:
     """The values of one section without its name in the keys; `otherwise` has missing ones."""
     return {name: values.get(f"{prefix}.{name}", value) for name, value in otherwise.items()}
 
@@ -121,6 +121,7 @@ def _engine_bytes(config: RunConfig, shape: Values, axes: Values) -> Callable[[V
         model = _section(values, "model", shape)
         engine = _section(values, "engine", sizes)
         cache = least_bytes(model, engine, itemsize, axes["tensor"], axes["data"])
-        return cache + _parameters(model) * itemsize // (axes["fsdp"] * axes["tensor"])
+        weight = itemsize if config.engine.weights is None else 1
+        return cache + _parameters(model) * weight // (axes["fsdp"] * axes["tensor"])
 
     return needed

@@ -70,8 +70,10 @@ class StageSpec:
 _LOGGING = ("metrics_every", "checkpoint_every", "keep")
 _SHARED = ("environments", "seed")
 _POLICY = (*_SHARED, "policy", "train_policy", "model", "sft", "engine.context", "dtype")
+_ENGINE_BITS = ("engine.weights", "engine.kv")
 _SCORING = (
     *_POLICY,
+    *_ENGINE_BITS,
     "agent",
     "rewards",
     "reward_options",
@@ -100,7 +102,7 @@ STAGES = (
     StageSpec(
         name="explore",
         after=("sft",),
-        sections=(*_POLICY, "agent", "explore"),
+        sections=(*_POLICY, *_ENGINE_BITS, "agent", "explore"),
         wanted=lambda config: config.explores,
         work=explore,
         processes="share",
@@ -124,7 +126,7 @@ STAGES = (
     StageSpec(
         name="sample",
         after=("sft",),
-        sections=(*_POLICY, "agent", "explore.num_tasks", "sample"),
+        sections=(*_POLICY, *_ENGINE_BITS, "agent", "explore.num_tasks", "sample"),
         wanted=lambda config: config.samples,
         work=sample,
         processes="share",

@@ -18,6 +18,7 @@ from agentrm_jax.engine.programs.prefill import prefill
 from agentrm_jax.engine.rows import DecodeRows, PrefillRows
 from agentrm_jax.engine.schedule.scheduler import Scheduler
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import abstract_in_eight_bits
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.plan.traffic import Assumed
 from agentrm_jax.runtime.sharding import named_sharding
@@ -40,10 +41,14 @@ class AbstractPrograms(Programs):
         dtype, mesh = params["embed"].dtype, self.mesh
         assert mesh is not None
         pool = jax.eval_shape(
-            lambda: make_pool(config, num_pages, sizes.page_size, dtype, mesh, sizes.attention)
+            lambda: make_pool(
+                config, num_pages, sizes.page_size, dtype, mesh, sizes.attention, sizes.kv
+            )
         )
-        sharding = named_sharding(mesh, ("kv_heads", None, None, None))
+        sharding = named_sharding(mesh, ("kv_heads",))
         pool = jax.tree.map(lambda x: _shape(x, sharding), pool)
+        if sizes.weights is not None:
+            params = abstract_in_eight_bits(params)
         return unstacked(params, mesh), pool
 
     def put(self, rows: Any) -> Any:
@@ -75,7 +80,7 @@ def unstacked(params: Params, mesh: Mesh) -> Params:
         )
 
     one = jax.tree.map(layer, params["layers"])
-    num_layers = next(iter(params["layers"].values())).shape[0]
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
     return {**params, "layers": (one,) * num_layers}
 
 

@@ -103,7 +103,7 @@ def _reward_models(
             shape, head = models.stored_shape(pathlib.Path(config.judge.policy), "policy"), None
         else:
             for part, own in _held_policies(config, kind, policy).items():
-                params = target.abstract(parameters.describe(own))
+                params = target.abstract_for_scoring(parameters.describe(own))
                 resident[f"{label}: {part}'s parameters"] = bytes_on_chip(params)
             continue
         engine = _engine(label, target, shape, resident, head)
@@ -192,15 +192,15 @@ def _engine(
     The bytes that it keeps on each chip are added to `resident`.
     """
     if head is None:
-        params = target.abstract(parameters.describe(shape))
+        params = target.abstract_for_scoring(parameters.describe(shape))
         options: dict[str, Any] = {}
     else:
-        whole = target.abstract(parameters.describe_reward(shape, head.outputs))
+        whole = target.abstract_for_scoring(parameters.describe_reward(shape, head.outputs))
         params, options = whole["trunk"], {"readout": Readout(head), "head": whole["value_head"]}
     resident[f"{name}'s parameters"] = bytes_on_chip(params)
     mesh, sizes = target.mesh, target.config.engine
     if not sizes.cache_tokens:
-        token = work.kv_bytes(shape, 1, target.itemsize) / mesh.shape["tensor"]
+        token = work.kv_bytes(shape, 1, target.number(shape)) / mesh.shape["tensor"]
         free = _PAGES_SHARE * (target.topology.chip.hbm - sum(resident.values()))
         sizes = dataclasses.replace(sizes, cache_tokens=max(1, int(free / token)))
     engine = AbstractEngine(params, shape, sizes, mesh=mesh, **options)
@@ -218,7 +218,7 @@ def _prefill(name: str, engine: AbstractEngine, target: Target) -> Program:
     def needed(rows: float) -> Work:
         return work.reading(
             engine.config, rows, sizes.extend_tokens, sizes.context // 2, sizes.siblings,
-            target.itemsize,
+            target.number(engine.config),
         )  # fmt: skip
 
     lowered, rows = lowered_reading(engine)
@@ -248,7 +248,7 @@ def _decoding(
     def needed(rows: float) -> Work:
         return work.decoding_token(
             engine.config, rows, engine.sizes.context // 2, shared_by, sampling.max_tokens / 2,
-            target.itemsize,
+            target.number(engine.config),
         )  # fmt: skip
 
     program = Program(

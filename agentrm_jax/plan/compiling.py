@@ -14,13 +14,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.engine.cache.memory import head_bytes
 from agentrm_jax.model import parameters
+from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import abstract_in_eight_bits
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.needs import Program
 from agentrm_jax.plan.programs import exchanges_of, memory_of
 from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.plan.traffic import traffic_of
+from agentrm_jax.plan.work import NumberBytes
 
 _GPU_OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0}
 """Without a GPU nothing can be timed: products take their default tilings."""
@@ -48,12 +52,29 @@ class Target:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a parameter of an engine."""
+        """Bytes of a number in the dtype of the run."""
         return jnp.dtype(self.config.dtype).itemsize
+
+    def number(self, shape: LlamaConfig) -> NumberBytes:
+        """Returns the bytes of a number of an engine."""
+        engine = self.config.engine
+        return NumberBytes(
+            weights=self.itemsize if engine.weights is None else 1,
+            kv=head_bytes(shape.head_dim, self.itemsize, engine.kv) / shape.head_dim,
+        )
 
     def abstract(self, description: parameters.Params) -> parameters.Params:
         """Returns shapes and shardings of parameters in the dtype of the run."""
         return parameters.abstract_of(description, self.config.dtype, self.mesh)
+
+    def abstract_for_scoring(self, description: parameters.Params) -> parameters.Params:
+        """Returns shapes and shardings of parameters in the bits that engines hold them in."""
+        params = self.abstract(description)
+        if self.config.engine.weights is None:
+            return params
+        if "trunk" in params:
+            return {**params, "trunk": abstract_in_eight_bits(params["trunk"])}
+        return abstract_in_eight_bits(params)
 
     def compiled(self, program: Program, lower: Callable[[], jax.stages.Lowered]) -> Program:
         """Returns a program with what the compiler found.

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from agentrm_jax.engine.cache.memory import head_bytes
+from agentrm_jax.engine.config import EIGHT_BIT_PAGES
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.plan.programs import Exchange, Memory
 from agentrm_jax.plan.topologies import Topology
 from agentrm_jax.plan.traffic import Assumed, Traffic
-from agentrm_jax.plan.work import Work, kv_bytes
+from agentrm_jax.plan.work import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,13 +152,18 @@ def inference_advice(
         return []
     advice = []
     sizes, excess = config.engine, plan.peak - plan.hbm
-    token = kv_bytes(policy, 1, jnp.dtype(config.dtype).itemsize) / mesh.shape["tensor"]
+    head = head_bytes(policy.head_dim, jnp.dtype(config.dtype).itemsize, sizes.kv)
+    token = 2 * policy.num_layers * policy.num_kv_heads * head / mesh.shape["tensor"]
     if config.dtype == "float32":
         advice.append("dtype: bfloat16 halves parameters and pages")
     pages = sum(size for name, size in plan.resident.items() if "pages" in name)
     if pages > excess:
         fewer = math.ceil(excess / token)
         advice.append(f"engine.cache_tokens: about {fewer:,} fewer for each of its engines")
+    if sizes.weights is None:
+        advice.append("engine.weights: int8 halves the models' parameters (of bfloat16)")
+    if sizes.kv is None and sizes.attention in EIGHT_BIT_PAGES:
+        advice.append("engine.kv: int8 halves pages (of bfloat16)")
     doubled = 2 * mesh.shape["tensor"]
     if policy.num_kv_heads % doubled == 0 and mesh.size % doubled == 0:
         advice.append(f"mesh.tensor: {doubled} halves a chip's part of the models")

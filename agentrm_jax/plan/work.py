@@ -6,8 +6,30 @@ Divided by what a machine can do, they bound the time from below.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 from agentrm_jax.model.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class NumberBytes:
+    """Bytes of a number in memory, of which scales have their part.
+
+    Attributes:
+      weights: Of a weight.
+      kv: Of a number of keys and values.
+    """
+
+    weights: float
+    kv: float
+
+    @classmethod
+    def of(cls, dtype: Any) -> NumberBytes:
+        """Returns the bytes if all numbers have one dtype."""
+        size = np.dtype(dtype).itemsize
+        return cls(weights=size, kv=size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,13 +75,18 @@ def attention_flops(config: LlamaConfig, pairs: float) -> float:
     return 4.0 * config.num_layers * config.num_heads * config.head_dim * pairs
 
 
-def kv_bytes(config: LlamaConfig, tokens: float, itemsize: int) -> float:
+def kv_bytes(config: LlamaConfig, tokens: float, number: NumberBytes) -> float:
     """Returns the bytes of the keys and values of tokens in all layers."""
-    return 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * itemsize
+    return 2.0 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * number.kv
 
 
 def reading(
-    config: LlamaConfig, rows: float, tokens: int, before: int, shared_by: float, itemsize: int
+    config: LlamaConfig,
+    rows: float,
+    tokens: int,
+    before: int,
+    shared_by: float,
+    number: NumberBytes,
 ) -> Work:
     """Returns the work of a prefill call, without logits.
 
@@ -71,19 +98,24 @@ def reading(
       tokens: New tokens of each row.
       before: Tokens of the context that they follow.
       shared_by: Rows that share a context, whose keys and values are read once for all of them.
-      itemsize: Bytes of a number.
+      number: Bytes of a number.
     """
     without_output = rows * (tokens - 1)
     pairs = rows * tokens * (before + (tokens + 1) / 2)
     pairs -= without_output * (before + tokens / 2) / config.num_layers
     weights = layer_weights(config) * rows * tokens - _weights_without_kv(config) * without_output
-    traffic = layer_weights(config) * itemsize
-    traffic += kv_bytes(config, rows * before / shared_by + rows * tokens, itemsize)
+    traffic = layer_weights(config) * number.weights
+    traffic += kv_bytes(config, rows * before / shared_by + rows * tokens, number)
     return Work(2.0 * weights + attention_flops(config, pairs), traffic)
 
 
 def decoding_token(
-    config: LlamaConfig, rows: float, before: int, shared_by: float, decoded: float, itemsize: int
+    config: LlamaConfig,
+    rows: float,
+    before: int,
+    shared_by: float,
+    decoded: float,
+    number: NumberBytes,
 ) -> Work:
     """Returns the work of decoding one token in every row.
 
@@ -93,11 +125,12 @@ def decoding_token(
       before: Tokens of the prompt.
       shared_by: Rows that share a prompt, whose keys and values are read once for all of them.
       decoded: Tokens of a row that follow the prompt.
-      itemsize: Bytes of a number.
+      number: Bytes of a number.
     """
     weights = layer_weights(config) + head_weights(config)
     flops = 2.0 * weights * rows + attention_flops(config, rows * (before + decoded))
-    traffic = weights * itemsize + kv_bytes(config, rows * (before / shared_by + decoded), itemsize)
+    traffic = weights * number.weights
+    traffic += kv_bytes(config, rows * (before / shared_by + decoded), number)
     return Work(flops, traffic)
 
 

@@ -24,9 +24,11 @@ from agentrm_jax.data.chat import ChatTokenizer, opening_tokens, reply_tokens
 from agentrm_jax.engine.config import EngineConfig
 from agentrm_jax.engine.engine import Engine
 from agentrm_jax.engine.front import score
+from agentrm_jax.engine.programs.compiled import own_parameters
 from agentrm_jax.engine.request import TokenSequence
 from agentrm_jax.model import llama
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import take_rows
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.reward.judge import JudgeConfig, pair_texts
 
@@ -93,9 +95,10 @@ class LogProbJudge:
     ) -> None:
         self._tokenizer, self._judge = tokenizer, judge
         answers = answer_tokens(tokenizer, judge.grades)
+        params = own_parameters(params, sizes)
         output = params["embed" if config.tie_embeddings else "lm_head"]
         head = {
-            "answers": output[jnp.asarray(answers)],
+            "answers": take_rows(output, jnp.asarray(answers)),
             "values": jnp.linspace(1.0, 0.0, judge.grades, dtype=jnp.float32),
         }
         self._engine = Engine(params, config, sizes, readout=_expectation, head=head, mesh=mesh)

@@ -54,6 +54,14 @@ def test_decode():
     assert exactness["log_prob_error"] < 1e-4
 
 
+def test_eight_bits():
+    found = last_line("eight_bits", "--tiny")
+    bits = found["variants"]["weights and kv"]
+    assert bits["logit_error_mean"] < 0.1 * found["logit_spread"]
+    assert bits["greedy_agree"] > 0.85
+    assert found["variants"]["weights"]["score_error_mean"] > 0
+
+
 def test_score():
     found = run("score", "--tiny")
     assert found["ratio_dense"]

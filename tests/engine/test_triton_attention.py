@@ -18,14 +18,17 @@ from hypothesis import strategies as st
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.attention import triton
 from agentrm_jax.engine.attention.parts import Part
+from agentrm_jax.engine.cache.memory import head_bytes
 from agentrm_jax.engine.cache.pages import Context, PageTable, make_pool
 from agentrm_jax.engine.programs.decode import DecodePlan, decode
 from agentrm_jax.engine.programs.model import LoadedModel
 from agentrm_jax.engine.programs.prefill import prefill
 from agentrm_jax.engine.programs.sampling import Sampling
 from agentrm_jax.engine.rows import DecodeRows, PrefillRows
-from agentrm_jax.model import llama, parameters
+from agentrm_jax.model import parameters
 from agentrm_jax.model.attention import Backend
+from agentrm_jax.model.eight_bits import abstract_in_eight_bits
+from agentrm_jax.plan.abstract_engine import unstacked
 from agentrm_jax.plan.hlo import parse
 from agentrm_jax.plan.traffic import Assumed, traffic_of
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -194,24 +197,25 @@ def test_pools_that_32_bits_cannot_address():
         )  # fmt: skip
 
 
-def abstract_model(kind: str):
-    """A model of two layers with a large pool, on one GPU; and page tables."""
+def abstract_model(kind: str, kv: str | None):
+    """A model of two layers with a large pool, on one GPU; weights have 8 bits if `kv` has."""
     config = dataclasses.replace(
         CONFIG, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=64, d_model=128, d_ff=128
     )
-    params = jax.eval_shape(
-        lambda: llama.unstacked(parameters.init(jax.random.key(0), config, jnp.bfloat16, None))
-    )
-    pool = jax.eval_shape(lambda: make_pool(config, 16_384, 16, jnp.bfloat16, None, "triton"))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = parameters.abstract_of(parameters.describe(config), jnp.bfloat16, mesh)
+    params = unstacked(params if kv is None else abstract_in_eight_bits(params), mesh)
+    pool = jax.eval_shape(lambda: make_pool(config, 16_384, 16, jnp.bfloat16, None, "triton", kv))
     return config, *on_gpu((params, pool), kind)
 
 
 @pytest.mark.gpu_compile
+@pytest.mark.parametrize("kv", [None, "int8"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gpu_compiler_takes_the_engine(kind):
-    """Reading and decoding, in bfloat16: nothing copies the pool or a context."""
+def test_gpu_compiler_takes_the_engine(kind, kv):
+    """Reading and decoding, in bfloat16 and in 8 bits: nothing copies the pool or a context."""
     G, n, C, T, tail = 4, 3, 64, 32, 4
-    config, params, pool = abstract_model(kind)
+    config, params, pool = abstract_model(kind, kv)
 
     def ints(*shape: int, dtype=jnp.int32):
         return on_gpu(jax.ShapeDtypeStruct(shape, dtype), kind)
@@ -240,10 +244,11 @@ def test_gpu_compiler_takes_the_engine(kind):
     decoding = decode.lower(model, rows, plan).compile(options)
     scorer = dataclasses.replace(model, readout=lambda _, hidden: hidden)
     reading = prefill.lower(scorer, new).compile(options)
-    page = 2 * 16 * config.num_kv_heads * config.head_dim * 2  # keys and values of a layer
+    head = head_bytes(config.head_dim, 2, kv)
+    page = 2 * 16 * config.num_kv_heads * head  # keys and values of a layer
     for compiled, kernels in ((decoding, 2 * 4), (reading, 2 * 2)):
         assert compiled.as_text().count('custom_call_target="__gpu$xla.gpu.triton"') == kernels
-    pool_bytes = sum(2 * x.size for x in jax.tree.leaves(pool))
+    pool_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
     assert reading.memory_analysis().temp_size_in_bytes < pool_bytes / 8
     assert decoding.memory_analysis().temp_size_in_bytes < 2 * G * C * page
     paged = 2 * page * (G * C + R * tail + 16)

@@ -16,6 +16,7 @@ from agentrm_jax.data.attempts import attempt_text
 from agentrm_jax.data.chat import opening_tokens, reply_tokens
 from agentrm_jax.data.tokenizer import train_tokenizer
 from agentrm_jax.model import llama
+from agentrm_jax.model.eight_bits import EightBits, decode, in_eight_bits
 from agentrm_jax.reward import log_prob_judge
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.reward.log_prob_judge import LogProbJudge, answer_tokens
@@ -193,3 +194,17 @@ def test_best_of_n_takes_the_attempt_that_wins():
     ]
     [choice] = choose_best([rollouts], judge())
     assert choice.chosen == int(np.argmax(slow_scores(group, 4, 2)))
+
+
+def test_a_judge_in_8_bits_is_the_rounded_judge():
+    """Also the rows of the answers, which it reads out of the embeddings."""
+    kept = llama.unstacked(in_eight_bits(weights(0)))
+    rounded = jax.tree.map(decode, kept, is_leaf=lambda x: isinstance(x, EightBits))
+    config, group = JudgeConfig(form="log_probs", num_pivots=2), attempts(1, 2, 3)
+    sizes = dataclasses.replace(SIZES, context=LONGEST, cache_tokens=16 * LONGEST, extend_tokens=64)
+    in_bits = dataclasses.replace(sizes, weights="int8")
+    [wanted] = LogProbJudge(rounded, SHAPE, TOKENIZER, sizes, config).score([group])
+    for params in (kept, weights(0)):
+        [found] = LogProbJudge(params, SHAPE, TOKENIZER, in_bits, config).score([group])
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert np.ptp(wanted) > 1e-4

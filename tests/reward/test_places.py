@@ -16,6 +16,7 @@ from agentrm_jax.core.records import Trajectory, Transition, Unanswered, to_json
 from agentrm_jax.data.attempts import attempt_text
 from agentrm_jax.data.chat import render
 from agentrm_jax.data.render import Renderer
+from agentrm_jax.model.eight_bits import EightBits, decode, in_eight_bits
 from agentrm_jax.reward.implicit import ImplicitScorer, ImplicitSettings
 from agentrm_jax.reward.places import PLACES, Place, placed
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
@@ -168,6 +169,20 @@ def test_replies_alone_decide_an_implicit_score() -> None:
     for at_action, after in zip(blind.score(GROUPS), answered.score(GROUPS), strict=True):
         np.testing.assert_allclose(at_action, after, rtol=1e-4, atol=1e-5)
     assert blind.cost(GROUPS[0]) < answered.cost(GROUPS[0])
+
+
+def test_an_implicit_model_in_8_bits_is_the_rounded_model() -> None:
+    kept = [in_eight_bits(tiny_model(seed).params) for seed in (0, 1)]
+    rounded = jax.tree.map(decode, kept, is_leaf=lambda x: isinstance(x, EightBits))
+    settings = ImplicitSettings(
+        beta=0.1, limit=256, mesh=make_mesh(MeshConfig(), jax.devices()[:1])
+    )
+    ours, wanted = (
+        ImplicitScorer(*models, CONFIG, tokenizer(), lambda task: PROMPT, settings).score(GROUPS)
+        for models in (kept, rounded)
+    )
+    for found, others in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(found, others, rtol=1e-4, atol=1e-5)
 
 
 def test_the_next_beam_is_selected_at_the_action(model) -> None:

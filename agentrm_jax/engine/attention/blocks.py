@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention.parts import Part, Reader, attend_blocks
+from agentrm_jax.engine.attention.parts import Part, Reader, attend_blocks, keys_last
 from agentrm_jax.engine.cache.pages import (
     PAGE_BLOCK,
     Context,
@@ -20,6 +20,7 @@ from agentrm_jax.engine.cache.pages import (
     read_block,
     shared_mask,
 )
+from agentrm_jax.model.eight_bits import Stored
 
 
 def own_blocks(pool: Pool, table: PageTable) -> Reader:
@@ -46,7 +47,7 @@ def _read_blocks(pool: Pool, table: PageTable, mask_of: Callable[[jax.Array], ja
     def attention(l: int, q: jax.Array) -> Part:
         def read(i: jax.Array):
             k, v = (read_block(layer[l], table, i, PAGE_BLOCK) for layer in (pool.k, pool.v))
-            return k.swapaxes(2, 3), v, mask_of(i)
+            return keys_last(k), v, mask_of(i)
 
         return attend_blocks(q, read, table.num_blocks(PAGE_BLOCK))
 
@@ -63,22 +64,22 @@ def copied_shared_blocks(pool: Pool, context: Context, sequence_of: jax.Array) -
     num_blocks = table.pages.shape[1] // PAGE_BLOCK
     used = table.num_blocks(PAGE_BLOCK)
 
-    def copied(layer: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    def copied(layer: Stored, arranged: Callable[[Stored], Stored]) -> Stored:
         def copy(i, blocks):
-            return blocks.at[i].set(read_block(layer, table, i, PAGE_BLOCK).transpose(axes))
+            block = arranged(read_block(layer, table, i, PAGE_BLOCK))
+            return jax.tree.map(lambda x, new: x.at[i].set(new), blocks, block)
 
-        shape = jax.eval_shape(
-            lambda: read_block(layer, table, 0, PAGE_BLOCK).transpose(axes)
-        ).shape
-        return jax.lax.fori_loop(0, used, copy, jnp.zeros((num_blocks, *shape), layer.dtype))
+        one = jax.eval_shape(lambda: arranged(read_block(layer, table, 0, PAGE_BLOCK)))
+        empty = jax.tree.map(lambda x: jnp.zeros((num_blocks, *x.shape), x.dtype), one)
+        return jax.lax.fori_loop(0, used, copy, empty)
 
-    k = [copied(layer, (0, 1, 3, 2)) for layer in pool.k]
-    v = [copied(layer, (0, 1, 2, 3)) for layer in pool.v]
+    k = [copied(layer, keys_last) for layer in pool.k]
+    v = [copied(layer, lambda x: x) for layer in pool.v]
 
     def attention(l: int, q: jax.Array) -> Part:
         def read(i: jax.Array):
             mask = shared_mask(context, i, PAGE_BLOCK, pool.page_size)[sequence_of]
-            return k[l][i], v[l][i], mask
+            return *(jax.tree.map(lambda x: x[i], x) for x in (k[l], v[l])), mask
 
         return attend_blocks(q, read, used)
 

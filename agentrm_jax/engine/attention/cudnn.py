@@ -11,6 +11,7 @@ from agentrm_jax.engine.attention.parts import AttendTo
 from agentrm_jax.engine.cache.pages import Pool, block_mask, read_block
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model.attention import masked_attention
+from agentrm_jax.model.eight_bits import Stored, decode
 
 _DIVISORS = (8, 4, 2, 1)
 """The width of a page table is divided by these; the least width that holds all pages is read."""
@@ -35,21 +36,21 @@ def contiguous_attention(pool: Pool, rows: PrefillRows, queries: jax.Array) -> A
     used = jnp.max(jnp.sum(table.fills > 0, axis=1))
     narrowest = jnp.searchsorted(jnp.asarray(widths), used)
 
-    def attend(width: int, l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(width: int, l: int, q: jax.Array, k: Stored, v: Stored) -> jax.Array:
         """Attention to `width` pages and the new tokens; q, k, v are [G, R / G * Q or T, ...]."""
 
-        def keys(layer: jax.Array, own: jax.Array) -> jax.Array:
-            before = read_block(layer, table, 0, width).transpose(1, 2, 0, 3)
-            return jnp.concatenate([before, own], axis=1)
+        def keys(layer: Stored, own: Stored) -> jax.Array:
+            before = decode(read_block(layer, table, 0, width)).transpose(1, 2, 0, 3)
+            return jnp.concatenate([before, decode(own)], axis=1)
 
         before = block_mask(table, 0, width, page_size)[:, None]
         before = jnp.broadcast_to(before, (*new.shape[:2], before.shape[2]))
         mask = jnp.concatenate([before, new], axis=2)
         return masked_attention(q, keys(pool.k[l], k), keys(pool.v[l], v), mask, pool.backend)
 
-    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend_to(l: int, q: jax.Array, k: Stored, v: Stored) -> jax.Array:
         branches = [functools.partial(attend, width, l) for width in widths]
-        grouped = (x.reshape(G, -1, *x.shape[2:]) for x in (q, k, v))
+        grouped = jax.tree.map(lambda x: x.reshape(G, -1, *x.shape[2:]), (q, k, v))
         return jax.lax.switch(narrowest, branches, *grouped).reshape(q.shape)
 
     return attend_to

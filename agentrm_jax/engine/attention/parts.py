@@ -11,12 +11,15 @@ Shapes: `X` stands for any leading batch axes (KV heads first), `M` queries that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+
+from agentrm_jax.model.eight_bits import EightBits, Stored, split
 
 OWN_PAGES, SHARED_PREFIXES, TAILS = "own_pages", "shared_prefixes", "tails"
 SUFFIX = "suffix"
@@ -43,26 +46,41 @@ class Part(NamedTuple):
 Reader = Callable[[int, jax.Array], Part]
 """(layer, queries [K, G, M, H]) to their part over some pages."""
 
-AttendTo = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+AttendTo = Callable[[int, jax.Array, Stored, Stored], jax.Array]
 """(layer, q [R, Q, N, H], new k and v [R, T, K, H]) to the attention output [R, Q, N, H]."""
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Part:
+def keys_last(x: Stored) -> Stored:
+    """Returns keys [X, S, H] as [X, H, S]: with S last, products run along memory.
+
+    Scales of keys in 8 bits stay [X, S].
+    """
+    if isinstance(x, EightBits):
+        return dataclasses.replace(x, values=x.values.swapaxes(-1, -2))
+    return x.swapaxes(-1, -2)
+
+
+def attend(q: jax.Array, k: Stored, v: Stored, mask: jax.Array) -> Part:
     """Returns the part of queries over some keys.
+
+    Scores are multiplied by the scales of keys in 8 bits, and weights by those of values.
 
     Args:
       q: [X, M, H].
-      k: [X, H, S]; with S last, the products with a few queries run along memory.
-      v: [X, S, H].
+      k: [X, H, S], from `keys_last`; scales [X, S].
+      v: [X, S, H]; scales [X, S].
       mask: Broadcast to [X, M, S]; false masks a key.
     """
     scale = q.shape[-1] ** -0.5
+    (k, k_scales), (v, v_scales) = split(k, q.dtype), split(v, q.dtype)
     scores = jnp.einsum("...mh,...hs->...ms", q, k, preferred_element_type=jnp.float32) * scale
+    scores = scores if k_scales is None else scores * k_scales[..., None, :]
     scores = jnp.where(mask, scores, MASKED)
     maximum = jnp.maximum(scores.max(axis=-1), _LEAST)
     weights = jnp.exp(scores - maximum[..., None])
+    factors = weights if v_scales is None else weights * v_scales[..., None, :]
     weighted = jnp.einsum(
-        "...ms,...sh->...mh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "...ms,...sh->...mh", factors.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     return Part(weighted, maximum, weights.sum(axis=-1))
 
@@ -123,14 +141,14 @@ def output(part: Part) -> jax.Array:
 
 def attend_blocks(
     q: jax.Array,
-    read: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    read: Callable[[jax.Array], tuple[Stored, Stored, jax.Array]],
     num_blocks: jax.Array,
 ) -> Part:
     """Returns the part of queries over blocks 0 .. num_blocks - 1 of the keys.
 
     Args:
       q: [X, M, H].
-      read: A block's (k [X, H, S], v [X, S, H], mask broadcast to [X, M, S]).
+      read: A block's (k [X, H, S], v [X, S, H], mask broadcast to [X, M, S]), as for `attend`.
       num_blocks: int32 scalar, known only at run time: the cost follows the number of used pages.
     """
     return jax.lax.fori_loop(

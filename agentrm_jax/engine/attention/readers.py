@@ -15,6 +15,7 @@ from agentrm_jax.engine.attention.parts import (
     attend,
     by_kv_head,
     by_position,
+    keys_last,
     merge,
     output,
 )
@@ -22,6 +23,7 @@ from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import Stored
 
 _KERNELS = {"pallas": pallas, "triton": triton}
 """The backends with a kernel that reads pages by their numbers."""
@@ -50,9 +52,7 @@ def decode_shared(pool: Pool, context: Context, sequence_of: jax.Array) -> Reade
     return blocks.copied_shared_blocks(pool, context, sequence_of)
 
 
-def decode_suffix(
-    q: jax.Array, k: jax.Array, v: jax.Array, last: jax.Array, backend: Backend
-) -> Part:
+def decode_suffix(q: jax.Array, k: Stored, v: Stored, last: jax.Array, backend: Backend) -> Part:
     """Returns the part of queries [K, R, M, H] over what their rows have decoded in this call.
 
     Args:
@@ -64,7 +64,7 @@ def decode_suffix(
     """
     if backend.name == "triton":
         return triton.attend_rows(q, k, v, last + 1, backend)
-    return attend(q, k.swapaxes(2, 3), v, jnp.arange(k.shape[2]) <= last)
+    return attend(q, keys_last(k), v, jnp.arange(k.shape[2]) <= last)
 
 
 def prefill_attention(
@@ -98,10 +98,10 @@ def _merged_attention(
         shared = blocks.shared_blocks(pool, rows.context, sequence_of)
         own = blocks.own_blocks(pool, rows.context.own)
 
-    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend_to(l: int, q: jax.Array, k: Stored, v: Stored) -> jax.Array:
         grouped = by_kv_head(q, K)  # [K, R, Q * N / K, H]
-        k, v = k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)
-        new = attend(grouped, k.swapaxes(2, 3), v, causal)
+        k, v = (jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), x) for x in (k, v))
+        new = attend(grouped, keys_last(k), v, causal)
         before = []
         for scope, num_groups, read in ((SHARED_PREFIXES, 1, shared), (OWN_PAGES, G, own)):
             with jax.named_scope(scope):

@@ -27,11 +27,13 @@ from agentrm_jax.engine.attention.parts import (
     Reader,
     attend,
     empty_part,
+    keys_last,
     merge,
     merge_along,
 )
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend, device_of
+from agentrm_jax.model.eight_bits import Stored
 
 MERGED_TOGETHER = 8
 """Tiles of each sequence that are merged at a time, up to the longest sequence."""
@@ -167,24 +169,27 @@ def own_tiles(pool: Pool, table: PageTable, tile: int, num_tiles: int) -> Reader
     runs = _runs(num_tiles // D, pool.backend)
     K, _, _, H = pool.k[0].shape
 
-    def copied(run: slice, layer: jax.Array) -> jax.Array:
-        return layer[:, tiles.pages[:, run]].reshape(K, -1, tile * pool.page_size, H)
+    def copied(run: slice, layer: Stored) -> Stored:
+        def copy(x: jax.Array) -> jax.Array:
+            return x[:, tiles.pages[:, run]].reshape(K, -1, tile * pool.page_size, *x.shape[3:])
 
-    k = [[copied(run, layer).swapaxes(2, 3) for run in runs] for layer in pool.k]
+        return jax.tree.map(copy, layer)
+
+    k = [[keys_last(copied(run, layer)) for run in runs] for layer in pool.k]
     v = [[copied(run, layer) for run in runs] for layer in pool.v]
 
     def attention(l: int, q: jax.Array) -> Part:
         M = q.shape[2]
         by_device = q.reshape(K, D, G // D, M, H)
 
-        def read(run: slice, k: jax.Array, v: jax.Array) -> Part:
+        def read(run: slice, k: Stored, v: Stored) -> Part:
             sequences = tiles.sequences[None, :, run, None, None]
             of_tiles = jnp.take_along_axis(by_device, sequences, axis=2).reshape(K, -1, M, H)
             filled = tiles.filled[:, run].reshape(1, of_tiles.shape[1], 1, -1)
             part = attend(of_tiles, k, v, filled)
             return jax.tree.map(lambda x: x.reshape(K, D, -1, *x.shape[2:]), part)
 
-        def read_if_used(run: slice, k: jax.Array, v: jax.Array) -> Part:
+        def read_if_used(run: slice, k: Stored, v: Stored) -> Part:
             def skip() -> Part:
                 """Any part of that shape: no sequence refers to it."""
                 return empty_part(jnp.zeros((K, D, run.stop - run.start, M, H), q.dtype))

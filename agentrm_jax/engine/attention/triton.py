@@ -31,6 +31,7 @@ from agentrm_jax.engine.attention.parts import (
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import Stored
 from agentrm_jax.runtime.sharding import logical_to_spec
 
 HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -88,7 +89,7 @@ def _kernel(table, q, k, v, *refs, page_size: int, tokens: int, splits: int):
     Args:
       table: Pages and fills [C] and the count [1] of the sequence.
       q: [Q, H] queries.
-      k, v: [pages * page_size, H] of a KV head.
+      k, v: [pages * page_size, H] of a KV head; in 8 bits also scales [pages * page_size].
       refs: Labels of the columns [C] and of the queries [Q], if there are any; and the part:
         weighted [Q, H], maximum and total [Q].
     """
@@ -116,8 +117,13 @@ def _kernel(table, q, k, v, *refs, page_size: int, tokens: int, splits: int):
         seen = (slot < pages.shape[0] * page_size) & (offset < plgpu.load(fills.at[column]))
         token = plgpu.load(pages.at[column]) * page_size + offset
         # Indices of both axes: slices next to indices cannot be interpreted.
-        keys, values = (plgpu.load(x.at[token[:, None], width]) for x in (k, v))
+        keys, values = (
+            plgpu.load(x.at[token[:, None], width]).astype(queries.dtype) for x, *_ in (k, v)
+        )
         scores = dot(queries, keys, (((1,), (1,)), ((), ()))) * H**-0.5
+        key_scales, value_scales = ([plgpu.load(x.at[token]) for x in own] for _, *own in (k, v))
+        for scales in key_scales:
+            scores *= scales[None, :]
         seen = jnp.broadcast_to(seen[None, :], scores.shape)
         if labels is not None and readers is not None:
             seen &= plgpu.load(labels.at[column])[None, :] == readers[...][:, None]
@@ -125,7 +131,10 @@ def _kernel(table, q, k, v, *refs, page_size: int, tokens: int, splits: int):
         largest = jnp.maximum(largest_before, jnp.max(scores, axis=1))
         weights = jnp.where(seen, jnp.exp(scores - largest[:, None]), 0.0)
         kept = jnp.exp(largest_before - largest)
-        added = dot(weights.astype(values.dtype), values, (((1,), (0,)), ((), ())))
+        factors = weights
+        for scales in value_scales:
+            factors *= scales[None, :]
+        added = dot(factors.astype(values.dtype), values, (((1,), (0,)), ((), ())))
         return (
             before * kept[:, None] + added,
             largest,
@@ -147,33 +156,36 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     from jax.experimental.pallas import triton as plgpu
 
     (K, G, M, H), (_, num_pages, page_size, _) = q.shape, k.shape
-    if k.size >= _MOST_NUMBERS:
+    k, v = (
+        tuple(x.reshape(K, -1, *x.shape[3:]) for x in jax.tree.leaves(layer)) for layer in (k, v)
+    )  # values, and scales if they are in 8 bits
+    if k[0].size >= _MOST_NUMBERS:
         raise UserError(
             field="engine.cache_tokens",
             value=num_pages * page_size,
             expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
         )
     C, size = table.pages.shape[1], _queries(M)
-    blocks = -(-M // size)
-    missing = blocks * size - M
-    tokens = 64 if k.dtype.itemsize * H <= 256 else 32
-    tokens = min(tokens, max(16, 1 << (C * page_size - 1).bit_length()))
+    blocks, missing = -(-M // size), -M % size
+    most = 64 if k[0].dtype.itemsize * H <= 256 else 32
+    tokens = min(most, max(16, 1 << (C * page_size - 1).bit_length()))
     splits = _splits(K * G * blocks, C * page_size // _LEAST_TOKENS)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
     def of_sequence(width: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, width), lambda g, h, s: (g // blocks, 0))
 
-    def of_head() -> pl.BlockSpec:
-        return pl.BlockSpec((None, num_pages * page_size, H), lambda g, h, s: (h, 0, 0))
+    def of_head(x: jax.Array) -> pl.BlockSpec:
+        zeros = (0,) * (x.ndim - 1)
+        return pl.BlockSpec((None, *x.shape[1:]), lambda g, h, s: (h, *zeros))
 
     def of_queries(g, h, s):
         return h, g // blocks, g % blocks, 0
 
-    inputs: list = [(table.pages, table.fills, table.counts[:, None]), q]
-    inputs += [x.reshape(K, -1, H) for x in (k, v)]
+    inputs: list = [(table.pages, table.fills, table.counts[:, None]), q, k, v]
     in_specs: list = [(of_sequence(C), of_sequence(C), of_sequence(1))]
-    in_specs += [pl.BlockSpec((None, None, size, H), of_queries), of_head(), of_head()]
+    in_specs += [pl.BlockSpec((None, None, size, H), of_queries)]
+    in_specs += [tuple(map(of_head, x)) for x in (k, v)]
     if readers is not None:
         assert table.labels is not None
         inputs += [
@@ -204,8 +216,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     )
     moved = q.size * q.dtype.itemsize + 4 * (2 * G * C + splits * K * G * (M + missing) * (H + 2))
     # Programs with queries of one sequence run side by side and find its pages in the cache.
-    paged = 2 * K * G * C * page_size * H * k.dtype.itemsize
-    with declared_bytes(moved, paged):
+    head = sum(x[0, 0].size * x.dtype.itemsize for x in k)
+    with declared_bytes(moved, 2 * K * G * C * page_size * head):
         parts = Part(*call(*inputs))
     return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
 
@@ -223,8 +235,8 @@ def _splits(programs: int, most: int) -> int:
 
 def attend_pages(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    k: Stored,
+    v: Stored,
     table: Table,
     backend: Backend,
     readers: jax.Array | None = None,
@@ -265,9 +277,7 @@ def attend_pages(
     )(table, readers, q, k, v)
 
 
-def attend_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, used: jax.Array, backend: Backend
-) -> Part:
+def attend_rows(q: jax.Array, k: Stored, v: Stored, used: jax.Array, backend: Backend) -> Part:
     """Returns the part of queries [K, R, M, H] over the first tokens of their rows.
 
     A row is read as a page of its own.
@@ -280,7 +290,7 @@ def attend_rows(
       backend: The devices, and whether the kernel is interpreted.
     """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, used: jax.Array) -> Part:
+    def attend(q: jax.Array, k: Stored, v: Stored, used: jax.Array) -> Part:
         rows = jnp.arange(k.shape[1], dtype=jnp.int32)
         fills = jnp.full_like(rows[:, None], used)
         table = Table(rows[:, None], fills, jnp.ones_like(rows))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from agentrm_jax.model.attention import XLA, Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import EightBits, Stored, encode, zeros
 from agentrm_jax.runtime.sharding import named_sharding
 
 PAGE_BLOCK = 8
@@ -28,8 +29,8 @@ PAGE_BLOCK = 8
 Array = Any
 """A jax.Array on the device or a numpy array on the host."""
 
-KeyValues = list[tuple[jax.Array, jax.Array]]
-"""New keys and values of each layer, [K, R, T, H] each."""
+KeyValues = list[tuple[Stored, Stored]]
+"""New keys and values of each layer, [K, R, T, H] each, in 8 bits if the pool is."""
 
 
 @flax.struct.dataclass
@@ -39,6 +40,11 @@ class Pool:
     TPUs store rows of 128 numbers: for `pallas`, narrow heads lie side by side and a page is
     [page_size * H / 128, 128].
 
+    In 8 bits each token of each head has a scale of its own, [K, pages, page_size]. One scale for a
+    page would depend on the other tokens of the page and on padding, so that a reply would depend
+    on its batch; here new keys and values are rounded when they are computed, and read from then on
+    as pages hold them.
+
     Attributes:
       k: For each layer [K, pages, page_size, H].
       v: For each layer [K, pages, page_size, H].
@@ -46,8 +52,8 @@ class Pool:
       backend: The attention backend that reads the pool.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    k: tuple[Stored, ...]
+    v: tuple[Stored, ...]
     page_size: int = flax.struct.field(pytree_node=False)
     backend: Backend = flax.struct.field(pytree_node=False, default=XLA)
 
@@ -55,6 +61,15 @@ class Pool:
     def num_pages(self) -> int:
         """The number of pages."""
         return self.k[0].shape[1]
+
+    def stored(self, new: jax.Array) -> Stored:
+        """Returns new keys or values [..., H] as the pages hold them."""
+        return encode(new) if isinstance(self.k[0], EightBits) else new
+
+    def empty(self, *shape: int) -> Stored:
+        """Returns zeros [..., H] as the pages hold them."""
+        kind = self.k[0].dtype
+        return zeros(shape, kind) if isinstance(self.k[0], EightBits) else jnp.zeros(shape, kind)
 
 
 @flax.struct.dataclass
@@ -116,27 +131,45 @@ def make_pool(
     dtype,
     mesh: jax.sharding.Mesh | None,
     attention: str = "xla",
+    kv: str | None = None,
 ) -> Pool:
-    """Returns an empty pool; with a mesh, KV heads are sharded over `tensor`."""
+    """Returns an empty pool; with a mesh, KV heads are sharded over `tensor`.
+
+    Args:
+      config: The shape of the model.
+      num_pages: The number of pages.
+      page_size: Tokens of a page.
+      dtype: Dtype of the model.
+      mesh: The devices, or None for one.
+      attention: The name of the attention backend.
+      kv: `int8` for keys and values in 8 bits; None for the dtype of the model.
+    """
     row = 128 if attention == "pallas" and config.head_dim < 128 else config.head_dim
     shape = (config.num_kv_heads, num_pages, page_size * config.head_dim // row, row)
-    sharding = None if mesh is None else named_sharding(mesh, ("kv_heads", None, None, None))
+    sharding = None if mesh is None else named_sharding(mesh, ("kv_heads",))
+
+    def empty() -> Stored:
+        return jnp.zeros(shape, dtype) if kv is None else zeros(shape, dtype)
 
     def make() -> Pool:
-        k, v = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in "kv")
+        k, v = (tuple(empty() for _ in range(config.num_layers)) for _ in "kv")
         return Pool(k=k, v=v, page_size=page_size, backend=Backend(name=attention, mesh=mesh))
 
     return jax.jit(make, out_shardings=sharding)()
 
 
-def read_block(layer: jax.Array, table: PageTable, block: jax.Array | int, size: int) -> jax.Array:
+def read_block(layer: Stored, table: PageTable, block: jax.Array | int, size: int) -> Stored:
     """Returns a block of `size` pages of every sequence from one layer's keys or values.
 
     Shape: [K, G, size * page_size, H].
     """
     pages = jax.lax.dynamic_slice_in_dim(table.pages, block * size, size, axis=1)
-    K, _, page_size, H = layer.shape
-    return layer[:, pages].reshape(K, pages.shape[0], size * page_size, H)
+    K, _, page_size, _ = layer.shape
+
+    def read(x: jax.Array) -> jax.Array:
+        return x[:, pages].reshape(K, pages.shape[0], size * page_size, *x.shape[3:])
+
+    return jax.tree.map(read, layer)
 
 
 def block_mask(table: PageTable, block: jax.Array | int, size: int, page_size: int) -> jax.Array:
@@ -173,8 +206,7 @@ def commit(pool: Pool, new: KeyValues, pages: jax.Array) -> Pool:
         blocks = values.reshape(layer.shape[0], -1, *layer.shape[2:])
         return layer.at[:, pages.reshape(-1)].set(blocks.astype(layer.dtype), mode="drop")
 
+    k, v = (tuple(layer[i] for layer in new) for i in (0, 1))
     return dataclasses.replace(
-        pool,
-        k=tuple(write(layer, k) for layer, (k, _) in zip(pool.k, new, strict=True)),
-        v=tuple(write(layer, v) for layer, (_, v) in zip(pool.v, new, strict=True)),
+        pool, k=jax.tree.map(write, pool.k, k), v=jax.tree.map(write, pool.v, v)
     )

@@ -28,6 +28,7 @@ from agentrm_jax.engine.rows import Decoded, DecodeRows, PrefillRows
 from agentrm_jax.model import llama, panels
 from agentrm_jax.model.attention import check_device
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import EightBits, in_eight_bits
 from agentrm_jax.runtime.sharding import named_sharding
 
 
@@ -64,7 +65,7 @@ class Programs:
             triton.check_shapes(config)
         dtype = params["embed"].dtype
         self._check_memory(config, sizes, dtype, mesh)
-        tokens = sizes.cache_tokens or free_tokens(config, dtype, mesh)
+        tokens = sizes.cache_tokens or free_tokens(config, sizes, dtype, mesh)
         self.mesh = mesh
         own, pool = self._load(params, config, sizes, -(-tokens // sizes.page_size))
         self.model = LoadedModel(own, pool, head, config=config, readout=readout)
@@ -79,8 +80,10 @@ class Programs:
     ) -> tuple[Any, Pool]:
         """The parameters layer by layer, and an empty pool."""
         dtype = params["embed"].dtype
-        pool = make_pool(config, num_pages, sizes.page_size, dtype, self.mesh, sizes.attention)
-        return llama.unstacked(params), pool
+        pool = make_pool(
+            config, num_pages, sizes.page_size, dtype, self.mesh, sizes.attention, sizes.kv
+        )
+        return own_parameters(params, sizes), pool
 
     @property
     def data(self) -> int:
@@ -160,10 +163,25 @@ class Programs:
         params = self.model.params
         embed = params["embed"]
         threads = int(os.environ.get("NPROC") or 0) or os.cpu_count()  # as XLA counts them
-        on_one_cpu = [device.platform for device in embed.devices()] == ["cpu"] and threads == 1
-        if not on_one_cpu or embed.dtype != np.float32:
+        if isinstance(embed, EightBits) or embed.dtype != np.float32 or threads != 1:
+            return params
+        if [device.platform for device in embed.devices()] != ["cpu"]:
             return params
         return panels.for_few_positions(params)
+
+
+def own_parameters(params: Any, sizes: EngineConfig, *, consume: bool = False) -> Any:
+    """Returns parameters as an engine holds them: layer by layer, with `sizes.weights` in 8 bits.
+
+    Args:
+      params: A policy or a trunk; parameters that are as they should be are not copied.
+      sizes: The sizes of the engine.
+      consume: Whether each matrix is deleted when its copy is there, so that a device never holds
+        both models. Nothing else may use the parameters afterwards.
+    """
+    if sizes.weights is not None:
+        params = in_eight_bits(params, consume=consume)
+    return llama.unstacked(params, consume=consume)
 
 
 def row_shardings(rows: Any, mesh: jax.sharding.Mesh) -> Any:

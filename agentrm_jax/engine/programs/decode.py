@@ -36,6 +36,7 @@ from agentrm_jax.engine.programs.sampling import Filter, sample
 from agentrm_jax.engine.programs.slots import slot_map
 from agentrm_jax.engine.rows import Decoded, DecodeRows
 from agentrm_jax.model import llama
+from agentrm_jax.model.eight_bits import Stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +135,14 @@ def _next_logits(
     def at_step(x: jax.Array, j: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, j, 1, axis=1)
 
-    def put(buffer: jax.Array, new: jax.Array, j: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(buffer, new.transpose(2, 0, 1, 3), (0, 0, j, 0))
+    def put(buffer: Stored, new: jax.Array, j: jax.Array) -> Stored:
+        def write(x: jax.Array, token: jax.Array) -> jax.Array:
+            start = (0, 0, j, 0)[: x.ndim]
+            return jax.lax.dynamic_update_slice(x, jnp.moveaxis(token, 2, 0), start)
 
-    def attention(l: int, buffer: tuple[jax.Array, jax.Array], j: jax.Array) -> llama.Attend:
+        return jax.tree.map(write, buffer, model.pool.stored(new))
+
+    def attention(l: int, buffer: tuple[Stored, Stored], j: jax.Array) -> llama.Attend:
         def attend_all(q: jax.Array, k: jax.Array, v: jax.Array):
             q, k, v = q[:R], k[:R], v[:R]
             own_k, own_v = put(buffer[0], k, j), put(buffer[1], v, j)
@@ -197,7 +202,7 @@ def decode_tokens(
         last = jnp.where(done, last, token)
         return j + 1, last, done | ending | (t + 1 >= rows.limits), buffers, decoded
 
-    k, v = (jnp.zeros((K, R, plan.length, H), x[0].dtype) for x in (model.pool.k, model.pool.v))
+    k = v = model.pool.empty(K, R, plan.length, H)
     state = (
         jnp.int32(0),
         rows.last_tokens,

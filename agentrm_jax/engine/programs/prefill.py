@@ -86,13 +86,13 @@ def forward_rows(model: LoadedModel, rows: PrefillRows) -> tuple[jax.Array, KeyV
 
     def attention(l: int) -> llama.Attend:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array):
-            k, v = packed.unpack(k), packed.unpack(v)
+            k, v = (jax.tree.map(packed.unpack, pool.stored(x)) for x in (k, v))
             if l == config.num_layers - 1:
                 own = q.reshape(R, 1, *q.shape[2:])
                 out = attend_last(l, own, k, v).reshape(q.shape)
             else:
                 out = packed.pack(attend_every(l, packed.unpack(q), k, v))
-            return out, (k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3))
+            return out, jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (k, v))
 
         return attend
 
