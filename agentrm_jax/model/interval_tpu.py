@@ -81,7 +81,8 @@ class Mosaic:
 
         def visiting(b, h, j, s, order, count):
             """The head and the block of queries of a step."""
-            return h * shared + s // num, order[(b * num + j) * num + s % num]
+            head, step = jax.lax.div(s, num), jax.lax.rem(s, num)
+            return h * shared + head, order[(b * num + j) * num + step]
 
         def of_queries(*at):
             head, block = visiting(*at)
@@ -122,7 +123,9 @@ class Mosaic:
             queries=pl.BlockSpec((None, None, size, H), lambda b, h, i, s, *_: (b, h, i, 0)),
             keys=pl.BlockSpec(
                 (None, None, size, H),
-                lambda b, h, i, s, order, _: (b, h // shared, visited(b, i, s, order), 0),
+                lambda b, h, i, s, order, _: (
+                    b, jax.lax.div(h, shared), visited(b, i, s, order), 0
+                ),
             ),
             rows=pl.BlockSpec((None, None, 1, size), lambda b, h, i, s, *_: (b, h, 0, i)),
         )
@@ -267,10 +270,12 @@ def _backward_keys(
         by_key[...] = jnp.zeros_like(by_key)
         by_value[...] = jnp.zeros_like(by_value)
 
-    @pl.when(s % num < count[row])
+    step = jax.lax.rem(s, num)
+
+    @pl.when(step < count[row])
     def _():
         queries, changes = q[...], gradient[...]
-        seen = _visible(order[row * num + s % num], j, ends[...], size)
+        seen = _visible(order[row * num + step], j, ends[...], size)
         weights, by_score = _gradients(
             seen, k[...], queries, v[...], changes, normalizer[...], common[...]
         )

@@ -120,7 +120,7 @@ class Triton:
             ),
             ends=pl.BlockSpec((None, T), lambda b, h, i: (b, 0)),
             queries=pl.BlockSpec((None, size, None, H), lambda b, h, i: (b, i, h, 0)),
-            keys=pl.BlockSpec((None, T, None, H), lambda b, h, i: (b, 0, h // shared, 0)),
+            keys=pl.BlockSpec((None, T, None, H), lambda b, h, i: (b, 0, jax.lax.div(h, shared), 0)),
             rows=pl.BlockSpec((None, None, size), lambda b, h, i: (b, h, i)),
         )
 
@@ -240,7 +240,8 @@ def _backward_keys(
     keys, values, until = k[...], v[...], ends[...]
 
     def step(s, sums):
-        i, head = plgpu.load(order.at[s // heads]), s % heads
+        number, head = jax.lax.div(s, heads), jax.lax.rem(s, heads)
+        i = plgpu.load(order.at[number])
         part = (i * size, size), (head * H, H)
         queries, changes = _load(q, *part), _load(gradient, *part)
         row = (head * tokens + i * size, size)

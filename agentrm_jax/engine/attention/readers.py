@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton
+from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton, triton_prefill
 from agentrm_jax.engine.attention.parts import (
     OWN_PAGES,
     SHARED_PREFIXES,
@@ -77,6 +77,8 @@ def prefill_attention(
     """
     if pool.backend.name == "cudnn":
         return cudnn.contiguous_attention(pool, rows, queries)
+    if pool.backend.name == "triton":
+        return triton_prefill.attention(config, pool, rows, queries)
     return _merged_attention(config, pool, rows, queries)
 
 

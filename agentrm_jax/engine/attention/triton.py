@@ -147,13 +147,8 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     from jax.experimental.pallas import triton as plgpu
 
     (K, G, M, H), (_, num_pages, page_size, _) = q.shape, k.shape
-    if k.size >= _MOST_NUMBERS:
-        raise UserError(
-            field="engine.cache_tokens",
-            value=num_pages * page_size,
-            expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
-        )
-    C, size = table.pages.shape[1], _queries(M)
+    check_pool(k)
+    C, size = table.pages.shape[1], queries_of_program(M)
     blocks = -(-M // size)
     missing = blocks * size - M
     tokens = 64 if k.dtype.itemsize * H <= 256 else 32
@@ -210,8 +205,19 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
 
 
-def _queries(M: int) -> int:
-    """The queries of a program: the least power of two that holds all, or the most."""
+def check_pool(k: jax.Array) -> None:
+    """Refuses the keys [K, pages, page_size, H] of a layer that 32 bits cannot address."""
+    K, num_pages, page_size, H = k.shape
+    if k.size >= _MOST_NUMBERS:
+        raise UserError(
+            field="engine.cache_tokens",
+            value=num_pages * page_size,
+            expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
+        )
+
+
+def queries_of_program(M: int) -> int:
+    """Returns the queries of a program: the least power of two that holds all, or the most."""
     return min(_MOST_QUERIES, max(_LEAST_QUERIES, 1 << (M - 1).bit_length()))
 
 
