@@ -16,7 +16,13 @@ import numpy as np
 
 from agentrm_jax.core.text import first_line
 from agentrm_jax.model import llama
-from agentrm_jax.model.attention import BACKENDS, Backend, causal_attention, causal_mask, dense_attention
+from agentrm_jax.model.attention import (
+    BACKENDS,
+    Backend,
+    causal_attention,
+    causal_mask,
+    dense_attention,
+)
 from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.parameters import Params
 from agentrm_jax.model.value import readout

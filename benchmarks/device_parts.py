@@ -81,9 +81,7 @@ class Device:
         layer = work.layer_weights(config) * per_weight / config.num_layers
         outside = (1 if config.tie_embeddings else 2) * work.head_weights(config) * per_weight
         layers = (_HEADROOM * self.memory - outside) / (layer + pages / config.num_layers)
-        return dataclasses.replace(
-            config, num_layers=max(1, min(config.num_layers, int(layers)))
-        )
+        return dataclasses.replace(config, num_layers=max(1, min(config.num_layers, int(layers))))
 
     def timed(self, call: Callable[[int], Any]) -> tuple[float, float]:
         """Returns the seconds of a call, and those of the first one, which compiles."""
@@ -260,9 +258,7 @@ def update(device: Device, packing: str, attention: str) -> Found:
         for name, value in rows.take(np.arange(len(rows))).items()
     }
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    options = ForwardOptions(
-        mesh=mesh, attention=attention, remat="block", dtype=device.dtype
-    )
+    options = ForwardOptions(mesh=mesh, attention=attention, remat="block", dtype=device.dtype)
     wide = jax.jit(lambda x: x.astype(jnp.float32), donate_argnums=0)
     trunk = jax.tree.map(wide, models.make_params(config, device.dtype))
     trunk.pop("lm_head", None)

@@ -124,7 +124,10 @@ class Mosaic:
             keys=pl.BlockSpec(
                 (None, None, size, H),
                 lambda b, h, i, s, order, _: (
-                    b, jax.lax.div(h, shared), visited(b, i, s, order), 0
+                    b,
+                    jax.lax.div(h, shared),
+                    visited(b, i, s, order),
+                    0,
                 ),
             ),
             rows=pl.BlockSpec((None, None, 1, size), lambda b, h, i, s, *_: (b, h, 0, i)),

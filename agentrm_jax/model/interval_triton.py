@@ -120,7 +120,9 @@ class Triton:
             ),
             ends=pl.BlockSpec((None, T), lambda b, h, i: (b, 0)),
             queries=pl.BlockSpec((None, size, None, H), lambda b, h, i: (b, i, h, 0)),
-            keys=pl.BlockSpec((None, T, None, H), lambda b, h, i: (b, 0, jax.lax.div(h, shared), 0)),
+            keys=pl.BlockSpec(
+                (None, T, None, H), lambda b, h, i: (b, 0, jax.lax.div(h, shared), 0)
+            ),
             rows=pl.BlockSpec((None, None, size), lambda b, h, i: (b, h, i)),
         )
 
@@ -221,9 +223,7 @@ def _backward_queries(
         by_score = weights * (dot(changes, values, (1, 1)) - shared[:, None])
         return sums + dot(by_score.astype(keys.dtype), keys, (1, 0))
 
-    sums = jax.lax.fori_loop(
-        0, plgpu.load(count.at[i]), step, jnp.zeros((size, H), jnp.float32)
-    )
+    sums = jax.lax.fori_loop(0, plgpu.load(count.at[i]), step, jnp.zeros((size, H), jnp.float32))
     dq[...] = (sums * H**-0.5).astype(dq.dtype)
 
 

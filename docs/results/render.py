@@ -176,7 +176,10 @@ def device_exactness(parts: dict[str, dict]) -> list[str]:
                     cells = [f"{row['error']:.1e}", f"{row['milliseconds']:.2f}"]
                 lines.append(f"| {name} | {packing} | {' | '.join(cells)} |")
     if parts.get("engines", {}).get("status") == "measured":
-        lines += ["", "| engine | dtype | tokens | near-ties | unexplained | log-probability, error "]
+        lines += [
+            "",
+            "| engine | dtype | tokens | near-ties | unexplained | log-probability, error ",
+        ]
         lines[-1] += "| score, error |"
         lines.append("|---|---|---|---|---|---|---|")
         for dtype in ("float32", "bfloat16"):

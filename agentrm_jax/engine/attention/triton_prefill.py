@@ -31,9 +31,7 @@ from agentrm_jax.model.interval_attention import dot
 from agentrm_jax.runtime.sharding import logical_to_spec
 
 
-def attention(
-    config: LlamaConfig, pool: Pool, rows: PrefillRows, queries: jax.Array
-) -> AttendTo:
+def attention(config: LlamaConfig, pool: Pool, rows: PrefillRows, queries: jax.Array) -> AttendTo:
     """Returns attention of prefill.
 
     Args:
@@ -47,9 +45,7 @@ def attention(
     shared = make_table(context.shared, jnp.asarray(context.shared_ids))
     own, prefixes = make_table(context.own), jnp.asarray(context.prefix_ids)
     indices = jnp.repeat(queries.astype(jnp.int32), config.num_heads // K, axis=1)  # [R, M]
-    attend = functools.partial(
-        _attend, page_size=pool.page_size, interpret=pool.backend.interpret
-    )
+    attend = functools.partial(_attend, page_size=pool.page_size, interpret=pool.backend.interpret)
     mesh = pool.backend.mesh
     if mesh is not None:
         divided = rows.starts.shape[0] % mesh.shape["data"] == 0
