@@ -6,8 +6,8 @@
 Llama-3-8B shapes in bfloat16, random weights; fewer layers if the memory does not suffice (`layers`
 in the output). The parts, in this order:
   ceilings          a large copy and a large product of matrices
-  attention         the attention backends of training on packed trees and paths: error of output and
-                    gradients relative to dense float32 attention, and milliseconds of both passes
+  attention         the attention backends of training on packed trees and paths: error of output
+                    and gradients relative to dense float32 attention, milliseconds of both passes
   decode ROWS       40, 160, 5 and 1 rows after contexts of 1,024 tokens
   update ...        the update of a reward model on a packed tree, and on its paths
   prefill           8 prompts of 2,048 tokens

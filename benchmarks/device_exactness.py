@@ -1,7 +1,7 @@
 """The exactness of attention backends on an accelerator, for `benchmarks.device`.
 
-Two comparisons. Attention alone, with its gradients, against softmax over all scores in float32. And
-whole engines: the greedy replies and the scores of a small model against its dense forward pass.
+Two comparisons. Attention alone, with its gradients, against softmax over all scores in float32.
+And whole engines: the greedy replies and the scores of a small model against its dense forward pass.
 """
 
 from __future__ import annotations
@@ -52,48 +52,50 @@ def each_backend(names: tuple[str, ...], compare: Callable[[str], Found]) -> Fou
 
 def attention(device: Device) -> Found:
     """Compares training attention on packed trees and on packed paths, and times it."""
+    return {packing: _attention_of(device, packing) for packing in ("trees", "paths")}
+
+
+def _attention_of(device: Device, packing: str) -> Found:
     N, K, H = (4, 2, 64) if device.tiny else (8, 2, 128)
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
     names = BACKENDS if on_cpu else device.fit_backends  # of kernels, CPUs can interpret any
-    found: Found = {}
-    for packing in ("trees", "paths"):
-        rows = training_rows(device.shape, packing, device.tiny).take(np.arange(1))
-        segments = jnp.asarray(rows["segments"])
-        ends = None if packing == "paths" else jnp.asarray(rows["subtree_ends"])
-        T = segments.shape[1]
-        keys = jax.random.split(jax.random.key(0), 4)
-        q, k, v, weights = (
-            jax.random.normal(key, (1, T, heads, H), dtype)
-            for key, heads in zip(keys, (N, K, K, N), strict=True)
+    rows = training_rows(device.shape, packing, device.tiny).take(np.arange(1))
+    segments = jnp.asarray(rows["segments"])
+    ends = None if packing == "paths" else jnp.asarray(rows["subtree_ends"])
+    T = segments.shape[1]
+    keys = jax.random.split(jax.random.key(0), 4)
+    *given, weights = (
+        jax.random.normal(key, (1, T, heads, H), dtype)
+        for key, heads in zip(keys, (N, K, K, N), strict=True)
+    )
+    weights *= (segments != 0)[..., None, None]  # of padding, nothing is compared
+    mask = causal_mask(segments, ends)
+
+    def dense(*given: jax.Array) -> jax.Array:
+        return dense_attention(*(x.astype(jnp.float32) for x in given), mask)
+
+    with jax.default_matmul_precision("highest"):
+        wanted = jax.device_get(_with_gradients(dense, weights)(*given))
+
+    def compare(name: str) -> Found:
+        backend = Backend(name=name, interpret=on_cpu)
+        call = _with_gradients(
+            lambda *given: causal_attention(*given, segments, backend, ends), weights
         )
-        weights *= (segments != 0)[..., None, None]  # what padding attends to is no one's concern
-        mask = causal_mask(segments, ends)
+        ours = jax.device_get(call(*given))
+        errors = [_error(x, y) for x, y in zip(ours, wanted, strict=True)]
+        seconds, _ = device.timed(lambda _: jax.block_until_ready(call(*given)))
+        return {"error": max(errors), "milliseconds": 1e3 * seconds}
 
-        def dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array = mask) -> jax.Array:
-            return dense_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
-
-        with jax.default_matmul_precision("highest"):
-            wanted = jax.device_get(_with_gradients(dense, weights)(q, k, v))
-
-        def compare(
-            name: str, segments: Any = segments, ends: Any = ends, given: Any = (q, k, v),
-            weights: Any = weights, wanted: Any = wanted,
-        ) -> Found:  # fmt: skip
-            backend = Backend(name=name, interpret=on_cpu)
-            call = _with_gradients(
-                lambda q, k, v: causal_attention(q, k, v, segments, backend, ends), weights
-            )
-            ours = jax.device_get(call(*given))
-            errors = [_error(x, y) for x, y in zip(ours, wanted, strict=True)]
-            seconds, _ = device.timed(lambda _: jax.block_until_ready(call(*given)))
-            return {"error": max(errors), "milliseconds": 1e3 * seconds}
-
-        found[packing] = {
-            "tokens": T, "heads": N, "kv_heads": K, "head_dim": H, "dtype": jnp.dtype(dtype).name,
-            "backends": each_backend(names, compare),
-        }  # fmt: skip
-    return found
+    return {
+        "tokens": T,
+        "heads": N,
+        "kv_heads": K,
+        "head_dim": H,
+        "dtype": jnp.dtype(dtype).name,
+        "backends": each_backend(names, compare),
+    }
 
 
 def _with_gradients(attend: Callable[..., jax.Array], weights: jax.Array):
@@ -120,7 +122,7 @@ def _error(x: Any, y: Any) -> float:
 
 
 def whole_engines(device: Device) -> Found:
-    """Compares the greedy replies and the scores of engines with those of the dense forward pass."""
+    """Compares greedy replies and scores of engines with those of the dense forward pass."""
     config = device.shape if device.tiny else EXACT
     dtypes = ("float32",) if device.tiny else ("float32", "bfloat16")
     found: Found = {}

@@ -1,8 +1,8 @@
 """Causal attention of whole sequences, computed by one of four backends.
 
-`xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `triton` are kernels of NVIDIA
-GPUs, `pallas` those of TPUs. None writes all scores to memory, but `cudnn` reads a mask of all
-pairs; `triton`, and `pallas` for trees, skip the blocks in which no pair is visible
+`xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `triton` are kernels of
+NVIDIA GPUs, `pallas` those of TPUs. None writes all scores to memory, but `cudnn` reads a mask of
+all pairs; `triton`, and `pallas` for trees, skip the blocks in which no pair is visible
 (`model.interval_attention`). The oracle is `dense_attention`.
 
 All compute the same: a token attends to the earlier tokens of its own segment; if the segment is a

@@ -36,7 +36,7 @@ class Mosaic:
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         (B, T, N, H), specs = q.shape, self._specs(q, k)
         row = jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32)
         out, normalizer = self._call(
@@ -53,7 +53,7 @@ class Mosaic:
     def backward_queries(
         self, given: tuple[jax.Array, ...], blocks: Blocks, rows: tuple[jax.Array, jax.Array]
     ) -> jax.Array:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         q, k = given[:2]
         (B, T, N, H), specs = q.shape, self._specs(q, k)
         arrays = tuple(map(_by_head, given))
@@ -71,7 +71,7 @@ class Mosaic:
     def backward_keys(
         self, given: tuple[jax.Array, ...], blocks: Blocks, rows: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         from jax.experimental import pallas as pl
 
         q, k = given[:2]
@@ -188,11 +188,10 @@ def _visible(i, j, ends, size: int):
     return (queries >= keys) & (queries < ends)
 
 
-def _forward(
-    order, count, ends, q, k, v, out, normalizer, weighted, largest, total, *, size: int, num: int
-):  # fmt: skip
+def _forward(*refs, size: int, num: int):
     """ends [size, 1]; q, k, v and out [size, H]; normalizer, largest and total [1, size];
     weighted [H, size]."""
+    order, count, ends, q, k, v, out, normalizer, weighted, largest, total = refs
     from jax.experimental import pallas as pl
 
     i, s = pl.program_id(2), pl.program_id(3)
@@ -231,10 +230,9 @@ def _gradients(seen, keys, queries, values, changes, normalizer, common):
     return weights, weights * (dot(values, changes, (1, 1)) - common)
 
 
-def _backward_queries(
-    order, count, ends, q, k, v, gradient, normalizer, common, dq, sums, *, size: int, num: int
-):  # fmt: skip
+def _backward_queries(*refs, size: int, num: int):
     """Blocks as of `_forward`; gradient and dq [size, H]; common [1, size]; sums [H, size]."""
+    order, count, ends, q, k, v, gradient, normalizer, common, dq, sums = refs
     from jax.experimental import pallas as pl
 
     i, s = pl.program_id(2), pl.program_id(3)
@@ -258,11 +256,9 @@ def _backward_queries(
         dq[...] = (sums[...] * q.shape[1] ** -0.5).T.astype(dq.dtype)
 
 
-def _backward_keys(
-    order, count, ends, q, k, v, gradient, normalizer, common, dk, dv, by_key, by_value, *,
-    size: int, num: int,
-):  # fmt: skip
+def _backward_keys(*refs, size: int, num: int):
     """Blocks as of `_backward_queries`; dk, dv, by_key and by_value [size, H]."""
+    order, count, ends, q, k, v, gradient, normalizer, common, dk, dv, by_key, by_value = refs
     from jax.experimental import pallas as pl
 
     j, s = pl.program_id(2), pl.program_id(3)

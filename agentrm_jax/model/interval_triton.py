@@ -53,7 +53,7 @@ class Triton:
     def forward(
         self, q: jax.Array, k: jax.Array, v: jax.Array, blocks: Blocks
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         (B, T, N, _), shape = q.shape, self._specs(q, k)
         return self._call(
             _forward,
@@ -66,7 +66,7 @@ class Triton:
     def backward_queries(
         self, given: tuple[jax.Array, ...], blocks: Blocks, rows: tuple[jax.Array, jax.Array]
     ) -> jax.Array:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         q, k = given[:2]
         (B, T, N, _), shape = q.shape, self._specs(q, k)
         [dq] = self._call(
@@ -84,7 +84,7 @@ class Triton:
     def backward_keys(
         self, given: tuple[jax.Array, ...], blocks: Blocks, rows: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """See `Kernels`."""
+        """Implements `Kernels`."""
         from jax.experimental import pallas as pl
 
         q, k, v, gradient = given
@@ -172,8 +172,9 @@ def _visible(i, j, ends, size: int):
     return (queries[:, None] >= keys[None, :]) & (queries[:, None] < ends[None, :])
 
 
-def _forward(order, count, ends, q, k, v, out, normalizer, *, size: int):
+def _forward(*refs, size: int):
     """order [I], count [I], ends [T]; q and out [size, H]; k and v [T, H]; normalizer [size]."""
+    order, count, ends, q, k, v, out, normalizer = refs
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
@@ -203,10 +204,9 @@ def _forward(order, count, ends, q, k, v, out, normalizer, *, size: int):
     normalizer[...] = largest + jnp.log(total)
 
 
-def _backward_queries(
-    order, count, ends, q, k, v, gradient, normalizer, common, dq, *, size: int
-):  # fmt: skip
+def _backward_queries(*refs, size: int):
     """Blocks as of `_forward`; gradient and dq [size, H]; normalizer and common [size]."""
+    order, count, ends, q, k, v, gradient, normalizer, common, dq = refs
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
@@ -227,11 +227,10 @@ def _backward_queries(
     dq[...] = (sums * H**-0.5).astype(dq.dtype)
 
 
-def _backward_keys(
-    order, count, ends, q, gradient, k, v, normalizer, common, dk, dv, *, size: int, tokens: int
-):  # fmt: skip
+def _backward_keys(*refs, size: int, tokens: int):
     """order [I], count [I], ends [size]; q and gradient [T, G * H]; k, v, dk and dv [size, H];
     normalizer and common [G * T]."""
+    order, count, ends, q, gradient, k, v, normalizer, common, dk, dv = refs
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 

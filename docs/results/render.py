@@ -157,9 +157,8 @@ def device_tables(record: dict | None) -> str:
             shares = (row.get(f"share_of_{of}") for of in ("copy", "product"))
             cells = ("" if not share else f"{share:.2f}" for share in shares)
             figure = f"{row[key]:,.0f} {key.replace('_per_', ' a ')}"
-            lines.append(
-                f"| {name} | {row['layers']} | {row['attention']} | {figure} | {' | '.join(cells)} |"
-            )
+            cells = [name, str(row["layers"]), row["attention"], figure, *cells]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *device_exactness(parts)])
 
 

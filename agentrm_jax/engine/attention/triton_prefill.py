@@ -149,7 +149,7 @@ def _kernel(*refs, page_size: int, tokens: int):
     shared_pages, shared_fills, shared_count, labels, own_pages, own_fills, own_count = tables
     queries, at, H = q[...], indices[...], q.shape[1]
     width = jnp.arange(H)[None, :]
-    used = plgpu.load(length.at[0])
+    used = length[0]
     # 0 for blocks without a token: their loops end at once.
     live = (jnp.min(at) < used).astype(jnp.int32)
 
@@ -169,12 +169,12 @@ def _kernel(*refs, page_size: int, tokens: int):
             offset = slot % page_size
             seen = (slot < pages.shape[0] * page_size) & (offset < plgpu.load(fills.at[column]))
             if labels is not None:
-                seen &= plgpu.load(labels.at[column]) == plgpu.load(prefix.at[0])
+                seen &= plgpu.load(labels.at[column]) == prefix[0]
             token = plgpu.load(pages.at[column]) * page_size + offset
             keys, values = (plgpu.load(x.at[token[:, None], width]) for x in (k, v))
             return add(part, keys, values, jnp.broadcast_to(seen[None, :], (q.shape[0], tokens)))
 
-        steps = (plgpu.load(count.at[0]) * page_size + tokens - 1) // tokens
+        steps = (count[0] * page_size + tokens - 1) // tokens
         return jax.lax.fori_loop(0, live * steps, step, part)
 
     def new_tokens(i, part):
