@@ -1,7 +1,7 @@
 """The exactness of attention backends on an accelerator, for `benchmarks.device`.
 
 Two comparisons. Attention alone, with its gradients, against softmax over all scores in float32.
-And whole engines: the greedy replies and the scores of a small model against its dense forward pass.
+And whole engines: greedy replies and scores of a small model against its dense forward pass.
 """
 
 from __future__ import annotations
