@@ -27,12 +27,18 @@ def pages(tokens: int) -> int:
 
 
 def decoding_engine(
-    params: Params, config: LlamaConfig, prompts: np.ndarray, rows: int, max_tokens: int
+    params: Params,
+    config: LlamaConfig,
+    prompts: np.ndarray,
+    rows: int,
+    max_tokens: int,
+    attention: str = "xla",
 ) -> Engine:
     """An engine for replies to the prompts [G, T], which are read but for their last tokens.
 
     Args:
       rows: Most replies at once.
+      attention: The attention backend.
     """
     sizes = EngineConfig(
         context=prompts.shape[1] + max_tokens,
@@ -43,6 +49,7 @@ def decoding_engine(
         cache_tokens=2 * len(prompts) * pages(prompts.shape[1]) + 4 * rows * pages(max_tokens),
         max_pieces=4,
         instruction_tokens=1,
+        attention=attention,
     )
     engine = Engine(params, config, sizes)
     heads = [TokenSequence(segments=[prompt[:-1]]) for prompt in prompts]
@@ -91,6 +98,7 @@ class Candidates:
         contexts: np.ndarray,
         n: int,
         tokens: int,
+        attention: str = "xla",
     ) -> None:
         G, S = contexts.shape
         sizes = EngineConfig(
@@ -106,6 +114,7 @@ class Candidates:
             cache_tokens=2 * G * n * (pages(S) + 3 * pages(tokens)),
             max_pieces=4,
             instruction_tokens=1,
+            attention=attention,
         )
         self.engine = Engine(params, config, sizes, readout=readout, head=head)
         self.contexts = contexts

@@ -139,9 +139,13 @@ def table(title: str, sides: Mapping[str, Side]) -> None:
 
 def finish(benchmark: str, found: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """Prints what was found as one line of JSON, the last one."""
-    out = {"benchmark": benchmark, **found, "hardware": hardware(threads)}
-    print(json.dumps(_rounded(out)), flush=True)
-    return out
+    print(json.dumps(record(benchmark, found, threads)), flush=True)
+    return {"benchmark": benchmark, **found, "hardware": hardware(threads)}
+
+
+def record(benchmark: str, found: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """Returns what was found next to the machine, with numbers of five digits."""
+    return _rounded({"benchmark": benchmark, **found, "hardware": hardware(threads)})
 
 
 def _rounded(value: Any) -> Any:

@@ -14,6 +14,7 @@ TOPOLOGIES = {
     "v4": ("v4:2x2x1", "v4-8"),
     "v5e": ("v5e:2x2", "v5litepod-4"),
     "v5p": ("v5p:2x2x1", "v5p-8"),
+    "v6e": ("v6e:2x2", "v6e-4"),
 }
 
 

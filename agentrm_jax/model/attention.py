@@ -1,7 +1,10 @@
-"""Causal attention of whole sequences, computed by one of three backends.
+"""Causal attention of whole sequences, computed by one of four backends.
 
-`xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `pallas` are fused kernels of
-NVIDIA GPUs and TPUs. None of them writes all scores to memory; the oracle, `dense_attention`, does.
+`xla` runs everywhere, in tiles (`model.tiled_attention`); `cudnn` and `triton` are kernels of
+NVIDIA GPUs, `pallas` those of TPUs. None writes all scores to memory, but `cudnn` reads a mask of
+all pairs; `triton`, and `pallas` for trees, skip the blocks in which no pair is visible
+(`model.interval_attention`). The oracle is `dense_attention`.
+
 All compute the same: a token attends to the earlier tokens of its own segment; if the segment is a
 tree, to those on its own path.
 
@@ -22,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
+from agentrm_jax.model import interval_tpu, interval_triton
 from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.runtime.sharding import logical_to_spec
 
@@ -29,11 +33,11 @@ _NVIDIA = ("gpu", "an NVIDIA GPU")
 _NEEDS = {"xla": None, "cudnn": _NVIDIA, "triton": _NVIDIA, "pallas": ("tpu", "a TPU")}
 """The platform of each backend, as JAX names it and in words; None for any platform."""
 
-BACKENDS = ("xla", "cudnn", "pallas")
+BACKENDS = tuple(_NEEDS)
 """The names of the backends for whole sequences."""
 
 ENGINE_BACKENDS = tuple(_NEEDS)
-"""The names of the backends of engines: `triton` reads pages only."""
+"""The names of the backends of engines."""
 
 _TILE, _LARGE_TILE = {"cpu": 128}, 512
 """Tokens of a tile of `xla`: by platform, and on all other platforms. Caches of CPUs are small."""
@@ -146,22 +150,24 @@ def causal_attention(
       [B, T, N, H].
 
     Raises:
-      UserError: The backend has no kernel for these shapes, or for trees.
+      UserError: The backend has no kernel for these shapes.
     """
     if backend.name == "xla":
         size = _TILE.get(device_of(backend.mesh).platform, _LARGE_TILE)
         attend = functools.partial(attend_tiles, size=size)
-        visible = _segment_ends(segments) if subtree_ends is None else subtree_ends
-    elif backend.name == "cudnn":
-        attend = functools.partial(_cudnn, interpret=backend.interpret)
-        visible = causal_mask(segments, subtree_ends)
-    elif subtree_ends is None:
-        attend, visible = functools.partial(_splash, interpret=backend.interpret), segments
     else:
-        raise UserError(
-            "is 'pallas', which does not support trees; use xla, or train on paths",
-            field="attention",
-        )
+        kernels = {"cudnn": _cudnn, "triton": interval_triton.attend, "pallas": interval_tpu.attend}
+        kernel = kernels[backend.name]
+        if backend.name == "pallas":
+            _check_tpu_heads(q.shape[-1])
+            kernel = _splash if subtree_ends is None else kernel
+        attend = functools.partial(kernel, interpret=backend.interpret)
+    if backend.name == "cudnn":
+        visible = causal_mask(segments, subtree_ends)
+    elif backend.name == "pallas" and subtree_ends is None:
+        visible = segments
+    else:
+        visible = _segment_ends(segments) if subtree_ends is None else subtree_ends
     return _on_each_device(attend, backend.mesh, "batch")(q, k, v, visible)
 
 
@@ -272,6 +278,13 @@ def _cudnn_masked(
     return out.astype(dtype)
 
 
+def _check_tpu_heads(H: int) -> None:
+    if H % 64:
+        raise UserError(
+            field="model.head_dim", value=H, expected="a multiple of 64 for pallas attention"
+        )
+
+
 def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, interpret: bool
 ) -> jax.Array:
@@ -279,10 +292,6 @@ def _splash(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     T, N, H = q.shape[1:]
-    if H % 64:
-        raise UserError(
-            field="model.head_dim", value=H, expected="a multiple of 64 for pallas attention"
-        )
     missing = -T % 128
     length = T + missing
     size = next(size for size in (512, 256, 128) if length % size == 0)

@@ -49,7 +49,7 @@ class RewardTrainConfig(TrainConfig):
 
     Attributes:
       packing: What a row holds: `trees` reads what the paths of a tree share once, `paths` reads it
-        for each of them (`pallas` attention knows paths only). The loss is the same.
+        for each of them. The loss is the same.
       head: The value head.
       head_bias: Whether the value head has a bias. transformers' heads have none: without it an
         exported reward model gives there the same score as here.
@@ -76,11 +76,6 @@ class RewardTrainConfig(TrainConfig):
         if not self.action_weight + self.observation_weight:
             raise UserError("must be above 0 if observation_weight is 0", field="action_weight")
         check_choice("packing", self.packing, ("paths", "trees"))
-        if self.packing == "trees" and self.fit.attention == "pallas":
-            raise UserError(
-                "must be paths because fit.attention: pallas does not support trees",
-                field="packing",
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +102,3 @@ class ImplicitTrainConfig(TrainConfig):
         check_choice("pairs", self.pairs, ("trajectories", "siblings"))
         if self.pairs == "siblings" and self.objective.loss != "dpo":
             raise UserError("needs objective.loss: dpo, the loss over pairs", field="pairs")
-        if self.objective.loss == "dpo" and self.fit.attention == "pallas":
-            raise UserError(
-                "must be xla because pallas does not support objective.loss: dpo",
-                field="fit.attention",
-            )

@@ -96,8 +96,15 @@ def _check_plugin() -> None:
                 found[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 continue
-    if not any(f"jax-{cuda}-pjrt" in found for cuda in _PLUGINS):
+    compilers = [cuda for cuda in _PLUGINS if f"jax-{cuda}-pjrt" in found]
+    if not compilers:
         raise UserError("the GPU compiler is missing: pip install 'agentrm-jax[gpu-plan]'")
+    if not any(f"jax-{cuda}-plugin" in found for cuda in compilers):  # Triton's kernels need it
+        plugin, pjrt = (f"jax-{compilers[0]}-{part}" for part in ("plugin", "pjrt"))
+        raise UserError(
+            f"{plugin} is missing next to {pjrt} {found[pjrt]}: pip install "
+            f"'{plugin}=={found[pjrt]}'"
+        )
     jaxlib = importlib.metadata.version("jaxlib")
     for package, version in found.items():
         if version != jaxlib:

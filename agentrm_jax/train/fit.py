@@ -42,8 +42,9 @@ class FitConfig:
       accumulation: Micro-batches of a batch; must divide `batch_size`.
       remat: The activations of a layer that the backward pass recomputes to save memory: `none`,
         `dots` (all but the products with its matrices) or `block` (all).
-      attention: The attention backend: `xla` runs everywhere, `cudnn` on NVIDIA GPUs (it rounds to
-        bfloat16), `pallas` on TPUs (head_dim must be a multiple of 64).
+      attention: The attention backend: `xla` runs everywhere, `triton` on NVIDIA GPUs (head_dim
+        must be 16, 32, 64, 128 or 256), as well as `cudnn` (it rounds to bfloat16 and reads a mask
+        of all pairs of a row), `pallas` on TPUs (head_dim must be a multiple of 64).
       metrics_every: Updates between two rows of metrics.
       checkpoint_every: Updates between two checkpoints.
       keep: Number of newest checkpoints that are kept until the stage has ended.

@@ -4,7 +4,8 @@
 
 A record NAME.json is the `experiment.json` of `agentrm experiment NAME`, or has the `comparisons`
 of a `report.json` (`agentrm report RUN RUN --output DIR` for several seeds), or has tables of its
-own (`refusals`, `fewest_invalid`, `off_diagonal`, `siblings`). Its tables replace what stands
+own (`refusals`, `fewest_invalid`, `off_diagonal`, `siblings`), or is the output of
+`benchmarks.device`, which is absent until it has run on a device. Its tables replace what stands
 between the lines `<!-- NAME -->` and `<!-- end -->` of a page; a table over a number is drawn as
 well, as NAME_1.svg and so on.
 """
@@ -28,6 +29,9 @@ svg { --accent: #7db4e6; --second: #e69a7d; --line: #444; color: #ddd }
 
 def tables(name: str) -> str:
     """The tables of a record, with the seeds, the commit and the machine of its runs."""
+    if name == "device":
+        path = FOLDER / "device.json"
+        return device_tables(json.loads(path.read_text()) if path.exists() else None)
     record = json.loads((FOLDER / f"{name}.json").read_text())
     if "comparisons" in record:
         return differences(record["comparisons"])
@@ -54,6 +58,8 @@ def tables(name: str) -> str:
 
 def figures(name: str) -> dict[int, str]:
     """The figures of a record as SVG files, by the number of their table."""
+    if name == "device":
+        return {}
     record = json.loads((FOLDER / f"{name}.json").read_text())
     found = {}
     for number, each in enumerate(record.get("tables", []), start=1):
@@ -123,6 +129,69 @@ def siblings(record: dict) -> str:
         values = (f"{row[key]:.2f}" for key in ("before", "after", "likelihood"))
         lines.append(f"| {row['pairs_of']} | {row['pairs']} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def device_tables(record: dict | None) -> str:
+    """The parts of a run of `benchmarks.device`; a tiny one shows nothing about a device."""
+    if record is None or record["tiny"] or record["platform"] == "cpu":
+        return "Not measured yet."
+    parts, machine = record["parts"], record["hardware"]
+    lines = [f"{machine['device']}, jax {machine['jax']}, {record['dtype']}."]
+    ceilings = parts.get("ceilings", {})
+    if ceilings.get("status") == "measured":
+        lines[0] += (
+            f" A large copy moves {ceilings['bytes_per_second'] / 1e9:,.0f} GB/s, a large product "
+            f"computes {ceilings['flops_per_second'] / 1e12:,.0f} TFLOP/s."
+        )
+    lines += ["", "| part | layers | attention | figure | of the copy | of the product |"]
+    lines.append("|---|---|---|---|---|---|")
+    speeds = {
+        "decode": "tokens_per_second", "update": "states_per_second",
+        "prefill": "tokens_per_second", "score": "candidates_per_second",
+    }  # fmt: skip
+    for name, row in parts.items():
+        key = speeds.get(name.split()[0])
+        if row["status"] != "measured":
+            lines.append(f"| {name} | | | {row['status']}: {row['reason']} | | |")
+        elif key is not None:
+            shares = (row.get(f"share_of_{of}") for of in ("copy", "product"))
+            cells = ("" if not share else f"{share:.2f}" for share in shares)
+            figure = f"{row[key]:,.0f} {key.replace('_per_', ' a ')}"
+            cells = [name, str(row["layers"]), row["attention"], figure, *cells]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *device_exactness(parts)])
+
+
+def device_exactness(parts: dict[str, dict]) -> list[str]:
+    """The exactness of each attention backend, alone and in an engine."""
+    lines = []
+    if parts.get("attention", {}).get("status") == "measured":
+        lines += ["", "| attention of training | rows | relative error | milliseconds |"]
+        lines.append("|---|---|---|---|")
+        for packing in ("trees", "paths"):
+            for name, row in parts["attention"][packing]["backends"].items():
+                cells = [str(row["error"]), ""]
+                if "milliseconds" in row:
+                    cells = [f"{row['error']:.1e}", f"{row['milliseconds']:.2f}"]
+                lines.append(f"| {name} | {packing} | {' | '.join(cells)} |")
+    if parts.get("engines", {}).get("status") == "measured":
+        lines += [
+            "",
+            "| engine | dtype | tokens | near-ties | unexplained | log-probability, error ",
+        ]
+        lines[-1] += "| score, error |"
+        lines.append("|---|---|---|---|---|---|---|")
+        for dtype in ("float32", "bfloat16"):
+            for name, row in parts["engines"].get(dtype, {}).items():
+                if isinstance(row, dict) and "error" in row:
+                    lines.append(f"| {name} | {dtype} | {row['error']} | | | | |")
+                elif isinstance(row, dict):
+                    lines.append(
+                        f"| {name} | {dtype} | {row['tokens']} | {row['near_ties']} | "
+                        f"{row['unexplained']} | {row['log_prob_error']:.1e} | "
+                        f"{row['score_error']:.1e} |"
+                    )
+    return lines
 
 
 def estimate(value: list[float], sign: str = "") -> str:

@@ -24,7 +24,7 @@ from agentrm_jax.model.tiled_attention import attend_tiles
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
 from agentrm_jax.train.fit import FitConfig
 
-NAMES = ("xla", "cudnn", "pallas")
+NAMES = ("xla", "cudnn", "triton", "pallas")
 PALLAS = ForwardOptions(attention="pallas")
 PLATFORM = jax.devices()[0].platform
 
@@ -103,9 +103,8 @@ def random_trees(length: int, rows: int):
     return jnp.asarray(subtree_ends), jnp.asarray(mask & np.tri(length, dtype=bool))
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"), [("xla", None), ("xla", (2, 1, 2)), ("cudnn", None), ("cudnn", (2, 1, 2))]
-)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mesh", [None, (2, 1, 2)])
 def test_trees_with_gradients(name, mesh):
     q, k, v, segments = packed(141, rows=4)
     subtree_ends, mask = random_trees(141, 4)
@@ -139,12 +138,6 @@ def test_tiles_that_nobody_sees_are_left_out():
         np.testing.assert_array_equal(x[:, 32:], y[:, 32:])
     for x, y in zip(ours, wanted, strict=True):  # in the second row nobody sees them
         np.testing.assert_array_equal(x[1, :16], y[1, :16])
-
-
-def test_pallas_refuses_trees():
-    q, k, v, segments = packed(20)
-    with pytest.raises(UserError, match=r"^attention .*does not support trees"):
-        causal_attention(q, k, v, segments, Backend(name="pallas"), segments)
 
 
 @pytest.mark.parametrize("mesh", [None, (2, 1, 2)])

@@ -118,6 +118,16 @@ def test_a_cuda_plugin_of_another_version(monkeypatch):
         parse_topology("h100:7").devices()
 
 
+def test_half_of_the_cuda_plugin(monkeypatch):
+    versions(monkeypatch, jaxlib="0.10.2", jax_cuda13_pjrt="0.10.2")
+    with pytest.raises(
+        UserError,
+        match=r"^jax-cuda13-plugin is missing next to jax-cuda13-pjrt 0.10.2: pip install "
+        r"'jax-cuda13-plugin==0.10.2'$",
+    ):
+        parse_topology("h100:7").devices()
+
+
 def test_the_description_of_a_gpu_names_its_architecture():
     target = CHIPS["a100"].target
     assert isinstance(target, GpuTarget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton
+from agentrm_jax.engine.attention import blocks, cudnn, pallas, tiles, triton, triton_prefill
 from agentrm_jax.engine.attention.parts import (
     OWN_PAGES,
     SHARED_PREFIXES,
@@ -23,7 +23,7 @@ from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
-from agentrm_jax.model.eight_bits import Stored
+from agentrm_jax.model.eight_bits import EightBits, Stored
 
 _KERNELS = {"pallas": pallas, "triton": triton}
 """The backends with a kernel that reads pages by their numbers."""
@@ -77,6 +77,8 @@ def prefill_attention(
     """
     if pool.backend.name == "cudnn":
         return cudnn.contiguous_attention(pool, rows, queries)
+    if pool.backend.name == "triton" and not isinstance(pool.k[0], EightBits):
+        return triton_prefill.attention(config, pool, rows, queries)
     return _merged_attention(config, pool, rows, queries)
 
 

@@ -155,17 +155,12 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
-    (K, G, M, H), (_, num_pages, page_size, _) = q.shape, k.shape
+    (K, G, M, H), page_size = q.shape, k.shape[2]
+    check_pool(k)
     k, v = (
         tuple(x.reshape(K, -1, *x.shape[3:]) for x in jax.tree.leaves(layer)) for layer in (k, v)
     )  # values, and scales if they are in 8 bits
-    if k[0].size >= _MOST_NUMBERS:
-        raise UserError(
-            field="engine.cache_tokens",
-            value=num_pages * page_size,
-            expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
-        )
-    C, size = table.pages.shape[1], _queries(M)
+    C, size = table.pages.shape[1], queries_of_program(M)
     blocks, missing = -(-M // size), -M % size
     most = 64 if k[0].dtype.itemsize * H <= 256 else 32
     tokens = min(most, max(16, 1 << (C * page_size - 1).bit_length()))
@@ -222,8 +217,19 @@ def _attend(table: Table, readers, q, k, v, interpret: bool) -> Part:
     return Part(*(x[:, :, :M] for x in merge_along(parts, axis=0)))
 
 
-def _queries(M: int) -> int:
-    """The queries of a program: the least power of two that holds all, or the most."""
+def check_pool(k: Stored) -> None:
+    """Refuses the keys [K, pages, page_size, H] of a layer that 32 bits cannot address."""
+    K, num_pages, page_size, H = k.shape
+    if K * num_pages * page_size * H >= _MOST_NUMBERS:
+        raise UserError(
+            field="engine.cache_tokens",
+            value=num_pages * page_size,
+            expected=f"at most {(_MOST_NUMBERS - 1) // (K * H):,} with engine.attention: triton",
+        )
+
+
+def queries_of_program(M: int) -> int:
+    """Returns the queries of a program: the least power of two that holds all, or the most."""
     return min(_MOST_QUERIES, max(_LEAST_QUERIES, 1 << (M - 1).bit_length()))
 
 
