@@ -29,7 +29,7 @@ class Kind:
     Attributes:
       name: Its name, and the first part of its template's.
       suffix: The kind of file that its template renders to.
-      options: The options that it takes besides those of all places.
+      options: The options that it takes, as well as those of all places.
       required: Those that must be given.
       starts: The words of a program that reads the rendered text from its input and starts it;
         without them, the user does it.

@@ -157,8 +157,12 @@ class Supervisor:
 
     def _start(self, number: int, joins: Sequence[str]) -> None:
         self._waiting.pop(number, None)
+        if self._stopping:
+            return
         self._place.start(number, (*self._team.command, *joins))
         self._running[number] = self._clock()
+        if self._stopping:  # the signal came while it was started
+            self._place.stop(number)
 
     def _end_others(self) -> None:
         """Ends the workers that run: with SIGTERM, and at once if that is not enough."""
