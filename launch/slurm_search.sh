@@ -15,10 +15,11 @@ set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 
 # The tasks get SIGTERM; srun itself would end them at once.
-stopped=
-trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null' TERM
+stopped= worker=
+trap 'stopped=1; if [ -n "$worker" ]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi' TERM
 srun --kill-on-bad-exit=1 agentrm explore configs/paper/llama3_8b_h200.yaml --output /shared/runs/llama3_8b --policy=/shared/models/llama3_8b --leases.enabled=true &
 worker=$!
+if [ -n "$stopped" ]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
 wait "$worker"; status=$?
 while [ -n "$stopped" ] && kill -0 "$worker" 2>/dev/null; do wait "$worker"; status=$?; done
 

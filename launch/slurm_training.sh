@@ -14,10 +14,11 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 export JAX_LOCAL_DEVICE_IDS=0 # each task sees its own GPUs alone
 
 # The tasks get SIGTERM; srun itself would end them at once.
-stopped=
-trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null' TERM
+stopped= worker=
+trap 'stopped=1; if [ -n "$worker" ]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi' TERM
 srun --kill-on-bad-exit=1 agentrm train-rm configs/paper/llama3_8b_reward.yaml --output /shared/runs/llama3_8b --policy=/shared/models/llama3_8b --train_rm.fit.attention=cudnn --distributed.coordinator=auto &
 worker=$!
+if [ -n "$stopped" ]; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
 wait "$worker"; status=$?
 while [ -n "$stopped" ] && kill -0 "$worker" 2>/dev/null; do wait "$worker"; status=$?; done
 

@@ -168,7 +168,7 @@ def test_skypilot_s_own_parser_reads_its_file(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cloud"], "kind: must be one of local, processes, slurm"),
+        (["cloud"], "must be one of local, processes, slurm"),
         (["local", "--hosts=2"], "--hosts: not an option of local, which takes no such option"),
         (["slurm", "--zone=z"], "--zone: not an option of slurm, which takes --hosts, --mode"),
         (["jobset", "--volume=a:/b"], "--image is missing: jobset needs it"),
@@ -184,7 +184,7 @@ def test_skypilot_s_own_parser_reads_its_file(capsys) -> None:
         (["slurm", "--name=A_b"], "--name must be lower-case letters, digits and -"),
         (["slurm", "--leases.enabled=true"], "is set by launch; give --hosts and --mode instead"),
         (["slurm", "--distributed.coordinator=auto"], "is set by launch; give --hosts and --mode"),
-        (["slurm", "--plugins=[a\nb]"], "must be on one line"),
+        (["slurm", "--program=a\x07b"], "must be on one line"),
         (["slurm", "--sead=3"], "unknown key sead; did you mean seed?"),
         ([*SHARED, "--tpu=v5e:2x2x2"], "--tpu must be v5e:AxB, v6e:AxB or v5p:AxBxC"),
         ([*SHARED, "--tpu=v5e:3x3"], "its chips must be a multiple of 4"),
