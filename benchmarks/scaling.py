@@ -4,9 +4,9 @@
 
 Nothing is run on an accelerator. Three kinds of numbers go in, and the output names each: shortest
 times by the compilers (`agentrm plan`, `docs/guides/plan.md`), rates measured on CPUs
-(`dev/LOG.md`), and assumptions about the work, which are options of this command. The bound uses the
-compilers' times; the forecast divides them by the fraction of its bound that decoding reached on
-CPUs. The last line is JSON.
+(`dev/LOG.md`), and assumptions about the work, which are options of this command. The bound uses
+the compilers' times; the forecast divides them by the fraction of its bound that decoding reached
+on CPUs. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine of a plan, as the compilers bound it.
+    """The engine of a plan, as the compilers bound it.
 
     Attributes:
       name: The topology of the plan.
@@ -93,7 +93,7 @@ class Engine:
     token_seconds: float
 
     def token(self, rows: float) -> float:
-        """Returns the shortest time of a token of some rows: the weights, and the rows' contexts."""
+        """Returns the shortest time of a token of some rows: weights and the rows' contexts."""
         weights = PARAMETERS * BYTES / self.chips / CHIPS[self.chip].bandwidth
         return weights + max(1.0, rows) / ROWS * (self.token_seconds - weights)
 
@@ -165,9 +165,9 @@ def exploration(
 def training(update: Training, chips: int, work: Work, fraction: float) -> dict[str, Any]:
     """Returns the figures of training the reward model: all parameters, sharded over all chips.
 
-    Weights are gathered for both passes and gradients are reduced, whatever the number of chips, so
-    that a chip receives three times the bytes of the parameters in each update; a row is on one chip
-    at least, so that no more chips than rows have work.
+    Weights are gathered for both passes and gradients are reduced, whatever the number of chips,
+    so that a chip receives three times the bytes of the parameters in each update; a row is on one
+    chip, so that no more chips than rows have work.
     """
     chip, busy = CHIPS[update.chip], min(chips, UPDATE_ROWS)
     arithmetic = update.seconds * update.chips / busy
@@ -224,7 +224,9 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"| {' | '.join(key.replace('_', ' ') for key in rows[0])} |")
     print("|" + "---|" * len(rows[0]))
     for row in rows:
-        cells = (f"{value:,}" if isinstance(value, int | float) else value for value in row.values())
+        cells = (
+            f"{value:,}" if isinstance(value, int | float) else value for value in row.values()
+        )
         print(f"| {' | '.join(cells)} |")
 
 

@@ -127,9 +127,10 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command(
             name="launch",
             summary="start a run on several hosts, or print the script that does",
-            usage="KIND CONFIG --output DIR [--hosts N] [--dry-run] [--OPTION ...] [--KEY=VALUE ...]",
-            example="agentrm launch slurm configs/quickstart.yaml --output runs/quickstart --hosts 4 "
-            "--dry-run",
+            usage="KIND CONFIG --output DIR [--hosts N] [--dry-run] [--OPTION ...] "
+            "[--KEY=VALUE ...]",
+            example="agentrm launch slurm configs/quickstart.yaml --output runs/quickstart "
+            "--hosts 4 --dry-run",
             module="launch",
             takes_keys=True,
         ),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import first_line
 from agentrm_jax.launch.process_place import free_port, with_parent
 from agentrm_jax.launch.workers import Team
 
@@ -52,7 +53,7 @@ class RayPlace:
       team: The workers.
 
     Raises:
-      UserError: Ray is not installed.
+      UserError: Ray is not installed, or cannot be started or reached.
     """
 
     def __init__(self, team: Team) -> None:
@@ -61,8 +62,13 @@ class RayPlace:
         except ImportError:
             raise UserError("ray is missing: pip install 'agentrm-jax[ray]'") from None
         self._ray: Any = ray
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=True)
+        try:
+            ray.init(ignore_reinit_error=True, log_to_driver=True)
+        except Exception as error:  # Ray raises many kinds
+            raise UserError(
+                f"Ray could not be started or reached ({first_line(error)}); `ray status` says "
+                "more, and RAY_ADDRESS names another cluster"
+            ) from error
         options = {"num_gpus": team.gpus, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
         self._kind = ray.remote(Worker).options(**options)
         self._actors: dict[int, Any] = {}
@@ -121,6 +127,6 @@ def open_place(team: Team) -> RayPlace:
     """Returns the place.
 
     Raises:
-      UserError: Ray is not installed.
+      UserError: Ray is not installed, or cannot be started or reached.
     """
     return RayPlace(team)

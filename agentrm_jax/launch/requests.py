@@ -108,9 +108,7 @@ def _check_type(kind: str, gpus: int, gpu_type: str) -> None:
         raise UserError(f"--gpus: {kind} takes a number without a type (got {gpu_type}:{gpus})")
 
 
-def _mode(
-    place: Kind, spec: StageSpec | None, given: Mapping[str, Any], tpu: Tpu | None
-) -> Mode:
+def _mode(place: Kind, spec: StageSpec | None, given: Mapping[str, Any], tpu: Tpu | None) -> Mode:
     """The mode that is given, or the one that suits the stage."""
     if "mode" not in place.options:
         return "joined" if place.name == "tpu-pod" else "alone"
@@ -122,9 +120,7 @@ def _mode(
     several = "joined" if work == "together" or slice_hosts > 1 else "leases"
     mode = given.get("mode") or (several if max(hosts, slice_hosts) > 1 else "alone")
     if mode == "leases" and work == "together":
-        raise UserError(
-            f"--mode must be joined: processes of {given_stage(spec)} compute together"
-        )
+        raise UserError(f"--mode must be joined: processes of {given_stage(spec)} compute together")
     if mode == "leases" and slice_hosts > 1:
         raise UserError(
             "--mode must be joined: a process with leases has the chips of one host; give the "

@@ -187,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a team; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     own, command = (
-        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+        (words[: words.index("--")], words[words.index("--") + 1 :])
+        if "--" in words
+        else (words, [])
     )
     parser = argparse.ArgumentParser(prog="python -m agentrm_jax.launch.workers")
     parser.add_argument("--place", choices=("processes", "ray"), required=True)

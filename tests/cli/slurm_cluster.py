@@ -1,6 +1,6 @@
 """A SLURM cluster of one node, with the daemons of Debian's packages, in a folder of a test.
 
-    apt-get install slurmctld slurmd slurm-client munge
+apt-get install slurmctld slurmd slurm-client munge
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The fields of a JobSet that our template uses, with their types and values.
 
 Written by hand from the documentation of JobSet (v1alpha2) and of Kubernetes' Job (batch/v1) and
-Pod; a field that is not here is refused, so that a mistyped one is found. The whole schema of JobSet
-accepted the same manifests once (`dev/LOG.md`).
+Pod; a field that is not here is refused, so that a mistyped one is found. The whole schema of
+JobSet accepted the same manifests once (`dev/LOG.md`).
 """
 
 from __future__ import annotations
@@ -59,10 +59,7 @@ _FAILURE_RULE = {
     "name": NAME,
     "action": OneOf(["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]),
     "onJobFailureReasons": [
-        OneOf(
-            ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"]
-            + ["PodFailurePolicy"]
-        )
+        OneOf(["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "PodFailurePolicy"])
     ],
     "targetReplicatedJobs": [NAME],
 }

@@ -54,10 +54,8 @@ def test_words_reach_the_worker_as_they_are(capsys, tmp_path, monkeypatch) -> No
     """Blanks, quotes and dollars, through bash and once more through the shell of each TPU host."""
     words = ["--seed=3", "--trackers=[]", "--plugins=[it's a $HOME.py]"]
     executable(tmp_path / "bin" / "agentrm", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    executable(
-        tmp_path / "bin" / "gcloud",
-        '#!/bin/bash\nfor word; do case $word in --command=*) bash -c "${word#--command=}" ;; esac; done',
-    )
+    run = """case $word in --command=*) bash -c "${word#--command=}" ;; esac"""
+    executable(tmp_path / "bin" / "gcloud", f"#!/bin/bash\nfor word; do {run}; done\n")
     (tmp_path / "agentrm_jax").mkdir()
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)
@@ -130,8 +128,13 @@ def test_the_schema_of_jobsets_finds_mistakes(capsys) -> None:
 
 @pytest.mark.parametrize(
     ("topology", "hosts", "name"),
-    [("v5e:2x4", 1, "v5litepod-8"), ("v5e:4x8", 8, "v5litepod-32"), ("v6e:1x1", 1, "v6e-1")]
-    + [("v5p:2x2x1", 1, "v5p-8"), ("v5p:4x4x4", 16, "v5p-128")],
+    [
+        ("v5e:2x4", 1, "v5litepod-8"),
+        ("v5e:4x8", 8, "v5litepod-32"),
+        ("v6e:1x1", 1, "v6e-1"),
+        ("v5p:2x2x1", 1, "v5p-8"),
+        ("v5p:4x4x4", 16, "v5p-128"),
+    ],
 )
 def test_slices_of_tpus(topology, hosts, name) -> None:
     tpu = parse_tpu(topology)
@@ -143,7 +146,9 @@ def test_a_pod_that_was_stopped_does_not_count_as_finished(stops, capsys, tmp_pa
     """`agentrm` ends with status 0 after SIGTERM, although work is left."""
     _, job = jobset(capsys, "--stage=explore")
     script = job["template"]["spec"]["containers"][0]["args"][0]
-    worker = "trap 'echo stopped; exit 0' TERM\necho begun\nsleep 60 &\nwait\n" if stops else "exit 2"
+    worker = (
+        "trap 'echo stopped; exit 0' TERM\necho begun\nsleep 60 &\nwait\n" if stops else "exit 2"
+    )
     executable(tmp_path / "agentrm", f"#!/bin/bash\n{worker}")
     path = f"{tmp_path}:{os.environ['PATH']}"
     process = subprocess.Popen(
@@ -188,7 +193,10 @@ def test_skypilot_s_own_parser_reads_its_file(capsys) -> None:
         (["slurm", "--sead=3"], "unknown key sead; did you mean seed?"),
         ([*SHARED, "--tpu=v5e:2x2x2"], "--tpu must be v5e:AxB, v6e:AxB or v5p:AxBxC"),
         ([*SHARED, "--tpu=v5e:3x3"], "its chips must be a multiple of 4"),
-        ([*SHARED, "--tpu=v5e:4x4", "--mode=leases"], "--mode must be joined: a process with leases"),
+        (
+            [*SHARED, "--tpu=v5e:4x4", "--mode=leases"],
+            "--mode must be joined: a process with leases",
+        ),
         ([*SHARED, "--tpu=v5e:4x4", "--hosts=3", "--stage=sft"], "--hosts must be 4"),
         ([*SHARED, "--tpu=v5e:2x2", "--gpus=1"], "--gpus cannot be given together with --tpu"),
         (["jobset", "--image=i", "--volume=shared"], "--volume must be NAME:/PATH"),

@@ -133,7 +133,8 @@ def test_processes_are_started_again_and_see_their_own_gpus(tmp_path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a process gets no signal with its parent")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_supervisor_reaches_the_workers(number, tmp_path) -> None:
-    script = f"trap 'echo stopped >>{tmp_path}/log; exit 0' TERM; echo $$ >>{tmp_path}/pids; sleep 60 & wait"
+    ends = f"trap 'echo stopped >>{tmp_path}/log; exit 0' TERM"
+    script = f"{ends}; echo $$ >>{tmp_path}/pids; sleep 60 & wait"
     words = ["--place=processes", "--count=2", "--", "bash", "-c", script]
     process = subprocess.Popen([sys.executable, "-m", "agentrm_jax.launch.workers", *words])
     pids, deadline = tmp_path / "pids", time.monotonic() + 60
