@@ -11,8 +11,8 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "agentrm_jax"
 MODULE, FUNCTION, PARAMETERS = 400, 70, 8
 """Most lines of a module, lines of a function, and parameters of a function."""
-COMMAND_LINE = 1680
-"""Most lines of the whole command line: 60 for each of 28 commands."""
+COMMAND_LINE = 1740
+"""Most lines of the whole command line: 60 for each of 29 commands."""
 
 
 def too_large(path: pathlib.Path) -> Iterator[str]:

@@ -64,7 +64,7 @@ class Command:
             print(parser.format_help(), end="")
             return 0 if words else 2
         given = parser.parse(words)
-        given.command = self.name
+        given.command, given.words = self.name, ["agentrm", self.name, *words]
         if self.computes:
             _start_jax()
         return self._function("run")(given)
@@ -123,6 +123,16 @@ GROUPS: dict[str, Sequence[Command]] = {
             usage="RUN",
             example="agentrm merge runs/quickstart",
             module="merge",
+        ),
+        Command(
+            name="launch",
+            summary="start a run on several hosts, or print the script that does",
+            usage="KIND CONFIG --output DIR [--hosts N] [--dry-run] [--OPTION ...] "
+            "[--KEY=VALUE ...]",
+            example="agentrm launch slurm configs/quickstart.yaml --output runs/quickstart "
+            "--hosts 4 --dry-run",
+            module="launch",
+            takes_keys=True,
         ),
         Command(
             name="plan",

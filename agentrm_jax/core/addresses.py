@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import urllib.parse
 from typing import Any
 
@@ -15,6 +16,11 @@ _EXPECTED = "the address of a server, http://HOST:PORT or https://HOST"
 def is_url(text: str | None) -> bool:
     """Returns whether a text names a server, not a folder."""
     return text is not None and text.startswith(("http://", "https://"))
+
+
+def is_store_url(text: str) -> bool:
+    """Returns whether a text is the URL of an object store or another remote file system."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None
 
 
 def is_loopback(url: str) -> bool:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable
 from typing import IO
 
+from agentrm_jax.core.addresses import is_store_url
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.runtime.output_folders import check_output_file
@@ -32,12 +33,17 @@ def check_run_folder(directory: pathlib.Path, stages: Iterable[str] = ()) -> Non
       stages: The folders of its stages, relative to it.
 
     Raises:
-      UserError: It is the working folder or above it, holds other things than a run, or cannot be
-        made or written.
+      UserError: It is a URL, is the working folder or above it, holds other things than a run, or
+        cannot be made or written.
     """
     name = printable(str(directory))
     if name != str(directory):
         raise UserError(f"{name}: a folder's name must not hold control characters")
+    if is_store_url(name):
+        raise UserError(
+            f"{name}: a run needs a folder of a file system; object stores are not supported, "
+            "mount a disk that all hosts see"
+        )
     try:
         working = pathlib.Path.cwd()
         if directory.resolve() in (working, *working.parents):

@@ -378,6 +378,7 @@ HOLDS = {
     "pipeline": "configuration, stages, runner",
     "plan": "does a stage fit?",
     "serve": "reward model over HTTP",
+    "launch": "a run on other hosts",
     "cli": "commands",
     "testing": "a toy environment",
 }

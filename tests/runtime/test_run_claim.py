@@ -40,6 +40,8 @@ def test_other_folders_are_refused_and_left_as_they_are(tmp_path, monkeypatch) -
         (pathlib.Path(""), "is the working folder or above it"),
         (pathlib.Path(".."), "is the working folder or above it"),
         (pathlib.Path("/"), "is the working folder or above it"),
+        (pathlib.Path("gs://bucket/run"), "object stores are not supported"),
+        (pathlib.Path("s3://bucket"), "object stores are not supported"),
         (tmp_path / "file", "is not a folder"),
         (tmp_path / "file" / "x", "is not a folder"),
         (tmp_path / "loop", "cannot be read"),
