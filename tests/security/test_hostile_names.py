@@ -11,6 +11,7 @@ from hostile_cases import NAMES, harmless
 
 import agentrm_jax as arm
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import admit_text
 from agentrm_jax.data.trees import FILE, TreeStore
 from agentrm_jax.pipeline.merge_shards import merge_shards
 from agentrm_jax.testing import Guess, guess_policy, guess_tasks
@@ -20,16 +21,24 @@ WRONG = ("tracebacks", "forged_turns", "invalid_texts", "other_trees", "raw_char
 
 
 def test_tasks_with_hostile_names_stay_in_their_file(tmp_path):
+    names = [name for name in NAMES if name and admit_text(name) == name]
     tasks = [
-        dataclasses.replace(task, task_id=name or "empty", kind=name)
-        for task, name in zip(guess_tasks(len(NAMES)), NAMES, strict=True)
+        dataclasses.replace(task, task_id=name, kind=name)
+        for task, name in zip(guess_tasks(len(names)), names, strict=True)
     ]
     folder = tmp_path / "run" / "trees"
     with harmless(tmp_path / "run"), arm.EnvPool({"guess": Guess}) as envs:
-        trees = arm.explore(guess_policy, envs, tasks, num_iterations=2, store=folder / FILE)
-    assert len(trees) == len(NAMES)
+        trees = arm.explore(guess_policy, envs, tasks, num_iterations=2, store=folder)
+    assert len(trees) == len(names) > 20
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert len(TreeStore.read(folder)) == len(NAMES)
+    assert list(TreeStore.read(folder)) == names
+
+
+@pytest.mark.parametrize("name", ["\ud83d", "x" * 2_000_000])
+def test_a_name_that_the_store_would_change_is_refused(name):
+    [task] = guess_tasks(1)
+    with arm.EnvPool({"guess": Guess}) as envs, pytest.raises(UserError, match="valid Unicode"):
+        arm.explore(guess_policy, envs, [dataclasses.replace(task, task_id=name)])
 
 
 @pytest.mark.parametrize(
