@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import importlib
 import os
 import pathlib
 import signal
@@ -66,6 +67,10 @@ class Shortness(RewardKind):
 '''
 
 STAGES = ("explore", "evaluate")
+_PRELOADED = tuple(
+    f"agentrm_jax.{name}"
+    for name in ("pipeline.explore", "pipeline.evaluate", "pipeline.policies", "clients.connection")
+)
 
 
 def config(tasks: int, agent: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +81,6 @@ def config(tasks: int, agent: dict[str, Any]) -> dict[str, Any]:
         "seed": 3,
         "train_policy": False,
         "agent": agent,
-        "rewards": ["shortness"],
         "explore": {"num_tasks": tasks, "search": search},
         "evaluate": {"num_tasks": tasks, "n": 3, "methods": ["greedy", "best_of_n"]},
     }
@@ -114,7 +118,9 @@ class Runs:
       agent: The policy of the configuration.
     """
 
-    def __init__(self, folder: pathlib.Path, tasks: int, agent: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: pathlib.Path, tasks: int, agent: dict[str, Any] | None = None
+    ) -> None:
         self.folder, self.tasks = folder, tasks
         folder.mkdir(parents=True, exist_ok=True)
         plugin = folder / "walker.py"
@@ -123,10 +129,13 @@ class Runs:
         given = config(tasks, agent or {"kind": "walker"})
         self.config.write_text(yaml.safe_dump({**given, "plugins": [str(plugin)]}))
         self.log = folder / "log.txt"
+        for name in _PRELOADED:
+            importlib.import_module(name)
 
     def start(self, stage: str, run: str, *options: str, **environment: str) -> int:
         """Starts a stage; returns the process."""
-        words = [stage, str(self.config), "--output", str(self.folder / run), *options]
+        rewards = ("--rewards=[shortness]",) if stage == "evaluate" else ()
+        words = [stage, str(self.config), "--output", str(self.folder / run), *rewards, *options]
         return forked(lambda: main(words), self.log, environment)
 
     def end(self, stage: str, run: str, *options: str, **environment: str) -> int:

@@ -32,7 +32,13 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.testing import guess_policy, guess_tasks
 from benchmarks import bit_flips, fault_world, measuring
 from benchmarks.fault_runs import (
-    Found, Runs, ended, forked, num_records, status_of, wait_until,
+    Found,
+    Runs,
+    ended,
+    forked,
+    num_records,
+    status_of,
+    wait_until,
 )  # fmt: skip
 
 LEASES = ("--leases.enabled=true", "--leases.expire_seconds=2")
@@ -113,7 +119,9 @@ class Faults:
         return Row(fault=fault, times=times, survived=good, lost=found.lost, twice=found.twice,
                    equal=found.equals(self.reference), **more)  # fmt: skip
 
-    def _stopped(self, run: str, number: signal.Signals, times: int) -> tuple[int, bool, list[float]]:
+    def _stopped(
+        self, run: str, number: signal.Signals, times: int
+    ) -> tuple[int, bool, list[float]]:
         """Stops a run again and again until it is done, or it was stopped often enough."""
         happened, good, delays = 0, True, []
         for stage in ("explore", "evaluate"):
@@ -319,7 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tiny", action="store_true", help="few tasks, four kills, ten flips")
-    parser.add_argument("--rounds", type=int, default=1, help="taken for the sake of other benchmarks")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="taken for the sake of other benchmarks"
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME",

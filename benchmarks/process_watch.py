@@ -98,9 +98,6 @@ def slope_per_hour(points: Sequence[tuple[float, float]]) -> float:
     """
     points = points[:: max(1, len(points) // 100)]
     slopes = [
-        (b - a) / (t - s)
-        for i, (s, a) in enumerate(points)
-        for t, b in points[i + 1 :]
-        if t > s
+        (b - a) / (t - s) for i, (s, a) in enumerate(points) for t, b in points[i + 1 :] if t > s
     ]
     return 3600 * statistics.median(slopes) if slopes else 0.0

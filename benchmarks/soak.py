@@ -86,9 +86,7 @@ def watched(
         if process.poll() is not None:
             raise RuntimeError(f"the process ended with status {process.returncode}")
         watch.look()
-        counts.append(
-            Count(seconds=watch.seconds, cpu=cpu_seconds(process.pid), done=done())
-        )
+        counts.append(Count(seconds=watch.seconds, cpu=cpu_seconds(process.pid), done=done()))
         time.sleep(every)
     return watch, counts
 
@@ -134,7 +132,9 @@ def processes(watch: ProcessWatch) -> list[dict[str, Any]]:
     return rows
 
 
-def finished(part: str, watch: ProcessWatch, counts: Sequence[Count], **more: Any) -> dict[str, Any]:
+def finished(
+    part: str, watch: ProcessWatch, counts: Sequence[Count], **more: Any
+) -> dict[str, Any]:
     """Prints and returns what a part found."""
     rows, found = processes(watch), rates(counts)
     minutes = watch.seconds / 60
@@ -144,7 +144,9 @@ def finished(part: str, watch: ProcessWatch, counts: Sequence[Count], **more: An
         f"{'threads':>9}"
     )
     for row in rows:
-        descriptors, threads = (" -> ".join(map(str, row[key])) for key in ("descriptors", "threads"))
+        descriptors, threads = (
+            " -> ".join(map(str, row[key])) for key in ("descriptors", "threads")
+        )
         print(
             f"  {row['process'][:28]:28} {row['mib_after_warm_up']:9} {row['mib']:9} "
             f"{row['mib_per_hour']:9} {descriptors:>12} {threads:>9}"
@@ -156,7 +158,10 @@ def finished(part: str, watch: ProcessWatch, counts: Sequence[Count], **more: An
             f" ({100 * (found[f'last_over_first_per_{unit}'] - 1):+.1f}%)"
         )
     seen, last = len(watch.samples), len(rows)
-    print(f"  processes: {seen} seen, {last} at the end" + "".join(f", {k} {v}" for k, v in more.items()))
+    print(
+        f"  processes: {seen} seen, {last} at the end"
+        + "".join(f", {k} {v}" for k, v in more.items())
+    )
     return {"minutes": minutes, "done": counts[-1].done, **found, "processes": rows,
             "processes_seen": seen, **more}  # fmt: skip
 
@@ -223,7 +228,10 @@ class Load:
             turns = 2 * rng.randrange(1, 5)
             words = ("Guess a number from 1 to 9.", "Action: guess 5", "Too low.")
             messages = [
-                {"role": ("user", "assistant")[i % 2], "content": f"{rng.choice(words)} {rng.random()}"}
+                {
+                    "role": ("user", "assistant")[i % 2],
+                    "content": f"{rng.choice(words)} {rng.random()}",
+                }
                 for i in range(turns)
             ]
             body = json.dumps({"messages": messages}).encode()
@@ -277,7 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--hours", type=float, default=3.0, help="of all parts (default: 3)")
     parser.add_argument("--tiny", action="store_true", help="ten seconds of each part")
-    parser.add_argument("--rounds", type=int, default=1, help="taken for the sake of other benchmarks")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="taken for the sake of other benchmarks"
+    )
     parser.add_argument("--policy", default="", metavar="RUN", help="a run of configs/tiny.yaml")
     parser.add_argument("--only", choices=sorted(PARTS), help="one part, for all of the hours")
     given = parser.parse_args(arguments)

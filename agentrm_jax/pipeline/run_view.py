@@ -223,7 +223,8 @@ class _Trees:
         """Counts a record; one that was moved to another file comes again and counts once.
 
         Raises:
-          LookupError, TypeError, ValueError, OverflowError: It has another form; nothing is counted.
+          LookupError, TypeError, ValueError, OverflowError: It has another form; it is not
+            counted.
         """
         if record["kind"] == "begin":
             self._visits.setdefault(str(record["task"]["task_id"]), collections.Counter())
@@ -267,7 +268,8 @@ class _Rollouts:
         """Counts a record.
 
         Raises:
-          LookupError, TypeError, ValueError, OverflowError: It has another form; nothing is counted.
+          LookupError, TypeError, ValueError, OverflowError: It has another form; it is not
+            counted.
         """
         trajectory = record["trajectory"]
         rewards = [float(step["transition"]["reward"]) for step in trajectory["steps"]]

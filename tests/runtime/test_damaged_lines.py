@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import re
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,16 @@ def damage(rng: random.Random, content: bytes) -> tuple[bytes, int]:
     return content[:at] + random_bytes + content[at:], at
 
 
+def read_until_damage(path: pathlib.Path, finished: bool) -> tuple[list[Any], str]:
+    """Returns the records before the damage, and the message about it, empty if there is none."""
+    read: list[Any] = []
+    try:
+        read.extend(read_json_lines(path, finished))
+    except UserError as error:
+        return read, str(error)
+    return read, ""
+
+
 @CASES
 @pytest.mark.parametrize("finished", [False, True])
 def test_nothing_wrong_is_read_and_the_line_is_named(tmp_path, cases, finished):
@@ -58,14 +69,11 @@ def test_nothing_wrong_is_read_and_the_line_is_named(tmp_path, cases, finished):
         changed, at = damage(rng, content)
         path.write_bytes(changed)
         whole = sum(end <= at for end in ends)
-        read = []
-        try:
-            for record in read_json_lines(path, finished):
-                read.append(record)
-        except UserError as error:
+        read, message = read_until_damage(path, finished)
+        if message:
             named += 1
-            found = re.match(rf"{re.escape(str(path))}, line (\d+): corrupt record", str(error))
-            assert found, error
+            found = re.match(rf"{re.escape(str(path))}, line (\d+): corrupt record", message)
+            assert found, message
             assert int(found[1]) == len(read) + 1
         # A byte may come again where one was put in: the record after it is then the same.
         assert read == RECORDS[: len(read)]

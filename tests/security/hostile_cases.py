@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable
 from benchmarks.hostile_texts import random_text
 
 MANY = pytest.mark.parametrize("cases", [300, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -31,6 +33,20 @@ _NUMBERS = (
 )  # fmt: skip
 _RAW = ("NaN", "Infinity", "-Infinity", "1e999", "-1e400", "9" * 5_000, "[" * 2_000 + "]" * 2_000)
 _HOLE = "b8e5a1f0 a raw number"
+
+
+def refusal(work: Callable[[], object], kind: type[Exception] = UserError) -> str | None:
+    """Returns the message of the error that some work raises, None if it raises none."""
+    try:
+        work()
+    except kind as error:
+        return str(error)
+    return None
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has no character that controls a terminal or the direction of writing."""
+    return printable(text, "\n") == text
 
 
 def random_value(rng: random.Random, depth: int = 0) -> Any:
@@ -117,7 +133,7 @@ class Deeds:
         if event in _PROGRAMS:
             self.found.append(f"{event}: {arguments[:2]!r}")
         elif event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             if isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 self._touch(event, path)
         elif event in _CHANGES:

@@ -42,7 +42,8 @@ def test_a_name_that_the_store_would_change_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../other/trees/trees.jsonl", "/{}/other/trees/trees.jsonl", "a/../../x/trees.jsonl"]
+    "name",
+    ["../../other/trees/trees.jsonl", "/{}/other/trees/trees.jsonl", "a/../../x/trees.jsonl"],
 )
 def test_lists_of_tasks_that_lead_out_of_the_run_are_not_merged(tmp_path, name):
     run, other = tmp_path / "run", tmp_path / "other" / "trees"

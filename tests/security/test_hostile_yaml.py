@@ -7,10 +7,9 @@ import random
 import time
 
 import pytest
-from hostile_cases import MANY, NAMES, damaged, harmless
+from hostile_cases import MANY, NAMES, damaged, harmless, is_visible, refusal
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import printable
 from agentrm_jax.pipeline.config_values import plain
 from agentrm_jax.pipeline.load_config import load_config
 from benchmarks.hostile_texts import random_text
@@ -54,13 +53,13 @@ ATTACKS = (
 
 def outcome(path: pathlib.Path) -> str:
     """`read` or `refused`; a refusal is one line that shows no control character."""
-    try:
-        plain(load_config(path))
-    except UserError as error:
-        assert printable(str(error)) == str(error)
-        assert len(str(error)) < 2000
-        return "refused"
-    return "read"
+    message = refusal(lambda: plain(load_config(path)))
+    if message is None:
+        return "read"
+    assert is_visible(message)
+    assert "\n" not in message
+    assert len(message) < 2000
+    return "refused"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
