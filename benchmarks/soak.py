@@ -153,10 +153,9 @@ def finished(
         )
     for unit in ("second", "cpu_second"):
         first, last = found[f"first_per_{unit}"], found[f"last_per_{unit}"]
-        print(
-            f"  per {unit.replace('_', '-'):11} first quarter {first:8.2f}, last quarter {last:8.2f}"
-            f" ({100 * (found[f'last_over_first_per_{unit}'] - 1):+.1f}%)"
-        )
+        change = 100 * (found[f"last_over_first_per_{unit}"] - 1)
+        name = unit.replace("_", "-")
+        print(f"  per {name:11} first quarter {first:8.2f}, last {last:8.2f} ({change:+.1f}%)")
     seen, last = len(watch.samples), len(rows)
     print(
         f"  processes: {seen} seen, {last} at the end"
