@@ -74,6 +74,7 @@ class PolicyHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     fault: ClassVar[str] = ""
     asked: ClassVar[int] = 0
+    counted: ClassVar[pathlib.Path | None] = None
 
     def log_message(self, *arguments: object) -> None:
         """Writes nothing."""
@@ -89,7 +90,10 @@ class PolicyHandler(http.server.BaseHTTPRequestHandler):
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": "no such endpoint"}})
         time.sleep(0.01)
-        if self.fault and kind.asked > 40 and kind.asked % 3 == 0:
+        if self.fault and kind.asked > 30 and kind.asked % 3 == 0:
+            if self.counted is not None:
+                with self.counted.open("ab") as file:
+                    file.write(b"x")
             if self.fault == "500":
                 return self._send(500, {"error": {"message": "broken"}})
             if self.fault == "nonsense":
@@ -121,9 +125,9 @@ def _completion(body: dict[str, Any]) -> dict[str, Any]:
     return {"model": "walker", "choices": choices, "usage": usage}
 
 
-def serve_policy(port: int, fault: str) -> int:
-    """Serves until it is killed."""
-    handler = type("Handler", (PolicyHandler,), {"fault": fault})
+def serve_policy(port: int, fault: str, counted: pathlib.Path) -> int:
+    """Serves until it is killed; a file gets a byte for each answer with the fault."""
+    handler = type("Handler", (PolicyHandler,), {"fault": fault, "counted": counted})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     server.serve_forever()

@@ -200,7 +200,7 @@ class Faults:
             status = self._runs.end("explore", "full")
             said = self._runs.log.read_text(errors="replace").splitlines()[-1]
             subprocess.run(["mount", "-o", "remount,size=64m", str(run)], check=True)
-            good = status == 2 and "no space left" in said
+            good = status == 2 and "no space left" in said.lower()
             good &= all(self._runs.end(stage, "full") == 0 for stage in ("explore", "evaluate"))
             yield self._row("a full disk", 1, "full", good, seconds=None, note=said)
         finally:
@@ -264,7 +264,7 @@ class Faults:
         found: dict[str, Found] = {}
         for fault in ("", "500", "slow", "nonsense", "away"):
             serve: Callable[[], int] = lambda f=fault: fault_world.serve_policy(  # noqa: E731
-                port, "" if f == "away" else f
+                port, "" if f == "away" else f, runs.folder / f"faults{f}"
             )
             server, run = forked(serve, log, {}), f"run{fault}"
             seconds = None
@@ -284,7 +284,10 @@ class Faults:
             if fault:
                 equal = None if fault == "nonsense" else found[fault].equals(found[""])
                 name = {"500": "answers 500", "away": "goes away"}.get(fault, f"answers: {fault}")
-                yield Row(fault=f"the policy's server {name}", times=1, survived=good,
+                counted = runs.folder / f"faults{fault}"
+                times = counted.stat().st_size if counted.exists() else int(fault == "away")
+                good &= times > 0
+                yield Row(fault=f"the policy's server {name}", times=times, survived=good,
                           lost=found[fault].lost, twice=found[fault].twice, seconds=seconds,
                           equal=equal)  # fmt: skip
 

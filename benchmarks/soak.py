@@ -4,7 +4,8 @@
 
 `explore` is `agentrm explore` on more tasks than it can finish: each finished tree makes room for
 the next task. Its policy is the tiny model of `configs/tiny.yaml`, which is trained first, or that
-of a run of this file that `--policy` names; its mazes run in two workers.
+of a run of this file that `--policy` names; its mazes run in the main process, as mazes always do
+(`benchmarks.faults` is about workers).
 `serve` is `agentrm serve` with a tiny reward model, asked by 64 clients for scores of conversations
 of different lengths. Each part takes the given hours; two thirds of them for `explore` if both run.
 
@@ -189,7 +190,7 @@ def explore(folder: pathlib.Path, seconds: float, every: float, policy: str) -> 
         subprocess.run([*_AGENTRM, stage, *common], check=True, capture_output=True)
     common += ("--from", policy) if policy else ()
     given = (
-        "--explore.num_tasks=20000", "--workers=2", "--explore.search.concurrency=8",
+        f"--explore.num_tasks={max(500, int(4 * seconds))}", "--explore.search.concurrency=8",
         "--explore.search.num_iterations=4", "--budget.hours=100",
     )  # fmt: skip
     count = LineCount(folder / "run" / "trees" / "trees.jsonl")
