@@ -45,7 +45,7 @@ LEASES = ("--leases.enabled=true", "--leases.expire_seconds=2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+    """Describes the effect of a fault.
     """What a fault did.
 
     Attributes:

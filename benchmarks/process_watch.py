@@ -1,4 +1,4 @@
-"""What processes hold: memory, descriptors and children, sampled from /proc, and their slopes."""
+"""Samples memory, descriptors and children of processes from /proc, and their slopes.
 
 from __future__ import annotations
 
