@@ -88,7 +88,7 @@ def config(tasks: int, agent: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """Describes the results of a run.
+    """The search results of a run.
 
     Attributes:
       trees: Its trees, by task.

@@ -45,8 +45,8 @@ LEASES = ("--leases.enabled=true", "--leases.expire_seconds=2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-    """Describes the effect of a fault.
-    """What a fault did.
+class Row:
+    """The effect of a fault.
 
     Attributes:
       fault: Its name.

@@ -1,4 +1,4 @@
-"""Samples memory, descriptors and children of processes from /proc, and their slopes.
+"""Samples of memory, descriptors and children of processes, from /proc, and their slopes."""
 
 from __future__ import annotations
 
