@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import first_line, printable
 
 _MOST_BYTES = 1 << 30
 _CHUNK = 1 << 20
@@ -37,6 +37,20 @@ def read_archive(path: Path, most_bytes: int = _MOST_BYTES) -> Iterator[tuple[st
             f"{path}: cannot be unpacked ({first_line(error)}); it is damaged: get it again"
         ) from None
     return iter(members)
+
+
+def read_packed(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """Returns the contents of a packed file, unpacked to its end, where its checksum is.
+
+    Raises:
+      UserError: The file is damaged, not packed, or holds more than `most_bytes`.
+    """
+    try:
+        return _unpacked(path.read_bytes(), most_bytes)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(
+            f"{path}: cannot be unpacked ({first_line(error)}); it is damaged: get it again"
+        ) from None
 
 
 def digest(data: bytes) -> str:
@@ -85,10 +99,12 @@ def _members(data: bytes) -> list[tuple[str, bytes]]:
             end = member.offset_data + blocks * tarfile.BLOCKSIZE
             if not member.isfile():
                 continue
+            if member.issparse():  # its size is what it says, not what the archive holds
+                raise ValueError(f"{printable(member.name)} is a sparse file")
             source = archive.extractfile(member)
             content = source.read() if source else b""
             if len(content) != member.size:
-                raise EOFError(f"it ends within {member.name}")
+                raise EOFError(f"it ends within {printable(member.name)}")
             found.append((member.name, content))
     if data[end:].strip(b"\0"):
         raise ValueError(f"it is damaged after {len(found)} files")

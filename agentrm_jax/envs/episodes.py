@@ -131,12 +131,18 @@ def answer_to_json(answer: Answer) -> Any:
 
 
 def answer_from_json(value: Any) -> Answer:
+    """Returns the answer in a JSON value.
+
+    Raises:
+      ValueError: It is none.
+    """
     match value:
         case str():
             return value
-        case dict():
-            return Fault(**value)
-    observation, reward, done, success, valid = value
-    return Transition(
-        observation=observation, reward=reward, done=done, success=success, valid=valid
-    )
+        case {"reason": str(reason), "mendable": bool(mendable)}:
+            return Fault(reason, mendable)
+        case [str(text), int() | float() as reward, bool(done), bool(success), bool(valid)]:
+            return Transition(
+                observation=text, reward=reward, done=done, success=success, valid=valid
+            )
+    raise ValueError("it has another form")

@@ -258,9 +258,11 @@ class EnvPool:
         """Assigns the answers of a place to its jobs, in their order."""
         doubtful: set[int] = set()  # handles whose later answers are ignored
         answers = place.process.answers
-        for (job, _, expected), answer in zip(plan, answers, strict=False):
+        for (job, request, expected), answer in zip(plan, answers, strict=False):
             if job.request.handle in doubtful:
                 continue
+            if isinstance(answer, str) != isinstance(request, Reset):
+                answer = _fault_of(answer)
             if isinstance(answer, Fault):
                 self._blame(job, answer, in_replay=expected is not None)
             elif expected is None:
@@ -302,6 +304,11 @@ class EnvPool:
             job.answer = EnvironmentFailure(reason=f"{where}: {fault.reason}")
             if in_replay or isinstance(request, Reset) or request.into == request.handle:
                 episode.failure = job.answer
+
+
+def _fault_of(answer: Answer) -> Fault:
+    """The fault in an answer that is not of the kind that its request asks for."""
+    return answer if isinstance(answer, Fault) else Fault("the worker answered another request")
 
 
 def _differing(expected: str | Transition, answer: Answer) -> str:

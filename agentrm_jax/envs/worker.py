@@ -2,13 +2,15 @@
 
 Started as `python -m agentrm_jax.envs.worker SOCKET MEMORY CLASSES`. A message is a line of JSON:
 the handles to forget and the requests. Each request is answered by a line of its own as soon as it
-is done, so that the other end knows which one it was when this process dies or hangs.
+is done, so that the other end knows which one it was when this process dies or hangs. Answers are
+numbered, so that nothing else that is written to the connection is taken for one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -30,7 +32,7 @@ def main() -> None:
 
 def serve(connection: socket.socket, families: Families) -> None:
     """Answers messages until the other end closes the connection."""
-    episodes = Episodes(families)
+    episodes, numbers = Episodes(families), itertools.count()
     connection.sendall(b"\n")  # ready
     with connection, connection.makefile("rb") as messages:
         for message in messages:
@@ -38,7 +40,7 @@ def serve(connection: socket.socket, families: Families) -> None:
             episodes.release(released)
             for request in requests:
                 answer = answer_to_json(episodes.perform(request_from_json(request)))
-                connection.sendall(json.dumps(answer).encode() + b"\n")
+                connection.sendall(json.dumps([next(numbers), answer]).encode() + b"\n")
 
 
 def _limit_memory(limit: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -17,11 +18,18 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.envs.episodes import Answer, Request, answer_from_json, request_to_json
 from agentrm_jax.envs.given import Location
 
 _START_SECONDS = 60.0
+_MOST_ANSWER = 32 << 20
+"""Most bytes of an answer: an observation of the longest text that is admitted takes 12 MB."""
+_MOST_ERRORS = 4 << 20
+"""Bytes that a worker may write to stderr before what it wrote is thrown away."""
+_LOOK_SECONDS = 0.25
+"""Seconds between two looks at the size of what workers write to stderr."""
 
 
 class WorkerProcess:
@@ -68,7 +76,9 @@ class WorkerProcess:
         self._connection.settimeout(_START_SECONDS)
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed by stop
-        self._ready = False
+        # Appended, so that the file may be emptied while the worker writes.
+        fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
+        self._ready, self._number = False, 0
         arguments = (str(theirs.fileno()), str(self._memory_bytes), self._classes)
         with theirs:
             self._process = subprocess.Popen(
@@ -93,6 +103,11 @@ class WorkerProcess:
         self._await_start()
         message = json.dumps([list(released), [request_to_json(r) for r in requests]])
         self._deadline = time.monotonic() + self._step_seconds
+        if self._buffer or wait([self._connection], 0):
+            self.read()  # it has ended, or sent bytes that nobody asked for
+            self._lose(self.lost or "the worker sent something that nobody asked for")
+            self.answers = []
+            return
         try:
             self._connection.sendall(message.encode() + b"\n")
         except OSError:
@@ -103,11 +118,31 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             if data := self._connection.recv(1 << 16):
                 *lines, self._buffer = (self._buffer + data).split(b"\n")
-                if lines:
-                    self.answers += [answer_from_json(json.loads(line)) for line in lines]
-                    self._deadline = time.monotonic() + self._step_seconds
+                self._take(lines)
                 return
         self._lose(self._death())
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Reads answers; the worker is lost if something else, or too much, was sent."""
+        try:
+            for line in lines:
+                match parse_json(line):
+                    case [int(number), answer] if number == self._number and self.waiting:
+                        self.answers.append(answer_from_json(answer))
+                    case _:
+                        raise ValueError("it has another form, or another number")
+                self._number += 1
+                self._deadline = time.monotonic() + self._step_seconds
+            if len(self._buffer) > _MOST_ANSWER:
+                raise ValueError(f"more than {_MOST_ANSWER:,} bytes")
+        except ValueError as error:
+            del self.answers[self._expected - 1 :]  # the last request is blamed for what follows it
+            self._lose(f"the worker sent something that is no answer ({first_line(error)})")
+
+    def trim_errors(self) -> None:
+        """Throws away what the worker wrote to stderr if it is much: the disk would fill."""
+        if self._process is not None and os.fstat(self._errors.fileno()).st_size > _MOST_ERRORS:
+            os.ftruncate(self._errors.fileno(), 0)
 
     def seconds_left(self) -> float:
         """Returns the seconds until the next answer is overdue."""
@@ -149,7 +184,8 @@ class WorkerProcess:
             return "the worker closed its connection"
         if code < 0:
             return f"the worker died of {signal.Signals(-code).name}"
-        self._errors.seek(0)
+        size = os.fstat(self._errors.fileno()).st_size
+        self._errors.seek(max(0, size - 10_000))
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         said = printable(last[:300])
@@ -160,13 +196,15 @@ def read_answers(workers: Sequence[WorkerProcess]) -> None:
     """Reads until every worker has answered all requests or is lost."""
     while busy := [worker for worker in workers if worker.waiting]:
         patience = min(worker.seconds_left() for worker in busy)
-        ready = wait([worker.connection for worker in busy], timeout=max(patience, 0.0))
+        timeout = min(max(patience, 0.0), _LOOK_SECONDS)
+        ready = wait([worker.connection for worker in busy], timeout=timeout)
         for worker in busy:
             if worker.connection in ready:
                 worker.read()
         for worker in busy:
             if worker.waiting and worker.seconds_left() <= 0:
                 worker.give_up()
+            worker.trim_errors()
 
 
 def _environment_variables() -> dict[str, str]:

@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Iterator
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.pipeline.shared_tasks import task_of
@@ -69,6 +70,11 @@ def _stage(folder: pathlib.Path) -> Iterator[MergedFile]:
     lists: dict[pathlib.Path, list[str]] = {}
     for shards in sorted(path for path in store.directory.glob("*") if path.is_dir()):
         path = folder / urllib.parse.unquote(shards.name)
+        if ".." in path.parts or not path.is_relative_to(folder):
+            raise UserError(
+                f"{printable(str(shards))}: is not of agentrm: its name leads out of the run; "
+                "delete it"
+            )
         names = task_names(shards)
         if path.name in (TREES, ROLLOUTS) and names is not None:
             join_records(path, store, shards.name, task_of, unfinished=True)

@@ -7,6 +7,7 @@ run or writes a file.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -137,17 +138,14 @@ class RunWatcher:
                 if stage.state != "done":
                     activity = record
         for path in _parts(self._paths.trees / TREES):
-            for line in self._follow(path).new():
-                self._trees.add(line)
+            self._add(path, self._trees)
         folders = {"sample": self._paths.stage("sample")}
         evaluated = self._paths.stage("evaluate")
         if evaluated.is_dir():
             folders |= {path.name: path for path in sorted(evaluated.iterdir()) if path.is_dir()}
         for name, folder in folders.items():
             for path in _parts(folder / ROLLOUTS):
-                found = self._rollouts.setdefault(name, _Rollouts())
-                for line in self._follow(path).new():
-                    found.add(line)
+                self._add(path, self._rollouts.setdefault(name, _Rollouts()))
         losses: dict[str, list[float]] = {}
         for row in read_metrics(self._paths.metrics):
             if "loss" in row:
@@ -160,8 +158,11 @@ class RunWatcher:
             losses=losses,
         )
 
-    def _follow(self, path: pathlib.Path) -> FollowedLines:
-        return self._files.setdefault(path, FollowedLines(path))
+    def _add(self, path: pathlib.Path, counts: _Trees | _Rollouts) -> None:
+        """Counts the new records of a file; one of another form is left to the stage's reader."""
+        for line in self._files.setdefault(path, FollowedLines(path)).new():
+            with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
+                counts.add(line)
 
 
 def _parts(path: pathlib.Path) -> list[pathlib.Path]:
@@ -219,17 +220,26 @@ class _Trees:
         self._returns: list[float] = []
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Counts a record; one that was moved to another file comes again and counts once."""
+        """Counts a record; one that was moved to another file comes again and counts once.
+
+        Raises:
+          LookupError, TypeError, ValueError, OverflowError: It has another form; it is not
+            counted.
+        """
         if record["kind"] == "begin":
-            self._visits.setdefault(record["task"]["task_id"], collections.Counter())
+            self._visits.setdefault(str(record["task"]["task_id"]), collections.Counter())
         elif record["kind"] == "finish":
-            self._finished[record["task_id"]] = record["error"]
-        elif (key := (record["task_id"], record["iteration"])) not in self._iterations:
+            self._finished[str(record["task_id"])] = record["error"]
+        elif (key := (str(record["task_id"]), int(record["iteration"]))) not in self._iterations:
+            backups = [
+                (float(backup["outcome"]), [int(node) for node in backup["path"]])
+                for backup in (record, *record.get("further", ()))
+            ]
             self._iterations.add(key)
             visits = self._visits.setdefault(key[0], collections.Counter())
-            for backup in (record, *record.get("further", ())):
-                self._returns.append(backup["outcome"])
-                visits.update(backup["path"])
+            for outcome, path in backups:
+                self._returns.append(outcome)
+                visits.update(path)
 
     def view(self) -> TreesView | None:
         if not self._visits:
@@ -255,10 +265,17 @@ class _Rollouts:
         self._outcomes: dict[tuple[str, int], float | None] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
+        """Counts a record.
+
+        Raises:
+          LookupError, TypeError, ValueError, OverflowError: It has another form; it is not
+            counted.
+        """
         trajectory = record["trajectory"]
-        rewards = [step["transition"]["reward"] for step in trajectory["steps"]]
-        outcome = None if record["error"] else float(sum(rewards))
-        self._outcomes[trajectory["task"]["task_id"], record["sample"]] = outcome
+        rewards = [float(step["transition"]["reward"]) for step in trajectory["steps"]]
+        outcome = None if record["error"] else sum(rewards)
+        key = (str(trajectory["task"]["task_id"]), int(record["sample"]))
+        self._outcomes[key] = outcome
 
     def view(self, name: str) -> RolloutsView:
         outcomes = self._outcomes.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -28,8 +29,14 @@ def read_array(path: pathlib.Path) -> np.ndarray:
       UserError: It is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed, and may hold any number of bytes")
         with np.load(path, allow_pickle=False) as stored:
-            return stored["values"]
+            values = stored["values"]
+        if not isinstance(values, np.ndarray):  # a member without numpy's mark is given as bytes
+            raise ValueError("it holds no array")
+        return values
     except Exception as error:  # numpy and zipfile raise many kinds
         raise UserError(
             f"{path}: damaged ({first_line(error)}); delete the file to make it again"

@@ -227,7 +227,8 @@ class Watch:
         return max(1, sum(name not in self._dead for name in names))
 
     def _read(self, worker: str) -> WorkerRecord | None:
-        return worker_record(self._store.read(f"{WORKERS}/{worker}"))
+        record = worker_record(self._store.read(f"{WORKERS}/{worker}"))
+        return record if record is not None and record.worker == worker else None
 
     def _expires(self, seen: _Seen) -> float:
         return self._expire_seconds if seen.record is None else seen.record.expire_seconds

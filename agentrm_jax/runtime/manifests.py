@@ -16,7 +16,7 @@ from typing import Any
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
-from agentrm_jax.core.text import first_line
+from agentrm_jax.core.text import first_line, printable
 
 FILE = "manifest.json"
 _WRITER = {"written_by": "agentrm_jax"}
@@ -47,11 +47,12 @@ def check_manifest(directory: pathlib.Path, only: str | None = None) -> None:
     for name, digest in read_manifest(path).items():
         if only not in (None, name):
             continue
-        if not (directory / name).is_file():
-            raise UserError(f"{directory / name}: missing, {FILE} lists it; restore the file")
+        shown = printable(str(directory / name))
+        if not _is_file(directory / name):
+            raise UserError(f"{shown}: missing, {FILE} lists it; restore the file")
         if _digest_of(directory / name) != digest:
             raise UserError(
-                f"{directory / name}: its checksum differs from {FILE}; restore the file, or "
+                f"{shown}: its checksum differs from {FILE}; restore the file, or "
                 f"delete {FILE} if the change was meant"
             )
 
@@ -159,6 +160,13 @@ def sha256(path: pathlib.Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the file system
+        return False
 
 
 def _digest_of(path: pathlib.Path) -> str:

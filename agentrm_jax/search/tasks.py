@@ -9,7 +9,7 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Task
-from agentrm_jax.core.text import printable
+from agentrm_jax.core.text import admit_text, printable
 from agentrm_jax.envs.contract import MOST_STEPS
 
 
@@ -54,7 +54,7 @@ def checked_tasks(tasks: Any) -> list[Task]:
     """Returns the tasks of a search as a list.
 
     Raises:
-      UserError: They are no list of `Task`, a name is no text or empty, `max_steps` is out of
+      UserError: They are no list of `Task`, a name is no valid text or empty, `max_steps` is out of
         range, or two tasks have one `task_id`.
     """
     found: dict[str, Task] = {}
@@ -80,6 +80,10 @@ def check_task(task: Any) -> None:
     for name in ("environment", "task_id"):
         if not isinstance(value := getattr(task, name), str) or not value:
             raise UserError(f"tasks: {name} must be a text that is not empty (got {_short(value)})")
+        if admit_text(value) != value:  # it would have another name in the store
+            raise UserError(
+                f"tasks: {name} must be valid Unicode of bounded length (got {_short(value)})"
+            )
     steps = task.max_steps
     if not isinstance(steps, int | np.integer) or not 1 <= steps <= MOST_STEPS:
         raise UserError(

@@ -264,7 +264,7 @@ def completion(choice: Choice, model: str) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", **choice.chosen.message},
+                "message": {**choice.chosen.message, "role": "assistant"},
                 "logprobs": None,
                 "finish_reason": choice.chosen.finish_reason,
             }
@@ -311,7 +311,7 @@ def _all_candidates(choice: Choice) -> dict[str, Any]:
         "candidates": [
             {
                 "index": i,
-                "message": {"role": "assistant", **each.message},
+                "message": {**each.message, "role": "assistant"},
                 "finish_reason": each.finish_reason,
                 "score": each.score,
             }

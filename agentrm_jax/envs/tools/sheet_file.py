@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from agentrm_jax.envs.tools.sheet_grid import Box, Cell, Formula, Grid
 FILE = "tool/sheet_test.xlsx"
 SOURCE = "https://github.com/hkust-nlp/AgentBoard (agentboard/utils/sheet/Test Sheet-For Copy.xlsx)"
 INSTALL = "openpyxl is not installed: pip install 'agentrm-jax[tools]'"
+
+_MOST_BYTES = 64 << 20
 
 
 def workbook() -> Mapping[str, Grid]:
@@ -46,6 +49,9 @@ def _all(path: Path) -> Mapping[str, Grid]:
     import openpyxl
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+                raise ValueError(f"it holds more than {_MOST_BYTES:,} bytes")
         book = openpyxl.load_workbook(path)
     except Exception as error:  # whatever a broken file makes it raise
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
+import io
 import itertools
 import random
 import re
@@ -16,9 +16,13 @@ from typing import Any
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import parse_json
 from agentrm_jax.core.text import described, first_line
+from agentrm_jax.envs.archives import read_packed
 from agentrm_jax.envs.data_directory import data_directory, refuse_damaged
 from agentrm_jax.envs.webshop.nouns import title_nouns
 from agentrm_jax.envs.webshop.search import SearchIndex
+
+MOST_BYTES = 1 << 30
+"""Most bytes of a catalogue after it is unpacked."""
 
 _FOLDER = "webshop"
 _SEED = 233  # WebShop shuffles its goals by it; here it also draws prices and limits
@@ -200,8 +204,8 @@ def _distinct(path: Path) -> Iterator[Mapping[str, Any]]:
     """The file's products without those that WebShop leaves out."""
     if path.name.endswith(".jsonl.gz"):
         refuse_damaged(path, f"{_FOLDER}/{path.name}")
-        with gzip.open(path, "rb") as lines:  # to its end, where the checksum is
-            entries = [parse_json(line)["product"] for line in lines]
+        lines = io.BytesIO(read_packed(path, MOST_BYTES))
+        entries = [parse_json(line)["product"] for line in lines]
     else:
         entries = _read_json(path)
     seen = set()
