@@ -4,8 +4,8 @@
     python -m benchmarks.eight_bits --tiny
 
 FOLDER is a Hugging Face directory or a model folder of a run. The texts are trajectories of an
-environment's expert, rendered with the model's chat template. Every position of every text is
-compared; what is compared is computed by dense forward passes, which engines equal up to rounding
+environment's expert, rendered with the model's chat template, without an instruction. All positions
+are compared. They are computed by dense forward passes, which engines equal up to rounding
 (tests/engine/test_eight_bit_engine.py). For each variant:
 
   logit_error_max, _mean  differences of logits from those in float32
@@ -107,7 +107,7 @@ def compared(
 
 def texts(model: Model, given: Any) -> Iterator[Rendered]:
     """Expert trajectories as tokens; made-up ones for the tiny model."""
-    prompt: Prompt = PROMPT
+    prompt: Prompt | None = PROMPT
     found: Sequence[Trajectory] = [tiny_state(number, 3 + number % 3) for number in range(6)]
     if given.model is not None:
         family = load_family(given.environment)
@@ -117,7 +117,7 @@ def texts(model: Model, given: Any) -> Iterator[Rendered]:
             found = list(expert_trajectories(pool, tasks))
         finally:
             pool.close()
-        prompt = family.prompt()
+        prompt = None  # more steps fit into a text
     for trajectory in found:
         yield render(model.tokenizer, prompt, trajectory, given.length)[0]
 

@@ -156,9 +156,21 @@ def test_what_is_planned_is_what_an_engine_holds():
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
     jax.tree.map(check, (ours.params, ours.pool), (theirs.params, theirs.pool))
-    readings = generate(engine, REQUESTS[:1], n=1, sampling=SAMPLING, stop=STOP)
-    alone = Engine(weights(0), CONFIG, sizes)
-    assert_same_replies(readings, generate(alone, REQUESTS[:1], n=1, sampling=SAMPLING, stop=STOP))
+
+
+@pytest.mark.slow
+def test_several_devices_say_what_one_says():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    sizes = dataclasses.replace(WEIGHTS, kv="int8")
+    params = jax.device_put(weights(0), parameters.shardings(CONFIG, mesh))
+    found, wanted = (
+        generate(engine, REQUESTS, n=2, sampling=SAMPLING, stop=STOP)
+        for engine in (
+            Engine(params, CONFIG, sizes, mesh=mesh),
+            Engine(weights(0), CONFIG, sizes),
+        )
+    )
+    assert_same_replies(found, wanted)
 
 
 def test_memory_is_reckoned_in_8_bits():

@@ -25,6 +25,7 @@ from agentrm_jax.engine.attention.parts import MASKED, Part, Reader, declared_by
 from agentrm_jax.engine.cache.pages import Context, PageTable, Pool
 from agentrm_jax.model.attention import Backend
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import EightBits
 from agentrm_jax.runtime.sharding import logical_to_spec
 
 _WIDTH = 128  # numbers of a register; about as many rows of pages are read by a step
@@ -295,7 +296,7 @@ def attend_pages(
 def own_pages(pool: Pool, table: PageTable) -> Reader:
     """Returns attention of each sequence to its own pages."""
     steps = make_steps(pool, table)
-    return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend)
+    return lambda l, q: attend_pages(q, *_layer(pool, l), steps, pool.backend)
 
 
 def shared_pages(pool: Pool, context: Context, sequence_of: jax.Array) -> Reader:
@@ -306,4 +307,12 @@ def shared_pages(pool: Pool, context: Context, sequence_of: jax.Array) -> Reader
     """
     steps = make_steps(pool, context.shared, context.shared_ids)
     readers = context.prefix_ids[sequence_of][None]
-    return lambda l, q: attend_pages(q, pool.k[l], pool.v[l], steps, pool.backend, readers)
+    return lambda l, q: attend_pages(q, *_layer(pool, l), steps, pool.backend, readers)
+
+
+def _layer(pool: Pool, l: int) -> tuple[jax.Array, jax.Array]:
+    """The keys and values of a layer; `EngineConfig` refuses pages in 8 bits for this kernel."""
+    k, v = pool.k[l], pool.v[l]
+    assert not isinstance(k, EightBits)
+    assert not isinstance(v, EightBits)
+    return k, v
