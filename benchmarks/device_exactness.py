@@ -65,27 +65,28 @@ def _attention_of(device: Device, packing: str) -> Found:
     ends = None if packing == "paths" else jnp.asarray(rows["subtree_ends"])
     T = segments.shape[1]
     keys = jax.random.split(jax.random.key(0), 4)
-    *given, weights = (
+    q, k, v, weights = (
         jax.random.normal(key, (1, T, heads, H), dtype)
         for key, heads in zip(keys, (N, K, K, N), strict=True)
     )
     weights *= (segments != 0)[..., None, None]  # of padding, nothing is compared
     mask = causal_mask(segments, ends)
 
-    def dense(*given: jax.Array) -> jax.Array:
-        return dense_attention(*(x.astype(jnp.float32) for x in given), mask)
+    def dense(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        return dense_attention(q, k, v, mask)
 
     with jax.default_matmul_precision("highest"):
-        wanted = jax.device_get(_with_gradients(dense, weights)(*given))
+        wanted = jax.device_get(_with_gradients(dense, weights)(q, k, v))
 
     def compare(name: str) -> Found:
         backend = Backend(name=name, interpret=on_cpu)
         call = _with_gradients(
-            lambda *given: causal_attention(*given, segments, backend, ends), weights
+            lambda q, k, v: causal_attention(q, k, v, segments, backend, ends), weights
         )
-        ours = jax.device_get(call(*given))
+        ours = jax.device_get(call(q, k, v))
         errors = [_error(x, y) for x, y in zip(ours, wanted, strict=True)]
-        seconds, _ = device.timed(lambda _: jax.block_until_ready(call(*given)))
+        seconds, _ = device.timed(lambda _: jax.block_until_ready(call(q, k, v)))
         return {"error": max(errors), "milliseconds": 1e3 * seconds}
 
     return {
@@ -155,9 +156,9 @@ def _engines_in(device: Device, config: LlamaConfig, dtype: str) -> Found:
         }
 
     found = each_backend(device.engine_backends, compare)
-    first = next(iter(replies), None)
-    for name, tokens_of in replies.items():
-        found[name]["equal_replies"] = int((tokens_of == replies[first]).all(axis=1).sum())
+    for name, tokens_of in replies.items():  # those of the first backend that has any
+        expected = next(iter(replies.values()))
+        found[name]["equal_replies"] = int((tokens_of == expected).all(axis=1).sum())
     return {"replies": G, "scores": scores.size, "score_spread": float(scores.std()), **found}
 
 

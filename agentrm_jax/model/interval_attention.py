@@ -105,7 +105,9 @@ def attend_intervals(
         return jnp.pad(x, ((0, 0), (0, -T % size), *((0, 0) for _ in x.shape[2:])))
 
     blocks = visited_blocks(filled(visible_until.astype(jnp.int32)), size)
-    return _attend(kernels, *map(filled, (q, k, v)), blocks)[:, :T]
+    out = _attend(kernels, *map(filled, (q, k, v)), blocks)
+    assert isinstance(out, jax.Array)
+    return out[:, :T]
 
 
 def visited_blocks(ends: Int[Array, "batch length"], size: int) -> Blocks:

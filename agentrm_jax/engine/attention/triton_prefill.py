@@ -181,7 +181,8 @@ def _kernel(*refs, page_size: int, tokens: int):
         offset = i * tokens + jnp.arange(tokens)
         seen = (at[:, None] >= offset[None, :]) & (offset < used)[None, :]
         offset = jnp.minimum(offset, new_k.shape[0] - 1)[:, None]
-        return add(part, *(plgpu.load(x.at[offset, width]) for x in (new_k, new_v)), seen)
+        keys, values = (plgpu.load(x.at[offset, width]) for x in (new_k, new_v))
+        return add(part, keys, values, seen)
 
     part = (
         jnp.zeros(q.shape, jnp.float32),
