@@ -67,7 +67,7 @@ def test_two_workers_have_the_results_of_one_process(
 ) -> None:
     if kind == "ray":
         pytest.importorskip("ray", reason="needs Ray: pip install 'agentrm-jax[ray]'")
-    folder = begun(finished, tmp_path / "run", "trees", "samples", "eval")
+    folder = begun(finished, tmp_path / "run", "trees", "eval")
     launch(kind, folder, "--hosts=2", "--stage=explore")
     check_trees(folder, finished)
     launch(kind, folder, "--hosts=2", "--stage=evaluate")
