@@ -136,4 +136,4 @@ def read_activity(directory: pathlib.Path) -> ActivityRecord | None:
         record: ActivityRecord = read_record(path, **kinds, **numbers, **times)  # pyright: ignore[reportAssignmentType]
     except UserError:  # a view of a run never fails because of a file that decides nothing
         return None
-    return record if "total" in record else None  # None is a value of this key
+    return record
