@@ -49,7 +49,7 @@ _AGENTRM = (sys.executable, "-m", "agentrm_jax.cli.main")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Count:
-    """How much was done after some time.
+    """The number of finished items after some time.
 
     Attributes:
       seconds: Seconds since the watch began.

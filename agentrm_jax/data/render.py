@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from agentrm_jax.data.chat import (
     tokens_of,
 )
 from agentrm_jax.data.fitting import FittedStep, first_steps, fit_first_observation, fit_step
+from agentrm_jax.data.sized_cache import SizedCache
 from agentrm_jax.data.state_parts import PARTS, Part, reduced_step
 from agentrm_jax.data.tokenizer import Tokenizer
 
@@ -73,9 +73,9 @@ class Renderer:
         self._openings: dict[tuple[Prompt | None, str], Opening] = {}
         self._instructions: dict[Prompt, np.ndarray] = {}
         # Steps repeat between branches, and every state repeats the steps before it.
-        self._observation = functools.lru_cache(maxsize=65_536)(self._encode_observation)
-        self._reply = functools.lru_cache(maxsize=65_536)(self._encode_reply)
-        self._fitted = functools.lru_cache(maxsize=65_536)(self._fit)
+        self._observation = SizedCache(self._encode_observation)
+        self._reply = SizedCache(self._encode_reply)
+        self._fitted = SizedCache(self._fit)
 
     def _encode_observation(self, text: str) -> tuple[int, ...]:
         return tuple(observation_tokens(self.tokenizer, text))
@@ -228,7 +228,7 @@ class Renderer:
         """Forgets the tokens of texts that were rendered, to free their memory."""
         self._openings.clear()
         for remembered in (self._observation, self._reply, self._fitted):
-            remembered.cache_clear()
+            remembered.clear()
 
     def _step_segments(self, turn: Turn) -> tuple[np.ndarray, list[np.ndarray]]:
         """Returns the segment up to the end of the action, and those up to the state after it."""

@@ -133,6 +133,7 @@ def _checked(path: pathlib.Path, value: Any, kinds: Mapping[str, Any]) -> dict[s
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold JSON objects; restore or delete the file")
     for key, kind in kinds.items():
-        if not isinstance(value.get(key), kind) or isinstance(value[key], bool):
+        found = value.get(key)
+        if key not in value or not isinstance(found, kind) or isinstance(found, bool):
             raise UserError(f"{path}: {key} is missing or has another type; restore the file")
     return value

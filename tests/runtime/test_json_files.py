@@ -20,3 +20,12 @@ def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match=r"settings\.json, line 1: not JSON"):
         same_settings(path, {"seed": 1}, "trees")
+
+
+def test_a_key_that_may_be_null_must_be_there(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"total": null}')
+    assert read_record(path, total=int | None) == {"total": None}
+    path.write_text("{}")
+    with pytest.raises(UserError, match="total is missing"):
+        read_record(path, total=int | None)
