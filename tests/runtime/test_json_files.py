@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.runtime.json_files import same_settings, write_json_atomic
+from agentrm_jax.runtime.json_files import read_record, same_settings, write_json_atomic
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path) -> None:
