@@ -41,28 +41,21 @@ Grow other trees with, for example,
 
 def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("trees", metavar="TREES", type=pathlib.Path, help="a run, or its trees/")
+    add = parser.add_argument
+    add("trees", metavar="TREES", type=pathlib.Path, help="a run, or its trees/")
     add_model_arguments(parser)
-    parser.add_argument(
-        "--output", metavar="DIR", type=pathlib.Path, required=True, help="folder to write"
-    )
-    parser.add_argument(
-        "--min-visits",
-        type=whole_number(1, 2**31 - 1),
-        default=1,
-        metavar="N",
-        help="visits that a state needs to be compared (default: 1)",
-    )
-    parser.add_argument(
+    add("--output", metavar="DIR", type=pathlib.Path, required=True, help="folder to write")
+    visits = whole_number(1, 2**31 - 1)
+    visits_help = "visits that a state needs to be compared (default: 1)"
+    add("--min-visits", metavar="N", type=visits, default=1, help=visits_help)
+    add(
         "--score-at",
         choices=("observation", "action"),
         default="observation",
         help="score states after the observation, or after the action, before the environment has "
         "answered (default: observation)",
     )
-    parser.add_argument(
-        "--seen", action="store_true", help="compare tasks that were trained on as well"
-    )
+    add("--seen", action="store_true", help="compare tasks that were trained on as well")
 
 
 def run(given: argparse.Namespace) -> int:

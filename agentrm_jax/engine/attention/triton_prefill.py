@@ -27,6 +27,7 @@ from agentrm_jax.engine.attention.triton import Table, check_pool, make_table, q
 from agentrm_jax.engine.cache.pages import Pool
 from agentrm_jax.engine.rows import PrefillRows
 from agentrm_jax.model.config import LlamaConfig
+from agentrm_jax.model.eight_bits import Stored
 from agentrm_jax.model.interval_attention import dot
 from agentrm_jax.runtime.sharding import logical_to_spec
 
@@ -64,8 +65,8 @@ def attention(config: LlamaConfig, pool: Pool, rows: PrefillRows, queries: jax.A
             check_vma=False,
         )  # fmt: skip
 
-    def attend_to(l: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        new = tuple(x.transpose(2, 0, 1, 3) for x in (k, v))
+    def attend_to(l: int, q: jax.Array, k: Stored, v: Stored) -> jax.Array:
+        new = jax.tree.map(lambda x: x.transpose(2, 0, 1, 3), (k, v))
         with jax.named_scope(OWN_PAGES):
             out = attend(
                 shared, own, (prefixes, jnp.asarray(rows.lengths), indices), by_kv_head(q, K),
