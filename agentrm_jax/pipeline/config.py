@@ -358,11 +358,16 @@ class RunConfig:
     @property
     def samples(self) -> bool:
         """Whether a reward model is trained that learns from sampled trajectories."""
-        return self.trains_implicit and not self._learns_from_siblings
+        return self.trains_implicit and self.train_implicit.pairs == "trajectories"
+
+    @property
+    def learns_from_experts(self) -> bool:
+        """Whether a reward model is trained that learns from the experts' actions."""
+        return self.trains_implicit and "exchanged" in self.train_implicit.pairs
 
     @property
     def _learns_from_siblings(self) -> bool:
-        return self.trains_implicit and self.train_implicit.pairs == "siblings"
+        return self.trains_implicit and "siblings" in self.train_implicit.pairs
 
     def reward(self, name: str) -> Any:
         """Returns the reward model of a name in `rewards`, a `pipeline.reward_kinds.RewardKind`."""

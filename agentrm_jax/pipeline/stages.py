@@ -82,12 +82,23 @@ _SCORING = (
     "judge",
 )
 
+
+def _pairs_from(config: RunConfig) -> tuple[str, ...]:
+    """The stages that an implicit reward model learns from."""
+    sources = {
+        "experts": config.learns_from_experts,
+        "sample": config.samples,
+        "label": "siblings" in config.train_implicit.pairs,
+    }
+    return ("sft", *(name for name, used in sources.items() if used))
+
+
 STAGES = (
     StageSpec(
         name="experts",
         after=(),
         sections=(*_SHARED, "experts"),
-        wanted=lambda config: config.trains_policy,
+        wanted=lambda config: config.trains_policy or config.learns_from_experts,
         work=experts,
         processes="first",
     ),
@@ -133,7 +144,7 @@ STAGES = (
     ),
     StageSpec(
         name="train-implicit",
-        after=lambda config: ("sft", "sample" if config.samples else "label"),
+        after=_pairs_from,
         sections=(*_POLICY, "train_implicit"),
         wanted=lambda config: config.trains_implicit,
         work=train_implicit,
@@ -192,7 +203,7 @@ def _why_not(config: RunConfig, name: str) -> str:
         return "no method in evaluate.methods has a threshold without a value"
     if name in ("sample", "train-implicit"):
         if config.trains_implicit:
-            return "train_implicit.pairs is siblings, which learns from search trees"
+            return f"train_implicit.pairs is {config.train_implicit.pairs}, not trajectories"
         return "no kind in rewards is implicit"
     if config.reward_model is not None:
         return "reward_model names one that is trained; leave the key out to train one"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
@@ -14,6 +14,9 @@ from agentrm_jax.train.fit import FitConfig
 from agentrm_jax.train.implicit import ImplicitConfig
 from agentrm_jax.train.optimizer import OptimizerConfig
 from agentrm_jax.train.ranking import RankingConfig
+
+Pairs = Literal["trajectories", "siblings", "exchanged", "siblings_and_exchanged"]
+PAIRS: tuple[Pairs, ...] = get_args(Pairs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,20 +88,22 @@ class ImplicitTrainConfig(TrainConfig):
     Attributes:
       objective: What is minimised.
       pairs: The pairs of `objective.loss: dpo`: `trajectories` are whole samples of a task;
-        `siblings` are two actions in one state of a search tree, by their values, not yet answered.
+        `siblings` are two actions in one state of a search tree, by their values, not yet answered;
+        `exchanged` are an expert's action and the same one with a word exchanged, so that no
+        search is needed; `siblings_and_exchanged` are both.
       vocab_chunks: As of `sft`.
       reduction: From the rewards of a trajectory's steps to its score: `sum` is what is trained;
         `mean`, `min`, `max` or `last`.
     """
 
     objective: ImplicitConfig = dataclasses.field(default_factory=ImplicitConfig)
-    pairs: Literal["trajectories", "siblings"] = "trajectories"
+    pairs: Pairs = "trajectories"
     vocab_chunks: int = 1
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
         check_fields(self, vocab_chunks="[1, 4096]")
         check_choice("reduction", self.reduction, REDUCTIONS)
-        check_choice("pairs", self.pairs, ("trajectories", "siblings"))
-        if self.pairs == "siblings" and self.objective.loss != "dpo":
+        check_choice("pairs", self.pairs, PAIRS)
+        if self.pairs != "trajectories" and self.objective.loss != "dpo":
             raise UserError("needs objective.loss: dpo, the loss over pairs", field="pairs")

@@ -12,10 +12,12 @@ import numpy as np
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.exchanged import exchanged_pairs, words_by_place
 from agentrm_jax.data.packing import PackedRows
 from agentrm_jax.data.pairs import Pair, preference_pairs, sibling_pairs
 from agentrm_jax.data.sequences import TokenSequence, outcome_sequences, pair_sequences
 from agentrm_jax.data.states import LabelledTree, open_labels
+from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.model.parameters import cast
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.fit_model import (
@@ -82,27 +84,45 @@ def _rows(workspace: Workspace, model: Model) -> TrainingRows:
     def compared(some: Sequence[Any]) -> tuple[list[TokenSequence], int]:
         return pair_sequences(model.tokenizer, workspace.prompts, pairs_of(some), longest)
 
-    examples: Sequence[Any]
-    pairs_of: Callable[[Any], list[Pair]]
-    if config.pairs == "siblings":
-        examples, pairs_of = open_labels(workspace.paths.labels), sibling_pairs
-        key, reason = "explore.num_tasks", "two actions in one state of the search trees"
-    else:
-        examples, pairs_of = sampled_trajectories(workspace.paths), preference_pairs
-        key, reason = "sample.num_samples", "two sampled trajectories of a task"
+    examples, pairs_of, key, reason = _pairs(workspace)
     paired = config.objective.loss == "dpo"
     if paired and not pairs_of(examples):
         raise UserError(
-            f"must be larger or train_implicit.objective.loss another: no {reason} differ in value",
+            f"must be larger or train_implicit.objective.loss another: no {reason}",
             field=key,
         )
 
     def task_of(example: Any) -> str:
-        tree = example if isinstance(example, LabelledTree) else example[0]
-        return tree.task.task_id
+        whole = isinstance(example, LabelledTree | Trajectory)
+        return (example if whole else example[0]).task.task_id
 
     sequences = compared if paired else outcomes
     return training_rows(sequences, examples, task_of, "train_implicit", workspace.config)
+
+
+def _pairs(
+    workspace: Workspace,
+) -> tuple[Sequence[Any], Callable[[Sequence[Any]], list[Pair]], str, str]:
+    """What pairs are made of and how; the key to change if there are none, and the reason."""
+    kind, seed = workspace.config.train_implicit.pairs, workspace.config.seed
+    if kind == "trajectories":
+        samples = sampled_trajectories(workspace.paths)
+        reason = "two sampled trajectories of a task differ in value"
+        return samples, preference_pairs, "sample.num_samples", reason
+    trees = open_labels(workspace.paths.labels) if kind != "exchanged" else ()
+    if kind == "siblings":
+        reason = "two actions in one state of the search trees differ in value"
+        return trees, sibling_pairs, "explore.num_tasks", reason
+    experts = list(open_trajectories(workspace.paths.experts))
+    words = words_by_place(experts)
+
+    def pairs_of(some: Sequence[Any]) -> list[Pair]:
+        played = [each for each in some if isinstance(each, Trajectory)]
+        searched = [each for each in some if isinstance(each, LabelledTree)]
+        return [*sibling_pairs(searched), *exchanged_pairs(played, words, seed)]
+
+    reason = "the experts' actions have a word that another could replace"
+    return (*trees, *experts), pairs_of, "experts.num_tasks", reason
 
 
 def _with_reference(
