@@ -12,6 +12,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.trajectories import open_trajectories
 from agentrm_jax.pipeline.acting import ActingPolicy
 from agentrm_jax.pipeline.config import RunConfig
 from agentrm_jax.pipeline.config_values import plain
@@ -119,6 +120,8 @@ def _training_trajectories(workspace: Workspace) -> list[Trajectory]:
     """Whole trajectories of training tasks, evenly from all that the run has, task by task."""
     if workspace.config.samples:
         found = [each for group in sampled_trajectories(workspace.paths) for each in group]
+    elif workspace.config.learns_from_experts and not workspace.config.explores:
+        found = sorted(open_trajectories(workspace.paths.experts), key=_task_id)
     else:
         found = sorted(read_trajectories(workspace.paths.trees), key=_task_id)
     return found[:: -(-len(found) // MOST_TRAJECTORIES)]
