@@ -58,7 +58,8 @@ def test_a_pair_differs_in_one_word_of_the_last_reply(seed):
             expert.steps[number - 1].reply,
             expert.steps[number - 1].action,
         )
-        assert isinstance(right.transition, Unanswered) and isinstance(wrong.transition, Unanswered)
+        assert isinstance(right.transition, Unanswered)
+        assert isinstance(wrong.transition, Unanswered)
         differing = [
             pair for pair in zip(right.action.split(), wrong.action.split(), strict=True)
             if pair[0] != pair[1]
