@@ -1,4 +1,4 @@
-"""Everything that only an accelerator can say, in one short run: one GPU, or one chip of a TPU.
+"""Measures one GPU, or one chip of a TPU, in one short run.
 
     python -m benchmarks.device --output device.json            (below ten minutes, no network)
     python -m benchmarks.device --tiny --output tiny.json       (on any machine; shows no speed)
@@ -15,10 +15,10 @@ in the output). The parts, in this order:
   engines           the engine's backends on a small model: greedy replies and scores against the
                     dense forward pass, near-ties counted
 
-Shares are of the measured ceilings: `share_of_copy` counts the bytes that cannot be avoided,
-`share_of_product` the operations of the model without recomputation. A part that fails is recorded
-with its error, and the next one begins. The record is written after every part. A part whose like
-took longer than what is left of --seconds, or is expected to, is skipped, and the record says so; a
+Shares are fractions of the measured ceilings: `share_of_copy` counts the bytes that cannot be
+avoided, `share_of_product` the operations of the model without recomputation. A part that fails is
+recorded with its error, and the next one begins. The record is written after every part. A part is
+skipped, and recorded as such, if it is expected to take longer than what is left of --seconds; a
 part that has begun is finished. --parts takes some of the parts, by the first word.
 JAX_COMPILATION_CACHE_DIR makes a second run faster.
 """
@@ -130,7 +130,7 @@ def run(
 def _measured(part: Part, device: Device) -> Found:
     try:
         return {"status": "measured", **part.measure(device)}
-    except Exception as error:  # whatever it is, the other parts can be measured
+    except Exception as error:  # after any error, the other parts are still measured
         return {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}
     finally:
         gc.collect()

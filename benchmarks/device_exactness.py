@@ -40,7 +40,7 @@ EXACT = LlamaConfig(
 
 
 def each_backend(names: tuple[str, ...], compare: Callable[[str], Found]) -> Found:
-    """Compares every backend; the error of one does not lose the others."""
+    """Compares every backend; after an error of one, the others are still compared."""
     found: Found = {}
     for name in names:
         try:

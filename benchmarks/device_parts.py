@@ -39,13 +39,13 @@ _HEADROOM = 0.85
 
 @dataclasses.dataclass(kw_only=True)
 class Device:
-    """The settings of all parts, and what later parts take from earlier ones.
+    """The settings of all parts, and the results that later parts need.
 
     Attributes:
       tiny: Whether the model and all sizes are tiny.
       rounds: Timed calls of each part.
       threads: CPU threads, if the device is a CPU.
-      memory: Bytes that a program can use; None if the device does not say it.
+      memory: Bytes that a program can use; None if the device does not report it.
       engine_backends: The attention backends of engines; the first one is measured.
       fit_backends: The attention backends of training.
       limits: The measured ceilings.
@@ -89,7 +89,7 @@ class Device:
         return ceilings.seconds(side.median, self.threads), side.first.wall
 
     def shares(self, needed: work.Work, seconds: float) -> Found:
-        """The parts of the measured ceilings that work of this many seconds reaches."""
+        """The fractions of the measured ceilings that work of this many seconds reaches."""
         if self.limits is None:
             return {}
         return {

@@ -10,11 +10,11 @@ are compared. They are computed by dense forward passes, which engines equal up 
 
   logit_error_max, _mean  differences of logits from those in float32
   kl_mean                 Kullback-Leibler divergence of the next token's distribution, in nats
-  greedy_agree            share of positions with the same likeliest token
+  greedy_agree            fraction of positions with the same likeliest token
   greedy_gap_max          where it differs: largest gap between the two tokens' logits in float32
-  sampled_agree           share of positions with the same token at temperature 1 and equal keys
+  sampled_agree           fraction of positions with the same token at temperature 1 and equal keys
   score_error_max, _mean  differences of the scores of states, in standard deviations of the scores
-  score_order_agree       share of pairs of states that both order alike
+  score_order_agree       fraction of pairs of states that both order alike
 
 The value head is fitted: ridge regression from float32 hidden states at the ends of states to the
 fraction of the trajectory's steps that are done. bfloat16 is there for comparison.

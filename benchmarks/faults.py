@@ -1,4 +1,4 @@
-"""Faults that are put into real runs, and what is left of the runs.
+"""Puts faults into real runs, and checks that the runs survive.
 
     python -m benchmarks.faults [--tiny] [--kills 50] [--only NAME ...]
 
@@ -8,7 +8,7 @@ and whether the result equals that of a run without the fault. Runs need no trai
 policy is a function of the seed and the state, so that equal means equal in every token. Damaged
 files are those of `benchmarks.bit_flips`, which includes checkpoints and models.
 
-A fault that needs what this machine lacks (a small tmpfs needs root) is left out with a line.
+A fault that this machine cannot make (a small tmpfs needs root) is left out with a line.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Faults:
 
     @property
     def reference(self) -> Found:
-        """A run that nothing happened to."""
+        """A run without faults."""
         if self._reference is None:
             statuses = [self._runs.end(stage, "sound") for stage in ("explore", "evaluate")]
             if any(statuses):
@@ -330,9 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tiny", action="store_true", help="few tasks, four kills, ten flips")
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="taken for the sake of other benchmarks"
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="ignored")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME",

@@ -185,7 +185,7 @@ def training(update: Training, chips: int, work: Work, fraction: float) -> dict[
 
 
 def simulated(processes: int, tasks: int) -> dict[str, Any]:
-    """Returns the figures of `benchmarks.leases` for so many hosts: what failures cost."""
+    """Returns the figures of `benchmarks.leases` for a number of hosts that fail."""
     found = leases.measured(leases.Setting(hosts=processes, tasks=tasks))
     keys = ("hosts", "deaths", "freezes", "lost", "recorded_twice", "overhead", "creates_per_task")
     stride = found["fixed_stride_seconds"] / found["ideal_seconds"] - 1

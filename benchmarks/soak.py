@@ -1,4 +1,4 @@
-"""Long runs: whether memory, descriptors and processes stay the same, and the speed too.
+"""Long runs, to see whether memory, descriptors, processes and speed stay the same.
 
     python -m benchmarks.soak --hours H [--tiny] [--only explore|serve] [--policy RUN]
 
@@ -9,7 +9,7 @@ of a run of this file that `--policy` names; its mazes run in the main process, 
 `serve` is `agentrm serve` with a tiny reward model, asked by 64 clients for scores of conversations
 of different lengths. Each part takes the given hours; two thirds of them for `explore` if both run.
 
-Printed are the slope of the resident memory of every process that lived until the end, its
+It prints the slope of the resident memory of every process that lived until the end, its
 descriptors and threads after the first fifth and at the end, and the throughput of the last quarter
 next to that of the first quarter after the first fifth, which is left out as start. Other work on
 the same machine disturbs rates by the clock; rates by the CPU-second of the processes are next to
@@ -285,9 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--hours", type=float, default=3.0, help="of all parts (default: 3)")
     parser.add_argument("--tiny", action="store_true", help="ten seconds of each part")
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="taken for the sake of other benchmarks"
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="ignored")
     parser.add_argument("--policy", default="", metavar="RUN", help="a run of configs/tiny.yaml")
     parser.add_argument("--only", choices=sorted(PARTS), help="one part, for all of the hours")
     given = parser.parse_args(arguments)

@@ -14,8 +14,8 @@ processes (several on this machine), slurm (sbatch), ray (the worker command in 
 (Kubernetes), skypilot, tpu-pod (gcloud). --dry-run prints the script or the manifest, which is
 complete and can be changed by hand; without it, local, processes, slurm and ray start it.
 
-CONFIG is read and checked here. The processes must see it under the same path, but for a jobset,
-whose manifest contains it; and --output must be one folder of a file system that all of them see.
+CONFIG is read and checked here. The processes must see it under the same path, except for a
+jobset, whose manifest contains it. --output must be one folder that all of them see.
 The same command resumes after an interruption."""
 
 
@@ -41,9 +41,9 @@ def add_arguments(parser: Parser) -> None:
     add("--queue", metavar="NAME", help="partition of SLURM, or queue of Kueue")
     add("--time", metavar="LIMIT", help="time limit of SLURM, HH:MM:SS")
     add("--image", metavar="IMAGE", help="image of the containers, with agentrm installed")
-    add("--volume", metavar="NAME:/PATH", help="shared volume, and where processes see it")
+    add("--volume", metavar="NAME:/PATH", help="shared volume, and its path for the processes")
     add("--zone", metavar="ZONE", help="zone of the TPU")
-    add("--program", metavar="WORDS", default="agentrm", help="starts agentrm there (%(default)s)")
+    add("--program", metavar="WORDS", default="agentrm", help="command to start (default: agentrm)")
     add("--dry-run", action="store_true", help="print the script or the manifest")
 
 

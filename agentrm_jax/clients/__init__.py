@@ -1,4 +1,4 @@
-"""The side that asks: the HTTP client of served models, the probe of what a server does, answers.
+"""Clients of served models: HTTP requests, their answers, and the probe of a server's features.
 
-The side that answers is `agentrm_jax.serve`.
+The servers are in `agentrm_jax.serve`.
 """

@@ -1,6 +1,6 @@
 """Answers of `/v1/chat/completions` and `/v1/completions`, read without trust.
 
-What is missing is empty here, what is malformed makes the turn fail: nothing is guessed.
+Missing fields are empty, malformed ones make the turn fail: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Choice:
       text: The text; empty if it failed.
       log_probs: Log-probability of each token; empty if the answer has none.
       tokens: The text of each of these tokens.
-      token_ids: Ids of the tokens, as the server says; empty if it says nothing.
+      token_ids: Ids of the tokens by the server; empty if the answer has none.
       stopped: Whether the model ended the text; False if it reached the length limit.
       failure: The reason why there is no text.
     """
@@ -40,9 +40,9 @@ class Answer:
     """An answer.
 
     Attributes:
-      choices: As many as were asked for; those that are missing have failed.
-      model: Name of the model that answered, empty if the server does not say.
-      prompt_tokens: Tokens of the prompt, None if the server does not say.
+      choices: As many as requested; missing ones have failed.
+      model: Name of the model that answered; empty if the answer has none.
+      prompt_tokens: Tokens of the prompt; None if the answer has no count.
       cached_tokens: Tokens of the prompt that were read from a prefix cache.
       completion_tokens: Decoded tokens by the server's count, which may be that of one choice.
     """
@@ -59,10 +59,10 @@ def read_answer(value: Any, n: int) -> Answer:
 
     Args:
       value: The JSON value.
-      n: Texts that were asked for.
+      n: Number of texts that were requested.
 
     Raises:
-      RequestFailed: It is no such answer.
+      RequestFailed: It has another form.
     """
     choices = value.get("choices") if isinstance(value, Mapping) else None
     if not isinstance(choices, list):
@@ -85,7 +85,7 @@ def read_answer(value: Any, n: int) -> Answer:
 
 
 def _in_order(choices: Sequence[Any]) -> list[Any]:
-    """Choices by their index, if each has another one."""
+    """The choices in the order of their indices, if all indices differ."""
     indices = [c.get("index") if isinstance(c, Mapping) else None for c in choices]
     if all(type(i) is int for i in indices) and len(set(indices)) == len(indices):
         return [choice for _, choice in sorted(zip(indices, choices, strict=True), key=_first)]
@@ -155,7 +155,7 @@ def _ids(value: Any) -> tuple[int, ...] | None:
 
 
 def token_count(value: Any) -> int | None:
-    """Returns a number of tokens in an answer; None if it is none.
+    """Returns a number of tokens in an answer; None if the value is not one.
 
     Args:
       value: Any JSON value.

@@ -32,7 +32,7 @@ _TELLING_ATTEMPT = 3
 """The attempt of a request at which a line for the user says that it waits."""
 
 _NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
-"""Mistakes in the address or the certificate, which no waiting mends."""
+"""Mistakes in the address or the certificate, for which waiting does not help."""
 
 _MOST_REFUSED = 16
 """Requests that a server may refuse before it has answered any."""
@@ -52,7 +52,7 @@ class RequestFailed(Exception):
 
 
 class Cancelled(Exception):
-    """The request is not wanted any more."""
+    """The request was cancelled."""
 
 
 class _NoAnswer(Exception):
@@ -70,15 +70,15 @@ class _NoAnswer(Exception):
 
 
 class Client:
-    """Asks a server, from several threads at the same time.
+    """Sends requests to one server, from several threads at the same time.
 
     Args:
       url: Address of the server.
-      config: How it is asked.
+      config: Key, concurrency and time-outs.
       say: Prints one line for the user: the server is away, or back.
 
     Raises:
-      UserError: httpx is not installed, the URL is none, or the variable of the key is not set.
+      UserError: httpx is not installed, `url` is no address, or the variable of the key is not set.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Client:
         self._http = self._opened()
         self._lock = threading.Lock()
         self._last_answer = float("-inf")  # when a POST was answered last
-        self._away_since: float | None = None  # of an outage that the user was told about
+        self._away_since: float | None = None  # of an outage that was printed
         self._refused = 0
         self._has_noted = False
         self._noted: set[str] = set()
@@ -228,7 +228,7 @@ class Client:
     def _check_patience(
         self, error: _NoAnswer, attempt: int, first_failure: float, now: float
     ) -> float:
-        """Says that a request waits; gives up the request, or the server.
+        """Prints that a request waits; gives up the request, or the server.
 
         Returns:
           The seconds for which the server is waited for still.
@@ -294,7 +294,7 @@ def _httpx() -> Any:
 
 
 def _message(data: bytes) -> str:
-    """The message of an error, as far as one can be found in it."""
+    """The message in the body of an error; empty if there is none."""
     text = admit_text(data[:10_000].decode("utf-8", "replace"))
     try:
         value = parse_json(data[:10_000])

@@ -17,7 +17,7 @@ SPEED_KEYS = (
     "attempts",
     "wait_seconds",
 )
-"""Keys that decide where and how fast a model is asked, and no results."""
+"""Keys that change the address and the speed of requests, and no results."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A server whose features are known, and requests for turns in the form that it takes."""
+"""A server with its probed features, and requests for turns in the form that it supports."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ _OWN_KEYS = {"model", "messages", "prompt", "n", "seed", "stop", "stream", "max_
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """A server whose features are known.
+    """A server with its probed features.
 
     Attributes:
-      client: Asks the server.
+      client: The HTTP client.
       facts: What the probe found.
       config: The configuration.
-      tokenizer: That of the model; None if it is not at hand.
+      tokenizer: The tokenizer of the model, or None.
     """
 
     client: Client
@@ -131,12 +131,12 @@ class Connection:
 
     @property
     def known_context(self) -> int:
-        """Most tokens of a conversation and its reply; 0 if nobody knows."""
+        """Most tokens of a conversation and its reply; 0 if unknown."""
         return self.config.context or self.facts.context
 
     @property
     def context(self) -> int:
-        """Most tokens of a conversation and its reply; very large if nobody knows."""
+        """Most tokens of a conversation and its reply; very large if unknown."""
         return self.known_context or _UNKNOWN_CONTEXT
 
     def takes_n(self) -> bool:
@@ -152,7 +152,7 @@ class TurnRequest:
 
     Attributes:
       body: The request without number and seed.
-      truncated_steps: Steps of the state that did not fit.
+      truncated_steps: Number of steps that were left out of the state.
     """
 
     body: dict[str, Any]
@@ -208,7 +208,7 @@ class TurnForm:
         return PATHS[self._facts.api]
 
     def fits(self, state: Trajectory) -> bool:
-        """Returns whether a state fits into the context; True if only the server knows."""
+        """Returns whether a state fits into the context; True if the context is unknown."""
         return self._renderer is None or self._renderer.state(state).truncated_steps == 0
 
     def request(self, state: Trajectory) -> TurnRequest:
@@ -227,7 +227,7 @@ class TurnForm:
         return TurnRequest(body={**self._base, "prompt": transcript(messages) + _ASSISTANT})
 
     def numbered(self, request: TurnRequest, n: int, seed: int) -> dict[str, Any]:
-        """Returns the body of a request for n turns, with the seed if the server keeps to it."""
+        """Returns the body of a request for n turns, with the seed if the server supports seeds."""
         body = dict(request.body)
         if n > 1:
             body["n"] = n
@@ -285,7 +285,7 @@ class TurnForm:
 
 
 def transcript(messages: Sequence[Mapping[str, str]]) -> str:
-    """Returns a conversation as plain text, for models that read no chat."""
+    """Returns a conversation as plain text, for models without a chat template."""
     marks = {"user": _USER, "assistant": _ASSISTANT}
     return "".join(f"{marks[each['role']]}{each['content']}\n\n" for each in messages)
 
@@ -303,7 +303,7 @@ def _filters(connection: Connection, sampling: Sampling) -> dict[str, float]:
 
 
 def strict_keys(sampling: Sampling) -> tuple[str, ...]:
-    """Returns the sampling keys in use that not every server obeys."""
+    """Returns the sampling keys in use that not every server supports."""
     return tuple(key for key in ("top_k", "min_p") if getattr(sampling, key))
 
 

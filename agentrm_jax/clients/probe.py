@@ -1,7 +1,7 @@
-"""The probe: a few short requests that find out what a server really does.
+"""The probe: a few short requests that show which features a server really has.
 
-Servers ignore fields that they do not support, or refuse the whole request. So nothing is taken
-from a documentation: a feature counts if an answer shows it, and only then it is relied on.
+Servers ignore fields that they do not support, or refuse the whole request. So a feature counts
+only if an answer shows it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ServerFacts:
 
     @property
     def log_probs_body(self) -> dict[str, Any]:
-        """The keys of a request that ask for what was confirmed of tokens."""
+        """The keys of a request for the token fields that were confirmed."""
         body: dict[str, Any] = {}
         if self.log_probs:
             body["logprobs"] = True if self.api == "chat" else 1
@@ -90,14 +90,14 @@ def probe(
     extra: Mapping[str, Any] | None = None,
     strict: Sequence[str] = (),
 ) -> ServerFacts:
-    """Returns what a server does.
+    """Returns the features of a server.
 
     Args:
-      client: Asks the server.
+      client: The HTTP client.
       api: The endpoint; `auto` takes the first that works: token ids if a tokenizer is at hand,
         then chat, then completions.
       tokenizer: That of the model, with its chat format; needed for token ids.
-      extra: Keys that every request has as well.
+      extra: Further keys of every request.
       strict: The sampling keys that are to be confirmed, of `top_k` and `min_p`.
 
     Raises:

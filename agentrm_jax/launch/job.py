@@ -1,4 +1,4 @@
-"""A run, or a stage of it, that is to be started in some place: by whom, how many times, on what.
+"""A job: a run, or a stage of it, with the place that starts it, its processes and devices.
 
 Nothing here imports JAX.
 """
@@ -100,7 +100,7 @@ class Job:
       mode: `alone`, one process; `leases`, processes that may join and die; `joined`, processes
         that compute together and end together.
       gpus: GPUs of each process.
-      gpu_type: Their type, as the place names it.
+      gpu_type: Type of the GPUs, as the place names it.
       tpu: TPUs of each process, or of all that are joined.
       name: Name of the job, or of the TPU.
       queue: Partition of SLURM, or queue of Kueue.
@@ -136,7 +136,7 @@ class Job:
                 raise UserError(f"{shown(word)}: is set by launch; give --hosts and --mode instead")
         if not _NAME.fullmatch(self.name):
             raise UserError(
-                f"--name must be lower-case letters, digits and -, at most 40 (got "
+                f"--name must be at most 40 lower-case letters, digits and - (got "
                 f"{shown(self.name)})"
             )
         if self.time and not _TIME.fullmatch(self.time):
@@ -148,7 +148,9 @@ class Job:
             )
         for option, text in (("queue", self.queue), ("image", self.image), ("zone", self.zone)):
             if printable(text) != text or any(mark in text for mark in " '\"\\$`#"):
-                raise UserError(f"--{option} must be a name (got {shown(text)})")
+                raise UserError(
+                    f"--{option} must have no blanks, quotes or any of \\$`# (got {shown(text)})"
+                )
 
     @property
     def joined(self) -> bool:
@@ -164,7 +166,7 @@ class Job:
         """Returns the words of the worker command, without the address at which processes join.
 
         Args:
-          config: Path of the configuration where the processes run, if it is another one.
+          config: Path of the configuration on the hosts, if it differs there.
         """
         shared = ("--leases.enabled=true",) if self.leased else ()
         path = str(self.config) if config is None else config
@@ -172,10 +174,10 @@ class Job:
 
 
 def parse_gpus(text: str) -> tuple[int, str]:
-    """Returns the number of GPUs and their type, of a text such as `8` or `H100:8`.
+    """Returns the number of GPUs and their type from a text such as `8` or `H100:8`.
 
     Raises:
-      UserError: It is something else.
+      UserError: The text has another form.
     """
     match = _GPUS.fullmatch(text)
     if match is None or int(match[2]) == 0:
@@ -184,10 +186,10 @@ def parse_gpus(text: str) -> tuple[int, str]:
 
 
 def parse_tpu(text: str) -> Tpu:
-    """Returns the slice of a text such as `v5e:2x4`.
+    """Returns the slice that a text such as `v5e:2x4` names.
 
     Raises:
-      UserError: It is something else, or a slice of several hosts that cannot be.
+      UserError: The text has another form, or no slice has this topology.
     """
     match = _TPU.fullmatch(text)
     if match is None or len(match[2].split("x")) != TPUS[match[1]].axes:
@@ -199,10 +201,10 @@ def parse_tpu(text: str) -> Tpu:
 
 
 def parse_volume(text: str) -> tuple[str, str]:
-    """Returns the name of a volume and its path, of a text such as `shared:/shared`.
+    """Returns the name of a volume and its path from a text such as `shared:/shared`.
 
     Raises:
-      UserError: It is something else.
+      UserError: The text has another form.
     """
     match = _VOLUME.fullmatch(text)
     if match is None:

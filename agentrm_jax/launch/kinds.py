@@ -24,16 +24,16 @@ RESTARTS = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """A place.
+    """A place that runs jobs: its template, and the options that it takes.
 
     Attributes:
-      name: Its name, and the first part of its template's.
-      suffix: The kind of file that its template renders to.
+      name: Its name, and that of its template.
+      suffix: Suffix of the rendered file.
       options: The options that it takes, as well as those of all places.
-      required: Those that must be given.
+      required: The options that must be given.
       starts: The words of a program that reads the rendered text from its input and starts it;
-        without them, the user does it.
-      needs: A sentence for people who lack this program.
+        empty if the user starts the job.
+      needs: Where to find this program, for the error if it is missing.
     """
 
     name: str
@@ -106,7 +106,7 @@ def render(job: Job, made_by: Sequence[str]) -> str:
 
 
 def _values(job: Job) -> dict[str, Any]:
-    """The names that templates use."""
+    """The variables of the templates."""
     in_container = f"{CONFIG_FOLDER}/{job.config.name}"
     return {
         "job": job,
@@ -120,7 +120,7 @@ def _values(job: Job) -> dict[str, Any]:
 
 
 def _shell(words: Sequence[str] | str) -> str:
-    """The words as bash reads them, on one line."""
+    """The words, quoted for bash, on one line."""
     words = [words] if isinstance(words, str) else words
     return " ".join(_quoted(word) for word in words)
 
@@ -140,7 +140,10 @@ def check_config(path: pathlib.Path) -> None:
     """Refuses a configuration whose name cannot be a key of a ConfigMap.
 
     Raises:
-      UserError: It has other characters than letters, digits, `-`, `_` and `.`.
+      UserError: The name has other characters than letters, digits, `-`, `_` and `.`.
     """
     if not re.fullmatch(r"[-._a-zA-Z0-9]+", path.name):
-        raise UserError(f"{shown(path.name)}: must be letters, digits, -, _ and . for a jobset")
+        raise UserError(
+            f"{shown(path.name)}: a jobset needs a configuration whose file name has only "
+            "letters, digits, -, _ and ."
+        )

@@ -25,7 +25,7 @@ def with_parent() -> Callable[[], None] | None:
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
+    """Returns a free port of this machine."""
     with socket.socket() as found:
         found.bind(("", 0))
         return found.getsockname()[1]

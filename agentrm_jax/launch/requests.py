@@ -1,4 +1,4 @@
-"""A job from the options of `agentrm launch`: which of them a place takes, and what follows."""
+"""Makes a job from the options of `agentrm launch`, and checks that its place takes them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def job_of(
       options: Options of `PLACE_OPTIONS`; absent or None if they are not given.
 
     Raises:
-      UserError: The place does not take an option or needs another one, a value is refused, or the
-        configuration is.
+      UserError: The place does not take an option, an option is missing, or a value or the
+        configuration is refused.
     """
     place = KINDS[kind]
     given = {name: value for name, value in options.items() if value is not None}
@@ -116,7 +116,7 @@ def _mode(place: Kind, spec: StageSpec | None, given: Mapping[str, Any], tpu: Tp
     hosts = given.get("hosts", 1)
     slice_hosts = 1 if tpu is None else tpu.hosts
     if work == "first" and max(hosts, slice_hosts) > 1:
-        raise UserError(f"--hosts must be 1: {given_stage(spec)} is the work of one process")
+        raise UserError(f"--hosts must be 1: {given_stage(spec)} runs in one process")
     several = "joined" if work == "together" or slice_hosts > 1 else "leases"
     mode = given.get("mode") or (several if max(hosts, slice_hosts) > 1 else "alone")
     if mode == "leases" and work == "together":
@@ -135,7 +135,7 @@ def given_stage(spec: StageSpec | None) -> str:
 
 
 def _hosts(given: Mapping[str, Any], mode: Mode, tpu: Tpu | None) -> int:
-    """The number of hosts: of joined TPUs, those of the slice."""
+    """The number of hosts; for joined TPUs, that of the slice."""
     if mode == "joined" and tpu is not None:
         if given.get("hosts", tpu.hosts) != tpu.hosts:
             raise UserError(f"--hosts must be {tpu.hosts}, the hosts of this slice, or absent")

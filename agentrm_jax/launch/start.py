@@ -1,4 +1,4 @@
-"""Starts what was rendered for a place."""
+"""Starts the rendered script of a place."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def start(kind: str, text: str) -> int:
       text: The script.
 
     Raises:
-      UserError: A user starts this kind, or the program that does it is missing.
+      UserError: The user has to start this kind, or the program that starts it is missing.
     """
     place = KINDS[kind]
     if not place.starts:
         raise UserError(
-            f"{kind} is not started by this command; write --dry-run to print its {place.suffix} "
+            f"{kind} is not started by this command; add --dry-run to print its {place.suffix} "
             "file, whose first lines say how to start it"
         )
     if shutil.which(place.starts[0]) is None:

@@ -24,7 +24,7 @@ WRONG_INPUT = 2
 
 _GRACE_SECONDS = 120.0
 _LONGEST_DELAY = 60.0
-_SOUND_SECONDS = 600.0  # a worker that lived for so long died of something new
+_SOUND_SECONDS = 600.0  # seconds after which a failure does not count with earlier ones
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Team:
 
 
 class Place(Protocol):
-    """Starts and ends workers; a worker is named by its number."""
+    """A place that starts and ends workers; each worker has a number."""
 
     def address(self) -> str:
         """Returns HOST:PORT of worker 0, at which workers can meet."""
@@ -59,7 +59,7 @@ class Place(Protocol):
         ...
 
     def ended(self, seconds: float) -> dict[int, int]:
-        """Returns the exit status of workers that ended; waits for one up to some seconds."""
+        """Returns the exit status of each worker that ended; waits up to `seconds` for one."""
         ...
 
     def stop(self, number: int) -> None:
@@ -123,7 +123,7 @@ class Supervisor:
         return 0
 
     def _failed(self, number: int, status: int, lived: float) -> int | None:
-        """Arranges that a worker which died starts again; returns a status to give up."""
+        """Restarts a worker that died; returns the exit status if it gives up."""
         self._say(f"launch: worker {number} ended with status {status}")
         if status == WRONG_INPUT:
             self._end_others()

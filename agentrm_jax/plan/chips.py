@@ -69,7 +69,7 @@ class Chip:
       network: Bytes/s between hosts in one direction, as one GPU's fraction of its host's; 0 for
         TPUs, whose links connect hosts as well.
       source: Where the figures are published.
-      target: What the compiler needs to know.
+      target: The description for the compiler.
     """
 
     name: str

@@ -77,7 +77,7 @@ class Target:
         return abstract_in_eight_bits(params)
 
     def compiled(self, program: Program, lower: Callable[[], jax.stages.Lowered]) -> Program:
-        """Returns a program with what the compiler found.
+        """Returns a program with its memory, collectives and traffic, as compiled.
 
         Args:
           program: The program, without the numbers that only the compiler knows.
@@ -91,7 +91,7 @@ class Target:
 
 
 def compiled(program: Program, lowered: jax.stages.Lowered, mesh: Mesh) -> Program:
-    """Compiles; see `Target.compiled`."""
+    """Returns a program with the results of its compilation; see `Target.compiled`."""
     devices = list(mesh.devices.flat)
     on_gpus = devices[0].platform == "gpu"
     began = time.monotonic()

@@ -123,11 +123,11 @@ def training_advice(config: RunConfig, mesh: Mesh, plan: StagePlan) -> list[str]
     if fit.attention == "xla" and mesh.devices.flat[0].platform != "gpu":
         advice.append(f"{key}.fit.attention: pallas keeps no scores in memory")
     if getattr(train, "vocab_chunks", 0) == 1:
-        advice.append(f"{key}.vocab_chunks: 6 (say) makes the logits of parts of the vocabulary")
+        advice.append(f"{key}.vocab_chunks: 6 (say) computes the logits in parts of the vocabulary")
     if config.dtype == "float32":
         advice.append("dtype: bfloat16 halves activations")
     if fit.remat != "block":
-        advice.append(f"{key}.fit.remat: block keeps no layer's insides (a third more arithmetic)")
+        advice.append(f"{key}.fit.remat: block recomputes each layer (a third more arithmetic)")
     if (rows := fit.batch_size // fit.accumulation // row_shards) > 1:
         more = fit.accumulation * rows
         advice.append(f"{key}.fit.accumulation: {more} gives each chip one row at a time")

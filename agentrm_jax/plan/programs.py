@@ -83,7 +83,7 @@ class Exchange:
 def exchanges_of(module: Module, hosts: Sequence[int] = ()) -> dict[str, Exchange]:
     """Returns the collectives of a compiled program, by kind.
 
-    A loop whose number of iterations is only known at run time counts once.
+    A loop without a fixed number of iterations counts once.
 
     Args:
       module: The program, from `hlo.parse`.

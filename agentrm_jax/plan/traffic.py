@@ -48,7 +48,7 @@ class Moved:
       kind: One of `KINDS`.
       bytes: Bytes read and written by all executions together.
       times: How often it runs.
-      source: The file and line that it comes from; empty if the program does not say.
+      source: The file and line that it comes from; empty if they are not in the program.
       scope: The path of scopes and of the operation of JAX that it comes from.
     """
 
@@ -96,7 +96,7 @@ def traffic_of(module: Module, assumed: Assumed | None = None) -> Traffic:
 
 
 def _joined(moves: Sequence[Moved]) -> list[Moved]:
-    """The moves with equal ones of different layers added up."""
+    """The moves, with those of equal instructions in different layers added up."""
     joined: dict[tuple[str, str, float], Moved] = {}
     for move in moves:
         key = move.source or move.scope, move.kind, round(move.bytes / max(move.times, 1e-9))
@@ -165,7 +165,7 @@ def _bytes(
 
 
 def declared_bytes(instruction: Instruction) -> tuple[float, float] | None:
-    """Returns the bytes that a kernel says it moves: fixed, and for the pages of full tables.
+    """Returns the bytes that a kernel declares: fixed ones, and those of the pages of full tables.
 
     None if the kernel declares nothing. Our kernels declare it in two attributes, JAX's kernels for
     TPUs in their cost estimate.
@@ -186,8 +186,8 @@ def _of_scope(op_name: str, values: Mapping[str, float], otherwise: float) -> fl
 
 
 def _main(instruction: Instruction, module: Module) -> Instruction:
-    """The instruction that says where another one comes from: of a fusion its product, or its root
-    if the fusion itself does not say it."""
+    """The instruction whose source stands for another one: for a fusion its product, or its root if
+    the fusion itself has no source."""
     name = instruction.attribute("calls") if instruction.operation == "fusion" else None
     if name is None:
         return instruction

@@ -1,7 +1,6 @@
-"""The activity of a stage at work, in a file of its folder, for `agentrm watch`.
+"""The progress of a running stage, in a file of its folder, for `agentrm watch`.
 
-The file is written at most once a second, and removed when the stage ends. Nothing that a run makes
-depends on it.
+The file is written at most once a second, and removed when the stage ends. No result depends on it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class ActivityRecord(TypedDict):
       updated: Unix time of this record.
       counts: Counters of the process since the loop began: `tokens_decoded`, `tokens_read`,
         `env_steps`, and seconds of work by part: `policy_seconds`, `environment_seconds`,
-        `reward_seconds`. A counter that nobody counts is absent.
+        `reward_seconds`. Unused counters are absent.
       shown: Values next to the progress bar, such as the loss.
     """
 
@@ -134,6 +133,6 @@ def read_activity(directory: pathlib.Path) -> ActivityRecord | None:
         return None
     try:
         record: ActivityRecord = read_record(path, **kinds, **numbers, **times)  # pyright: ignore[reportAssignmentType]
-    except UserError:  # a view of a run never fails because of a file that decides nothing
+    except UserError:  # a damaged file must not stop `agentrm watch`
         return None
     return record

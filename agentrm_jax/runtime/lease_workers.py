@@ -1,4 +1,4 @@
-"""The workers of a stage: each renews a record by heartbeats; others see when a worker is dead.
+"""The workers of a stage: each renews a record by heartbeats; a silent worker counts as dead.
 
 A record says after how many seconds without a renewal its worker counts as dead. Nobody compares
 the clocks of two machines: a reader looks at the counter of the record, and measures with its own
@@ -36,11 +36,11 @@ class WorkerRecord:
     Attributes:
       worker: Its name, unique over restarts.
       host: The name of its machine, for people.
-      machine: The machine since it was started, and the group of processes in which `pid` counts.
+      machine: The name of its machine, see `machine_name`.
       pid: Its process.
       beat: The counter, which every heartbeat increases.
       expire_seconds: Seconds after which the worker counts as dead if the counter stays the same.
-      ended: Whether it has ended, and given all its leases back.
+      ended: Whether it has ended and given back all its leases.
       began: Unix time of its start by its own clock, for people.
       counts: Counters such as `tokens_decoded`.
     """
@@ -77,9 +77,9 @@ def worker_record(content: bytes | None) -> WorkerRecord | None:
 
 
 def machine_name() -> str:
-    """Returns a name of this machine that changes when it is started again.
+    """Returns a name of this machine and process namespace, which changes when it is started again.
 
-    Process numbers count within it: it names the group of processes of a container as well.
+    Within one name, process numbers are unique: containers of a machine have different names.
     """
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -169,11 +169,11 @@ class _Seen:
 
 
 class Watch:
-    """Tells which workers are dead.
+    """Finds dead workers by their records.
 
     Args:
       store: The store of leases.
-      expire_seconds: For workers whose record cannot be read.
+      expire_seconds: Used for workers whose record cannot be read.
       clock: Monotonic seconds.
       machine: See `machine_name`; a worker of the same machine whose process is gone is dead at
         once.
@@ -219,7 +219,7 @@ class Watch:
     def num_alive(self) -> int:
         """Returns the number of workers that are not known to be dead, 1 at least.
 
-        The records of many workers are not all read for it: some that are dead count then.
+        If there are many workers, not all records are read, so that some dead workers may count.
         """
         names = self._store.names(WORKERS)
         if len(names) <= _FEW:

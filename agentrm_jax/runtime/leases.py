@@ -1,10 +1,10 @@
 """Leases: workers take tasks one by one from a list, and the result of each counts once.
 
-A list is the same for all workers. To take a task is to create the file of its lease, which one
-worker succeeds in; the first complete record of a task is created in the same way, and later ones
-do not count. If a worker is silent for too long, another takes its tasks with the next epoch: a new
-lease next to the old one, so that nothing is overwritten and nobody has to agree on the time. The
-worker that was slow or frozen may still finish: its record counts if it is the first.
+A list is the same for all workers. A worker takes a task by creating the file of its lease, which
+only one worker can create. The record of a task is created in the same way: the first one counts.
+If a worker is silent for too long, another takes its tasks with the next epoch: a new lease next to
+the old one, so that nothing is overwritten and clocks need not agree. The worker that was slow or
+frozen may still finish: its record counts if it is the first.
 
     STORE/workers/WORKER        renewed by heartbeats (`runtime.lease_workers`)
     STORE/LIST/tasks            the names of the tasks
@@ -37,7 +37,7 @@ _WATCHED = 64  # living workers that one worker watches
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeasesConfig:
-    """Leases, by which any number of processes work on one run. They decide who works on what.
+    """Leases, by which any number of processes share the tasks of one run.
 
     Attributes:
       enabled: Whether other processes may join this run, die and come back. Give the same command
@@ -161,13 +161,13 @@ class LeasedTasks:
       name: The name of the list.
       keys: The names of its tasks; all workers give the same.
       worker: The name of this worker.
-      watch: Tells which workers are dead.
+      watch: Finds the workers that are dead.
       config: The leases.
       done: Numbers of tasks whose result is elsewhere.
       clock: Monotonic seconds.
 
     Raises:
-      UserError: Another worker gave other tasks.
+      UserError: Another worker has other tasks in this list.
       LeasesEnded: The store was removed.
     """
 
@@ -250,13 +250,13 @@ class LeasedTasks:
     def take(self, count: int) -> list[Lease]:
         """Takes tasks that are free, or whose worker is dead.
 
-        No more than this worker's share of them, so that those who come next find some.
+        It takes no more than this worker's share, so that later workers find some.
 
         Args:
           count: Most tasks.
 
         Returns:
-          The leases; fewer than `count`, or none, if others were quicker.
+          The leases; fewer than `count`, or none, if other workers were quicker.
         """
         taken, self._taken_again = self._taken_again, []
         left = min(count, self.share) if self.num_free else 0
@@ -269,7 +269,7 @@ class LeasedTasks:
         return taken
 
     def _take_again(self) -> list[Lease]:
-        """Takes a task that another worker works on, if that has lasted long: it is run twice.
+        """Takes a task on which another worker has worked for long, so that it is run twice.
 
         A task is repeated by one worker at a time.
         """
@@ -290,7 +290,7 @@ class LeasedTasks:
         return []
 
     def record(self, lease: Lease, content: bytes | pathlib.Path) -> bool:
-        """Records the result of a task; returns whether it counts: whether it is the first.
+        """Records the result of a task; returns whether it is the first one, which counts.
 
         Args:
           lease: The lease.
@@ -348,11 +348,11 @@ class LeasedTasks:
             self.look()
 
     def _order(self, number: int) -> int:
-        """The place of a task in the order in which this worker tries free tasks."""
+        """The position of a task in the order in which this worker tries free tasks."""
         return (number - self._start) % max(1, len(self.keys))
 
     def _stale_of(self, taken: Sequence[int]) -> list[int]:
-        """Returns the tasks on which nobody works any more; the first of them come last.
+        """Returns the tasks that no living worker holds, in reverse order.
 
         Of many living workers only some are watched, different ones by each worker.
         """

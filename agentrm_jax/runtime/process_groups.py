@@ -9,8 +9,8 @@ file.
 - `OneProcess`: this process alone.
 - `joined_processes.JoinedProcesses`: those of `distributed.coordinator`, which end together. They
   share tasks by leases, and the first process does what only one may do.
-- `LeasedProcesses`: those of `leases.enabled`. They have nothing but a folder in common; whatever
-  only one may do is a task with a lease as well, and is done by another if its holder dies.
+- `LeasedProcesses`: those of `leases.enabled`. They have only a folder in common; work for one
+  process is a task with a lease as well, and another process does it if its holder dies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ProcessGroup(Protocol):
     """The processes of a stage.
 
     Attributes:
-      shared: Whether tasks are shared with other processes, so that `tasks` is to be asked.
+      shared: Whether tasks are shared with other processes, so that `tasks` must be used.
       leased: Whether processes may join and die.
     """
 

@@ -1,7 +1,7 @@
 """Several processes of one run: how they find each other, share values and work, and wait.
 
-Every process runs the same program on the same global arrays. What only one of them may do, such
-as writing a file, the first does.
+Every process runs the same program on the same global arrays. Work of one process alone, such as
+writing a file, is done by the first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DistributedConfig:
 
     Attributes:
       coordinator: HOST:PORT at which the first process can be reached; or `auto` on TPU pods, and
-        under SLURM and Open MPI, which know it and the two numbers below.
+        under SLURM and Open MPI, which set it and the two numbers below.
       num_processes: Number of processes.
       process_id: Number of this process, counted from 0.
       heartbeat_seconds: Seconds of silence after which a process counts as dead, and the others

@@ -1,6 +1,6 @@
-"""Files of leased tasks: the work on each until it counts, and the results joined into one file.
+"""Files of leased tasks: the unfinished work on each, and the results joined into one file.
 
-A worker appends what it makes of a task to a file of its own. The complete file becomes the record
+A worker appends its records of a task to a file of its own. The complete file becomes the record
 of the task by a hard link, see `runtime.leases`; a worker that takes the task over reads what the
 one before it left. `join_records` writes the records of all tasks into the file that they belong
 to.
@@ -80,8 +80,8 @@ class Joined:
       tasks: The number of tasks in the list.
       joined: Tasks whose record was joined.
       resumed: Tasks without a record whose unfinished work was joined.
-      before: Tasks that the file had, and that have no record.
-      missing: Tasks of which nothing was found.
+      before: Tasks without a record that the file had already.
+      missing: All other tasks.
     """
 
     tasks: int
@@ -94,9 +94,9 @@ class Joined:
 def join_records(
     path: pathlib.Path, store: FileStore, name: str, task_of: TaskOf, *, unfinished: bool = False
 ) -> Joined:
-    """Writes the records of a list into the file that they belong to; repeating it is harmless.
+    """Writes the records of all tasks of a list into one file; it may be called again.
 
-    Records take the place of what the file had of their tasks. The order of the lines depends on
+    Records replace the earlier lines of their tasks. The order of the lines depends on
     the list alone, not on the workers.
 
     Args:

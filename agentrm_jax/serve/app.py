@@ -39,9 +39,8 @@ class Limits:
     Attributes:
       waiting: Most conversations that wait to be scored; more are refused with status 429.
       body_bytes: Longest body of a request. The open requests together may have 16 times as much.
-      body_seconds: Seconds in which a body must arrive: one that never does would hold up the end
-        of the server.
-      candidates: Candidates of the gateway if a request does not say.
+      body_seconds: Seconds in which a body must arrive.
+      candidates: Candidates of the gateway if a request has no `n`.
     """
 
     waiting: int = 4096
@@ -127,7 +126,7 @@ def create_app(
 
     Args:
       service: The reward model.
-      policy: Adds the gateway `/v1/chat/completions`.
+      policy: The policy of the gateway `/v1/chat/completions`; None: no gateway.
       api_key: The key that requests must send as `Authorization: Bearer KEY`; empty asks for none.
     """
 
@@ -227,7 +226,7 @@ async def _read_body(request: Request, service: Service) -> AsyncIterator[Body]:
 
     Raises:
       RequestRefused: It is too long (413) or too slow (408), is not sent as JSON (415), is no JSON
-        object of bounded depth, or too much is open already (429).
+        object of bounded depth, or the open requests are too large together (429).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # pages of other sites can send everything else from a browser
@@ -255,7 +254,7 @@ def _check_size(size: int, service: Service) -> None:
         raise RequestRefused(f"the body must have at most {most:,} bytes", 413)
     if service.open_bytes > 16 * most:
         raise RequestRefused(
-            "too much is asked already; try again later", 429, {"Retry-After": "1"}
+            "the open requests are too large together; try again later", 429, {"Retry-After": "1"}
         )
 
 
@@ -284,7 +283,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
-        return Response(status_code=499)  # nobody reads it; `/metrics` counts it, as nginx does
+        return Response(status_code=499)  # for `/metrics` only; 499 is the status that nginx counts
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Exception) -> Response:

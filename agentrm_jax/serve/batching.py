@@ -1,4 +1,4 @@
-"""One thread that owns a model: requests that wait are worked on in one call."""
+"""One thread that owns a model: all waiting requests are answered in one call."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Answer = TypeVar("Answer")
 
 
 class BatchThread(Generic[Item, Answer]):
-    """Calls a function with everything that waits, in a thread of its own.
+    """Calls a function with all waiting items, in a thread of its own.
 
-    An item whose future is cancelled while it waits is not worked on.
+    An item whose future is cancelled while it waits is left out.
 
     Args:
       work: Takes items and returns an answer or an exception for each. Only this thread calls it.
@@ -87,7 +87,7 @@ class BatchThread(Generic[Item, Answer]):
         return [future for _, future in entries]
 
     def close(self) -> None:
-        """Answers everything that waits, then ends the thread."""
+        """Answers all waiting items, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -87,7 +87,7 @@ def conversation_of_messages(messages: Any, field: str = "messages") -> Conversa
       field: The key that holds them, for errors.
 
     Raises:
-      RequestRefused: They are no such list, or the first turn is not the user's.
+      RequestRefused: They have another form, or the first turn is not the user's.
     """
     if not isinstance(messages, list) or not messages:
         raise RequestRefused(f"{field} must be a list of messages (got {shown(messages)})")

@@ -1,4 +1,4 @@
-"""Work for a client ends when the client goes away."""
+"""Cancels the work for a client that goes away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ClientGone(Exception):
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Returns the result of some work, which is cancelled if the client disconnects.
+    """Returns the result of a coroutine, which is cancelled if the client disconnects.
 
     A cancelled request to a policy's server closes its connection, and a cancelled question to a
     model leaves its queue. A call of a model that runs already is finished, because it answers
@@ -24,7 +24,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     Args:
       request: A request whose body was read to its end.
-      work: What is done for it.
+      work: The coroutine that answers it.
 
     Raises:
       ClientGone: The client disconnected first.

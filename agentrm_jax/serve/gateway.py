@@ -1,4 +1,4 @@
-"""The gateway: of the turns that a policy proposes, the one with the highest reward-model score."""
+"""The gateway: chooses, of the turns that a policy proposes, the one with the highest score."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ class TurnPolicy(Protocol):
         Args:
           request: The conversation and how to sample.
           n: The number of candidates.
-          number: The candidates that were proposed to the same request before: with a seed, others
-            are drawn.
+          number: Candidates that this request has already; with a seed, others are drawn.
 
         Raises:
           RequestRefused: The request is wrong, or the policy cannot be reached.
@@ -96,7 +95,7 @@ class TurnPolicy(Protocol):
         ...
 
     async def close(self) -> None:
-        """Frees what it holds."""
+        """Frees its resources."""
         ...
 
 
@@ -142,7 +141,7 @@ class GatewayRequest:
         options = body.get("stream_options") or {}
         if not isinstance(options, dict):
             raise RequestRefused(f"stream_options must be an object (got {shown(options)})")
-        conversation_of_messages(body.get("messages")).replied("")  # refuses what has no next turn
+        conversation_of_messages(body.get("messages")).replied("")  # refuses if no turn is next
         sampling = {key: value for key, value in body.items() if key not in _OWN_KEYS}
         return cls(
             turn=TurnRequest(messages=body["messages"], sampling=sampling),
@@ -155,7 +154,7 @@ class GatewayRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The chosen turn with everything that it was chosen from.
+    """The chosen turn and all candidates.
 
     Attributes:
       candidates: All candidates with their scores.
@@ -187,7 +186,7 @@ class Choice:
 
 
 async def choose(policy: TurnPolicy, score: Score, request: GatewayRequest) -> Choice:
-    """Returns the turn that the reward model prefers.
+    """Returns the turn with the highest score.
 
     Candidates are scored after their action, before any answer. Of equal scores the first wins.
 

@@ -87,7 +87,7 @@ class PolicyModel:
         return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
-        """Answers what waits and ends the thread."""
+        """Answers all waiting requests and ends the thread."""
         await asyncio.to_thread(self._thread.close)
 
     def _asked(self, request: TurnRequest, n: int, number: int) -> _Asked:
@@ -130,7 +130,7 @@ class PolicyModel:
         self._filters.add(sampling.filter)
 
     def _answer(self, asked: Sequence[_Asked]) -> list[Proposed | Exception]:
-        """Proposes turns for everything that waits, one batch for each way of sampling."""
+        """Proposes turns for all waiting requests, one batch for each way of sampling."""
         answers: dict[int, Proposed | Exception] = {}
         groups: dict[tuple[Sampling, int], list[int]] = {}
         for i, each in enumerate(asked):

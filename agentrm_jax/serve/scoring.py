@@ -1,4 +1,4 @@
-"""Scores of conversations: what is asked, its tokens, and the call of the engine for many."""
+"""Scores of conversations: requests, their tokens, and one call of the engine for all of them."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def queried(body: Mapping[str, Any]) -> list[ScoreRequest]:
     """Returns the conversations of a body of `/get_reward`, `{"query": [texts]}`.
 
     Raises:
-      RequestRefused: There is no such list.
+      RequestRefused: The body has no list of texts.
     """
     return [ScoreRequest(conversation=each) for each in _inputs(body.get("query"), "query")]
 

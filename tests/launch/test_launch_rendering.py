@@ -179,14 +179,14 @@ def test_skypilot_s_own_parser_reads_its_file(capsys) -> None:
         (["jobset", "--volume=a:/b"], "--image is missing: jobset needs it"),
         (["slurm", "--stage=exlpore"], "--stage must be one of run, experts, sft, explore"),
         (["slurm", "--stage=calibrate"], "calibrate: not a stage of this configuration"),
-        (["slurm", "--stage=label", "--hosts=2"], "--hosts must be 1: label is the work of one"),
+        (["slurm", "--stage=label", "--hosts=2"], "--hosts must be 1: label runs in one process"),
         (["slurm", "--stage=sft", "--hosts=2", "--mode=leases"], "--mode must be joined"),
         (["slurm", "--gpus=many"], "--gpus must be N or TYPE:N, such as H100:8 (got 'many')"),
         (["ray", "--gpus=H100:2"], "--gpus: ray takes a number without a type"),
         (["skypilot", "--volume=a:/b", "--gpus=2"], "skypilot needs their type as well"),
         (["slurm", "--time=soon"], "--time must be MINUTES or HH:MM:SS (got 'soon')"),
-        (["slurm", "--queue=a b"], "--queue must be a name (got 'a b')"),
-        (["slurm", "--name=A_b"], "--name must be lower-case letters, digits and -"),
+        (["slurm", "--queue=a b"], "--queue must have no blanks, quotes or any of"),
+        (["slurm", "--name=A_b"], "--name must be at most 40 lower-case letters"),
         (["slurm", "--leases.enabled=true"], "is set by launch; give --hosts and --mode instead"),
         (["slurm", "--distributed.coordinator=auto"], "is set by launch; give --hosts and --mode"),
         (["slurm", "--program=a\x07b"], "must be on one line"),
@@ -221,7 +221,7 @@ def test_object_stores_are_refused(capsys) -> None:
 def test_a_place_that_a_user_starts_says_so(capsys, tmp_path, monkeypatch) -> None:
     options = ["--output", "/shared/run", "--image=i", "--volume=a:/b"]
     assert main(["launch", "jobset", str(CONFIG), *options]) == 2
-    assert "write --dry-run to print its yaml file" in capsys.readouterr().err
+    assert "add --dry-run to print its yaml file" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["launch", "slurm", str(CONFIG), "--output", "/shared/run"]) == 2
     assert "sbatch is missing: start it on a host of the cluster" in capsys.readouterr().err

@@ -233,7 +233,7 @@ def test_all_open_bodies_together_are_bounded(scorer):
         return [one_more, *await asyncio.gather(*tasks)]
 
     first, *others = asyncio.run(many())
-    assert first == (429, "too much is asked already; try again later")
+    assert first == (429, "the open requests are too large together; try again later")
     assert {status for status, _ in others} == {408}
     assert service.open_bytes == 0
 
