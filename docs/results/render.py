@@ -19,6 +19,8 @@ from agentrm_jax.evaluation.experiment_table import line_plot, markdown
 from agentrm_jax.pipeline.experiments.output import shown_tables
 
 FOLDER = pathlib.Path(__file__).parent
+MOST_ROWS = 12
+"""Rows of a table that is shown at once."""
 STYLE = """<style>
 svg { --accent: #2a6fb0; --second: #b0532a; --line: #ddd; color: #222; font-family: sans-serif }
 @media (prefers-color-scheme: dark) {
@@ -53,7 +55,18 @@ def tables(name: str) -> str:
         shown[number - 1] += (
             f"\n\n![{record['tables'][number - 1]['table']['title']}]({name}_{number}.svg)"
         )
-    return "\n\n".join([*shown, source])
+    return "\n\n".join([*map(folded, shown), source])
+
+
+def folded(text: str) -> str:
+    """A table that is opened by a click if it has many rows; its heading becomes the button."""
+    rows = sum(line.startswith("|") for line in text.splitlines()) - 2
+    if rows <= MOST_ROWS:
+        return text
+    heading, table = text.split("\n", 1)
+    name = heading.lstrip("# ")
+    summary = f"<summary>{name} ({rows} rows)</summary>"
+    return f'<details markdown="1">{summary}\n\n{table.strip()}\n\n</details>'
 
 
 def figures(name: str) -> dict[int, str]:
