@@ -57,6 +57,9 @@ _LONGEST = 4096
 _FRESH_CONTEXT = 2048
 _SHOWN = ("loss", "held_out_loss", "correlation")  # next to the progress bar
 
+_RATE_OF_NEW = 1e-3
+"""Learning rate of a new model; the default of `OptimizerConfig` is for a pretrained one."""
+
 
 def train_reward_model(
     examples: Sequence[Example],
@@ -88,8 +91,8 @@ def train_reward_model(
       fit: The training loop; default: three epochs of batches of 8 rows as long as the longest
         example. With `held_out` the parameters are those of the checkpoint with the smallest loss
         on the held-out tasks.
-      optimizer: The optimizer; default: `OptimizerConfig()`, whose learning rate of 1e-5 is for a
-        pretrained `init`. Small new models take 1e-3 to 3e-3.
+      optimizer: The optimizer; default: a learning rate of 1e-5 for an `init` that is a folder, and
+        of 1e-3 for a new model.
       seed: Seed of a new model, of the order of rows and of the choice of held-out tasks.
 
     Returns:
@@ -102,7 +105,10 @@ def train_reward_model(
     directory, trees = pathlib.Path(output), list(_labelled(examples))
     if not any(tree.num_labels for tree in trees):
         raise UserError(f"examples must hold a labelled state; {_without_labels(examples)}")
-    head, optimizer = head or MSE(), optimizer or OptimizerConfig()
+    new = init is None or isinstance(init, ModelConfig)
+    if optimizer is None:
+        optimizer = OptimizerConfig(learning_rate=_RATE_OF_NEW) if new else OptimizerConfig()
+    head = head or MSE()
     known = _prompts(trees, prompts or {})
     settings = {
         "init": dataclasses.asdict(init) if isinstance(init, ModelConfig) else init and str(init),

@@ -240,3 +240,11 @@ def test_examples_that_teach_nothing_are_refused(examples, tmp_path):
     rich = dataclasses.replace(examples["logged"][0], steps=(paid,))
     with pytest.raises(arm.UserError, match="to an outcome within 0 and 1"):
         train([rich], tmp_path / "m")
+
+
+def test_a_new_model_learns_faster_than_a_pretrained_one(whole, examples, tmp_path):
+    started = tmp_path / "started"
+    train(examples["logged"], started, init=whole / "model")
+    for folder, rate in ((whole, 1e-3), (started, 1e-5)):
+        settings = json.loads((folder / "training.json").read_text())
+        assert settings["optimizer"]["learning_rate"] == rate
