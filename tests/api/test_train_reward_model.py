@@ -14,7 +14,13 @@ from agentrm_jax.core.errors import Stopped
 from agentrm_jax.model.heads import ValueHead
 from agentrm_jax.pipeline import train_reward_model as train_module
 from agentrm_jax.pipeline.model_config import ModelConfig
-from agentrm_jax.testing import GUESS_PROMPT, Guess, guess_policy, guess_tasks
+from agentrm_jax.testing import (
+    GUESS_PROMPT,
+    Guess,
+    guess_policy,
+    guess_tasks,
+    write_tiny_policy,
+)
 from agentrm_jax.train import fit as fit_module
 from agentrm_jax.train.fit import FitConfig
 
@@ -244,7 +250,7 @@ def test_examples_that_teach_nothing_are_refused(examples, tmp_path):
 
 def test_a_new_model_learns_faster_than_a_pretrained_one(whole, examples, tmp_path):
     started = tmp_path / "started"
-    train(examples["logged"], started, init=whole / "model")
+    train(examples["logged"], started, init=write_tiny_policy(tmp_path / "policy"))
     for folder, rate in ((whole, 1e-3), (started, 1e-5)):
         settings = json.loads((folder / "training.json").read_text())
         assert settings["optimizer"]["learning_rate"] == rate
