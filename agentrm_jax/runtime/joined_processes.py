@@ -35,4 +35,4 @@ class JoinedProcesses(LeaseGroup):
     def remove(self) -> None:
         self.heartbeat.close()
         from_all(None)
-        from_first(self.store.remove_all)
+        from_first(self.files.remove_all)
