@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import jax
 
-from agentrm_jax.runtime.leases import LeasesConfig
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.process_groups import LeaseGroup
 from agentrm_jax.runtime.processes import from_all, from_first
 

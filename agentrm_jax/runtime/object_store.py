@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from agentrm_jax.core.json_values import json_text
 from agentrm_jax.runtime.buckets import Bucket
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import FileStore
-from agentrm_jax.runtime.leases import TASKS, Lease, LeasesConfig, record_name
+from agentrm_jax.runtime.leases import TASKS, Lease, record_name
 from agentrm_jax.runtime.process_groups import LeasedProcesses, list_name
 from agentrm_jax.runtime.task_files import SharedTasks
 
@@ -86,12 +87,10 @@ class ObjectTasks(SharedTasks):
     def look(self) -> None:
         """Reads the state again; stale tasks that this host has begun come first."""
         super().look()
-        begun = {number for number in self._stale if self._begun(number)}
+        files = self.files.path(self.name).glob("*.work")
+        begun = {int(path.name.partition(".")[0]) for path in files}
         self._free += [number for number in self._stale if number in begun]
         self._stale = [number for number in self._stale if number not in begun]
-
-    def _begun(self, number: int) -> bool:
-        return any(self.files.path(self.name).glob(f"{number:06d}.*.work"))
 
     @property
     def poll_seconds(self) -> float:

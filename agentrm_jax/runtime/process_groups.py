@@ -24,9 +24,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded, LeaseStore
 from agentrm_jax.runtime.lease_workers import BEATS, WORKERS, Heartbeat, Watch
-from agentrm_jax.runtime.leases import Lease, LeasesConfig
+from agentrm_jax.runtime.leases import Lease
 from agentrm_jax.runtime.task_files import SharedTasks
 
 T = TypeVar("T")
