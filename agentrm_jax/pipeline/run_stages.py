@@ -122,6 +122,11 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
                 continue  # others have ended it, and files of the work on it are gone
             raise
         synchronize(workspace, spec)
+        if workspace.bucket is not None and not (folder / STAGE_FILE).exists():
+            raise UserError(
+                f"leases.store {workspace.bucket.url}: {spec.name} has ended, but its files are "
+                f"gone; delete {spec.name}/ there to run it again"
+            )
         print_line(f"{' ' * len(mark)}{line}")
         return
 

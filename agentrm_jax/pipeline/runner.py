@@ -179,6 +179,9 @@ def _prepare(workspace: Workspace, held: ExitStack) -> None:
     for spec in stages_of(workspace.config):  # a folder of another configuration is left as it is
         stage_summary(workspace, spec)
     leases = workspace.config.leases
+    if leases.store is not None and not leases.enabled:
+        raise UserError("needs leases.enabled: true", field="leases.store")
+    _ = workspace.bucket  # one that cannot be used is found before anything is written
     shared = leases.enabled and leases.store is None
     held.enter_context(lock_run_folder(directory, shared=shared))
     if not workspace.paths.config.exists():

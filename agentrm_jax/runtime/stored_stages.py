@@ -54,10 +54,8 @@ class StoredStage:
           UserError: Another host works on it, or worked, with other values.
         """
         text = json_text(dict(depends_on), sort_keys=True)
-        own, key = (
-            hashlib.sha256(text.encode()).hexdigest().encode(),
-            f"configurations/{self._name}",
-        )
+        own = hashlib.sha256(text.encode()).hexdigest().encode()
+        key = f"configurations/{self._name}"
         if not self._bucket.create(key, own) and self._bucket.read(key) != own:
             raise UserError(
                 f"{FIELD} {self._bucket.url}: holds {self._name} of another configuration; choose "
@@ -84,7 +82,7 @@ class StoredStage:
             files = self._listed()
         if files is None:
             return
-        own = self._folder / STAGE_FILE
+        own = self._folder / STAGE_FILE  # it holds the checksums of the others
         if own.is_file() and sha256(own) == files[STAGE_FILE]["sha256"]:
             return
         if self._folder.is_symlink():

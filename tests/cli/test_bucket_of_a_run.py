@@ -1,0 +1,137 @@
+"""Hosts with a folder each share a run by leases in a bucket; one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from cli_cases import agentrm
+from dawdler_cases import wait_until, write_config
+
+from agentrm_jax.data.trees import TreeStore
+from agentrm_jax.evaluation.rollout_files import read_rollouts
+
+BUCKET = pathlib.Path(__file__).parents[1] / "runtime" / "bucket_cases.py"
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = write_config(tmp_path, str(BUCKET))
+    path.with_name("go").touch()
+    return path
+
+
+def leases(tmp_path: pathlib.Path) -> list[str]:
+    url = f"diskbucket:/{tmp_path / 'bucket'}"
+    return [f"--leases.store={url}", "--leases.enabled=true", "--leases.expire_seconds=2"]
+
+
+@pytest.fixture
+def start(config: pathlib.Path, tmp_path: pathlib.Path) -> Iterator[Start]:
+    """Starts `agentrm` with a folder of its own; ends what is left of it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(command: str, folder: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        program = [sys.executable, "-m", "agentrm_jax.cli.main", command, str(config)]
+        process = subprocess.Popen(
+            [*program, "--output", str(tmp_path / folder), *leases(tmp_path), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | environment,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def begun(folder: pathlib.Path) -> bool:
+    """Whether a host has stored an iteration of a tree that is not finished."""
+    files = (folder / "trees" / ".leases" / "trees.jsonl").glob("*.work")
+    return any(b'"iteration"' in path.read_bytes() for path in files if path.exists())
+
+
+def ended(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    return out
+
+
+def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_one_of_two_is_killed_and_all_hosts_end_with_the_trees_of_one(
+    start: Start, config: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    killed = start("explore", "x", SECONDS_OF_A_TURN="0.3")
+    wait_until(lambda: begun(tmp_path / "x"), killed)
+    sound = start("explore", "y")
+    wait_until(lambda: list(tmp_path.glob("bucket/explore/trees.jsonl/*.record")), killed, sound)
+    wait_until(lambda: begun(tmp_path / "x"), killed, sound)
+    killed.send_signal(signal.SIGKILL)
+    assert "explore: " in ended(sound)
+    assert "trees 16, failed_trees 0" in ended(start("explore", "x"))  # the one that was killed
+    assert "done before (trees 16" in ended(start("explore", "z"))  # one that is new
+
+    assert killed.wait() == -signal.SIGKILL
+    records = list((tmp_path / "bucket" / "explore" / "trees.jsonl").glob("*.record"))
+    assert len(records) == 16
+    trees = files_of(tmp_path / "y" / "trees")
+    assert trees.keys() == {"stage.json", "trees.jsonl"}
+    assert trees == files_of(tmp_path / "x" / "trees") == files_of(tmp_path / "z" / "trees")
+    alone = ["explore", str(config), "--output", str(tmp_path / "alone")]
+    agentrm(*alone, ends=0)
+    expected = TreeStore.read(tmp_path / "alone" / "trees", finished=True)
+    assert TreeStore.read(tmp_path / "y" / "trees", finished=True) == expected
+
+
+def test_bad_stores_are_refused_before_anything_is_written(config, tmp_path) -> None:
+    command = ["explore", str(config), "--output", str(tmp_path / "run")]
+    for store, message in (
+        ("diskbucket://b", "leases.store needs leases.enabled: true"),
+        (f"overwriting:/{tmp_path}", "the store has no conditional create"),
+    ):
+        enabled = "--leases.enabled=false" if "needs" in message else "--leases.enabled=true"
+        _, shown = agentrm(*command, f"--leases.store={store}", enabled, ends=2)
+        assert message in shown
+        assert len(shown.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_hosts_evaluate_as_one_does(start: Start, config, tmp_path) -> None:
+    rewards = "--rewards=[shortness]"
+    for process in [start("run", name, rewards) for name in "xy"]:
+        ended(process)
+    agentrm("run", str(config), "--output", str(tmp_path / "alone"), rewards, ends=0)
+    for method in ("greedy", "best_of_n"):
+        found = [
+            {
+                (each.trajectory.task.task_id, each.sample): tuple(
+                    step.reply for step in each.trajectory.steps
+                )
+                for each in read_rollouts(
+                    tmp_path / name / "eval" / method / "rollouts.jsonl", finished=True
+                )
+            }
+            for name in ("x", "y", "alone")
+        ]
+        assert found[0] == found[1] == found[2]
+    assert files_of(tmp_path / "x" / "eval") == files_of(tmp_path / "y" / "eval")
+    assert (tmp_path / "x" / "report.html").exists()
+    assert (tmp_path / "y" / "report.html").exists()
