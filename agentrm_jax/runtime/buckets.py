@@ -187,6 +187,12 @@ class Bucket:
         names = (str(each).rstrip("/").rpartition("/") for each in found)
         return [name for parent, _, name in names if parent.endswith(path)]
 
+    def written(self, key: str) -> float:
+        """Returns the Unix time at which an object was written, by the clock of the store."""
+        path = self._path(key)
+        with self._no_file():
+            return self._call("read", lambda: self._files.modified(path)).timestamp()
+
     def upload(self, key: str, source: pathlib.Path) -> None:
         """Writes a file as it is to an object whose name nobody else uses."""
         path, seconds = self._path(key), _SECONDS + source.stat().st_size / _BYTES_PER_SECOND
@@ -230,7 +236,7 @@ class Bucket:
           UserError: Any other error.
         """
         ends = time.monotonic() + _PATIENCE + seconds
-        for pause in (*_PAUSES, None):
+        for attempt, pause in enumerate((*_PAUSES, None), start=1):
             try:
                 return _within(seconds, call)
             except Exception as error:  # of any client
@@ -243,9 +249,8 @@ class Bucket:
                     raise _refused(error, action, self.url) from None
                 if pause is None or time.monotonic() > ends:
                     raise StoreAway(
-                        f"{FIELD} {self.url}: the store did not {action} for "
-                        f"{sum(_PAUSES):.0f} seconds ({_names(error)}); run the same command again "
-                        "to resume"
+                        f"{FIELD} {self.url}: the store did not {action} in {attempt} attempts "
+                        f"({_names(error)}); run the same command again to resume"
                     ) from None
             self._sleep(pause * random.uniform(1.0, 1.5))
         raise AssertionError("the last pause is None")

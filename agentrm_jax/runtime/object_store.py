@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 from agentrm_jax.core.json_values import json_text
 from agentrm_jax.runtime.buckets import Bucket
 from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import FileStore
-from agentrm_jax.runtime.leases import TASKS, Lease, record_name
+from agentrm_jax.runtime.lease_workers import WORKERS
+from agentrm_jax.runtime.leases import TASKS, Lease, list_state, record_name
 from agentrm_jax.runtime.process_groups import LeasedProcesses, list_name
 from agentrm_jax.runtime.task_files import SharedTasks
 
@@ -40,20 +41,51 @@ class ObjectStore:
     """
 
     def __init__(self, bucket: Bucket, stage: str, files: FileStore) -> None:
-        self._bucket, self._stage, self.files = bucket, stage, files
+        self._bucket, self.stage, self.files = bucket, stage, files
 
     def create(self, name: str, content: bytes | pathlib.Path) -> bool:
         data = content.read_bytes() if isinstance(content, pathlib.Path) else content
-        return self._bucket.create(f"{self._stage}/{name}", data)
+        return self._bucket.create(f"{self.stage}/{name}", data)
 
     def write(self, name: str, content: bytes) -> None:
-        self._bucket.write(f"{self._stage}/{name}", content)
+        self._bucket.write(f"{self.stage}/{name}", content)
 
     def read(self, name: str) -> bytes | None:
-        return self._bucket.read(f"{self._stage}/{name}")
+        return self._bucket.read(f"{self.stage}/{name}")
 
     def names(self, folder: str) -> list[str]:
-        return self._bucket.names(f"{self._stage}/{folder}")
+        return self._bucket.names(f"{self.stage}/{folder}")
+
+    def lists(self) -> list[str]:
+        """Returns the names of the lists of tasks."""
+        return [name for name in self._bucket.names(self.stage) if name != WORKERS]
+
+    def written(self, name: str) -> float:
+        """Returns the Unix time at which an object was written, by the clock of the store."""
+        return self._bucket.written(f"{self.stage}/{name}")
+
+
+def fetch_lists(store: ObjectStore) -> None:
+    """Reads the lists of tasks of a stage, and their records, into the folder of this host.
+
+    Args:
+      store: The leases of the stage.
+    """
+    for name in store.lists():
+        content = store.read(f"{name}/{TASKS}")
+        if content is None:
+            continue
+        (store.files.directory / name).mkdir(parents=True, exist_ok=True)
+        store.files.write(f"{name}/{TASKS}", content)
+        _fetch(store, name, list_state(store, name).recorded)
+
+
+def _fetch(store: ObjectStore, name: str, numbers: Iterable[int]) -> None:
+    """Reads the records that this host does not have."""
+    for number in numbers:
+        record = record_name(name, number)
+        if not store.files.path(record).exists() and (found := store.read(record)) is not None:
+            store.files.write(record, found)
 
 
 class ObjectTasks(SharedTasks):
@@ -76,12 +108,7 @@ class ObjectTasks(SharedTasks):
 
     def collect(self) -> FileStore:
         """Reads the records that this host does not have; returns the folder of all records."""
-        for number in range(len(self.keys)):
-            name = record_name(self.name, number)
-            if number in self._before or self.files.path(name).exists():
-                continue
-            if (content := self.result(number)) is not None:
-                self.files.write(name, content)
+        _fetch(self.store, self.name, (n for n in range(len(self.keys)) if n not in self._before))
         return self.files
 
     def look(self) -> None:

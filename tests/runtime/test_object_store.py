@@ -104,7 +104,7 @@ def test_one_of_many_threads_creates_an_object(bucket) -> None:
 @pytest.mark.parametrize(
     ("errors", "message"),
     [
-        ([Answer(503)] * 7, r"the store did not write for 32 seconds \(Answer, HTTP 503\)"),
+        ([Answer(503)] * 7, r"the store did not write in 7 attempts \(Answer, HTTP 503\)"),
         ([ConnectionRefusedError(SECRET)] * 7, "did not write .*ConnectionRefusedError"),
         ([PermissionError(SECRET)], "no permission to write there .* check its credentials"),
         ([Answer(403)], r"no permission to write there \(Answer, HTTP 403\)"),
