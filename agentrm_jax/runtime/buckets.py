@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import pathlib
 import random
 import re
@@ -75,6 +76,9 @@ def open_bucket(url: str) -> Bucket:
     except ValueError:
         raise UserError(field=FIELD, value=url, expected=_EXPECTED) from None
     _check_kind(kind, url, scheme)
+    for client in ("fsspec", "gcsfs", "s3fs"):  # they log errors that `Bucket` retries or reports
+        if (log := logging.getLogger(client)).level == logging.NOTSET:
+            log.setLevel(logging.CRITICAL)
     root = str(kind._strip_protocol(url)).rstrip("/")
     try:
         files = _within(_SECONDS, lambda: kind(skip_instance_cache=True, use_listings_cache=False))
