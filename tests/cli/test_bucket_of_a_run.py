@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,8 +16,17 @@ from cli_cases import agentrm
 from dawdler_cases import wait_until, write_config
 
 from agentrm_jax.cli.main import main
+from agentrm_jax.core.records import Task
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.rollout_files import read_rollouts
+from agentrm_jax.pipeline.merge_shards import merge_shards
+from agentrm_jax.pipeline.plugins import import_plugin
+from agentrm_jax.pipeline.run_status import run_status
+from agentrm_jax.pipeline.status_lines import status_lines
+from agentrm_jax.runtime.buckets import open_bucket
+from agentrm_jax.runtime.lease_config import LeasesConfig
+from agentrm_jax.runtime.lease_files import FileStore
+from agentrm_jax.runtime.object_store import ObjectProcesses, ObjectStore
 
 BUCKET = pathlib.Path(__file__).parents[1] / "runtime" / "bucket_cases.py"
 Start = Callable[..., subprocess.Popen]
@@ -120,6 +130,44 @@ def test_bad_stores_are_refused_before_anything_is_written(config, tmp_path, cap
         assert message in shown
         assert len(shown.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_status_and_merge_read_the_bucket(tmp_path: pathlib.Path) -> None:
+    import_plugin(str(BUCKET))
+    url = f"diskbucket:/{tmp_path / 'bucket'}"
+    tasks = [Task(environment="maze", task_id=f"maze/train/{n}", max_steps=6) for n in range(4)]
+    groups, lists = [], []
+    for name in "xy":
+        folder = tmp_path / name / "trees"
+        folder.mkdir(parents=True)
+        (folder.parent / "config.resolved.yaml").write_text(f"leases: {{store: '{url}'}}")
+        (folder / "seconds.json").write_text("{}")
+        store = ObjectStore(open_bucket(url), "explore", FileStore(folder / ".leases"))
+        groups.append(ObjectProcesses(store, LeasesConfig(enabled=True, store=url)))
+        lists.append(groups[-1].tasks("trees.jsonl", [task.task_id for task in tasks]))
+    x, y = lists
+    [done] = x.take(1)
+    with contextlib.closing(TreeStore(x.work_path(done).parent, x.work_path(done).name)) as tree:
+        tree.begin(tasks[done.number], "You are in a maze.")
+        tree.finish(done.key, "its root was closed")
+    assert x.record_work(done)
+    y.look()
+    held = y.take(1)
+    groups[0].close()
+
+    status = run_status(tmp_path / "x")
+    [stage] = status.stages
+    [found] = stage.lists
+    assert (stage.name, found.name) == ("explore", "trees.jsonl")
+    assert (found.tasks, found.recorded, found.free) == (4, 1, 2)
+    [lease] = found.leases
+    assert (lease.record.task, lease.stale) == (held[0].key, False)
+    assert lease.taken_seconds < 60
+    assert sorted(worker.state for worker in stage.workers) == ["alive", "ended"]
+    assert any("1 of 4 tasks recorded, 1 held" in line for line in status_lines(status))
+    [merged] = merge_shards(tmp_path / "y")  # x recorded the tree
+    assert (merged.tasks, merged.complete, len(merged.missing)) == (4, 1, 3)
+    groups[1].close()
 
 
 @pytest.mark.slow

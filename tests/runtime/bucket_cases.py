@@ -29,30 +29,29 @@ class DiskBucket(LocalFileSystem):
         super().__init__()
         self.faults: dict[str, list] = {}
         self.hidden: tuple[str, ...] = ()
-        self.creates = 0
 
     @classmethod
     def _strip_protocol(cls, path):
         scheme, found, rest = str(path).partition("://")
         return f"/{rest}" if found else scheme
 
-    def _fault(self, method: str, when: str) -> None:
-        faults = self.faults.get(method, [])
-        error, moment = faults[0] if faults and isinstance(faults[0], tuple) else (
-            faults[0] if faults else None, "before",
-        )  # fmt: skip
-        if error is not None and moment == when:
-            faults.pop(0)
+    def _fault(self, method: str, when: str = "before") -> None:
+        """Raises the next error of a method, if it is due at this moment."""
+        errors = self.faults.get(method)
+        if not errors:
+            return
+        error, moment = errors[0] if isinstance(errors[0], tuple) else (errors[0], "before")
+        if moment == when:
+            errors.pop(0)
             raise error
 
     def pipe_file(self, path, value, mode="overwrite", **options) -> None:
-        self._fault("pipe_file", "before")
+        self._fault("pipe_file")
         target = pathlib.Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{uuid.uuid4().hex}")
         temporary.write_bytes(value)
         if mode == "create":
-            self.creates += 1
             try:
                 os.link(temporary, target)
             finally:
@@ -62,14 +61,14 @@ class DiskBucket(LocalFileSystem):
         self._fault("pipe_file", "after")
 
     def cat_file(self, path, start=None, end=None, **options) -> bytes:
-        self._fault("cat_file", "before")
+        self._fault("cat_file")
         return pathlib.Path(path).read_bytes()[start:end]
 
     def ls(self, path, detail=False, **options):
-        self._fault("ls", "before")
-        found = sorted(pathlib.Path(path).iterdir())
-        return [str(each) for each in found if not each.name.endswith((".link", *self.hidden))
-                and not each.name.startswith(".")]  # fmt: skip
+        self._fault("ls")
+        names = sorted(os.listdir(path))
+        shown = [name for name in names if not name.startswith(".")]
+        return [f"{path}/{name}" for name in shown if not name.endswith(self.hidden)]
 
     def put_file(self, lpath, rpath, **options) -> None:
         pathlib.Path(rpath).parent.mkdir(parents=True, exist_ok=True)
