@@ -2,8 +2,8 @@
 
 Leases rest on the conditional create of the store (`If-None-Match: *` of S3, `ifGenerationMatch=0`
 of GCS), which fsspec calls `pipe_file(..., mode="create")`. A client that lost the answer to a
-create repeats it, and gets the error that the object exists. Each object therefore begins with a line that
-only the call that made it knows, by which a client recognizes an object of its own.
+create repeats it, and gets the error that the object exists. Each object therefore begins with a
+line that each call makes up, by which it recognizes an object of its own.
 """
 
 from __future__ import annotations
