@@ -26,8 +26,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_workers import BEATS, WORKERS, Watch
-from agentrm_jax.runtime.leases import Lease, LeasedTasks, LeasesConfig
+from agentrm_jax.runtime.leases import Lease, LeasedTasks
 
 LIST = "tasks"
 

@@ -10,8 +10,9 @@ from agentrm_jax.cli.parser import Parser
 _DESCRIPTION = """\
 Joins the results that processes with leases left in a run, if they ended before they did it
 themselves, and reads everything again: checksums, the order of the records, records that are there
-twice, tasks that are missing. No process may work on the run. The status is 1 if tasks are missing
-or unfinished; the command of the run resumes them."""
+twice, tasks that are missing. No process may work in the folder. With leases.store it also reads
+the results of other hosts from the bucket. The status is 1 if tasks are missing or unfinished; the
+command of the run resumes them."""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -12,7 +12,7 @@ from agentrm_jax.cli.parser import Parser
 _DESCRIPTION = """\
 Shows the processes that share a run by leases (leases.enabled, or distributed.coordinator): who is
 alive, who holds which task and for how long, how many tasks have a result and how many are left,
-and which leases are stale, so that the next process takes them over. It reads files alone."""
+and which leases are stale, so that the next process takes them over. It only reads."""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -143,8 +143,8 @@ class Job:
             raise UserError(f"--time must be MINUTES or HH:MM:SS (got {shown(self.time)})")
         if is_store_url(self.output):
             raise UserError(
-                f"--output {shown(self.output)}: must be a folder of a file system that all "
-                "processes see; object stores are not supported"
+                f"--output {shown(self.output)}: must be a folder of a file system; to share a run "
+                "through a bucket, give a folder of each host and --leases.store=URL"
             )
         for option, text in (("queue", self.queue), ("image", self.image), ("zone", self.zone)):
             if printable(text) != text or any(mark in text for mark in " '\"\\$`#"):

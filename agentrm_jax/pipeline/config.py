@@ -23,7 +23,7 @@ from agentrm_jax.pipeline.reward_names import REWARD_KINDS, RewardTraits
 from agentrm_jax.pipeline.train_config import ImplicitTrainConfig, RewardTrainConfig, SftTrainConfig
 from agentrm_jax.reward.judge import JudgeConfig
 from agentrm_jax.runtime.budget import BudgetConfig
-from agentrm_jax.runtime.leases import LeasesConfig
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.processes import DistributedConfig
 from agentrm_jax.runtime.sharding import MeshConfig
 from agentrm_jax.runtime.trackers import TRACKERS

@@ -11,13 +11,18 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.text import printable
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.rollout_files import read_rollouts
+from agentrm_jax.pipeline.run_status import bucket_of
 from agentrm_jax.pipeline.shared_tasks import task_of
 from agentrm_jax.runtime.lease_files import FileStore
+from agentrm_jax.runtime.object_store import ObjectStore, fetch_lists
 from agentrm_jax.runtime.process_groups import FOLDER
 from agentrm_jax.runtime.run_claim import lock_run_folder
+from agentrm_jax.runtime.run_directory import SECONDS_FILE
 from agentrm_jax.runtime.run_paths import ROLLOUTS, TREES, RunPaths
 from agentrm_jax.runtime.stage_files import stage_ended
 from agentrm_jax.runtime.task_files import join_records, task_names
+
+_STAGES = ("explore", "sample", "calibrate", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +61,18 @@ def merge_shards(directory: pathlib.Path) -> list[MergedFile]:
     if not paths.config.is_file():
         raise UserError(f"{directory}: is no folder of a run (it has no {paths.config.name})")
     with lock_run_folder(directory):
-        return [
-            merged
-            for stage in ("explore", "sample", "calibrate", "evaluate")
-            for merged in _stage(paths.stage(stage))
-        ]
+        _fetch(paths)
+        return [merged for stage in _STAGES for merged in _stage(paths.stage(stage))]
+
+
+def _fetch(paths: RunPaths) -> None:
+    """Reads the records in the bucket of a run into its folder."""
+    if (bucket := bucket_of(paths)) is None:
+        return
+    for stage in _STAGES:
+        folder = paths.stage(stage)
+        if (folder / SECONDS_FILE).exists():  # begun on this host, and not ended
+            fetch_lists(ObjectStore(bucket, stage, FileStore(folder / FOLDER)))
 
 
 def _stage(folder: pathlib.Path) -> Iterator[MergedFile]:

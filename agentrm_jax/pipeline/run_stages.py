@@ -24,6 +24,7 @@ from agentrm_jax.runtime.compilations import compilations
 from agentrm_jax.runtime.joined_processes import JoinedProcesses
 from agentrm_jax.runtime.json_files import naming, write_json_atomic, write_text_atomic
 from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded
+from agentrm_jax.runtime.object_store import ObjectProcesses, ObjectStore
 from agentrm_jax.runtime.process_groups import FOLDER, LeasedProcesses, OneProcess, ProcessGroup
 from agentrm_jax.runtime.processes import from_first, is_first
 from agentrm_jax.runtime.run_directory import (
@@ -35,6 +36,7 @@ from agentrm_jax.runtime.run_directory import (
 )
 from agentrm_jax.runtime.run_paths import CHECKPOINTS
 from agentrm_jax.runtime.stage_files import check_stage_files
+from agentrm_jax.runtime.stored_stages import StoredStage
 
 _MOST_TRIALS = 20
 """Times that a process joins a stage: it does so again if others have taken its work over."""
@@ -63,6 +65,24 @@ def record_versions(workspace: Workspace) -> None:
     write_json_atomic(workspace.paths.versions, versions())
 
 
+def synchronize(workspace: Workspace, spec: StageSpec) -> None:
+    """Fetches a stage that ended on another host, or publishes it; nothing without `leases.store`.
+
+    Raises:
+      UserError: The bucket holds the stage of another configuration, or cannot be used.
+    """
+    if (stored := _stored(workspace, spec)) is not None:
+        stored.synchronize()
+
+
+def _stored(workspace: Workspace, spec: StageSpec) -> StoredStage | None:
+    if workspace.bucket is None:
+        return None
+    stored = StoredStage(workspace.bucket, spec.name, workspace.paths.stage(spec.name))
+    stored.check_configuration(depends_on(workspace.config, spec))
+    return stored
+
+
 def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
     """Runs a stage unless its output is there; with leases, helps those that run it already.
 
@@ -73,6 +93,7 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
     """
     folder, announced = workspace.paths.stage(spec.name), False
     for trial in itertools.count(1):
+        synchronize(workspace, spec)
         ended = from_first(lambda: stage_summary(workspace, spec))
         if ended is not None:
             from_first(lambda summary=ended: check_stage_files(folder, summary))
@@ -100,6 +121,12 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
             if workspace.config.leases.enabled and (folder / STAGE_FILE).exists():
                 continue  # others have ended it, and files of the work on it are gone
             raise
+        synchronize(workspace, spec)
+        if workspace.bucket is not None and not (folder / STAGE_FILE).exists():
+            raise UserError(
+                f"leases.store {workspace.bucket.url}: {spec.name} has ended, but its files are "
+                f"gone; delete {spec.name}/ there to run it again"
+            )
         print_line(f"{' ' * len(mark)}{line}")
         return
 
@@ -107,7 +134,7 @@ def run_or_join(workspace: Workspace, spec: StageSpec, mark: str) -> None:
 def report_once(workspace: Workspace) -> None:
     """Writes the report, in one of the processes."""
     leases = workspace.config.leases
-    if not leases.enabled:
+    if not leases.enabled or leases.store is not None:
         from_first(lambda: run_report.report(workspace))
         return
     with contextlib.suppress(LeasesEnded):
@@ -137,7 +164,10 @@ def _processes(
 ) -> Iterator[OneProcess | JoinedProcesses | LeasedProcesses]:
     """The processes that work on a stage."""
     leases = workspace.config.leases
-    if leases.enabled:
+    if (stored := _stored(workspace, spec)) is not None and workspace.bucket is not None:
+        store = ObjectStore(workspace.bucket, spec.name, FileStore(folder / FOLDER))
+        group = ObjectProcesses(store, leases, stored.published)
+    elif leases.enabled:
         group = LeasedProcesses(folder, leases, (folder / STAGE_FILE).exists)
     elif jax.process_count() > 1 and spec.processes == "share":
         group = JoinedProcesses(folder, leases)
@@ -152,7 +182,13 @@ def _run_once(
 ) -> str:
     """Runs a stage in one process; the others wait for its end, and take it over if it dies."""
     holder = _Holder(group)
-    line = group.once("stage", lambda: _run(workspace, spec, folder, holder))
+
+    def work() -> str:
+        line = _run(workspace, spec, folder, holder)
+        synchronize(workspace, spec)
+        return line
+
+    line = group.alone("stage", work)
     group.remove()
     return line
 

@@ -15,10 +15,15 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Literal
 
+import yaml
+
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.core.json_values import parse_json
+from agentrm_jax.runtime.buckets import Bucket, open_bucket
 from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded
 from agentrm_jax.runtime.lease_workers import WORKERS, Watch, WorkerRecord
-from agentrm_jax.runtime.leases import LeaseRecord, lease_name, lease_record, list_state
+from agentrm_jax.runtime.leases import TASKS, LeaseRecord, lease_name, lease_record, list_state
+from agentrm_jax.runtime.object_store import ObjectStore
 from agentrm_jax.runtime.process_groups import FOLDER
 from agentrm_jax.runtime.run_directory import STAGE_FILE
 from agentrm_jax.runtime.run_paths import RunPaths
@@ -133,19 +138,60 @@ def run_status(directory: pathlib.Path) -> RunStatus:
         raise UserError(f"{directory}: is no folder of a run (it has no {paths.config.name})")
     ended = [name for name, folder in paths.stages.items() if (folder / STAGE_FILE).exists()]
     found: list[StageStatus] = []
+    if (bucket := bucket_of(paths)) is not None:
+        stores = (ObjectStore(bucket, name, FileStore(folder / FOLDER))
+                  for name, folder in paths.stages.items() if name not in ended)  # fmt: skip
+        found += [_stage(store.stage, _BucketFiles(store)) for store in stores if store.lists()]
+        return RunStatus(ended=tuple(ended), stages=tuple(found))
     for name, folder in {**paths.stages, "report": directory}.items():
         if (folder / FOLDER / WORKERS).is_dir():
             with contextlib.suppress(LeasesEnded, FileNotFoundError):  # it ended during the look
-                found.append(_stage(name, folder / FOLDER))
+                found.append(_stage(name, _FolderFiles(folder / FOLDER)))
     return RunStatus(ended=tuple(ended), stages=tuple(found))
 
 
-def _stage(name: str, directory: pathlib.Path) -> StageStatus:
-    store, now = FileStore(directory), _disk_time(directory)
-    watch = Watch(store, float("inf"))
+class _FolderFiles:
+    """The leases of a stage in its folder, with their times by the clock of the disk."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.store, self._directory = FileStore(directory), directory
+        self._now = _disk_time(directory)
+
+    def age(self, name: str) -> float:
+        return self._now - (self._directory / name).stat().st_mtime
+
+    def lists(self) -> dict[str, list[str]]:
+        """The tasks of each list, the newest list last."""
+        paths = [path for path in self._directory.iterdir() if path.name != WORKERS]
+        folders = sorted(
+            (path for path in paths if path.is_dir()), key=lambda path: path.stat().st_mtime
+        )
+        names = ((path.name, task_names(path)) for path in folders)
+        return {name: tasks for name, tasks in names if tasks is not None}
+
+
+class _BucketFiles:
+    """The leases of a stage in a bucket, with their times by the clock of the store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store, self._now = store, time.time()
+
+    def age(self, name: str) -> float:
+        return self._now - self.store.written(name)
+
+    def lists(self) -> dict[str, list[str]]:
+        """The tasks of each list, the newest list last."""
+        found = {name: self.store.read(f"{name}/{TASKS}") for name in self.store.lists()}
+        tasks = {name: parse_json(content) for name, content in found.items() if content}
+        order = sorted(tasks, key=lambda name: self.store.written(f"{name}/{TASKS}"))
+        return {name: list(map(str, tasks[name])) for name in order}
+
+
+def _stage(name: str, files: _FolderFiles | _BucketFiles) -> StageStatus:
+    watch = Watch(files.store, float("inf"))
     workers: dict[str, WorkerStatus] = {}
     for record in watch.records():
-        silence = now - (directory / WORKERS / record.worker).stat().st_mtime
+        silence = files.age(f"{WORKERS}/{record.worker}")
         state = "alive"
         if record.ended:
             state = "ended"
@@ -154,36 +200,49 @@ def _stage(name: str, directory: pathlib.Path) -> StageStatus:
         workers[record.worker] = WorkerStatus(
             record=record, renewed_seconds=max(0.0, silence), state=state
         )
-    folders = [path for path in directory.iterdir() if path.is_dir() and path.name != WORKERS]
-    folders.sort(key=lambda path: path.stat().st_mtime)
     lists = [
         ListStatus(
-            name=urllib.parse.unquote(path.name),
-            tasks=len(names),
-            recorded=len(list_state(store, path.name).recorded),
-            leases=tuple(_leases(store, path.name, workers, now)),
+            name=urllib.parse.unquote(each),
+            tasks=len(tasks),
+            recorded=len(list_state(files.store, each).recorded),
+            leases=tuple(_leases(files, each, workers)),
         )
-        for path in folders
-        if (names := task_names(path)) is not None
+        for each, tasks in files.lists().items()
     ]
     return StageStatus(name=name, workers=tuple(workers.values()), lists=tuple(lists))
 
 
 def _leases(
-    store: FileStore, name: str, workers: dict[str, WorkerStatus], now: float
+    files: _FolderFiles | _BucketFiles, name: str, workers: dict[str, WorkerStatus]
 ) -> Iterator[LeaseStatus]:
-    state = list_state(store, name)
+    state = list_state(files.store, name)
     for number, epoch in sorted(state.epochs.items()):
+        if number in state.recorded:
+            continue
         path = lease_name(name, number, epoch)
-        record = lease_record(store.read(path))
-        if number in state.recorded or record is None or not record.worker:
+        record = lease_record(files.store.read(path))
+        if record is None or not record.worker:
             continue
         yield LeaseStatus(
             record=record,
             epoch=epoch,
-            taken_seconds=max(0.0, now - store.path(path).stat().st_mtime),
+            taken_seconds=max(0.0, files.age(path)),
             worker=workers.get(record.worker),
         )
+
+
+def bucket_of(paths: RunPaths) -> Bucket | None:
+    """Returns the bucket of a run, None if its leases are in its folder.
+
+    Raises:
+      UserError: The bucket cannot be used.
+    """
+    try:
+        config = yaml.safe_load(paths.config.read_text())
+        url = (config.get("leases") or {}).get("store")
+    except (OSError, ValueError, yaml.YAMLError, AttributeError):
+        return None
+    return open_bucket(url) if isinstance(url, str) else None
 
 
 def _disk_time(directory: pathlib.Path) -> float:

@@ -21,6 +21,7 @@ from agentrm_jax.pipeline.run_stages import (
     report_once,
     run_or_join,
     stage_summary,
+    synchronize,
 )
 from agentrm_jax.pipeline.sizes import check_sizes
 from agentrm_jax.pipeline.stages import STAGES, StageSpec, before, depends_on, stages_of
@@ -150,6 +151,7 @@ def _check_before(workspace: Workspace, spec: StageSpec) -> None:
     """Refuses a stage whose input is missing."""
     for each in before(workspace.config, spec):
         folder = workspace.paths.stage(each.name)
+        synchronize(workspace, each)
         if (ended := stage_summary(workspace, each)) is not None:
             check_stage_files(folder, ended)
         else:
@@ -176,7 +178,12 @@ def _prepare(workspace: Workspace, held: ExitStack) -> None:
     _check_trajectories(workspace)
     for spec in stages_of(workspace.config):  # a folder of another configuration is left as it is
         stage_summary(workspace, spec)
-    held.enter_context(lock_run_folder(directory, shared=workspace.config.leases.enabled))
+    leases = workspace.config.leases
+    if leases.store is not None and not leases.enabled:
+        raise UserError("needs leases.enabled: true", field="leases.store")
+    _ = workspace.bucket  # one that cannot be used is found before anything is written
+    shared = leases.enabled and leases.store is None
+    held.enter_context(lock_run_folder(directory, shared=shared))
     if not workspace.paths.config.exists():
         record_versions(workspace)
 

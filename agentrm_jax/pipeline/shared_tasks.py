@@ -81,7 +81,7 @@ def joined(path: pathlib.Path, tasks: SharedTasks, stage: Stage) -> None:
     """
 
     def join() -> None:
-        found: Joined = join_records(path, tasks.store, tasks.name, task_of)
+        found: Joined = join_records(path, tasks.collect(), tasks.name, task_of)
         if found.missing:
             raise UserError(
                 f"{path}: {len(found.missing)} of {found.tasks} tasks have no record, the first "

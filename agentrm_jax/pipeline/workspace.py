@@ -17,6 +17,7 @@ from agentrm_jax.pipeline.measured_pool import MeasuredPool
 from agentrm_jax.pipeline.prompts import RunPrompts
 from agentrm_jax.pipeline.run_models import RunModels
 from agentrm_jax.pipeline.tasks import Tasks
+from agentrm_jax.runtime.buckets import Bucket, open_bucket
 from agentrm_jax.runtime.metrics import MetricWriter
 from agentrm_jax.runtime.processes import is_first
 from agentrm_jax.runtime.run_paths import RunPaths
@@ -64,6 +65,12 @@ class Workspace:
     @functools.cached_property
     def tasks(self) -> Tasks:
         return Tasks(self.config)
+
+    @functools.cached_property
+    def bucket(self) -> Bucket | None:
+        """The bucket of `leases.store`, None without one."""
+        url = self.config.leases.store
+        return None if url is None else open_bucket(url)
 
     @property
     def models(self) -> RunModels:

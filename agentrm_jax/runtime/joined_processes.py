@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import jax
 
-from agentrm_jax.runtime.leases import LeasesConfig
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.process_groups import LeaseGroup
 from agentrm_jax.runtime.processes import from_all, from_first
 
@@ -35,4 +35,4 @@ class JoinedProcesses(LeaseGroup):
     def remove(self) -> None:
         self.heartbeat.close()
         from_all(None)
-        from_first(self.store.remove_all)
+        from_first(self.files.remove_all)

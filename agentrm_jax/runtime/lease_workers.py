@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
+from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.json_values import json_text, parse_json
 from agentrm_jax.runtime.lease_files import LeasesEnded, LeaseStore
 
@@ -140,7 +141,7 @@ class Heartbeat:
         """Ends the thread and gives all leases of the worker back."""
         self._ends.set()
         self._thread.join()
-        with contextlib.suppress(LeasesEnded, OSError):
+        with contextlib.suppress(LeasesEnded, OSError, UserError):
             self.beat(ended=True)
 
     def _run(self) -> None:
@@ -149,7 +150,8 @@ class Heartbeat:
                 self.beat()
             except LeasesEnded:
                 return
-            except OSError:  # a full disk or a server that is away: the next heartbeat tries again
+            except (OSError, UserError):
+                # A full disk, or a server or a store that is away: the next heartbeat tries again.
                 continue
 
 

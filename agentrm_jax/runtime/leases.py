@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.core.fields import check_fields
 from agentrm_jax.core.json_values import json_text, parse_json
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import LeaseStore
 from agentrm_jax.runtime.lease_workers import BEATS, Watch
 
@@ -33,28 +33,6 @@ _LEASE = re.compile(r"(\d+)\.(\d+)\.lease")
 _RECORD = re.compile(r"(\d+)\.record")
 _IS_RECORD = -1
 _WATCHED = 64  # living workers that one worker watches
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LeasesConfig:
-    """Leases, by which any number of processes share the tasks of one run.
-
-    Attributes:
-      enabled: Whether other processes may join this run, die and come back. Give the same command
-        on each host, with the same --output on a disk that all see.
-      expire_seconds: Seconds of silence after which a process counts as dead, and others take its
-        tasks.
-      repeat: Whether a process that finds nothing free also runs the oldest tasks of others, after
-        `expire_seconds` of waiting; the first result counts. Servers that are paid by the token
-        cost more then.
-    """
-
-    enabled: bool = False
-    expire_seconds: float = 60.0
-    repeat: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, expire_seconds="[0.5, 1e6]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ file.
   share tasks by leases, and the first process does what only one may do.
 - `LeasedProcesses`: those of `leases.enabled`. They have only a folder in common; work for one
   process is a task with a lease as well, and another process does it if its holder dies.
+- `object_store.ObjectProcesses`: those of `leases.store`, which have only a bucket in common.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from agentrm_jax.core.json_values import json_text, parse_json
-from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded
+from agentrm_jax.runtime.lease_config import LeasesConfig
+from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded, LeaseStore
 from agentrm_jax.runtime.lease_workers import BEATS, WORKERS, Heartbeat, Watch
-from agentrm_jax.runtime.leases import Lease, LeasesConfig
+from agentrm_jax.runtime.leases import Lease
 from agentrm_jax.runtime.task_files import SharedTasks
 
 T = TypeVar("T")
@@ -138,13 +140,18 @@ class LeaseGroup:
     Args:
       directory: The folder of the stage; on a disk that all processes see.
       config: The leases.
+      store: Where the leases are, if not in that folder.
     """
 
     shared, leased = True, False
 
-    def __init__(self, directory: pathlib.Path, config: LeasesConfig) -> None:
-        self.store, self._config = FileStore(directory / FOLDER), config
-        self.store.make(WORKERS)
+    def __init__(
+        self, directory: pathlib.Path, config: LeasesConfig, store: LeaseStore | None = None
+    ) -> None:
+        self.files, self._config = FileStore(directory / FOLDER), config
+        if store is None:
+            self.files.make(WORKERS)
+        self.store = self.files if store is None else store
         self.heartbeat = Heartbeat(self.store, config.expire_seconds)
         self._watch = Watch(self.store, config.expire_seconds)
 
@@ -155,9 +162,9 @@ class LeaseGroup:
         self, name: str, keys: Sequence[str], done: Collection[int], config: LeasesConfig
     ) -> SharedTasks:
         name = list_name(name)
-        self.store.add(name)
+        self.files.add(name)
         worker, watch = self.heartbeat.worker, self._watch
-        return SharedTasks(self.store, name, keys, worker, watch, config=config, done=done)
+        return SharedTasks(self.files, name, keys, worker, watch, config=config, done=done)
 
     def publish(self, counts: Callable[[], Mapping[str, float]]) -> None:
         self.heartbeat.counts = counts
@@ -170,7 +177,7 @@ class LeaseGroup:
 
     def remove(self) -> None:
         self.heartbeat.close()
-        self.store.remove_all()
+        self.files.remove_all()
 
 
 class LeasedProcesses(LeaseGroup):
@@ -180,6 +187,7 @@ class LeasedProcesses(LeaseGroup):
       directory: The folder of the stage.
       config: The leases.
       ended: Returns whether the stage has ended.
+      store: Where the leases are, if not in that folder.
 
     Raises:
       LeasesEnded: The stage has ended.
@@ -192,8 +200,9 @@ class LeasedProcesses(LeaseGroup):
         directory: pathlib.Path,
         config: LeasesConfig,
         ended: Callable[[], bool] = lambda: False,
+        store: LeaseStore | None = None,
     ) -> None:
-        super().__init__(directory, config)
+        super().__init__(directory, config, store)
         self._ended = ended
         self._alone: tuple[SharedTasks, Lease] | None = None
         self._asked, self._others = -float("inf"), list[Mapping[str, float]]()
@@ -202,6 +211,10 @@ class LeasedProcesses(LeaseGroup):
             raise LeasesEnded(str(directory))
 
     def once(self, name: str, work: Callable[[], T]) -> T:
+        return self.alone(name, work)
+
+    def alone(self, name: str, work: Callable[[], T]) -> T:
+        """Does work in one process; the others wait for its result. See `ProcessGroup.once`."""
         alone = dataclasses.replace(self._config, repeat=False)
         tasks = self._list(name, [name], (), alone)
         while tasks.wait(self._check_ended):

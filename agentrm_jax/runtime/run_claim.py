@@ -41,8 +41,8 @@ def check_run_folder(directory: pathlib.Path, stages: Iterable[str] = ()) -> Non
         raise UserError(f"{name}: a folder's name must not hold control characters")
     if is_store_url(name):
         raise UserError(
-            f"{name}: a run needs a folder of a file system; object stores are not supported, "
-            "mount a disk that all hosts see"
+            f"{name}: --output must be a folder of a file system; to share a run through a bucket, "
+            "give each host a folder of its own and set leases.store to the URL"
         )
     try:
         working = pathlib.Path.cwd()

@@ -36,16 +36,25 @@ class SharedTasks(LeasedTasks):
 
     store: FileStore  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    @property
+    def files(self) -> FileStore:
+        """The folder of the files of work."""
+        return self.store
+
+    def collect(self) -> FileStore:
+        """Returns the folder that holds the records of all tasks, once they are complete."""
+        return self.files
+
     def work_path(self, lease: Lease) -> pathlib.Path:
         """Returns the file in which this worker works on a task."""
         name = f"{lease.number:06d}.{lease.epoch}.{self.worker}.work"
-        return self.store.path(self.name) / name
+        return self.files.path(self.name) / name
 
     def earlier_work(self, lease: Lease) -> list[pathlib.Path]:
         """Returns the files of workers that had the task before, the largest first."""
         if lease.epoch == 1:
             return []
-        return _work_files(self.store.path(self.name)).get(lease.number, [])
+        return _work_files(self.files.path(self.name)).get(lease.number, [])
 
     def record_work(self, lease: Lease) -> bool:
         """Records the complete file of a lease; returns whether it counts.

@@ -9,70 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import yaml
 from cli_cases import CONFIG, agentrm, without_log_probs
+from dawdler_cases import wait_until, write_config
 
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.runtime.json_files import read_json
 
-PLUGIN = '''
-    import dataclasses
-    import os
-    import pathlib
-    import random
-    import time
-    from typing import ClassVar
-
-    import agentrm_jax as arm
-    from agentrm_jax.pipeline.reward_kinds import RewardKind
-
-    wall_clock = time.time
-    time.time = lambda: wall_clock() + float(os.environ.get("CLOCK", "0"))
-    GATE = pathlib.Path(__file__).with_name("go")
-
-
-    @arm.register_policy("dawdler")
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Dawdler(arm.PolicyKind):
-        """Waits for the start of a test, then takes its time over each turn."""
-
-        explores_without_trunk: ClassVar[bool] = True
-
-        def open(self, options):
-            while not GATE.exists():
-                time.sleep(0.05)
-
-            def reply(state, n, seed):
-                time.sleep(float(os.environ.get("SECONDS_OF_A_TURN", "0.02")))
-                draw = random.Random(f"{seed} {len(state.steps)}")
-                ways = ["up", "down", "left", "right"]
-                return [f"Thought: on.\\nAction: move {draw.choice(ways)}" for _ in range(n)]
-
-            return reply
-
-
-    @arm.register_reward_kind("shortness")
-    class Shortness(RewardKind):
-        """Prefers short trajectories."""
-
-        def open(self, policy):
-            return arm.FunctionScorer(lambda states: [-len(state.steps) for state in states])
-'''
-
-RUN = """
-    environments: [{name: maze, prompt: false, max_steps: 6}]
-    seed: 3
-    train_policy: false
-    agent: {kind: dawdler}
-    explore: {num_tasks: 16, search: {num_iterations: 3, expansion_width: 2, concurrency: 2}}
-    evaluate: {num_tasks: 8, n: 3, methods: [greedy, best_of_n]}
-"""
 LEASES = ("--leases.enabled=true", "--leases.expire_seconds=2")
 EVALUATE = ("--rewards=[shortness]",)
 
@@ -80,11 +26,7 @@ EVALUATE = ("--rewards=[shortness]",)
 @pytest.fixture
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     """A configuration whose policy needs no model, and waits for the file `go` next to it."""
-    plugin = tmp_path / "dawdler.py"
-    plugin.write_text(textwrap.dedent(PLUGIN))
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(RUN) | {"plugins": [str(plugin)]}))
-    return path
+    return write_config(tmp_path)
 
 
 @pytest.fixture
@@ -110,17 +52,6 @@ def start(
     for process in started:
         process.kill()
         process.communicate()
-
-
-def wait_until(true: Callable[[], object], *processes: subprocess.Popen, seconds: int = 400):
-    """Waits for something that the processes do; returns it."""
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        for process in processes:
-            assert process.poll() in (None, 0), process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def works(run: pathlib.Path, process: subprocess.Popen) -> bool:

@@ -215,7 +215,7 @@ def test_mistakes_are_one_line(words, message, capsys) -> None:
 def test_object_stores_are_refused(capsys) -> None:
     for url in ("gs://bucket/run", "s3://bucket/run"):
         assert main(["launch", "slurm", str(CONFIG), "--output", url, "--dry-run"]) == 2
-        assert "object stores are not supported" in capsys.readouterr().err
+        assert "--leases.store=URL" in capsys.readouterr().err
 
 
 def test_a_place_that_a_user_starts_says_so(capsys, tmp_path, monkeypatch) -> None:

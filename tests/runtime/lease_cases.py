@@ -6,8 +6,9 @@ import dataclasses
 import json
 import pathlib
 
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_workers import WORKERS, Watch
-from agentrm_jax.runtime.leases import LeasedTasks, LeasesConfig
+from agentrm_jax.runtime.leases import LeasedTasks
 
 
 class MemoryStore:

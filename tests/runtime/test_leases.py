@@ -13,9 +13,9 @@ from lease_cases import Clock, Host, MemoryStore
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.runtime import lease_files
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import FileStore, LeasesEnded
 from agentrm_jax.runtime.lease_workers import Heartbeat, Watch
-from agentrm_jax.runtime.leases import LeasesConfig
 from agentrm_jax.runtime.process_groups import LeasedProcesses
 
 

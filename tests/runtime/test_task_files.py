@@ -8,8 +8,8 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.runtime.json_lines import JsonLines, read_json_lines
+from agentrm_jax.runtime.lease_config import LeasesConfig
 from agentrm_jax.runtime.lease_files import LeasesEnded
-from agentrm_jax.runtime.leases import LeasesConfig
 from agentrm_jax.runtime.process_groups import LeasedProcesses
 from agentrm_jax.runtime.task_files import SharedTasks, join_records
 
