@@ -103,7 +103,7 @@ def _rows(workspace: Workspace, model: Model) -> TrainingRows:
 def _pairs(
     workspace: Workspace,
 ) -> tuple[Sequence[Any], Callable[[Sequence[Any]], list[Pair]], str, str]:
-    """What pairs are made of and how; the key to change if there are none, and the reason."""
+    """Examples and their pairs; the key to change if there are no pairs, and the reason."""
     kind, seed = workspace.config.train_implicit.pairs, workspace.config.seed
     if kind == "trajectories":
         samples = sampled_trajectories(workspace.paths)
