@@ -118,6 +118,7 @@ class Decoding:
         self.most = max(rows)
         self._engine: Engine | None = None
         self._config = device.shape
+        self._number = work.NumberBytes.of(device.dtype)
         self._prompts = np.zeros(0, np.int32)
 
     def __call__(self, rows: int) -> Found:
@@ -128,7 +129,7 @@ class Decoding:
         seconds, first = device.timed(branches)
         each = seconds / self.tokens
         needed = work.decoding_token(
-            self._config, rows, self.context, n, (self.tokens + 1) / 2, device.dtype.itemsize
+            self._config, rows, self.context, n, (self.tokens + 1) / 2, self._number
         )
         return {
             "rows": rows,
@@ -149,7 +150,7 @@ class Decoding:
         self._config = device.fitting(
             device.shape,
             device.dtype.itemsize,
-            work.kv_bytes(device.shape, pages, device.dtype.itemsize),
+            work.kv_bytes(device.shape, pages, self._number),
         )
         rng = np.random.default_rng(0)
         self._prompts = models.draw_tokens(self._config, rng, most, self.context)
@@ -186,8 +187,9 @@ def prefill(device: Device) -> Found:
         instruction_tokens=1,
         attention=device.engine_backends[0],
     )
-    itemsize = device.dtype.itemsize
-    config = device.fitting(config, itemsize, work.kv_bytes(config, sizes.cache_tokens, itemsize))
+    number = work.NumberBytes.of(device.dtype)
+    held = work.kv_bytes(config, sizes.cache_tokens, number)
+    config = device.fitting(config, device.dtype.itemsize, held)
     engine = Engine(
         drawn(config, device.dtype), config, sizes, readout=readout, head=models.make_head(config)
     )
@@ -205,7 +207,7 @@ def prefill(device: Device) -> Found:
         "attention": sizes.attention,
         "tokens_per_second": prompts * length / seconds,
         "first_call_seconds": first,
-        **device.shares(work.reading(config, prompts, length, 0, 1, itemsize), seconds),
+        **device.shares(work.reading(config, prompts, length, 0, 1, number), seconds),
     }
 
 
@@ -213,8 +215,8 @@ def scoring(device: Device) -> Found:
     """Scores 25 candidates after each of some contexts, as a beam does."""
     groups, n, context, tokens = (1, 4, 64, 16) if device.tiny else (2, 25, 1024, 64)
     config = dataclasses.replace(device.shape, tie_embeddings=True)
-    pages, itemsize = 2 * groups * n * (context + 3 * tokens), device.dtype.itemsize
-    config = device.fitting(config, itemsize, work.kv_bytes(config, pages, itemsize))
+    pages, number = 2 * groups * n * (context + 3 * tokens), work.NumberBytes.of(device.dtype)
+    config = device.fitting(config, device.dtype.itemsize, work.kv_bytes(config, pages, number))
     rng = np.random.default_rng(0)
     candidates = engines.Candidates(
         drawn(config, device.dtype), models.make_head(config), config,
@@ -223,7 +225,7 @@ def scoring(device: Device) -> Found:
     seconds, first = device.timed(
         lambda _: candidates(models.draw_tokens(config, rng, groups, n, tokens))
     )
-    needed = work.reading(config, groups * n, tokens, context, n, itemsize)
+    needed = work.reading(config, groups * n, tokens, context, n, number)
     return {
         "candidates": groups * n,
         "tokens": tokens,

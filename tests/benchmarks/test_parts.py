@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agentrm_jax.envs.pool import EnvPool
-from agentrm_jax.plan.work import head_weights, layer_weights, reading
+from agentrm_jax.plan.work import NumberBytes, head_weights, layer_weights, reading
 from benchmarks import latency, measuring, models, search
 
 
@@ -34,11 +34,11 @@ def test_the_model_has_as_many_weights_as_it_is_named_for():
 
 
 def test_work_is_counted_alike_in_one_piece_and_in_two():
-    config = models.SHAPES["27m"]
-    whole = reading(config, 3, 200, 100, 1, 4)
+    config, number = models.SHAPES["27m"], NumberBytes.of("float32")
+    whole = reading(config, 3, 200, 100, 1, number)
     parts = [
-        reading(config, 3, 120, 100, 1, 4),
-        reading(config, 3, 80, 220, 1, 4),
+        reading(config, 3, 120, 100, 1, number),
+        reading(config, 3, 80, 220, 1, number),
     ]
     # Each piece has a last token, of which the last layer is computed to its end.
     assert whole.flops == pytest.approx(sum(part.flops for part in parts), rel=1e-3)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from conversation_cases import trajectories
-from hypothesis import given
+from hypothesis import given, settings
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
@@ -188,6 +188,7 @@ def test_an_environment_must_be_named(tmp_path):
         read_atif(written(tmp_path, LOG), None)
 
 
+@settings(deadline=None)  # the first call imports
 @given(trajectory=trajectories())
 def test_our_own_come_back_as_they_were(tmp_path_factory, trajectory):
     path = tmp_path_factory.getbasetemp() / "own.json"

@@ -246,7 +246,7 @@ def test_experts_must_leave_tasks_to_explore(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG.format(url="http://127.0.0.1:1"))
     config = load_config(path, ["--experts.num_tasks=20"])
-    with pytest.raises(UserError, match=r"experts\.num_tasks must be below 21: it takes all"):
+    with pytest.raises(UserError, match=r"experts\.num_tasks must be below 20: it takes all"):
         _ = Tasks(config).explored
     path.write_text(path.read_text().replace("train: 0-19, ", ""))
     with pytest.raises(UserError, match="environments list no task of split train"):

@@ -212,6 +212,6 @@ def test_what_the_device_cannot_run(name, needs):
 
 def test_names_that_are_none():
     with pytest.raises(
-        UserError, match=r"^attention must be one of xla, cudnn, pallas .got 'flash'.$"
+        UserError, match=r"^attention must be one of xla, cudnn, triton, pallas .got 'flash'.$"
     ):
         FitConfig(attention="flash")
