@@ -77,7 +77,7 @@ def lease_record(content: bytes | None) -> LeaseRecord | None:
             repeats=bool(value["repeats"]),
             taken=float(value["taken"]),
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

@@ -96,7 +96,8 @@ def serve(config: ServeConfig) -> None:
                 "--api-key-env NAME asks for a key",
                 file=sys.stderr,
             )
-        settings = uvicorn.Config(app, log_level="warning", access_log=False)
+        # "warning" has a line for each request that is none: strangers could fill the log with them
+        settings = uvicorn.Config(app, log_level="error", access_log=False)
         listening.listen(settings.backlog)
         address, port = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
