@@ -320,7 +320,7 @@ NAMES = (
     "kill_9", "sigterm", "leases", "full_disk", "policy_server", "workers", "environment_faults",
     "damaged_files",
 )  # fmt: skip
-"""The last three use JAX in this process: those that fork come first."""
+"""The last three use JAX in this process, so the faults that fork come first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -99,7 +99,7 @@ def _members(data: bytes) -> list[tuple[str, bytes]]:
             end = member.offset_data + blocks * tarfile.BLOCKSIZE
             if not member.isfile():
                 continue
-            if member.issparse():  # its size is what it says, not what the archive holds
+            if member.issparse():  # its declared size may be far above the bytes in the archive
                 raise ValueError(f"{printable(member.name)} is a sparse file")
             source = archive.extractfile(member)
             content = source.read() if source else b""

@@ -16,8 +16,8 @@ from agentrm_jax.launch.kinds import KINDS
 def start(kind: str, text: str) -> int:
     """Starts a rendered script; returns the exit status of the program that reads it.
 
-    Programs next to this Python's interpreter are found first, so that `agentrm` and `python3` of
-    the script are those of this installation, whether it is activated or not.
+    Programs next to this Python's interpreter are found first, so that the script runs `agentrm`
+    and `python3` of this installation, whether it is activated or not.
 
     Args:
       kind: The place.

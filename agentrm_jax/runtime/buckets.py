@@ -57,7 +57,7 @@ def open_bucket(url: str) -> Bucket:
     """Opens a bucket, and checks that it creates objects only once.
 
     Args:
-      url: See `check_bucket_url`. Credentials and endpoints are those that s3fs and gcsfs find.
+      url: See `check_bucket_url`. s3fs and gcsfs find credentials and endpoints.
 
     Raises:
       UserError: A package is missing, the scheme is unknown, the bucket is missing or cannot be
