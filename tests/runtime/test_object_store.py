@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from bucket_cases import DiskBucket
@@ -48,8 +50,18 @@ def bucket(tmp_path: pathlib.Path, files: DiskBucket) -> Bucket:
     return Bucket("diskbucket://b", files, str(tmp_path / "bucket"), sleep=lambda seconds: None)
 
 
-def group_of(bucket: Bucket, folder: pathlib.Path) -> ObjectProcesses:
-    return ObjectProcesses(ObjectStore(bucket, "explore", FileStore(folder / FOLDER)), CONFIG)
+@pytest.fixture
+def group_of(bucket: Bucket) -> Iterator[Callable[[pathlib.Path], ObjectProcesses]]:
+    """Joins the hosts of a stage; their heartbeats end with the test."""
+    with contextlib.ExitStack() as groups:
+
+        def group_of(folder: pathlib.Path) -> ObjectProcesses:
+            store = ObjectStore(bucket, "explore", FileStore(folder / FOLDER))
+            group = ObjectProcesses(store, CONFIG)
+            groups.callback(group.close)
+            return group
+
+        yield group_of
 
 
 def write_work(tasks: ObjectTasks, lease, count: int) -> None:
@@ -173,8 +185,8 @@ def test_texts_that_are_no_urls_of_a_bucket_are_refused(url) -> None:
     assert SECRET not in str(found.value)
 
 
-def test_two_hosts_share_tasks_and_each_gets_all_records(bucket, tmp_path) -> None:
-    groups = [group_of(bucket, tmp_path / name / "trees") for name in "xy"]
+def test_two_hosts_share_tasks_and_each_gets_all_records(group_of, tmp_path) -> None:
+    groups = [group_of(tmp_path / name / "trees") for name in "xy"]
     lists = [group.tasks("all.jsonl", KEYS) for group in groups]
     taken: list[str] = []
     while not all(tasks.complete for tasks in lists):
@@ -198,25 +210,25 @@ def test_two_hosts_share_tasks_and_each_gets_all_records(bucket, tmp_path) -> No
 
 
 def test_a_host_that_comes_back_resumes_its_own_files_and_others_begin_again(
-    bucket, tmp_path
+    group_of, tmp_path
 ) -> None:
-    before = group_of(bucket, tmp_path / "x" / "trees")
+    before = group_of(tmp_path / "x" / "trees")
     tasks = before.tasks("all.jsonl", KEYS)
     begun, *_ = tasks.take(4)
     write_work(tasks, begun, 3)
     before.close()
-    other = group_of(bucket, tmp_path / "y" / "trees").tasks("all.jsonl", KEYS)
+    other = group_of(tmp_path / "y" / "trees").tasks("all.jsonl", KEYS)
     assert other.earlier_work(next(x for x in other.take(9) if x.key == begun.key)) == []
     other.give_back()
-    again = group_of(bucket, tmp_path / "x" / "trees").tasks("all.jsonl", KEYS)
+    again = group_of(tmp_path / "x" / "trees").tasks("all.jsonl", KEYS)
     lease = again.take(1)[0]
     assert (lease.key, lease.epoch) == (begun.key, 4)  # its own files come first
     [left] = again.earlier_work(lease)
     assert len(list(read_json_lines(left))) == 3
 
 
-def test_a_record_that_is_late_does_not_count(bucket, tmp_path) -> None:
-    x, y = (group_of(bucket, tmp_path / name / "trees").tasks("l", ["a"]) for name in "xy")
+def test_a_record_that_is_late_does_not_count(group_of, tmp_path) -> None:
+    x, y = (group_of(tmp_path / name / "trees").tasks("l", ["a"]) for name in "xy")
     [first] = x.take(1)
     y.look()
     clock = Clock(time.monotonic() + 1e6)
@@ -231,14 +243,14 @@ def test_a_record_that_is_late_does_not_count(bucket, tmp_path) -> None:
         assert len(list(read_json_lines(record))) == 2
 
 
-def test_listings_that_are_late_lose_and_double_nothing(bucket, files, tmp_path) -> None:
-    x = group_of(bucket, tmp_path / "x" / "trees").tasks("l", KEYS)
+def test_listings_that_are_late_lose_and_double_nothing(group_of, files, tmp_path) -> None:
+    x = group_of(tmp_path / "x" / "trees").tasks("l", KEYS)
     first = x.take(4)
     for lease in first:
         write_work(x, lease, 1)
         assert x.record_work(lease)
     files.hidden = ("1.lease", ".record")
-    y = group_of(bucket, tmp_path / "y" / "trees").tasks("l", KEYS)
+    y = group_of(tmp_path / "y" / "trees").tasks("l", KEYS)
     taken = [lease for _ in range(4) for lease in y.take(4)]
     assert not {lease.key for lease in taken} & {lease.key for lease in first if lease.epoch == 1}
     files.hidden = ()
