@@ -10,8 +10,14 @@ from agentrm_jax.core.errors import UserError
 PERCENT = ("score_mean", "success_rate")
 """Keys that are shown in percent, as the paper does; gains in points are as well."""
 _GAIN = "gain_over_"
+_SIGNED = (_GAIN, "per_doubling")
 _INTERVALS = {"score_mean": "score_ci95"}
-_NAMES = {"score_mean": "score, %", "success_rate": "success, %", "score_ci95": "95% interval"}
+_NAMES = {
+    "score_mean": "score, %",
+    "success_rate": "success, %",
+    "score_ci95": "95% interval",
+    "per_doubling": "points for each doubling",
+}
 SEPARATOR = " · "
 
 
@@ -100,11 +106,11 @@ def _cell(row: Mapping[str, Any], key: str) -> Cell:
         return Cell(str(value))
     if isinstance(value, int):
         return Cell(f"{value:,}", value=float(value))
-    if key in PERCENT or key.startswith(_GAIN):
+    if key in PERCENT or key.startswith(_SIGNED):
         scale, places = 100.0, 1
     elif abs(value) >= 10:
         places = 1
-    sign = "+" if key.startswith(_GAIN) else ""
+    sign = "+" if key.startswith(_SIGNED) else ""
     numbers = (value, *row.get(_INTERVALS.get(key, f"{key}_ci95"), ()))
     shown, *ends = (f"{scale * number:{sign}.{places}f}" for number in numbers)
     return Cell(shown, f"[{', '.join(ends)}]" if ends else "", float(value))

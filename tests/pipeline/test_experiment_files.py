@@ -170,6 +170,11 @@ def test_mistakes_are_one_line_with_file_and_line(write, text, message):
             HEAD.replace("rows: [run, label]", "baselines: [greedy], level: kind"),
             "tables.0.baselines must be measure: methods, level: all",
         ),
+        (HEAD.replace("rows: [run, label]", "measure: log_fit"), "tables.0.over must be n, or an"),
+        (
+            HEAD.replace("rows: [run, label]", "measure: log_fit, over: seed"),
+            r"tables.0.over must be n, or an axis of grid .* \(got 'seed'\)",
+        ),
         (HEAD.replace("rows: [run, label]", "colums: x"), "did you mean columns"),
     ],
 )

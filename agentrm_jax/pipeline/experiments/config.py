@@ -9,8 +9,8 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.evaluation.gains import BASELINES
 
-Measure = Literal["methods", "by_n", "trees", "tampering", "cost"]
-MEASURES: tuple[Measure, ...] = ("methods", "by_n", "trees", "tampering", "cost")
+Measure = Literal["methods", "by_n", "log_fit", "trees", "tampering", "cost"]
+MEASURES: tuple[Measure, ...] = ("methods", "by_n", "log_fit", "trees", "tampering", "cost")
 Level = Literal["all", "macro", "environment", "kind"]
 LEVELS: tuple[Level, ...] = ("all", "macro", "environment", "kind")
 SPLITS = ("all", "held_in", "held_out")
@@ -42,9 +42,10 @@ class TableConfig:
     Attributes:
       title: Its title.
       measure: What is measured: `methods` (results of test-time methods), `by_n` (best-of-n for
-        every number of trajectories), `trees` (the reward model against the values of search
-        trees), `tampering` (scores of stored trajectories before and after a manipulation) or
-        `cost` (seconds and tokens of the reward models over the length of trajectories).
+        every number of trajectories), `log_fit` (the gain in score of each doubling of `over`),
+        `trees` (the reward model against the values of search trees), `tampering` (scores of stored
+        trajectories before and after a manipulation) or `cost` (seconds and tokens of the reward
+        models over the length of trajectories).
       rows: The keys of a result that name a row: `run`, `label`, `method`, `reward_model`, `n`,
         `task`, `split`, `name`, `tampering`, `length`, or an axis of `grid`.
       columns: The key whose values are the columns; empty for a column of each of `values`.
@@ -54,7 +55,9 @@ class TableConfig:
       splits: The splits that are shown.
       methods: The methods that are shown; empty for all.
       reward_models: The reward models that are shown; empty for all.
-      ns: Of `by_n`: the numbers of trajectories that are shown; empty for all.
+      ns: Of `by_n`: the numbers of trajectories that are shown; empty for all. Of `log_fit`: the
+        ends of the ranges in which a line is fitted; empty for one range.
+      over: Of `log_fit`: `n` (best-of-n), or an axis of `grid` whose values are numbers.
       trees: Of `trees`: the run or model whose search trees are compared with.
       score_at: Of `trees`: where states are scored, after the `observation`, or after the `action`
         that led there, before the environment has answered.
@@ -77,6 +80,7 @@ class TableConfig:
     methods: tuple[str, ...] = ()
     reward_models: tuple[str, ...] = ()
     ns: tuple[int, ...] = ()
+    over: str = ""
     trees: str = ""
     score_at: Literal["observation", "action"] = "observation"
     baselines: tuple[str, ...] = ()
@@ -104,6 +108,8 @@ class TableConfig:
             raise UserError(field="values", expected="one key if columns is set, else at least one")
         if self.measure == "trees" and not self.trees:
             raise UserError(field="trees", expected="the run or model that has the search trees")
+        if self.measure == "log_fit" and not self.over:
+            raise UserError(field="over", expected="n, or an axis of grid")
         if not self.lengths or min(self.lengths) < 1:
             raise UserError(field="lengths", expected="numbers of steps, each at least 1")
 

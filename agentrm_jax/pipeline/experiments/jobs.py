@@ -137,6 +137,12 @@ def plan(experiment: Experiment, output: pathlib.Path) -> Plan:
         if entry.evaluated:
             planner.add(entry, "evaluate")
     for number, table in enumerate(experiment.config.tables):
+        if table.over not in ("", "n") and not _doubles(experiment, table.over):
+            raise UserError(
+                field=f"tables.{number}.over",
+                value=table.over,
+                expected="n, or an axis of grid whose values are numbers above 0",
+            )
         if table.trees:
             for seed in dict.fromkeys(entry.seed for entry in experiment.entries):
                 try:
@@ -147,6 +153,14 @@ def plan(experiment: Experiment, output: pathlib.Path) -> Plan:
     folders = [entry.folder for entry in experiment.entries]
     runs = {name: planner.runs[name] for name in folders if name in planner.runs}
     return Plan(output=own, root=planner.root, jobs=planner.jobs, runs=runs)
+
+
+def _doubles(experiment: Experiment, axis: str) -> bool:
+    """Returns whether each run has a number above 0 on an axis of the grid."""
+    try:
+        return all(float(e.axes[axis]) > 0 for e in experiment.entries if e.evaluated)
+    except (KeyError, ValueError):
+        return False
 
 
 class _Planner:

@@ -21,6 +21,8 @@ from agentrm_jax.evaluation.episodes import (
     scored_label,
 )
 from agentrm_jax.evaluation.gains import gains
+from agentrm_jax.evaluation.log_fits import log_fits
+from agentrm_jax.evaluation.report_rows import BestOfKRow
 from agentrm_jax.evaluation.results import level, merge_runs, result_rows
 from agentrm_jax.evaluation.rows import ByNRow, read_rows
 from agentrm_jax.evaluation.statistics import RESAMPLES, bootstrap, percentile_interval
@@ -68,6 +70,8 @@ def measured(experiment: Experiment, planned: Plan, table: TableConfig) -> Measu
         rows = list(_methods(planned, table))
     elif table.measure == "by_n":
         rows = [row for run in planned.evaluated for row in _by_n(planned, run, table)]
+    elif table.measure == "log_fit":
+        rows = list(_log_fits(planned, table))
     elif table.measure == "trees":
         rows = from_first(lambda: _trees(experiment, planned, table, notes))
     else:
@@ -219,6 +223,52 @@ def _by_n(planned: Plan, run: PlannedRun, table: TableConfig) -> Iterator[Result
             place = row.get("score_at", AT_OBSERVATION)
             label = scored_label("", row["reward_model"], place).removeprefix(", ")
             yield {**row, "label": label, **named(run)}
+
+
+def _log_fits(planned: Plan, table: TableConfig) -> Iterator[Result]:
+    """The gain of each doubling of `n` or of an axis; seeds are averaged within a task."""
+    scores: dict[tuple[str, str], dict[float, dict[str, list[float]]]] = {}
+    heads: dict[tuple[str, str], Result] = {}
+    for run in planned.evaluated:
+        for x, head, task_id, score in _points(planned, run, table):
+            others = {key: value for key, value in run.entry.axes.items() if key != table.over}
+            key = (head["label"], repr((run.entry.group, others)))
+            heads.setdefault(key, {**named(run), **head, "run": run.entry.group})
+            scores.setdefault(key, {}).setdefault(x, {}).setdefault(task_id, []).append(score)
+    for key, of_x in scores.items():
+        means = {
+            x: {task: float(np.mean(each)) for task, each in of_task.items()}
+            for x, of_task in of_x.items()
+        }
+        for fit in log_fits(means, table.ns):
+            yield {
+                **heads[key],
+                "range": f"{fit.low:g} to {fit.high:g}",
+                "per_doubling": fit.per_doubling.mean,
+                "per_doubling_ci95": [fit.per_doubling.low, fit.per_doubling.high],
+                "n_tasks": fit.per_doubling.n,
+            }
+
+
+def _points(
+    planned: Plan, run: PlannedRun, table: TableConfig
+) -> Iterator[tuple[float, Result, str, float]]:
+    """What doubles, what was measured, the task and its score; of `n` the powers of two."""
+    if table.over == "n":
+        folder = RunPaths(planned.directory(run)).method("best_of_n")
+        for row in read_rows(folder.best_of_k, BestOfKRow):
+            model = row["reward_model"]
+            label = scored_label("", model, row["score_at"]).removeprefix(", ")
+            head = {"label": label, "method": "best_of_n", "reward_model": model}
+            for power in range(len(row["scores"]).bit_length()):
+                yield 2**power, head, row["task_id"], row["scores"][2**power - 1]
+        return
+    x = float(run.entry.axes[table.over])
+    for episode in episodes_of(planned, run):
+        variant = episode.variant
+        head = {"label": variant.label, "method": variant.method}
+        head["reward_model"] = variant.reward_model or ""
+        yield x, head, episode.task.task_id, episode.outcome
 
 
 def _trees(
