@@ -66,6 +66,8 @@ def sft_sequences(
     prompt_of: Callable[[Task], Prompt | None],
     trajectories: Iterable[Trajectory],
     length: int,
+    *,
+    refused: bool = True,
 ) -> tuple[list[TokenSequence], int]:
     """Returns trajectories with weight 1 on the tokens of replies, for training a policy.
 
@@ -75,6 +77,7 @@ def sft_sequences(
       trajectories: The trajectories.
       length: Most tokens of a sequence. A longer trajectory becomes several sequences (`_windows`);
         an observation that alone is too long loses its middle.
+      refused: Whether replies whose action the environment refused have weight 1 too, not 0.
 
     Returns:
       The sequences with a weight, and the number of truncated steps: replies that alone are longer
@@ -89,7 +92,9 @@ def sft_sequences(
         rendered, _ = render(tokenizer, prompt, trajectory, length, all_steps=True)
         _check_opening(rendered, length, trajectory.task)
         weights = np.zeros(len(rendered.tokens), np.float32)
-        weights[_within(rendered.reply_spans)] = 1.0
+        turns = zip(rendered.reply_spans, trajectory.steps, strict=True)
+        learned = [span for span, step in turns if refused or step.transition.valid]
+        weights[_within(learned)] = 1.0
         windows, lost = _windows(rendered, weights, np.zeros_like(weights), length)
         sequences += windows
         shortened = {i for i, (begin, end) in enumerate(rendered.reply_spans) if begin == end}

@@ -95,13 +95,23 @@ class ExpertsConfig:
       num_tasks: Train tasks that the expert is asked to solve.
       imported: Folders that `agentrm import` wrote. Their trajectories take the place of what the
         environments' own experts would do; those that failed are left out.
+      mistakes: Probability of a mistake before each step, and after each mistake: an action of the
+        expert at the wrong time. Those that the environment refuses stay in the trajectory, so that
+        the policy reads refusals; it learns to go on after them and does not learn them.
     """
 
     num_tasks: int = 2000
     imported: Sequence[str] = ()
+    mistakes: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, num_tasks="[1, 1000000]")
+        check_fields(self, num_tasks="[1, 1000000]", mistakes="[0, 0.9]")
+        if self.mistakes and self.imported:
+            raise UserError(
+                field="mistakes",
+                value=self.mistakes,
+                expected="0 with imported trajectories, which are not played again",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

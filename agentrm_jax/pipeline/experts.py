@@ -23,6 +23,7 @@ class ExpertsSummary(TypedDict):
       success_rate: Fraction of the tasks that were solved.
       replies_without_action: Steps whose reply has no action.
       steps_mean: Mean number of steps of a trajectory.
+      refused_actions: Steps whose action the environment refused.
     """
 
     trajectories: int
@@ -30,6 +31,7 @@ class ExpertsSummary(TypedDict):
     success_rate: float
     replies_without_action: int
     steps_mean: float
+    refused_actions: int
 
 
 def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ExpertsSummary:
@@ -47,7 +49,9 @@ def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expe
         tasks = workspace.tasks.experts
         asked = len(tasks)
         with stage.progress("experts", asked) as bar:
-            solved = list(expert_trajectories(workspace.pool, tasks, bar.advance))
+            mistakes = workspace.config.experts.mistakes
+            found = expert_trajectories(workspace.pool, tasks, bar.advance, mistakes=mistakes)
+            solved = list(found)
     write_trajectories(workspace.paths.experts, solved)
     return {
         "trajectories": len(solved),
@@ -55,4 +59,5 @@ def experts(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expe
         "success_rate": len(solved) / asked,
         "replies_without_action": sum(not s.action for t in solved for s in t.steps),
         "steps_mean": float(np.mean([len(t.steps) for t in solved])),
+        "refused_actions": sum(t.invalid_actions for t in solved),
     }

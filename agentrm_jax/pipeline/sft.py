@@ -47,7 +47,13 @@ def sft(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SftSumma
     start = _start(workspace, trajectories)
     longest = min(config.sft.fit.length, start.config.longest)
     rows = training_rows(
-        lambda some: sft_sequences(start.tokenizer, workspace.prompts, some, longest),
+        lambda some: sft_sequences(
+            start.tokenizer,
+            workspace.prompts,
+            some,
+            longest,
+            refused=not config.experts.mistakes,
+        ),
         trajectories,
         lambda trajectory: trajectory.task.task_id,
         "sft",

@@ -114,6 +114,21 @@ def test_sft_learns_exactly_the_replies(wholes):
         assert ((one.weights == 0) | (one.weights == 1)).all()
 
 
+def test_sft_can_leave_out_what_was_refused():
+    whole = trajectory(4)
+    steps = list(whole.steps)
+    for number in (1, 2):
+        transition = dataclasses.replace(steps[number].transition, valid=False)
+        steps[number] = dataclasses.replace(steps[number], transition=transition)
+    whole = dataclasses.replace(whole, steps=tuple(steps))
+    arguments = (word_tokenizer(), lambda task: PROMPT, [whole], 4096)
+    ([every], _), ([some], _) = sft_sequences(*arguments), sft_sequences(*arguments, refused=False)
+    assert (some.tokens == every.tokens).all()
+    learned = [t for n in (0, 3) for t in reply_tokens(arguments[0], steps[n].reply)]
+    assert some.tokens[some.weights == 1].tolist() == learned
+    assert every.weights.sum() > some.weights.sum()
+
+
 def labelled(num_steps: int, number: int = 0) -> LabelledTree:
     """A tree of one path."""
     path, nodes = trajectory(num_steps, number), range(num_steps + 1)

@@ -1,5 +1,7 @@
 """Turns of experts enter as valid text; an expert that raises is one line."""
 
+import dataclasses
+
 import pytest
 
 from agentrm_jax.core.errors import UserError
@@ -7,6 +9,7 @@ from agentrm_jax.core.protocols import Demonstration
 from agentrm_jax.envs import experts
 from agentrm_jax.envs.experts import expert_trajectories
 from agentrm_jax.envs.maze import Maze
+from agentrm_jax.envs.pddl.family import Pddl
 from agentrm_jax.envs.pool import EnvPool
 
 
@@ -52,3 +55,28 @@ def test_environments_that_all_fail_are_one_line_with_the_reason(monkeypatch):
     monkeypatch.setattr(Maze, "create", lambda self: None)
     with pytest.raises(UserError, match=r"no trajectory is left; the first failure: environment "):
         trajectories(monkeypatch, Maze.demonstrate)
+
+
+def plans(trajectories):
+    """The actions of each task that were not refused."""
+    return {
+        t.task.task_id: [step.action for step in t.steps if step.transition.valid]
+        for t in trajectories
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"), [(Pddl(), ["tyreworld", "gripper"]), (Maze(), Maze().kinds())]
+)
+def test_refused_mistakes_stay_and_others_are_undone(family, kinds):
+    tasks = [
+        dataclasses.replace(task, max_steps=16) for task in family.tasks("train", kinds=kinds, n=80)
+    ]
+    clean = list(expert_trajectories(EnvPool(workers=0), tasks))
+    found = list(expert_trajectories(EnvPool(workers=0), tasks, mistakes=0.6))
+    assert plans(found) == plans(clean)
+    assert all(t.success and len(t.steps) <= 16 for t in found)
+    assert sum(t.invalid_actions for t in clean) == 0
+    assert sum(t.invalid_actions for t in found) > len(found) / 2
+    again = list(expert_trajectories(EnvPool(workers=0), tasks, mistakes=0.6))
+    assert again == found  # chosen by the task alone
