@@ -1,4 +1,4 @@
-"""How much a score gains each time that something doubles, such as the number of trajectories."""
+"""The gain in score of each doubling, for example of the number of trajectories."""
 
 from __future__ import annotations
 

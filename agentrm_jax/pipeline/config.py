@@ -96,8 +96,8 @@ class ExpertsConfig:
       imported: Folders that `agentrm import` wrote. Their trajectories take the place of what the
         environments' own experts would do; those that failed are left out.
       mistakes: Probability of a mistake before each step, and after each mistake: an action of the
-        expert at the wrong time. Those that the environment refuses stay in the trajectory, so that
-        the policy reads refusals; it learns to go on after them and does not learn them.
+        expert at the wrong time. Refused ones stay in the trajectory; the policy reads them and is
+        trained on the expert's steps alone.
     """
 
     num_tasks: int = 2000
@@ -107,11 +107,7 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         check_fields(self, num_tasks="[1, 1000000]", mistakes="[0, 0.9]")
         if self.mistakes and self.imported:
-            raise UserError(
-                field="mistakes",
-                value=self.mistakes,
-                expected="0 with imported trajectories, which are not played again",
-            )
+            raise UserError(field="mistakes", expected="0 with imported trajectories")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

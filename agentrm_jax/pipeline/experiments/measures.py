@@ -253,7 +253,7 @@ def _log_fits(planned: Plan, table: TableConfig) -> Iterator[Result]:
 def _points(
     planned: Plan, run: PlannedRun, table: TableConfig
 ) -> Iterator[tuple[float, Result, str, float]]:
-    """What doubles, what was measured, the task and its score; of `n` the powers of two."""
+    """A number, what was measured there, the task and its score; of `n` the powers of two."""
     if table.over == "n":
         folder = RunPaths(planned.directory(run)).method("best_of_n")
         for row in read_rows(folder.best_of_k, BestOfKRow):
