@@ -1,8 +1,8 @@
-"""The machine's best speed, measured next to ours, and the part of it that is reached.
+"""The machine's best speed, measured next to ours, and the fraction of it that we reach.
 
-Two ceilings: the arithmetic of a large product of matrices, and the bytes of a large copy. Work is
-counted as operations and bytes that cannot be avoided; the least seconds it takes are those of the
-ceiling that binds.
+There are two ceilings: operations per second of a large matrix product, and bytes per second of a
+large copy. Work is the number of operations and bytes that cannot be avoided. Divided by the
+ceilings it gives two times; the work takes at least the longer one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.measuring import Seconds, Side
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Operations and bytes of a second; `threads` is how many CPU threads worked."""
+    """Operations and bytes per second, measured with `threads` CPU threads."""
 
     flops: float
     bandwidth: float
@@ -38,19 +38,20 @@ class Ceilings:
 
 
 def seconds(taken: Seconds, threads: int) -> float:
-    """The wall clock, or on a CPU, where others disturb it, the CPU-seconds of each thread."""
+    """Returns the wall-clock seconds; on a CPU, which other processes also use, CPU-seconds per
+    thread."""
     return taken.cpu / threads if jax.default_backend() == "cpu" else taken.wall
 
 
 class Probes:
-    """A large product and a large copy, to be timed as sides beside what is measured."""
+    """A large product and a large copy, which are timed as sides of the same comparison."""
 
     def __init__(self, dtype: Any, *, tiny: bool = False) -> None:
         on_cpu = jax.default_backend() == "cpu"
         self.width = 256 if tiny else 1536 if on_cpu else 8192
         self.length = 2**16 if tiny else 2**25 if on_cpu else 2**31
         self.dtype = dtype
-        # Several in one call, so that a call's own cost does not count.
+        # Several in one call, so that the fixed cost of a call is small in comparison.
         self._repeats = 4
         self._a = jnp.ones((self.width, self.width), dtype) / self.width
         self._x = jnp.ones(self.length, dtype)
@@ -77,7 +78,7 @@ def _once(x: jax.Array) -> jax.Array:
 
 
 def _copy(x: jax.Array, repeats: int) -> jax.Array:
-    """Programs one after another: in one program they would be fused."""
+    """Copies with one program call for each copy: in one program they would be fused."""
     for _ in range(repeats):
         x = _once(x)
     return x

@@ -1,16 +1,16 @@
-"""Costs of environments next to the originals: resets, steps, forks, the way to a worker.
+"""Times of environments and of the originals: resets, steps, forks, calls through the pool.
 
     python -m benchmarks.environments [--tiny] [NAME ...]
 
-Every environment that works here plays its expert's actions on the same tasks: in this process and
-through a pool of two workers, in turn (`pool_ms`: what the pool adds to a step). Beside them, where
-the software is there:
-  scienceworld  the library's own `step`, which lists all valid actions
-  alfworld      the unmodified library in a process of its own; the texts must be the same
-  webshop       the original takes 40 ms a step (25 a second): a figure from elsewhere, not measured
-`--search` grows trees on ALFWorld and ScienceWorld with a small policy trained for that
-(`environments.yaml`; `--policy` takes the folder of a run that has done it) and says for which
-share of the time the search waited for environments, where nothing overlaps and where all does.
+Every environment that is installed plays its expert's actions on the same tasks: in this process
+and through a pool of two workers, in turn (`pool_ms`: the time that the pool adds to a step). Three
+environments are also compared with their originals:
+  scienceworld  the library's `step`, which lists all valid actions
+  alfworld      the unmodified library on the same commands; the texts must be the same
+  webshop       40 ms for a step of the original (25 a second), a figure from another machine
+`--search` grows trees on ALFWorld and ScienceWorld with a small policy, which it trains first
+(`environments.yaml`); `--policy` names the folder of a run that has trained it. The result is the
+fraction of the time in which the search waits for environments, with and without overlap.
 
 Exactness: answers through the pool equal those in this process; ALFWorld's texts equal those of the
 unmodified library.
@@ -45,10 +45,10 @@ ENGINE = EngineConfig(
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = measuring.parser("environments", __doc__, rounds=3)
-    parser.add_argument("names", metavar="NAME", nargs="*", help="(default: all that work)")
-    parser.add_argument("--tasks", type=int, help="tasks of each (default: 10)")
-    parser.add_argument("--search", action="store_true", help="grow trees as well: minutes")
-    parser.add_argument("--policy", type=pathlib.Path, help="folder of a run with a policy")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="default: all installed ones")
+    parser.add_argument("--tasks", type=int, help="tasks of each environment (default: 10)")
+    parser.add_argument("--search", action="store_true", help="also grow trees; takes minutes")
+    parser.add_argument("--policy", type=pathlib.Path, help="run folder of the policy of --search")
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)
     names = given.names or (TINY if given.tiny else environment_names())
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             compared = compare(steps=20 if given.tiny else 200)
             found[name]["original"] = compared
             ratios[f"ratio_{name}"] = compared["ratio"]
-            print(f"{name} beside the original: {compared}", flush=True)
+            print(f"{name} against the original: {compared}", flush=True)
     if given.search:
         with tempfile.TemporaryDirectory() as folder:
             model = trained_policy(given.policy or pathlib.Path(folder), CONFIG)
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def measure(
     family: EnvironmentFamily, pool: EnvironmentPool, n: int, rounds: int
 ) -> dict[str, Any]:
-    """The figures of `envs check`, and what the pool adds to a step."""
+    """Returns the figures of `envs check`, and the time that the pool adds to a step."""
     row = dataclasses.asdict(check(family, n))
     if not row["ok"]:
         return row
@@ -95,7 +95,7 @@ def measure(
     here: list[float] = []
     there: list[float] = []
     equal = True
-    for _ in range(rounds + 1):  # the first is to warm up
+    for _ in range(rounds + 1):  # the first round warms up
         mine, theirs = [_played_here(family, *one) for one in plans], _played_there(pool, plans)
         equal &= [a for a, _ in mine] == [a for a, _ in theirs]
         here.append(_mean_ms([s for _, s in mine]))
@@ -107,7 +107,7 @@ def measure(
 
 
 Played = tuple[list[Transition], list[float]]
-"""Answers, and the seconds of each step."""
+"""The answers of an episode, and the seconds of each step."""
 
 
 def _played_here(family: EnvironmentFamily, task: Task, plan: Sequence[str]) -> Played:
@@ -124,7 +124,7 @@ def _played_here(family: EnvironmentFamily, task: Task, plan: Sequence[str]) -> 
 
 
 def _played_there(pool: EnvironmentPool, plans: Sequence[tuple[Task, list[str]]]) -> list[Played]:
-    """One episode after another: what is measured is the way, not how much runs side by side."""
+    """Plays one episode after another: the pool's overhead is measured, not its parallelism."""
     played = []
     for task, plan in plans:
         [started] = pool.reset([task])

@@ -9,7 +9,6 @@ import os
 import pathlib
 import signal
 import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -42,12 +41,14 @@ SECONDS = float(os.environ.get("SECONDS_OF_A_TURN", "0.01"))
 @arm.register_policy("walker")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Walker(arm.PolicyKind):
-    """Walks at random, in a way that its seed and the state decide."""
+    """Walks at random, in a way that its seed and the state decide; waits for the file `go`."""
 
     explores_without_trunk: ClassVar[bool] = True
 
     def open(self, options):
         pathlib.Path(__file__).with_name(f"began-{os.getpid()}").touch()
+        while not pathlib.Path(__file__).with_name("go").exists():
+            time.sleep(0.05)
 
         def reply(state, n, seed):
             time.sleep(SECONDS)
@@ -84,6 +85,14 @@ def config(tasks: int, agent: dict[str, Any]) -> dict[str, Any]:
         "explore": {"num_tasks": tasks, "search": search},
         "evaluate": {"num_tasks": tasks, "n": 3, "methods": ["greedy", "best_of_n"]},
     }
+
+
+def write_run(folder: pathlib.Path, config: dict[str, Any], *plugins: str) -> pathlib.Path:
+    """Writes a configuration and its plugins; the policy waits for the file `go` in the folder."""
+    plugin, path = folder / "walker.py", folder / "run.yaml"
+    plugin.write_text(PLUGIN)
+    path.write_text(yaml.safe_dump({**config, "plugins": [str(plugin), *plugins]}))
+    return path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +132,8 @@ class Runs:
     ) -> None:
         self.folder, self.tasks = folder, tasks
         folder.mkdir(parents=True, exist_ok=True)
-        plugin = folder / "walker.py"
-        plugin.write_text(textwrap.dedent(PLUGIN))
-        self.config = folder / "run.yaml"
-        given = config(tasks, agent or {"kind": "walker"})
-        self.config.write_text(yaml.safe_dump({**given, "plugins": [str(plugin)]}))
+        self.config = write_run(folder, config(tasks, agent or {"kind": "walker"}))
+        (folder / "go").touch()
         self.log = folder / "log.txt"
         for name in _PRELOADED:
             importlib.import_module(name)

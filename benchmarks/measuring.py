@@ -1,7 +1,7 @@
-"""Tools of all benchmarks: interleaved rounds, seconds of both kinds, the machine's name.
+"""Tools of all benchmarks: interleaved rounds, wall-clock and CPU-seconds, the machine's name.
 
-Wall-clock seconds of a shared machine are disturbed by whatever runs beside; CPU-seconds, all
-threads of this process together, are less so. Both are given, as medians over the rounds.
+On a shared machine, other processes disturb wall-clock seconds more than CPU-seconds (the sum over
+all threads of this process). Both are reported, as medians over the rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Seconds:
 
 
 class Clock:
-    """Seconds from when it was made."""
+    """Measures the seconds since its creation."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.monotonic(), time.process_time()
@@ -42,7 +42,7 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Side:
-    """One of the things that are compared: its first call, which compiles, and the others."""
+    """The times of one side of a comparison: its first call, which compiles, and its rounds."""
 
     first: Seconds
     rounds: Sequence[Seconds]
@@ -64,8 +64,12 @@ class Side:
 
 
 def interleaved(sides: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, Side]:
-    """Calls all sides in turn, in every other round backwards; a side is handed a number that it
-    has not seen and must be done when it returns."""
+    """Calls all sides in turn, in reverse order in every second round.
+
+    Args:
+      sides: Functions by name. Each call gets a new number and returns when its work is done.
+      rounds: Timed calls of every side after the first.
+    """
     first, found = {}, {name: [] for name in sides}
     for name, call in sides.items():
         clock = Clock()
@@ -82,28 +86,28 @@ def interleaved(sides: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[
 def parser(
     name: str, description: str | None, *, rounds: int, threads: int = 1
 ) -> argparse.ArgumentParser:
-    """The options that all benchmarks have, with their defaults."""
+    """Returns a parser with the options that all benchmarks share."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--tiny", action="store_true", help="a tiny model and sizes, a few seconds")
+    made.add_argument("--tiny", action="store_true", help="a tiny model and sizes: a few seconds")
     made.add_argument("--rounds", type=int, default=rounds, help="timed calls of every side")
     made.add_argument(
         "--threads",
         type=int,
         default=threads,
-        help="CPU threads of ours and of torch; 0 takes all cores. Threads that wait for work cost "
-        f"CPU-seconds, so these are compared with one thread (default: {threads})",
+        help="CPU threads of JAX and of torch; 0: all cores. Threads that wait for work use "
+        f"CPU-seconds, too; compare CPU-seconds with one thread (default: {threads})",
     )
     return made
 
 
 def use_threads(threads: int) -> int:
-    """Fixes the threads that JAX works with on CPUs; nothing may have asked for devices yet."""
+    """Sets the number of JAX's CPU threads; call it before anything uses a JAX device."""
     threads = threads or len(os.sched_getaffinity(0))
-    os.environ["NPROC"] = str(threads)  # what XLA sizes its pool by
+    os.environ["NPROC"] = str(threads)  # XLA reads the size of its pool here
     return threads
 
 
@@ -126,7 +130,7 @@ def _processor() -> str:
 
 
 def table(title: str, sides: Mapping[str, Side]) -> None:
-    """A line for each side."""
+    """Prints one line for each side."""
     print(title)
     width = max(map(len, sides))
     for name, side in sides.items():
@@ -138,18 +142,18 @@ def table(title: str, sides: Mapping[str, Side]) -> None:
 
 
 def finish(benchmark: str, found: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Prints what was found as one line of JSON, the last one."""
+    """Prints the results as one line of JSON, the last line of the output."""
     print(json.dumps(record(benchmark, found, threads)), flush=True)
     return {"benchmark": benchmark, **found, "hardware": hardware(threads)}
 
 
 def record(benchmark: str, found: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Returns what was found next to the machine, with numbers of five digits."""
+    """Returns the results with the machine's description, numbers rounded to five digits."""
     return _rounded({"benchmark": benchmark, **found, "hardware": hardware(threads)})
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with five digits that count."""
+    """Rounds all numbers to five significant digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Our environments beside the unmodified software that they stand on, on the same actions."""
+"""Our environments against the original software that they use, on the same actions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from agentrm_jax.core.records import Task
 from agentrm_jax.envs.registry import load_family
 
 WEBSHOP_STEPS_A_SECOND = 25
-"""Of the original, on another machine."""
+"""The speed of the original WebShop, measured on another machine."""
 
 
 def alfworld(steps: int) -> dict[str, Any]:
-    """TextWorld as ALFWorld sets it up, and ours: random possible commands in the same games.
+    """Plays random admissible commands in the same games, in ALFWorld's TextWorld and in ours.
 
-    The original says `move X to Y`; its commands and texts are turned into `put X in/on Y`.
+    The original writes `move X to Y`; its commands and texts are rewritten to `put X in/on Y`.
     """
     import textworld
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -60,11 +60,12 @@ def _as_put(text: str) -> str:
 
 
 def scienceworld(steps: int) -> dict[str, Any]:
-    """The library's own `step`, which lists all valid actions, and ours: an expert's actions.
+    """Plays an expert's actions with the library's `step`, which lists all valid actions, and ours.
 
-    What the library says depends on the order of its sets (see `envs.scienceworld.patch`), so best
-    scores are compared, not texts. Java compiles while it runs: both are warm before the clock. A
-    step of the original runs the same code a hundred times over, so it needs fewer of them.
+    The library's texts depend on the order of its sets (see `envs.scienceworld.patch`). Therefore
+    the best scores are compared, not the texts. Java compiles while it runs, so both sides play
+    before the clock starts. A step of the original runs the same code a hundred times; therefore
+    fewer of its plays warm it up.
     """
     from scienceworld import ScienceWorldEnv
 
@@ -103,7 +104,7 @@ def scienceworld(steps: int) -> dict[str, Any]:
 
 
 def webshop(steps: int) -> dict[str, Any]:
-    """Ours against a figure for the original."""
+    """Plays an expert's actions in ours; the speed of the original is `WEBSHOP_STEPS_A_SECOND`."""
     family = load_family("webshop")
     taken, played = 0.0, 0
     for task in family.tasks("test", kinds=family.kinds(), n=-(-steps // 4)):

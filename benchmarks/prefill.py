@@ -1,13 +1,13 @@
-"""Reading prompts into the pages: tokens a second, and the share of what the machine can do.
+"""Prefill of prompts: tokens per second, and the fraction of the machine's limits.
 
     python -m benchmarks.prefill [--tiny]
     python -m benchmarks.prefill --model 8b --dtype bfloat16 --prompts 8 --length 2048 --piece 512
 
-Every round brings new prompts, each read as one piece in portions of --piece tokens. Beside it our
-own dense forward pass over the same prompts, which keeps no keys and values.
+Every round reads new prompts. Each prompt is one segment, read in chunks of --piece tokens. The
+other side is our dense forward pass over the same prompts, which stores no keys and values.
 
-Exactness: the largest difference of a value read at the last token of each prompt (in bfloat16 it
-says how much is rounded).
+Exactness: the largest difference of the values at the last tokens of the prompts. In bfloat16 it is
+the size of the rounding errors.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = measuring.parser("prefill", __doc__, rounds=3)
     parser.add_argument("--model", choices=sorted(models.SHAPES), help="default: 27m")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--prompts", type=int, default=8, help="read side by side")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a batch")
     parser.add_argument("--length", type=int, help="tokens of a prompt (default: 1024)")
-    parser.add_argument("--piece", type=int, default=128, help="tokens of a portion")
+    parser.add_argument("--piece", type=int, default=128, help="tokens of a prefill chunk")
     given = parser.parse_args(arguments)
     threads = measuring.use_threads(given.threads)
     name = given.model or ("tiny" if given.tiny else "27m")

@@ -1,17 +1,18 @@
-"""Candidates behind one context, scored by a reward model: ours against encoding all anew.
+"""Scores of candidates that share a context: the engine against encoding the whole sequences.
 
     python -m benchmarks.score [--tiny]
-    python -m benchmarks.score --model 8b --dtype bfloat16    (where a GPU is at hand)
+    python -m benchmarks.score --model 8b --dtype bfloat16    (on a machine with a GPU)
 
-The context is encoded before the clock starts; every round brings new candidates. The sides:
-  ours   the engine reads the candidates' own tokens, all together, behind the pages of the context
-  dense  our own forward pass over every whole sequence, one batch, one compiled program
-  torch  transformers' LlamaForSequenceClassification over the same (two sequences at a time, which
-         is its fastest here)
+The context is encoded before the clock starts. Every round scores new candidates. The sides:
+  ours   the engine: one prefill batch of the candidates; the context is in the prefix cache
+  dense  our forward pass over the whole sequences, in one batch and one compiled program
+  torch  transformers' LlamaForSequenceClassification over the whole sequences, two at a time (the
+         fastest batch size here)
 
 Exactness: the largest difference of the scores from ours.
 
-With --model: the engine alone, as a share of what the device could do (see `benchmarks.roofline`).
+With --model, only the engine is measured, as a fraction of the device's limits (see
+`benchmarks.roofline`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Case:
 
 
 def dense_scorer(params: Params, head: Params, config: LlamaConfig):
-    """Whole sequences [n, T] to scores [n], without any cache."""
+    """Returns a function from whole sequences [n, T] to scores [n]; it uses no cache."""
 
     @jax.jit
     def score(params: Params, head: Params, tokens: jax.Array) -> jax.Array:
@@ -52,7 +53,7 @@ def dense_scorer(params: Params, head: Params, config: LlamaConfig):
 def compare(
     params: Params, config: LlamaConfig, case: Case, *, rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Times all sides, and checks that they agree."""
+    """Times all sides and compares their scores with ours."""
     from benchmarks.torch_models import Classifier
 
     head = models.make_head(config)
@@ -78,7 +79,7 @@ def compare(
         },
         rounds,
     )
-    measuring.table(f"{case.n} x {case.tokens} tokens behind {case.context}", sides)
+    measuring.table(f"{case.n} x {case.tokens} tokens after {case.context}", sides)
     own = sides["ours"].median.cpu
 
     def error(name: str) -> float:

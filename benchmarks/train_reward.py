@@ -2,19 +2,19 @@
 
     python -m benchmarks.train_reward [--tiny]
 
-A state is what a conversation holds after a step: an opening of 256 tokens and steps of 60 + 80
-tokens (reply and observation). Two cases: the 8 states of a trajectory, and the 32 states of a tree
-as 40 iterations leave it, five rollouts that part at depths 0, 1, 2 and 3. Every side makes the
-same update, forward and backward pass and AdamW, from the same states:
-  ours           each token once: a row for the trajectory, or for the tree
-  states         a row for each state, as long as the longest, a few rows at a time
-  states packed  the states one behind the other in rows of the longest one's length
+A state is the conversation after a step: a prompt of 256 tokens, then steps of 60 + 80 tokens
+(reply and observation). There are two cases. The first is a trajectory with 8 states. The second is
+a tree with 32 states, as after 40 iterations: five rollouts that branch at depths 0, 1, 2 and 3.
+Every side makes the same update (forward pass, backward pass, AdamW) from the same states:
+  ours           every token once: one row for the whole trajectory or tree
+  states         one row for each state, padded to the longest state, in micro-batches
+  states packed  several states in a row that is as long as the longest state
   torch          transformers' LlamaForSequenceClassification and torch's AdamW in a plain loop over
-                 the states, one at a time, nothing padded
+                 the states, one at a time, without padding
 
-CPU-seconds per state are compared, on one thread. Exactness: loss and gradients before the first
-update, against ours by the largest difference of a parameter's gradient relative to its size (of
-torch's, those of embeddings and head).
+The result is CPU-seconds per state, on one thread. Exactness: loss and gradients before the first
+update, compared with ours. The error is the largest difference of a parameter's gradient, relative
+to the size of the gradient (for torch: embeddings and head only).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from agentrm_jax.train.step import make_state, make_train_step, state_shardings
 from benchmarks import ceilings, measuring, models
 
 TREE = ((0, 10), (1, 7), (3, 6), (0, 5), (2, 4))
-"""Rollouts: where each leaves the first one, and how many nodes it adds."""
+"""Rollouts: the depth at which each branches off the first one, and the nodes that it adds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """Rollouts as in `TREE`, and the tokens of an opening, a reply and an observation."""
+    """Rollouts as in `TREE`, and the tokens of the prompt, of a reply and of an observation."""
 
     rollouts: Sequence[tuple[int, int]]
     opening: int
@@ -60,7 +60,7 @@ class Case:
 
 
 class Numbers:
-    """A tokenizer of texts that are token numbers. 0 is torch's padding, which it never trains."""
+    """A tokenizer of texts that are token ids. No text uses 0: torch pads with it."""
 
     chat = ChatFormat(
         begin=(5,), user_open=(1,), user_close=(2,), assistant_open=(3,), assistant_close=(4,)
@@ -82,7 +82,7 @@ def labelled_tree(config: LlamaConfig, case: Case) -> LabelledTree:
     def text(tokens: int) -> str:
         return " ".join(map(str, rng.integers(8, config.vocab_size, tokens)))
 
-    def step() -> Step:  # the stop token, and the three around an observation, come with rendering
+    def step() -> Step:  # rendering adds the stop token, and three tokens to an observation
         transition = Transition(
             observation=text(case.observation - 3), reward=0.0, done=False, success=False
         )
@@ -115,14 +115,14 @@ def labelled_tree(config: LlamaConfig, case: Case) -> LabelledTree:
 
 
 def whole(tree: LabelledTree) -> TokenSequence:
-    """Returns the tree as one sequence, labelled at the ends of states."""
+    """Returns the tree as one sequence, with a label at the last token of each state."""
     [sequence], _ = tree_sequences(Numbers(), lambda task: None, [tree], 1_000_000)
     ends = sequence.tokens == Numbers.chat.assistant_open[-1]
     return dataclasses.replace(sequence, weights=sequence.weights * ends)
 
 
 def single_states(tree: LabelledTree) -> list[TokenSequence]:
-    """Returns a sequence for each state, labelled at its last token."""
+    """Returns one sequence for each state, with a label at its last token."""
     found = []
     branches, _ = value_sequences(Numbers(), lambda task: None, [tree], 1_000_000)
     for rendered in branches:
@@ -141,7 +141,7 @@ def single_states(tree: LabelledTree) -> list[TokenSequence]:
 
 
 class Ours:
-    """Updates from rows, so many at a time."""
+    """Updates from packed rows, `micro_batch` rows at a time."""
 
     def __init__(
         self, params: Any, config: LlamaConfig, rows: PackedRows, micro_batch: int = 1
@@ -151,7 +151,7 @@ class Ours:
         batch = rows.take(np.arange(len(rows)))
         self._batch = jax.device_put(batch, named_sharding(mesh, ("batch", "length")))
         self._rows = len(rows)
-        own = jax.tree.map(jnp.copy, params)  # the first update consumes them
+        own = jax.tree.map(jnp.copy, params)  # the first update donates them
         optimizer = make_optimizer(OptimizerConfig(schedule="constant"), 100)
         placed = state_shardings(own, optimizer, mesh)
         parts = len(rows) // micro_batch
@@ -159,11 +159,11 @@ class Ours:
         self._state = make_state(own, optimizer, mesh)
 
     def gradients(self, params: Any) -> tuple[float, Any]:
-        """Mean loss and its gradient."""
+        """Returns the mean loss and its gradient."""
         loss_of = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
         rows = [jax.tree.map(lambda x, r=r: x[r : r + 1], self._batch) for r in range(self._rows)]
         loss, weight, total = 0.0, 0.0, None
-        for row in rows:  # all at once may not fit
+        for row in rows:  # all rows together may not fit into memory
             (own, sums), grads = loss_of(params, row)
             loss, weight = loss + float(own), weight + float(sums["weight"])
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
@@ -175,7 +175,7 @@ class Ours:
 
 
 def one_each(states: Sequence[TokenSequence], multiple: int) -> PackedRows:
-    """A row for each state, and empty ones, so that micro-batches are alike."""
+    """Returns one row for each state, and empty rows up to a multiple of `multiple`."""
     longest = max(len(state.tokens) for state in states)
     rows = [only_labelled(pack([state], longest)).take(np.arange(1)) for state in states]
     rows += [{name: np.zeros_like(value) for name, value in rows[0].items()}] * (
@@ -185,7 +185,7 @@ def one_each(states: Sequence[TokenSequence], multiple: int) -> PackedRows:
 
 
 def largest_error(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """Returns the largest difference of a gradient, relative to its size."""
+    """Returns the largest difference of a parameter's gradient, relative to its size."""
     errors = jax.tree.map(lambda x, y: np.linalg.norm(x - y) / np.linalg.norm(y), a, b)
     return float(max(jax.tree.leaves(errors)))
 

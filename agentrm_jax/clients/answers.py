@@ -68,15 +68,15 @@ def read_answer(value: Any, n: int) -> Answer:
     if not isinstance(choices, list):
         message = _error_in(value)
         raise RequestFailed(f"the answer has no choices{message}")
-    found = [_choice(choice) for choice in _in_order(choices)[:n]]
-    missing = f"the server returned {len(found)} of {n} choices"
-    found += [Choice(failure=missing)] * (n - len(found))
+    parsed = [_choice(choice) for choice in _in_order(choices)[:n]]
+    missing = f"the server returned {len(parsed)} of {n} choices"
+    parsed += [Choice(failure=missing)] * (n - len(parsed))
     model, usage = value.get("model"), value.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     details = usage.get("prompt_tokens_details")
     cached = token_count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
     return Answer(
-        choices=tuple(found),
+        choices=tuple(parsed),
         model=printable(admit_text(model, 200)) if isinstance(model, str) else "",
         prompt_tokens=token_count(usage.get("prompt_tokens")),
         cached_tokens=cached or 0,

@@ -238,11 +238,13 @@ class TurnForm:
     def proposals(self, answer: Answer, truncated_steps: int) -> list[Proposal]:
         """Returns the turns of an answer; the first has the tokens of the prompt."""
         alone = answer.completion_tokens if len(answer.choices) == 1 else None
-        found = [self._proposal(choice, alone, truncated_steps) for choice in answer.choices]
-        found[0] = dataclasses.replace(
-            found[0], prompt_tokens=answer.prompt_tokens or 0, cached_tokens=answer.cached_tokens
+        proposals = [self._proposal(choice, alone, truncated_steps) for choice in answer.choices]
+        proposals[0] = dataclasses.replace(
+            proposals[0],
+            prompt_tokens=answer.prompt_tokens or 0,
+            cached_tokens=answer.cached_tokens,
         )
-        return found
+        return proposals
 
     def _proposal(self, choice: Choice, decoded: int | None, truncated_steps: int) -> Proposal:
         if choice.failure is not None:
@@ -292,14 +294,14 @@ def transcript(messages: Sequence[Mapping[str, str]]) -> str:
 
 def _filters(connection: Connection, sampling: Sampling) -> dict[str, float]:
     """Returns the filters of sampling that are set; `top_p` belongs to every such server."""
-    found: dict[str, float] = {} if sampling.top_p == 1.0 else {"top_p": sampling.top_p}
+    filters: dict[str, float] = {} if sampling.top_p == 1.0 else {"top_p": sampling.top_p}
     for key in strict_keys(sampling):
         if key not in connection.facts.strict:
             raise UserError(
                 f"sampling.{key} must be 0 because {connection.client.url} was not seen to obey it"
             )
-        found[key] = getattr(sampling, key)
-    return found
+        filters[key] = getattr(sampling, key)
+    return filters
 
 
 def strict_keys(sampling: Sampling) -> tuple[str, ...]:

@@ -278,8 +278,8 @@ class _Probing:
         stop = text[middle : middle + 4]
         if not text[:middle].strip() or not stop.strip():
             return False
-        found = self._text(temperature=0.0, stop=[stop])
-        return found is not None and found.strip() == text.partition(stop)[0].strip()
+        stopped = self._text(temperature=0.0, stop=[stop])
+        return stopped is not None and stopped.strip() == text.partition(stop)[0].strip()
 
     def _is_strict(self, key: str, text: str) -> bool:
         """Whether the strictest value of a key gives the likeliest text at temperature 1."""

@@ -79,9 +79,9 @@ def unstacked(params: Params, mesh: Mesh) -> Params:
             stack.shape[1:], stack.dtype, sharding=NamedSharding(mesh, spec)
         )
 
-    one = jax.tree.map(layer, params["layers"])
+    layer_shapes = jax.tree.map(layer, params["layers"])
     num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
-    return {**params, "layers": (one,) * num_layers}
+    return {**params, "layers": (layer_shapes,) * num_layers}
 
 
 def lowered_reading(engine: AbstractEngine) -> tuple[jax.stages.Lowered, PrefillRows]:
@@ -114,8 +114,8 @@ def half_full(
       occupied: The fraction of the rows of page tables that hold a sequence.
     """
     pages = -(-(sizes.context // 2) // sizes.page_size)
-    own = occupied * pages / table.pages.shape[1]
-    filled = {OWN_PAGES: own, SHARED_PREFIXES: 0.0, TAILS: 0.5}
+    own_fraction = occupied * pages / table.pages.shape[1]
+    filled = {OWN_PAGES: own_fraction, SHARED_PREFIXES: 0.0, TAILS: 0.5}
     filled[SUFFIX] = (sizes.decode_tokens + 1) / (2 * sizes.decode_tokens)
     blocks = {OWN_PAGES: float(-(-pages // PAGE_BLOCK)), SHARED_PREFIXES: 0.0}
     if tails is not None:

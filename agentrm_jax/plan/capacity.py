@@ -102,8 +102,8 @@ def _reward_models(
         elif isinstance(kind, Judge) and config.judge.policy and config.judge.form != "log_probs":
             shape, head = models.stored_shape(pathlib.Path(config.judge.policy), "policy"), None
         else:
-            for part, own in _held_policies(config, kind, policy).items():
-                params = target.abstract_for_scoring(parameters.describe(own))
+            for part, part_shape in _held_policies(config, kind, policy).items():
+                params = target.abstract_for_scoring(parameters.describe(part_shape))
                 resident[f"{label}: {part}'s parameters"] = bytes_on_chip(params)
             continue
         engine = _engine(label, target, shape, resident, head)
@@ -120,7 +120,9 @@ def _opened(target: Target) -> dict[str, Any]:
     names = [run.reward_models for run in runs]
     if target.stage == "calibrate":  # scores by the first one
         names = [run.reward_models[:1] for run in runs if threshold_candidates(run.method)]
-    distinct = dict.fromkeys(name for own in names for name in own if name not in CONTROLS)
+    distinct = dict.fromkeys(
+        name for run_names in names for name in run_names if name not in CONTROLS
+    )
     return used_rewards(list(distinct), config.reward_options)
 
 

@@ -89,24 +89,24 @@ def _unsupported(name: str, error: Exception) -> UserError:
 
 def _check_plugin() -> None:
     """Refuses a machine without the plugin, or with one that does not belong to its jaxlib."""
-    found = {}
+    versions = {}
     for cuda in _PLUGINS:
         for package in (f"jax-{cuda}-pjrt", f"jax-{cuda}-plugin"):
             try:
-                found[package] = importlib.metadata.version(package)
+                versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 continue
-    compilers = [cuda for cuda in _PLUGINS if f"jax-{cuda}-pjrt" in found]
+    compilers = [cuda for cuda in _PLUGINS if f"jax-{cuda}-pjrt" in versions]
     if not compilers:
         raise UserError("the GPU compiler is missing: pip install 'agentrm-jax[gpu-plan]'")
-    if not any(f"jax-{cuda}-plugin" in found for cuda in compilers):  # Triton's kernels need it
+    if not any(f"jax-{cuda}-plugin" in versions for cuda in compilers):  # Triton's kernels need it
         plugin, pjrt = (f"jax-{compilers[0]}-{part}" for part in ("plugin", "pjrt"))
         raise UserError(
-            f"{plugin} is missing next to {pjrt} {found[pjrt]}: pip install "
-            f"'{plugin}=={found[pjrt]}'"
+            f"{plugin} is missing next to {pjrt} {versions[pjrt]}: pip install "
+            f"'{plugin}=={versions[pjrt]}'"
         )
     jaxlib = importlib.metadata.version("jaxlib")
-    for package, version in found.items():
+    for package, version in versions.items():
         if version != jaxlib:
             raise UserError(
                 f"{package} {version} does not belong to jaxlib {jaxlib}: pip install "

@@ -171,12 +171,12 @@ def _needs(
 
 def _result(instruction: Instruction, computation: Computation) -> tuple[Array, ...]:
     """The arrays of a result, without workspaces and what an asynchronous instruction holds."""
-    found = arrays(instruction.shape)
+    result = arrays(instruction.shape)
     if instruction.name in computation.ends:
         return arrays(computation.ends[instruction.name].shape)
     if re.search(r'custom_call_target="__cu\w+\$', instruction.attributes):
-        return found[:1]  # the others are workspaces
-    return found
+        return result[:1]  # the others are workspaces
+    return result
 
 
 def _bytes_of(numbers: float, held: tuple[Array, ...]) -> float:

@@ -170,9 +170,9 @@ def declared_bytes(instruction: Instruction) -> tuple[float, float] | None:
     None if the kernel declares nothing. Our kernels declare it in two attributes, JAX's kernels for
     TPUs in their cost estimate.
     """
-    found = dict(re.findall(r'\b(bytes_fixed|bytes_paged)="(\d+)"', instruction.attributes))
-    if found:
-        return float(found.get("bytes_fixed", 0)), float(found.get("bytes_paged", 0))
+    declared = dict(re.findall(r'\b(bytes_fixed|bytes_paged)="(\d+)"', instruction.attributes))
+    if declared:
+        return float(declared.get("bytes_fixed", 0)), float(declared.get("bytes_paged", 0))
     estimate = re.search(r'"bytes_accessed":"?(\d+)', instruction.attributes)
     return (float(estimate[1]), 0.0) if estimate else None
 

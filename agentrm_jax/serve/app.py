@@ -177,28 +177,28 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     def add(path: str, parse: _Parse, answer: _Answer) -> None:
         async def endpoint(request: Request) -> Response:
             async with _read_body(request, service) as body:
-                found = await while_connected(request, service.scores(parse(body)))
-                return Json(answer(found, body))
+                scores = await while_connected(request, service.scores(parse(body)))
+                return Json(answer(scores, body))
 
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None)
 
-    def pooled(found: list[Scores], body: Body) -> Body:
-        return shapes.pooled(found, service.name, steps=body.get("task") == "token_classify")
+    def pooled(scores: list[Scores], body: Body) -> Body:
+        return shapes.pooled(scores, service.name, steps=body.get("task") == "token_classify")
 
     def one_each(body: Body) -> list[ScoreRequest]:
         if body.get("task") == "token_classify":
             raise RequestRefused("task token_classify is answered by /pooling")
         return shapes.scored_inputs(body)
 
-    def paired(found: list[Scores], body: Body) -> Body:
-        return shapes.paired(found, service.name)
+    def paired(scores: list[Scores], body: Body) -> Body:
+        return shapes.paired(scores, service.name)
 
-    add("/classify", one_each, lambda found, body: shapes.classified(found, service.name))
-    add("/v1/embeddings", one_each, lambda found, body: shapes.embedded(found, service.name))
+    add("/classify", one_each, lambda scores, body: shapes.classified(scores, service.name))
+    add("/v1/embeddings", one_each, lambda scores, body: shapes.embedded(scores, service.name))
     add("/pooling", shapes.scored_inputs, pooled)
     add("/score", shapes.scored_pairs, paired)
     add("/v1/score", shapes.scored_pairs, paired)
-    add("/get_reward", shapes.queried, lambda found, body: shapes.rewards(found))
+    add("/get_reward", shapes.queried, lambda scores, body: shapes.rewards(scores))
 
 
 def _add_gateway(app: FastAPI, service: Service, policy: gateway.TurnPolicy) -> None:

@@ -136,12 +136,12 @@ class _Game:
         return scores.values[0]
 
     async def _scores(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
-        found = []
+        scores = []
         for answer in self.scorer(requests):
             if isinstance(answer, Exception):
                 raise answer
-            found.append(answer)
-        return found
+            scores.append(answer)
+        return scores
 
 
 def _reply(candidates: Sequence[Candidate], line: str) -> str:

@@ -234,12 +234,12 @@ async def _scored(
     texts = [message_text(candidate.message) for candidate in candidates]
     written = [i for i, text in enumerate(texts) if text.strip()]
     asked = [ScoreRequest(conversation=conversation.replied(texts[i])) for i in written]
-    found = dict(zip(written, await score(asked) if asked else [], strict=True))
+    scores = dict(zip(written, await score(asked) if asked else [], strict=True))
     scored = [
-        dataclasses.replace(each, score=found[i].values[0]) if i in found else each
+        dataclasses.replace(each, score=scores[i].values[0]) if i in scores else each
         for i, each in enumerate(candidates)
     ]
-    return scored, sum(each.tokens for each in found.values())
+    return scored, sum(each.tokens for each in scores.values())
 
 
 def _best(candidates: Sequence[Candidate]) -> int:

@@ -146,11 +146,11 @@ class PolicyModel:
                         answers[i] = error
                 questions = [(asked[i].state, asked[i].purpose) for i in lengths]
                 try:
-                    found = propose(agent, questions, n)
+                    proposals = propose(agent, questions, n)
                 except BaseException:
                     agent.release()  # else no later request gets these pages
                     raise
-                for i, turns in zip(lengths, found, strict=True):
+                for i, turns in zip(lengths, proposals, strict=True):
                     answers[i] = _proposed(asked[i], agent, turns, lengths[i])
             except Exception as error:  # of this group alone
                 answers |= dict.fromkeys(members, error)

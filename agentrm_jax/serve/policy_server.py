@@ -74,15 +74,15 @@ class PolicyServer:
         if n == 1 or not self._takes_n:
             return await self._singly(request, n, number)
         try:
-            found = await self._ask(request, n, number)
+            proposed = await self._ask(request, n, number)
         except PolicyRefused as error:
             if error.status not in _REFUSES_N:
                 raise
-            found = await self._ask(request, 1, number)
-        if (known := len(found.candidates)) < n:
+            proposed = await self._ask(request, 1, number)
+        if (known := len(proposed.candidates)) < n:
             self._takes_n = False
-            return _joined([found, await self._singly(request, n - known, number + known)])
-        return found
+            return _joined([proposed, await self._singly(request, n - known, number + known)])
+        return proposed
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -101,8 +101,8 @@ class PolicyServer:
         return _proposed(await self._call("POST", "/chat/completions", body), n)
 
     async def _first_model(self) -> str:
-        found = await self._call("GET", "/models", None)
-        models = found.get("data")
+        answer = await self._call("GET", "/models", None)
+        models = answer.get("data")
         first = models[0] if isinstance(models, list) and models else {}
         name = first.get("id") if isinstance(first, dict) else None
         if not isinstance(name, str):
@@ -123,12 +123,12 @@ class PolicyServer:
         if status >= 400:
             raise PolicyRefused(status, content, headers)
         try:
-            found = parse_json(content)
+            answer = parse_json(content)
         except ValueError as error:
             raise _malformed(f"not JSON: {first_line(error)}") from None
-        if status != 200 or not isinstance(found, dict):
+        if status != 200 or not isinstance(answer, dict):
             raise _malformed(f"status {status}, no JSON object")
-        return found
+        return answer
 
     async def _exchange(
         self, method: str, path: str, body: Any

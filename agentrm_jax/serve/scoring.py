@@ -179,8 +179,8 @@ class ConversationScorer:
         if len(ids) <= n:
             return []
         windows = np.lib.stride_tricks.sliding_window_view(ids, n)
-        found = np.flatnonzero((windows == self._reply_begins).all(axis=1)) + n
-        return [int(position) for position in found if position < len(ids)]
+        begins = np.flatnonzero((windows == self._reply_begins).all(axis=1)) + n
+        return [int(position) for position in begins if position < len(ids)]
 
     def _sequence(self, segments: Sequence[np.ndarray], shared: bool) -> TokenSequence:
         """Returns a sequence with no more segments than the engine takes: the last are joined."""

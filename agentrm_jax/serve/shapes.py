@@ -41,8 +41,8 @@ def scored_inputs(body: Mapping[str, Any]) -> list[ScoreRequest]:
     elif task not in ("classify", "score", "embed"):
         raise RequestRefused(f"task must be classify or token_classify (got {shown(task)})")
     field = "messages" if body.get("messages") is not None else "input"
-    found = _inputs(body.get(field), field)
-    return [ScoreRequest(conversation=each, steps=steps) for each in found]
+    conversations = _inputs(body.get(field), field)
+    return [ScoreRequest(conversation=each, steps=steps) for each in conversations]
 
 
 def scored_pairs(body: Mapping[str, Any]) -> list[ScoreRequest]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cli_cases import agentrm
-from dawdler_cases import wait_until, write_config
+from walker_cases import wait_until, write_config
 
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.records import Task

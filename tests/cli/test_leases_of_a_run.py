@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cli_cases import CONFIG, agentrm, without_log_probs
-from dawdler_cases import wait_until, write_config
+from walker_cases import wait_until, write_config
 
 from agentrm_jax.data.trees import TreeStore
 from agentrm_jax.evaluation.rollout_files import read_rollouts

@@ -75,8 +75,8 @@ def test_a_missing_bucket_is_named(url: str) -> None:
 
 def test_two_hosts_explore_though_one_is_killed(url: str, tmp_path: pathlib.Path) -> None:
     script = (
-        f"import sys, pathlib; sys.path.insert(0, {str(CASES)!r}); import dawdler_cases;"
-        f"dawdler_cases.write_config(pathlib.Path({str(tmp_path)!r})).with_name('go').touch()"
+        f"import sys, pathlib; sys.path.insert(0, {str(CASES)!r}); import walker_cases;"
+        f"walker_cases.write_config(pathlib.Path({str(tmp_path)!r})).with_name('go').touch()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     config = tmp_path / "run.yaml"
