@@ -35,10 +35,10 @@ def words_by_place(trajectories: Iterable[Trajectory]) -> Words:
 def exchanged_pairs(trajectories: Iterable[Trajectory], words: Words, seed: int) -> list[Pair]:
     """Returns pairs of an expert's state and the state with one word of the last action exchanged.
 
-    One step of each trajectory is chosen at random, of those that were not refused. In its reply
-    one word of the action is replaced by another that stands between the same words in other
-    actions (`take the KEY`), everywhere in the reply, so that thought and action agree. Words that
-    the agent has just read are preferred.
+    One step of each trajectory is chosen at random; refused steps are left out. In its reply one
+    word of the action is replaced by another that stands between the same words in other actions
+    (`take the KEY`), everywhere in the reply, so that thought and action agree. Words that the
+    agent has just read are preferred.
     Both states end with the action, before its answer.
 
     Args:

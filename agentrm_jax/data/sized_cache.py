@@ -14,8 +14,7 @@ class SizedCache(Generic[V]):
     """Keeps the values of a function that were used last; may be called from several threads.
 
     A text from outside may have a million characters, so that a number of entries bounds no memory.
-    A process that renders new texts for hours fills the cache to its bound. At the default that is
-    about 12,000 steps of a conversation and 20 MB.
+    A process that renders new texts for hours fills the cache to its bound.
 
     Args:
       make: The function. Its arguments can be hashed.

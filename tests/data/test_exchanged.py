@@ -68,6 +68,18 @@ def test_a_pair_differs_in_one_word_of_the_last_reply(seed):
         assert wrong.reply == f"Thought: I {wrong.action} now.\nAction: {wrong.action}"
 
 
+def test_refused_steps_are_no_better_side():
+    expert = played("a", "take red key", "take green key")
+    first, last = expert.steps
+    refused = dataclasses.replace(
+        first, transition=dataclasses.replace(first.transition, valid=False)
+    )
+    expert = dataclasses.replace(expert, steps=(refused, last))
+    for seed in range(8):
+        [(better, _)] = exchanged_pairs([expert], words_by_place(EXPERTS), seed)
+        assert better.steps[-1].action == "take green key"
+
+
 def test_words_that_were_read_are_preferred():
     words = words_by_place(EXPERTS)
     found = {
