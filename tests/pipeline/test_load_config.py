@@ -97,6 +97,10 @@ def test_layers(written, tmp_path: pathlib.Path) -> None:
             "line 2: train_policy must be true unless `policy` is given",
         ),
         (
+            "environments: [{name: maze}]\nexperts: {imported: [x], mistakes: 0.5}\n",
+            "line 2: experts.mistakes must be 0 with imported trajectories",
+        ),
+        (
             "environments: [{name: maze}]\nevaluate: {methods: [best]}\n",
             f"line 2: evaluate.methods must be one of {', '.join(METHODS.names())} (got 'best')",
         ),
