@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -15,6 +16,14 @@ from agentrm_jax.search.selection import SELECTION_RULES
 # The compiler of the CUDA plugin is used without a driver.
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# The tests compile few programs, but often. JAX opens one cache in a process, so all tests, also
+# those that call the command line, must name the same folder.
+_CACHE = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache")
+)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 30_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import tempfile
 
 import jax
 import numpy as np
@@ -13,11 +12,6 @@ import safetensors.numpy
 
 from agentrm_jax.model.config import LlamaConfig, RopeScaling
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
-
-if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
-    cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 _SIZES = {"vocab_size": 96, "d_model": 32, "num_layers": 2, "d_ff": 48, "norm_eps": 1e-5}
 FAMILIES = {

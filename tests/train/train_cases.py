@@ -1,8 +1,6 @@
 """A tiny model, packed rows and meshes for the tests of training."""
 
 import functools
-import pathlib
-import tempfile
 
 import jax
 import numpy as np
@@ -15,11 +13,6 @@ from agentrm_jax.model.config import LlamaConfig
 from agentrm_jax.model.heads import PAPER_HEAD
 from agentrm_jax.model.value import init_reward
 from agentrm_jax.runtime.sharding import MeshConfig, make_mesh
-
-if jax.config.jax_compilation_cache_dir is None:  # the tests compile few programs, but often
-    cache = pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 CONFIG = LlamaConfig(
     vocab_size=64,
