@@ -62,6 +62,7 @@ def calibrate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Ca
             field="environments",
         )
     policy = open_policy(workspace)
+    stage.activity.counts = policy.counts
     scorers = Scorers(policy)
     once = dataclasses.replace(config.evaluate, sampling_seeds=(0,))
     found = [

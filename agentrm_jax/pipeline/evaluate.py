@@ -87,6 +87,7 @@ def evaluate(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Eva
     workspace.models.check_given()
     _check_scoring_at_actions(workspace)
     policy = open_policy(workspace)
+    stage.activity.counts = policy.counts
     scorers = Scorers(policy)
     ran: list[Rollout] = []
     not_available: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 
@@ -223,6 +224,16 @@ def test_what_is_expected_of_a_stage(write):
     assert costs["evaluate"].decoded == 6 * 3 * (1 + 2) * 16  # greedy and best of two
     assert costs["explore"].seconds > costs["explore"].decoded / DECODED
     assert rates(found.jobs.values()) == Rates()
+
+
+def test_the_rate_of_a_resumed_stage_is_of_all_its_starts(write):
+    path = write("")
+    [search] = [job for job in planned(path).jobs.values() if job.spec.name == "explore"]
+    search.folder.mkdir(parents=True)
+    record = {"stage": "explore", "depends_on": {}, "made_with": [], "seconds": 10.0}
+    record |= {"tokens": 1000, "summary": {"tokens_decoded": 5}}
+    (search.folder / "stage.json").write_text(json.dumps(record))
+    assert rates(planned(path).jobs.values()).decoded == 100.0
 
 
 def test_the_plan_is_printed_and_nothing_runs(write, tmp_path, capsys):

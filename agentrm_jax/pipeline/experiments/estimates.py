@@ -72,8 +72,8 @@ def rates(jobs: Iterable[Job]) -> Rates:
             continue
         record = read_stage_record(job.folder / STAGE_FILE)
         summary = record["summary"]
-        if summary.get("tokens_decoded"):
-            decoded, decoding = decoded + summary["tokens_decoded"], decoding + record["seconds"]
+        if tokens := record.get("tokens"):  # of all starts; the summary has those of the last one
+            decoded, decoding = decoded + tokens, decoding + record["seconds"]
             measured += 1
         if summary.get("tokens_per_second"):
             trained.append(float(summary["tokens_per_second"]))
