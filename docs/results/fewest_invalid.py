@@ -2,7 +2,8 @@
 
     python docs/results/fewest_invalid.py RUN [RUN ...] > docs/results/fewest_invalid.json
 
-RUN is a run of an experiment, `runs/experiments/NAME-SIZE/runs/RUN`.
+RUN is a run of an experiment, `runs/experiments/NAME-SIZE/runs/RUN`. Runs that differ in their
+training seed alone (`RUN-seed1`, `RUN-seed2`) are averaged within a task.
 A reward model that does nothing but notice refused actions is as good as random choice here. Reads
 best-of-n of evaluated runs (`RUN/eval/best_of_n`); prints a record that `render.py` shows.
 """
@@ -21,8 +22,8 @@ from agentrm_jax.evaluation.statistics import paired_bootstrap
 from agentrm_jax.runtime.run_paths import RunPaths
 
 
-def chosen(run: pathlib.Path) -> dict[str, list[float]]:
-    """The mean outcome of each choice in each task of a run, by the name of the choice."""
+def chosen(run: pathlib.Path) -> tuple[list[str], int, dict[str, list[float]]]:
+    """The tasks of a run, n, and the mean outcome in each task by the name of the choice."""
     folder = RunPaths(run).method("best_of_n")
     rollouts = defaultdict(dict)
     for rollout in read_rollouts(folder.rollouts, finished=True):
@@ -34,7 +35,9 @@ def chosen(run: pathlib.Path) -> dict[str, list[float]]:
         scores[name][row["task_id"]].append(row["score"])
 
     found = defaultdict(list)
-    for task_id, samples in sorted(rollouts.items()):
+    tasks = sorted(rollouts)
+    for task_id in tasks:
+        samples = rollouts[task_id]
         trajectories = [samples[number] for number in sorted(samples)]
         refused = np.array([trajectory.invalid_actions for trajectory in trajectories])
         left = np.flatnonzero(refused == refused.min())
@@ -46,22 +49,36 @@ def chosen(run: pathlib.Path) -> dict[str, list[float]]:
         for name, of_task in scores.items():
             found[name].append(float(outcomes[np.argmax(np.array(of_task[task_id])[left])]))
         found["oracle"].append(float(outcomes.max()))
-        found["n"].append(len(trajectories))
+    return tasks, len(rollouts[tasks[0]]), found
+
+
+def seeds_of(runs: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
+    """The runs of each experiment and name, whatever their training seed."""
+    found = defaultdict(list)
+    for run in runs:
+        experiment = run.absolute().parents[1].name.rpartition("-")[0]
+        found[f"{experiment}, {run.name.partition('-seed')[0]}"].append(run)
     return found
 
 
 def main() -> None:
     rows = []
-    for run in map(pathlib.Path, sys.argv[1:]):
-        found = chosen(run)
-        n = found.pop("n")[0]
-        for name, outcomes in found.items():
-            gain = paired_bootstrap(outcomes, found["random"])
+    for name, runs in seeds_of([pathlib.Path(run) for run in sys.argv[1:]]).items():
+        tasks, n, first = chosen(runs[0])
+        every = [first]
+        for run in runs[1:]:
+            others, _, outcomes = chosen(run)
+            if others != tasks:
+                raise SystemExit(f"{run}: other tasks than {runs[0]}")
+            every.append(outcomes)
+        found = {choice: np.mean([of[choice] for of in every], axis=0) for choice in first}
+        for choice, outcomes in found.items():
+            gain = paired_bootstrap(list(outcomes), list(found["random"]))
             rows.append(
                 {
-                    "run": f"{run.absolute().parents[1].name.rsplit('-', 1)[0]}, {run.name}",
+                    "run": f"{name}, {len(runs)} seeds" if len(runs) > 1 else name,
                     "n": n,
-                    "chosen_by": name,
+                    "chosen_by": choice,
                     "score": float(np.mean(outcomes)),
                     "over_random": [gain.mean, gain.low, gain.high],
                     "n_tasks": gain.n,
