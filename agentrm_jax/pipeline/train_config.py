@@ -63,6 +63,9 @@ class RewardTrainConfig(TrainConfig):
       observation_loss: Weight of the cross-entropy of each token of the observations, an auxiliary
         language-model loss. It teaches the model what an action brings about at the place at which
         the action is scored.
+      manipulated: Probability that a path of a tree is trained on in a manipulated form as well,
+        whose last state has value 0: invalid actions, answers of another task, or steps in another
+        order.
     """
 
     packing: Literal["paths", "trees"] = "trees"
@@ -72,10 +75,13 @@ class RewardTrainConfig(TrainConfig):
     action_weight: float = 1.0
     observation_weight: float = 1.0
     observation_loss: float = 0.0
+    manipulated: float = 0.0
 
     def __post_init__(self) -> None:
         ends = dict.fromkeys(("action_weight", "observation_weight"), "[0, 1e6]")
-        check_fields(self, **ends, observation_loss="[0, 1e6]")
+        check_fields(self, **ends, observation_loss="[0, 1e6]", manipulated="[0, 1]")
+        if self.manipulated and self.observation_loss:  # answers of other tasks would be learned
+            raise UserError(field="manipulated", expected="0 with an observation_loss")
         if not self.action_weight + self.observation_weight:
             raise UserError("must be above 0 if observation_weight is 0", field="action_weight")
         check_choice("packing", self.packing, ("paths", "trees"))

@@ -21,6 +21,7 @@ from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.fit_model import FitSummary, Training, fit_model, training_rows
 from agentrm_jax.pipeline.losses import loaded_dtype, reward_loss
+from agentrm_jax.pipeline.manipulated_trees import manipulated_trees
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.train_config import RewardTrainConfig
 from agentrm_jax.pipeline.workspace import Workspace
@@ -58,6 +59,8 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     policy = workspace.models.policy(dtype)
     trees = [reduced_tree(t, config.state_parts) for t in open_labels(workspace.paths.labels)]
     problems = frozenset(tree.task.problem for tree in trees)
+    if config.train_rm.manipulated:
+        trees += manipulated_trees(trees, config.train_rm.manipulated, config.seed)
     sequences_of = {"paths": value_sequences, "trees": tree_sequences}[config.train_rm.packing]
     longest = min(config.train_rm.fit.length, policy.config.longest)
     ranking, predicts = config.train_rm.ranking, config.train_rm.observation_loss > 0

@@ -30,7 +30,9 @@ from agentrm_jax.runtime.run_paths import MODEL
 
 STAGES, RUNS = "stages", "runs"
 _DIGITS = 12
-_ADDED = {"explore.search.num_rollouts": 1, "experts.mistakes": 0.0}
+_ADDED = {
+    "explore.search.num_rollouts": 1, "experts.mistakes": 0.0, "train_rm.manipulated": 0.0,
+}  # fmt: skip
 """Keys that folders of earlier versions lack. At these defaults a stage keeps its name."""
 _MODELS = {
     "policy": ("sft", "policy"),
