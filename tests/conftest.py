@@ -17,8 +17,8 @@ from agentrm_jax.search.selection import SELECTION_RULES
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The tests compile few programs, but often. JAX opens one cache in a process, so all tests, also
-# those that call the command line, must name the same folder.
+# The tests compile few programs, but often. A process keeps the first cache folder that JAX opens.
+# All tests name it here, because the command line would name another one.
 _CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "agentrm_jax_test_cache")
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agentrm_jax.core.errors import section
+from agentrm_jax.data.manipulated_trees import manipulated_trees
 from agentrm_jax.data.packing import PackedRows, only_labelled
 from agentrm_jax.data.sequences import value_sequences
 from agentrm_jax.data.state_parts import reduced_tree
@@ -21,7 +22,6 @@ from agentrm_jax.model.value import init_reward
 from agentrm_jax.pipeline import models
 from agentrm_jax.pipeline.fit_model import FitSummary, Training, fit_model, training_rows
 from agentrm_jax.pipeline.losses import loaded_dtype, reward_loss
-from agentrm_jax.pipeline.manipulated_trees import manipulated_trees
 from agentrm_jax.pipeline.models import Model
 from agentrm_jax.pipeline.train_config import RewardTrainConfig
 from agentrm_jax.pipeline.workspace import Workspace

@@ -9,9 +9,9 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
+from agentrm_jax.data.tampering import FORGED, INVALID, KINDS, lengthened, tampered
 from agentrm_jax.evaluation.experiment_plot import lines_svg
 from agentrm_jax.evaluation.experiment_table import line_plot, markdown, shown_table
-from agentrm_jax.evaluation.tampering import FORGED, INVALID, KINDS, lengthened, tampered
 
 TABLE = {"title": "T", "rows": ["run"], "columns": "n", "values": ["score_mean"], "x": "n"}
 ROWS = [

@@ -72,7 +72,8 @@ def rates(jobs: Iterable[Job]) -> Rates:
             continue
         record = read_stage_record(job.folder / STAGE_FILE)
         summary = record["summary"]
-        if tokens := record.get("tokens"):  # of all starts; the summary has those of the last one
+        # An interrupted stage counts the tokens of all its starts here, in its summary the last.
+        if tokens := record.get("tokens"):
             decoded, decoding = decoded + tokens, decoding + record["seconds"]
             measured += 1
         if summary.get("tokens_per_second"):

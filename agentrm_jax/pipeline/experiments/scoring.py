@@ -12,10 +12,10 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.tampering import lengthened, tampered
 from agentrm_jax.evaluation.harness import by_task
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.evaluation.statistics import bootstrap
-from agentrm_jax.evaluation.tampering import lengthened, tampered
 from agentrm_jax.pipeline.acting import ActingPolicy, open_policy
 from agentrm_jax.pipeline.experiments.config import TableConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan, PlannedRun

@@ -6,8 +6,8 @@ import pytest
 
 import agentrm_jax as arm
 from agentrm_jax.core.errors import UserError
-from agentrm_jax.evaluation.tampering import INVALID
-from agentrm_jax.pipeline.manipulated_trees import manipulated_trees
+from agentrm_jax.data.manipulated_trees import manipulated_trees
+from agentrm_jax.data.tampering import INVALID
 from agentrm_jax.pipeline.train_config import RewardTrainConfig
 from agentrm_jax.testing import Guess, guess_policy, guess_tasks
 
