@@ -317,8 +317,10 @@ def test_damaged_and_foreign_stages_are_refused(bucket, tmp_path) -> None:
         other.check_configuration({"seed": 2})
     finished_stage(folder, "first")
     stage.synchronize()
-    root = tmp_path / "bucket" / "finished"
-    for path in root.rglob("0*"):
+    root = tmp_path / "bucket" / "finished" / "explore"
+    stored = [path for path in root.rglob("*") if path.is_file()]
+    assert stored
+    for path in stored:
         path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(UserError, match=r"differs from its sha256 \(model/weights of explore\)"):
         other.synchronize()
