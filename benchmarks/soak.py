@@ -1,11 +1,10 @@
 """Long runs, to see whether memory, descriptors, processes and speed stay the same.
 
-    python -m benchmarks.soak --hours H [--tiny] [--only explore|serve] [--policy RUN]
+    python -m benchmarks.soak --hours H [--tiny] [--only explore|serve] [--environment NAME]
 
 `explore` is `agentrm explore` on more tasks than it can finish: each finished tree makes room for
-the next task. Its policy is the tiny model of `configs/tiny.yaml`, which is trained first, or that
-of a run of this file that `--policy` names; its mazes run in the main process, as mazes always do
-(`benchmarks.faults` is about workers).
+the next task. Its policy is the tiny model of `configs/tiny.yaml`, which is trained first.
+Mazes run in the main process. ScienceWorld runs in a Java machine, which is watched as well.
 `serve` is `agentrm serve` with a tiny reward model, asked by 64 clients for scores of conversations
 of different lengths. Each part takes the given hours; two thirds of them for `explore` if both run.
 
@@ -40,6 +39,20 @@ from benchmarks.process_watch import PROC, ProcessWatch, descendants, slope_per_
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "tiny.yaml"
+_KINDS = (  # those with the most tasks, so that the mixture is the same for two hours
+    "inclined-plane-friction-named-surfaces, test-conductivity, use-thermometer, "
+    "test-conductivity-of-unknown-substances, mendelian-genetics-unknown-plant, "
+    "measure-melting-point-known-substance"
+)
+SETTINGS = {
+    "maze": ("--explore.search.num_iterations=4",),
+    "scienceworld": (
+        f"--environments=[{{name: scienceworld, kinds: [{_KINDS}], prompt: false, max_steps: 20}}]",
+        "--experts.num_tasks=40", "--sft.fit.length=2048", "--engine.context=2048",
+        "--engine.cache_tokens=65536", "--explore.search.num_iterations=12",
+    ),
+}  # fmt: skip
+"""What differs from `configs/tiny.yaml`, by environment."""
 CLIENTS = 64
 WARM_UP = 0.2
 """The part of the time that is left out of slopes and rates."""
@@ -183,15 +196,14 @@ class LineCount:
         return self._count
 
 
-def explore(folder: pathlib.Path, seconds: float, every: float, policy: str) -> dict[str, Any]:
+def explore(folder: pathlib.Path, seconds: float, every: float, environment: str) -> dict[str, Any]:
     """Explores for some time; a stop by SIGTERM ends it."""
-    common = (str(CONFIG), "--output", str(folder / "run"))
-    for stage in () if policy else ("experts", "sft"):
+    common = (str(CONFIG), "--output", str(folder / "run"), *SETTINGS[environment])
+    for stage in ("experts", "sft"):
         subprocess.run([*_AGENTRM, stage, *common], check=True, capture_output=True)
-    common += ("--from", policy) if policy else ()
     given = (
-        f"--explore.num_tasks={max(500, int(4 * seconds))}", "--explore.search.concurrency=8",
-        "--explore.search.num_iterations=4", "--budget.hours=100",
+        f"--explore.num_tasks={max(500, int(10 * seconds))}", "--explore.search.concurrency=8",
+        "--budget.hours=100",
     )  # fmt: skip
     count = LineCount(folder / "run" / "trees" / "trees.jsonl")
     with (folder / "explore.txt").open("wb") as log:
@@ -251,7 +263,7 @@ class Load:
         self._pool.shutdown()
 
 
-def serve(folder: pathlib.Path, seconds: float, every: float, policy: str) -> dict[str, Any]:
+def serve(folder: pathlib.Path, seconds: float, every: float, environment: str) -> dict[str, Any]:
     """Serves for some time under the load of the clients."""
     from agentrm_jax.testing import write_tiny_reward_model
 
@@ -286,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, default=3.0, help="of all parts (default: 3)")
     parser.add_argument("--tiny", action="store_true", help="ten seconds of each part")
     parser.add_argument("--rounds", type=int, default=1, help="ignored")
-    parser.add_argument("--policy", default="", metavar="RUN", help="a run of configs/tiny.yaml")
+    parser.add_argument(
+        "--environment", choices=sorted(SETTINGS), default="maze", help="of explore (default: maze)"
+    )
     parser.add_argument("--only", choices=sorted(PARTS), help="one part, for all of the hours")
     given = parser.parse_args(arguments)
     seconds = 15.0 if given.tiny else 3600 * given.hours
@@ -295,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         for part, share in shares.items():
             every = max(0.2, share * seconds / 600)
-            found[part] = PARTS[part](pathlib.Path(name), share * seconds, every, given.policy)
+            found[part] = PARTS[part](pathlib.Path(name), share * seconds, every, given.environment)
     measuring.finish("soak", {"hours": seconds / 3600, **found}, 0)
     bad = [part for part, row in found.items() if row["status"] or row.get("failed")]
     return int(bool(bad))
