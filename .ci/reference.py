@@ -36,12 +36,13 @@ train_rm:
 ```
 
 in a file, and `--train_rm.fit.batch_size=32` on the command line. `--config=FILE` reads another
-file; its keys replace those of the first file. Items of a list (`environments[]`) can be set in
-files only. A section with a key `kind` has the keys of that kind. Unknown keys and values out of
-range are errors of one line, which name file, line and key.
+file; its keys replace those of the first file. A list is set as a whole, for example
+`--environments='[{name: maze}]'`; its items (`environments[]`) have no options of their own. A
+section with a key `kind` has the keys of that kind. Unknown keys and values out of range are errors
+of one line, which name file, line and key.
 
-Defaults are those of the section: `train_rm.fit` and `sft.fit` have the same keys
-and other defaults.
+Some sections have the same keys and defaults: `sft.fit`, `train_rm.fit` and `train_implicit.fit`,
+and likewise their `optimizer` and `lora`, and the three sections `sampling`.
 """
 _COMMANDS = """\
 # Command line

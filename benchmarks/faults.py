@@ -4,9 +4,10 @@
 
 For each fault: whether the run survives (it ends as it should, the same command resumes it), tasks
 that are lost, results that are recorded twice, the seconds from the fault until the next record,
-and whether the result equals that of a run without the fault. Runs need no trained model: their
-policy is a function of the seed and the state, so that equal means equal in every token. Damaged
-files are those of `benchmarks.bit_flips`, which includes checkpoints and models.
+and whether the result equals that of a run without the fault. Most runs need no trained model:
+their policy is a function of the seed and the state, so that equal means equal in every token. Half
+of the kills hit runs of `configs/tiny.yaml` with all stages, whose models must be equal to the bit.
+Damaged files are those of `benchmarks.bit_flips`, which includes checkpoints and models.
 
 A fault that this machine cannot make (a small tmpfs needs root) is left out with a line.
 """
@@ -119,44 +120,73 @@ class Faults:
         return Row(fault=fault, times=times, survived=good, lost=found.lost, twice=found.twice,
                    equal=found.equals(self.reference), **more)  # fmt: skip
 
-    def _stopped(
-        self, run: str, number: signal.Signals, times: int
-    ) -> tuple[int, bool, list[float]]:
-        """Stops a run again and again until it is done, or it was stopped often enough."""
-        happened, good, delays = 0, True, []
-        for stage in ("explore", "evaluate"):
-            share = times // 2 if stage == "explore" else times
-            while happened < share:
-                began, before = time.monotonic(), num_records(self._runs.folder / run)
-                pid = self._runs.start(stage, run)
-                folder = self._runs.folder / run
-                if not wait_until(lambda p=pid: self._runs.began(p), pid):
-                    good &= status_of(pid) == 0
-                    break
-                if wait_until(lambda b=before, f=folder: num_records(f) > b, pid) and happened:
-                    delays.append(time.monotonic() - began)
-                time.sleep(self._rng.uniform(0.0, 0.3))
-                if ended(pid):
-                    good &= status_of(pid) == 0
-                    break
-                os.kill(pid, number)
-                happened += 1
-                status = status_of(pid)
-                good &= status in ((-number,) if number == signal.SIGKILL else (0,))
-            good &= self._runs.end(stage, run) == 0
-        return happened, good, delays
+    def _stopped(self, run: str, number: signal.Signals, times: int) -> Row:
+        """Stops runs, one after the other, until it has happened often enough."""
+        happened, good, delays, rows = 0, True, list[float](), list[Row]()
+        while good and happened < times and len(rows) <= times:
+            name, first = f"{run}{len(rows)}", happened
+            for stage in ("explore", "evaluate"):
+                share = first + (times - first) // 2 if stage == "explore" else times
+                while happened < share:
+                    delay, status = self._stopped_once(stage, name, number, happened > first)
+                    delays += [] if delay is None else [delay]
+                    if status is None:  # it has ended before
+                        break
+                    happened += 1
+                    good &= status == (-number if number == signal.SIGKILL else 0)
+                good &= self._runs.end(stage, name) == 0
+            rows.append(self._row("", 0, name, good, seconds=None))
+        fault = "kill -9, without a model" if number == signal.SIGKILL else "SIGTERM"
+        return Row(
+            fault=f"{fault}, at random instants", times=happened, seconds=_median(delays),
+            survived=all(row.survived for row in rows), lost=sum(row.lost for row in rows),
+            twice=sum(row.twice for row in rows), equal=all(row.equal for row in rows),
+            note="; ".join(filter(None, (f"{len(rows)} runs", *(row.note for row in rows)))),
+        )  # fmt: skip
+
+    def _stopped_once(
+        self, stage: str, run: str, number: signal.Signals, resumed: bool
+    ) -> tuple[float | None, int | None]:
+        """Stops a stage shortly after its next record.
+
+        Returns:
+          The seconds to that record if it was resumed, and the status; None if it had ended.
+        """
+        folder, delay = self._runs.folder / run, None
+        began, before = time.monotonic(), num_records(folder)
+        pid = self._runs.start(stage, run)
+        if not wait_until(lambda: self._runs.began(pid), pid):
+            status_of(pid)
+            return None, None
+        if wait_until(lambda: num_records(folder) > before, pid) and resumed:
+            delay = time.monotonic() - began
+        time.sleep(self._rng.uniform(0.0, 0.3))
+        if ended(pid):
+            status_of(pid)
+            return delay, None
+        os.kill(pid, number)
+        return delay, status_of(pid)
 
     def kill_9(self) -> Iterator[Row]:
         """SIGKILL at random instants of exploration and evaluation."""
-        happened, good, delays = self._stopped("killed", signal.SIGKILL, self.setting.kills)
-        yield self._row("kill -9 at random instants", happened, "killed", good,
-                        seconds=_median(delays))  # fmt: skip
+        yield self._stopped("killed", signal.SIGKILL, self.setting.kills - self.setting.kills // 2)
 
     def sigterm(self) -> Iterator[Row]:
         """SIGTERM at random instants: status 0, and the same command resumes."""
-        times = max(2, self.setting.kills // 5)
-        happened, good, delays = self._stopped("stopped", signal.SIGTERM, times)
-        yield self._row("SIGTERM", happened, "stopped", good, seconds=_median(delays))
+        yield self._stopped("stopped", signal.SIGTERM, max(2, self.setting.kills // 5))
+
+    def kill_stages(self) -> Iterator[Row]:
+        """SIGKILL at random instants of runs with all stages, training among them."""
+        from benchmarks.fault_stages import kill_in_all_stages
+
+        folder, times = self.setting.folder / "stages", self.setting.kills // 2
+        found = kill_in_all_stages(folder, times, self._rng)
+        stages = ", ".join(f"{count} {name}" for name, count in found.by_stage.items())
+        yield Row(
+            fault="kill -9, with models, at random instants", times=sum(found.by_stage.values()),
+            survived=found.ended, lost=found.lost, twice=found.twice, equal=found.equal,
+            seconds=_median(found.delays), note=stages,
+        )  # fmt: skip
 
     def leases(self) -> Iterator[Row]:
         """Three processes: one is killed, one frozen and thawed too late, clocks an hour apart."""
@@ -317,10 +347,10 @@ def _explored(tasks: Sequence[arm.Task], environment: dict[str, str], iterations
 
 
 NAMES = (
-    "kill_9", "sigterm", "leases", "full_disk", "policy_server", "workers", "environment_faults",
-    "damaged_files",
+    "kill_9", "sigterm", "leases", "full_disk", "policy_server", "kill_stages", "workers",
+    "environment_faults", "damaged_files",
 )  # fmt: skip
-"""The last three use JAX in this process, so the faults that fork come first."""
+"""The last four use JAX in this process, so the faults that fork come first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,8 +16,9 @@ def add_arguments(parser: Parser) -> None:
     from agentrm_jax.envs.registry import environment_names
 
     parser.description = """\
-Plays the expert of an environment and writes the successful trajectories (TFDS). The stage of a run
-that does this for all environments of a configuration is `agentrm experts`."""
+Plays the expert of an environment and writes the successful trajectories as a data set of
+TensorFlow Datasets. The stage of a run that does this for all environments of a configuration is
+`agentrm experts`."""
     parser.add_argument("name", metavar="NAME", help=", ".join(environment_names()))
     parser.add_argument(
         "--split",

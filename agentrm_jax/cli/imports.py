@@ -12,7 +12,7 @@ def add_arguments(parser: Parser) -> None:
     parser.description = """\
 Reads conversations of ETO and AgentGym (items with `id` or `item_id` and `conversations`, as a JSON
 list or JSON lines), trajectories in Harbor's format (ATIF), or the folder of a Harbor job, and
-writes them in the format of an expert's (TFDS). Conversations without `reward` count as solved;
+writes them as `agentrm demonstrate` does. Conversations without `reward` count as solved;
 instructions at their beginning are removed."""
     parser.add_argument(
         "file", metavar="FILE", type=pathlib.Path, help="conversations, or a trajectory of Harbor"

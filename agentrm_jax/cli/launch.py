@@ -12,11 +12,12 @@ _DESCRIPTION = """\
 Starts a run, or a stage of it, on this machine or elsewhere. The places: local (one process),
 processes (several on this machine), slurm (sbatch), ray (the worker command in Ray actors), jobset
 (Kubernetes), skypilot, tpu-pod (gcloud). --dry-run prints the script or the manifest, which is
-complete and can be changed by hand; without it, local, processes, slurm and ray start it.
+complete and can be changed by hand; without it, local, processes, slurm and ray start it, and
+jobset, skypilot and tpu-pod are refused.
 
 CONFIG is read and checked here. The processes must see it under the same path, except for a
-jobset, whose manifest contains it. --output must be one folder that all of them see.
-The same command resumes after an interruption."""
+jobset, whose manifest contains it. --output must be one folder that all of them see; with
+--leases.store each host has a folder of its own. The same command resumes after an interruption."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,7 +33,8 @@ def add_arguments(parser: Parser) -> None:
     add(
         "--mode",
         help="with leases, processes may join and die; joined ones compute together and end "
-        "together (default: joined for stages that train, else leases)",
+        "together (default: alone for one process; for several, joined for stages that train, "
+        "else leases)",
         **choice("alone", "leases", "joined"),
     )
     add("--gpus", metavar="[TYPE:]N", help="GPUs of each process")

@@ -39,7 +39,8 @@ class EvaluateConfig:
     """The methods and the test tasks of an evaluation.
 
     Attributes:
-      split: `test`: generated problems, none of them seen in training; `paper`: the paper's list.
+      split: `test`: the environment's test problems, none of which is a training problem; `paper`:
+        the paper's list.
       task_seed: Seed of the list of test tasks; that of the run by default. Runs with several
         training seeds need the same one to be tested on the same tasks.
       num_tasks: Test tasks in all, spread evenly over the levels; 0 takes all of the paper's list.

@@ -40,7 +40,7 @@ class ResultRow(_OptionalOfResults):
 
     Attributes:
       task: `ENVIRONMENT/KIND`, `ENVIRONMENT`, or `all`.
-      split: Whether the tasks are of kinds that were trained on (`held_in`), or both.
+      split: `held_in` (tasks of kinds that were trained on), `held_out`, or `all`.
       method: `greedy`, `best_of_n`, `beam`, ...
       reward_model: What scored; None without a reward model.
       n: Trajectories that the method chose from.

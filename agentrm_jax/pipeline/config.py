@@ -43,8 +43,9 @@ class EnvironmentConfig:
       options: What an environment from outside needs, such as the address of its server.
       instruction: Lines that the agent reads in place of the environment's own instruction and
         example.
-      wording: One of the environment's wordings, in which the agent reads and speaks it (`using`,
-        `move_to`, `from_take` and `paraphrase` of alfworld: see `envs.perturbations`).
+      wording: One of the environment's wordings, in which the agent reads and speaks it: `using`,
+        `move_to`, `from_take` and `paraphrase` of alfworld, `move_to`, `grab` and `rotate` of
+        babyai, and those of your own environment.
       train: Whether anything is learned here. With false the environment is held out as a whole.
       kinds: Levels or domains to train and test on; empty takes all that are not held out.
       held_out: Levels or domains that are tested only.

@@ -28,7 +28,7 @@ class TreeSummary(TypedDict):
 
     Attributes:
       trees: Number of trees.
-      failed_trees: Trees that ended early, because their root was closed.
+      failed_trees: Trees that ended early: their root was closed, or failures used up their nodes.
       failed_candidates: Turns whose environment failed.
       iterations: Iterations of all trees.
       env_steps: Nodes that were attached, each by a step of the environment.

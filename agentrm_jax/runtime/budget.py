@@ -16,9 +16,9 @@ class BudgetConfig:
 
     Attributes:
       tokens: Most tokens that the policy decodes, over all stages and restarts: the run's own model
-        or a served one. A search
-        stops at the next finished iteration or trajectory. Several processes have an equal share
-        each. 0 sets no limit.
+        or a served one. A search stops at the next finished iteration or trajectory. With leases
+        the tokens of all processes count, as of their last heartbeats; joined processes have an
+        equal share each. 0 sets no limit.
       hours: Most hours of one command. Searches stop as above, training after the running update,
         with a checkpoint. 0 sets no limit.
     """

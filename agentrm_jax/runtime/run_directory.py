@@ -184,7 +184,7 @@ class Stage:
       depends_on: See `completed`, which must have agreed.
       writes: Whether it is recorded: one of several processes does.
       budget: The budget of the command.
-      group: The processes that work on it. Each has an equal share of the budget's tokens.
+      group: The processes that work on it; see `BudgetConfig.tokens` for their budget.
 
     Attributes:
       activity: What the stage is doing; `activity.counts` is set by stages that count.

@@ -13,6 +13,7 @@ well, as NAME_1.svg and so on.
 import json
 import pathlib
 import re
+import textwrap
 
 from agentrm_jax.evaluation.experiment_plot import lines_svg
 from agentrm_jax.evaluation.experiment_table import line_plot, markdown
@@ -21,6 +22,7 @@ from agentrm_jax.pipeline.experiments.output import shown_tables
 FOLDER = pathlib.Path(__file__).parent
 MOST_ROWS = 12
 """Rows of a table that is shown at once."""
+BUDGETS = ("policy_tokens", "reward_tokens", "env_steps", "errors")
 STYLE = """<style>
 svg { --accent: #2a6fb0; --second: #b0532a; --line: #ddd; color: #222; font-family: sans-serif }
 @media (prefers-color-scheme: dark) {
@@ -46,16 +48,34 @@ def tables(name: str) -> str:
     if "fewest_invalid" in record:
         return fewest_invalid(record["fewest_invalid"])
     made = record["versions"]
+    commit, *dirty = made["git_commit"].split("-")
     source = (
-        f"Size {record['size']}, seeds {', '.join(map(str, record['seeds']))}, commit "
-        f"{made['git_commit'][:7]}, jax {made['packages']['jax']}, {made['cpu_count']} CPU cores."
+        f"Size {record['size']}, seeds {', '.join(map(str, record['seeds']))}, commit {commit[:7]}"
+        f"{' with uncommitted changes' if dirty else ''}, jax {made['packages']['jax']}, "
+        f"{made['cpu_count']} CPU cores."
     )
-    shown = [markdown(table) for table in shown_tables({**record, "paper": []})]
+    if others := [number for number in record["paper"] if not number["row"]]:
+        values = (f"{each['label']} {each['value']:g}" for each in others)
+        source += f" The paper ({others[0]['source']}): {', '.join(values)}."
+    shown = [markdown(table) for table in shown_tables(with_budgets(record))]
     for number in figures(name):
         shown[number - 1] += (
             f"\n\n![{record['tables'][number - 1]['table']['title']}]({name}_{number}.svg)"
         )
-    return "\n\n".join([*map(folded, shown), source])
+    return "\n\n".join([*map(folded, shown), textwrap.fill(source, 100)])
+
+
+def with_budgets(record: dict) -> dict:
+    """A record whose tables of methods have the gap that is closed first, and their budgets."""
+    tables = []
+    for each in record["tables"]:
+        table = each["table"]
+        if table["measure"] == "methods" and table["level"] == "all" and not table["columns"]:
+            values = table["values"]
+            first = [name for name in ("gap_closed",) if name not in values]
+            table = {**table, "values": [*first, *dict.fromkeys([*values, *BUDGETS])]}
+        tables.append({**each, "table": table})
+    return {**record, "tables": tables}
 
 
 def folded(text: str) -> str:
