@@ -27,6 +27,10 @@ WORDS = {
     r"is told": "gets, has",
     r"so many": "the number of ...",
     r"knows? no": "does not support",
+    r"None where": "None if",
+    r"but for": "except for",
+    r"at hand": "there, available",
+    r"lanes?": "row of the batch",
 }
 """From banned words to what to write instead."""
 

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from agentrm_jax.pipeline.model_config import ModelConfig
     from agentrm_jax.pipeline.policies import ModelPolicy
     from agentrm_jax.pipeline.policy_kinds import PolicyKind, PolicyOptions, register_policy
-    from agentrm_jax.pipeline.reward_kinds import register_reward_kind
+    from agentrm_jax.pipeline.reward_kinds import RewardKind, register_reward_kind
     from agentrm_jax.pipeline.reward_model import RewardModel, Scored
     from agentrm_jax.pipeline.train_reward_model import train_reward_model
+    from agentrm_jax.pipeline.trajectory_files import read_trajectories
     from agentrm_jax.reward.ensemble import EnsembleScorer, EnsembleSettings
     from agentrm_jax.reward.function import FunctionScorer
     from agentrm_jax.reward.places import Place, placed
@@ -100,12 +101,16 @@ _MODULES = {
         "PolicyOptions",
         "register_policy",
     ),
-    "pipeline.reward_kinds": ("register_reward_kind",),
+    "pipeline.reward_kinds": (
+        "RewardKind",
+        "register_reward_kind",
+    ),
     "pipeline.reward_model": (
         "RewardModel",
         "Scored",
     ),
     "pipeline.train_reward_model": ("train_reward_model",),
+    "pipeline.trajectory_files": ("read_trajectories",),
     "reward.ensemble": (
         "EnsembleScorer",
         "EnsembleSettings",
@@ -177,6 +182,7 @@ __all__ = [
     "Prompt",
     "Proposal",
     "Quantile",
+    "RewardKind",
     "RewardModel",
     "RewardRule",
     "Rollout",
@@ -203,6 +209,7 @@ __all__ = [
     "label_trajectories",
     "placed",
     "propose",
+    "read_trajectories",
     "register_head",
     "register_method",
     "register_policy",

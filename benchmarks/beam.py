@@ -9,7 +9,7 @@ before the clock starts. The sides:
   one program   decode, score and select as one compiled program (`engine.programs.select`)
   in parts      the scheduler, then the reward model's engine, then the choice on the host
 
-Exactness: both keep the same replies, but for counted near-ties of the scores.
+Exactness: both keep the same replies, except for counted near-ties of the scores.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class BeamSteps:
             siblings=case.n,
             page_size=engines.PAGE,
             cache_tokens=2 * case.rows * (context + 4 * engines.PAGE),
-            max_pieces=8,
+            max_segments=8,
             instruction_tokens=1,
         )
         self.sampling = Sampling(max_tokens=case.max_tokens)

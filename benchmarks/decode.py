@@ -1,18 +1,18 @@
 """Branches behind one prompt: ours against transformers.
 
     python -m benchmarks.decode [--tiny]
-    python -m benchmarks.decode --model 8b --dtype bfloat16    (where a GPU is at hand)
+    python -m benchmarks.decode --model 8b --dtype bfloat16    (on a GPU)
 
 n replies of fixed length, sampled at temperature 1. The prompt is encoded before the clock starts,
-but for `generate`, which does it itself. The sides of transformers:
+except for `generate`, which does it itself. The sides of transformers:
   generate      generate(num_return_sequences=n)
   growing copy  the prompt's DynamicCache, encoded once, copied and repeated for the branches
   fixed copy    the same in a StaticCache, which needs no copy at every token
 `ratio_copied` is against the better of the two copies. Ours decodes a multiple of eight rows: 5
 branches cost about what 8 do.
 
-Exactness: greedy replies are equal but for counted near-ties of the logits, and transformers agrees
-on the log-probabilities of what we sampled.
+Exactness: greedy replies are equal except for counted near-ties of the logits, and transformers
+agrees on the log-probabilities of what we sampled.
 
 With --model: the decoder alone, at several numbers of rows, as a share of what the device could do
 (see `benchmarks.roofline`).

@@ -183,7 +183,7 @@ def prefill(device: Device) -> Found:
         extend_batch=prompts * chunk,
         page_size=engines.PAGE,
         cache_tokens=3 * prompts * engines.pages(length + engines.PAGE),
-        max_pieces=1,
+        max_segments=1,
         instruction_tokens=1,
         attention=device.engine_backends[0],
     )

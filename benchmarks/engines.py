@@ -34,7 +34,7 @@ def decoding_engine(
     max_tokens: int,
     attention: str = "xla",
 ) -> Engine:
-    """An engine for replies to the prompts [G, T], which are read but for their last tokens.
+    """An engine for replies to the prompts [G, T], which are read except for their last tokens.
 
     Args:
       rows: Most replies at once.
@@ -47,7 +47,7 @@ def decoding_engine(
         extend_rows=8,
         page_size=PAGE,
         cache_tokens=2 * len(prompts) * pages(prompts.shape[1]) + 4 * rows * pages(max_tokens),
-        max_pieces=4,
+        max_segments=4,
         instruction_tokens=1,
         attention=attention,
     )
@@ -112,7 +112,7 @@ class Candidates:
             page_size=PAGE,
             # A call may hold half of the pages.
             cache_tokens=2 * G * n * (pages(S) + 3 * pages(tokens)),
-            max_pieces=4,
+            max_segments=4,
             instruction_tokens=1,
             attention=attention,
         )

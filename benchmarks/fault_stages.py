@@ -37,7 +37,7 @@ class Kills:
       ended: Whether each run ended with status 0, and each kill was one.
       lost: Tasks without a tree, and rows without a result.
       twice: Tasks with more than one tree.
-      equal: Whether models are equal to the bit, and trees and results but for last bits of
+      equal: Whether models are equal to the bit, and trees and results except for last bits of
         log-probabilities.
       delays: Seconds from each restart until the next record.
     """

@@ -176,7 +176,7 @@ def without_seconds(answer: Rollout) -> Rollout:
 
 
 def without_log_probs(answer: Rollout) -> list[tuple[str, str]]:
-    """The steps of an answer but for what differs in the last bits between shapes."""
+    """The steps of an answer except for what differs in the last bits between shapes."""
     return [(step.reply, step.transition.observation) for step in answer.trajectory.steps]
 
 

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             extend_batch=given.prompts * given.piece,
             page_size=engines.PAGE,
             cache_tokens=3 * given.prompts * engines.pages(length + engines.PAGE),
-            max_pieces=1,
+            max_segments=1,
             instruction_tokens=1,
         ),
         readout=readout,

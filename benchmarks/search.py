@@ -84,7 +84,7 @@ def full_sizes() -> Sizes:
         extend_tokens=48,
         extend_batch=144,
         cache_tokens=196_608,  # nothing is given up: what is read again may differ in the last bits
-        max_pieces=48,
+        max_segments=48,
         instruction_tokens=1,
     )
     return Sizes(
@@ -106,7 +106,7 @@ def tiny_sizes() -> Sizes:
         extend_rows=4,
         extend_tokens=32,
         cache_tokens=8192,
-        max_pieces=24,
+        max_segments=24,
         instruction_tokens=1,
     )
     return Sizes(
@@ -238,7 +238,7 @@ class Bench:
 
 
 def without_log_probs(tree: TreeRecord) -> Any:
-    """All of a tree but for what differs in the last bits between shapes."""
+    """All of a tree except for what differs in the last bits between shapes."""
     return [
         (
             iteration.path,

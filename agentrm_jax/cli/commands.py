@@ -86,12 +86,12 @@ GROUPS: dict[str, Sequence[Command]] = {
     f"a run and its stages: agentrm COMMAND {_RUN}": (
         _stage("run", "all stages in turn; finished stages are skipped"),
         _stage("experts", "write expert trajectories"),
-        _stage("sft", "train the tokenizer and the policy on them"),
+        _stage("sft", "train the tokenizer and the policy on expert trajectories"),
         _stage("explore", "grow search trees with the policy"),
         _stage("label", "compute values of states from the trees"),
-        _stage("train-rm", "train the explicit reward model on these values"),
+        _stage("train-rm", "train the explicit reward model on the values of states"),
         _stage("sample", "sample whole trajectories for the implicit reward model"),
-        _stage("train-implicit", "train the implicit reward model on their outcomes"),
+        _stage("train-implicit", "train the implicit reward model on the outcomes of samples"),
         _stage("calibrate", "choose thresholds of test-time methods on training tasks"),
         _stage("evaluate", "run greedy, best-of-n, beam search and the baselines on test tasks"),
         Command(
@@ -126,7 +126,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         ),
         Command(
             name="launch",
-            summary="start a run on several hosts, or print the script that does",
+            summary="start a run here or on several hosts, or print the script that does",
             usage="KIND CONFIG --output DIR [--hosts N] [--dry-run] [--OPTION ...] "
             "[--KEY=VALUE ...]",
             example="agentrm launch slurm configs/quickstart.yaml --output runs/quickstart "
@@ -136,7 +136,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         ),
         Command(
             name="plan",
-            summary="compile a run for TPUs and print whether it fits; no TPU is needed",
+            summary="compile a run for TPUs or GPUs, without one, and print whether it fits",
             usage="CONFIG --topology KIND:CHIPS [--stage NAME ...] [--json] [--KEY=VALUE ...]",
             example="agentrm plan configs/paper/llama3_8b_reward.yaml --stage train-rm "
             "--topology v5p:2x2x2",

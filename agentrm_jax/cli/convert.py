@@ -20,7 +20,7 @@ Writes the GGUF file of a Llama as a Hugging Face directory that --policy accept
         "--dtype",
         **choice("float32", "bfloat16"),
         default="float32",
-        help="of the weights (default: %(default)s)",
+        help="dtype of the weights (default: %(default)s)",
     )
 
 

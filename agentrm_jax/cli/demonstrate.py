@@ -31,7 +31,7 @@ TensorFlow Datasets. The stage of a run that does this for all environments of a
     )
     parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="seed of the task list"
     )
     parser.add_argument(
         "--workers", type=whole_number(0, 4096), default=0, help="environment processes"

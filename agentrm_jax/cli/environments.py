@@ -18,7 +18,7 @@ from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import EnvironmentFamily
 from agentrm_jax.core.records import Split, Task
-from agentrm_jax.core.text import admit_text, first_line, printable
+from agentrm_jax.core.text import first_line, printable
 from agentrm_jax.envs.checking import checked
 from agentrm_jax.envs.conformance import Finding
 from agentrm_jax.envs.contract import (
@@ -32,6 +32,7 @@ from agentrm_jax.envs.contract import (
 )
 from agentrm_jax.envs.measuring import Check
 from agentrm_jax.envs.registry import environment_names, load_family, named_family
+from agentrm_jax.runtime.console import read_line, say, visible
 from agentrm_jax.runtime.progress import progress
 
 _SPLITS: tuple[Split, ...] = ("train", "test", "paper")
@@ -76,7 +77,9 @@ def _size(count: int | None) -> str:
 
 
 def check_add_arguments(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="or module:Class (default: all)")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="names, or module:Class (default: all)"
+    )
     parser.add_argument(
         "--n", type=whole_number(1, _MOST), default=10, help="tasks of each (default: 10)"
     )
@@ -87,7 +90,7 @@ def check_add_arguments(parser: Parser) -> None:
         help="list of tasks (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one list of rows")
-    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
+    parser.add_argument("--config", type=pathlib.Path, help="configuration with their options")
 
 
 def check_run(given: argparse.Namespace) -> int:
@@ -133,7 +136,7 @@ def _table(rows: Sequence[Check]) -> Table:
 
 def play_add_arguments(parser: Parser) -> None:
     """Adds an environment and the choice of a task; `agentrm chat` has the same."""
-    parser.add_argument("name", metavar="NAME", help="or module:Class")
+    parser.add_argument("name", metavar="NAME", help="an environment, or module:Class")
     number = whole_number(0, _MOST)
     parser.add_argument("--task", type=number, default=0, help="number in the list (default: 0)")
     parser.add_argument(
@@ -144,9 +147,9 @@ def play_add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--kinds", default="", help="levels or domains, separated by commas")
     parser.add_argument(
-        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="decides which tasks are drawn"
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, help="seed of the task list"
     )
-    parser.add_argument("--config", type=pathlib.Path, help="CONFIG with their options")
+    parser.add_argument("--config", type=pathlib.Path, help="configuration with their options")
 
 
 def play_run(given: argparse.Namespace) -> int:
@@ -175,18 +178,6 @@ def _play_episode(episode: Episode) -> None:
             say("solved" if transition.success else "over")
 
 
-def read_line(question: str) -> str:
-    """Returns a line of the standard input; empty at its end, or if it is closed."""
-    if sys.stdin is None:
-        return ""
-    try:
-        return input(question).strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not text: {first_line(error)}") from None
-    except (EOFError, ValueError):  # a closed stream is a ValueError
-        return ""
-
-
 def chosen_task(family: EnvironmentFamily, given: argparse.Namespace) -> Task:
     """Returns the task that the arguments of `play` name."""
     kinds = given.kinds.split(",") if given.kinds else None
@@ -206,16 +197,4 @@ def family_of(name: str, config: pathlib.Path | None = None) -> EnvironmentFamil
 
 
 def _cell(text: str) -> Text:
-    return Text(_visible(text))
-
-
-def say(text: str) -> None:
-    """Prints a text from outside."""
-    print(_visible(text, keep="\n"))
-
-
-def _visible(text: str, keep: str = "") -> str:
-    """The text with control characters, and what the standard output lacks, as escapes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    shown = printable(admit_text(text), keep=keep)
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    return Text(visible(text))

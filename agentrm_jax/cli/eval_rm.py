@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agentrm_jax.cli.commands import add_model_arguments
-from agentrm_jax.cli.parser import Parser, whole_number
+from agentrm_jax.cli.parser import Parser, choice, whole_number
 from agentrm_jax.runtime.run_paths import POLICY_MODEL
 
 _DESCRIPTION = f"""\
@@ -50,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
     add("--min-visits", metavar="N", type=visits, default=1, help=visits_help)
     add(
         "--score-at",
-        choices=("observation", "action"),
+        **choice("observation", "action"),
         default="observation",
         help="score states after the observation, or after the action, before the environment has "
         "answered (default: observation)",
@@ -59,7 +55,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from agentrm_jax.pipeline.evaluate_reward_model import PAGE, Compared, evaluate_reward_model
+    from agentrm_jax.pipeline.evaluate_reward_model import (
+        PAGE,
+        Compared,
+        evaluate_reward_model,
+        figures_table,
+    )
 
     figures = evaluate_reward_model(
         given.trees,
@@ -72,29 +73,6 @@ def run(given: argparse.Namespace) -> int:
         ),
         on_note=lambda note: print(note, file=sys.stderr),
     )
-    Console(width=None if Console().is_terminal else 120).print(_table(figures))
+    Console(width=None if Console().is_terminal else 120).print(figures_table(figures))
     print(f"report: {given.output / PAGE}")
     return 0
-
-
-def _table(figures: Mapping[str, Any]) -> Table:
-    from agentrm_jax.pipeline.evaluate_reward_model import MEASURES
-
-    title = (
-        "{states:,} states of {trees:,} trees, {pairs:,} pairs of siblings ({ties:,} more have the "
-        "same value)"
-    ).format_map(figures)
-    table = Table(title=title, title_justify="left")
-    table.add_column("score")
-    for name in MEASURES:
-        table.add_column(name.replace("_", " "), justify="right")
-    for number, row in enumerate(figures["rows"]):
-        cells = [_cell(row[name]) for name in MEASURES]
-        table.add_row(row["name"], *cells, style="dim" if number else "bold")
-    return table
-
-
-def _cell(estimate: Mapping[str, float] | None) -> Text:
-    if estimate is None:
-        return Text("-")
-    return Text("{mean:.2f} [{low:.2f}, {high:.2f}]".format_map(estimate))

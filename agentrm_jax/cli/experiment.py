@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
         help="folder of experiments, which share stages (default: runs/experiments)",
     )
     parser.add_argument(
-        "--size", default="laptop", metavar="SIZE", help="laptop (default), tiny, paper"
+        "--size", default="laptop", metavar="SIZE", help="size: laptop (default), tiny or paper"
     )
     parser.add_argument(
         "--seeds", metavar="A,B", help="training seeds; every run once for each (default: its own)"

@@ -27,7 +27,7 @@ command that takes a model or trajectories reads them again."""
         "--dtype",
         **choice("float32", "bfloat16"),
         default="float32",
-        help="of the weights (default: float32); the head of a reward model is float32",
+        help="dtype of the weights (default: float32); a reward model's head is float32",
     )
 
 

@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="RUN",
         nargs="+",
         type=pathlib.Path,
-        help="folders of runs, or one YAML file: CONFIG",
+        help="folders of runs, or one configuration",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=pathlib.Path, help="folder of the run, or of the comparison"

@@ -37,7 +37,7 @@ _NUMBERS = {
 }
 
 
-def add_model_arguments(parser: Parser) -> None:
+def add_served_model_arguments(parser: Parser) -> None:
     """Adds the reward model, the policy and the number of candidates."""
     parser.add_argument(
         "--reward-model",
@@ -62,7 +62,7 @@ def add_model_arguments(parser: Parser) -> None:
 
 def add_arguments(parser: Parser) -> None:
     parser.description = _DESCRIPTION
-    add_model_arguments(parser)
+    add_served_model_arguments(parser)
     for name, (metavar, text) in _TEXTS.items():
         parser.add_argument(name, default="", metavar=metavar, help=text)
     for name, (least, most, default, text) in _NUMBERS.items():

@@ -19,7 +19,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a run")
     parser.add_argument("--once", action="store_true", help="print the view once and end")
     parser.add_argument(
-        "--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default: 2)"
+        "--every",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="seconds between updates (default: 2)",
     )
 
 

@@ -1,7 +1,8 @@
 """The one HTTP client for served models.
 
-It repeats a request after a broken connection, a time-out, 429 and 5xx, and after nothing else. If
-the server answers nothing at all, every request waits until it is back. No redirect is followed.
+It repeats a request after a broken connection, a time-out, HTTP 408, 425, 429 and 5xx except 501,
+and after nothing else. If the server answers nothing at all, every request waits until it is back.
+No redirect is followed.
 """
 
 from __future__ import annotations

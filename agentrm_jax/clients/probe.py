@@ -94,7 +94,7 @@ def probe(
 
     Args:
       client: The HTTP client.
-      api: The endpoint; `auto` takes the first that works: token ids if a tokenizer is at hand,
+      api: The endpoint; `auto` takes the first that works: token ids if a tokenizer is given,
         then chat, then completions.
       tokenizer: That of the model, with its chat format; needed for token ids.
       extra: Further keys of every request.

@@ -71,7 +71,7 @@ class EnvironmentFamily(Protocol):
 
     Attributes:
       name: The registered name.
-      pooled: Whether a step is dear enough (well above 0.1 ms) to be run in a process pool.
+      pooled: Whether a step takes long enough (well above 0.1 ms) to run in a worker process.
       metric: What the mean return is called: `success rate`, `progress rate`, `reward`, ...
     """
 
@@ -117,7 +117,7 @@ class EnvironmentFamily(Protocol):
 class ComparesActions(Protocol):
     """An environment family that says which actions are the same one. Optional.
 
-    Without `action_key` two actions are the same if they are equal but for blanks at both ends.
+    Without `action_key` two actions are the same if they are equal except for blanks at both ends.
     """
 
     def action_key(self, action: str) -> str:

@@ -51,7 +51,8 @@ class Prompt:
     """The instruction that an agent reads before a task: one for each environment.
 
     Attributes:
-      instruction: The environment, its actions and the reply format, for a reader who knows none.
+      instruction: The environment, its actions and the reply format, for a reader who has not seen
+        them.
       example: Worked turns, alternately the environment's text and the agent's reply.
     """
 
@@ -105,8 +106,8 @@ class Step:
         tokenizer read these, never what the text encodes to. Empty for an expert's step.
       log_probs: Log-probability of each token under the sampling policy at temperature 1, and of
         the stop token where the policy ended the reply itself.
-      stopped: Whether the policy ended the reply itself. None, and not stored: `log_probs` tells it
-        by the stop token, which some servers leave out.
+      stopped: Whether the policy ended the reply itself. None, and not stored: it
+        follows from `log_probs`, which has a number for the stop token; some servers omit that.
     """
 
     reply: str

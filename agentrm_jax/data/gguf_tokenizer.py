@@ -106,7 +106,7 @@ def _tokenizer(tokens: list[str], merges: list[tuple[str, str]], pre: Any) -> An
         ],
     }
     if not isinstance(pre, str) or pre not in splits:
-        raise UserError(f"{_PREFIX}pre: {pre!r} is none of {', '.join(splits)}")
+        raise UserError(f"{_PREFIX}pre: must be one of {', '.join(splits)} (got {pre!r})")
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},

@@ -180,9 +180,9 @@ class Renderer:
         Raises:
           UserError: The prompt and the first observation, or a step alone, exceed the limit.
         """
-        opening, turns, left_out = self._fitted_steps(trajectory)
+        opening, turns, removed = self._fitted_steps(trajectory)
         steps = [np.asarray([*t.reply, *t.observation], np.int32) for t in turns]
-        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        truncated = removed + opening.shortened + sum(turn.shortened for turn in turns)
         return self._rendered([*opening.segments, *steps], trajectory, truncated)
 
     def both_ends(self, trajectory: Trajectory) -> tuple[list[Ends], int]:
@@ -216,12 +216,12 @@ class Renderer:
         Raises:
           UserError: As of `state`.
         """
-        opening, turns, left_out = self._fitted_steps(trajectory)
+        opening, turns, removed = self._fitted_steps(trajectory)
         segments = list(opening.segments)
         for turn in turns:
             action, state = self._step_segments(turn)
             segments += state if turn.step.answered else [action]
-        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        truncated = removed + opening.shortened + sum(turn.shortened for turn in turns)
         return self._rendered(segments, trajectory, truncated)
 
     def forget(self) -> None:
@@ -248,10 +248,10 @@ class Renderer:
         Raises:
           UserError: As of `state`.
         """
-        opening, turns, left_out = self._fitted_steps(trajectory)
-        truncated = left_out + opening.shortened + sum(turn.shortened for turn in turns)
+        opening, turns, removed = self._fitted_steps(trajectory)
+        truncated = removed + opening.shortened + sum(turn.shortened for turn in turns)
         segments = list(opening.segments)
-        if left_out:
+        if removed:
             rest = [token for t in turns for token in (*t.reply, *t.observation)]
             segments += [np.asarray(rest, np.int32)] if rest else []
             return self._rendered(segments, trajectory, truncated)

@@ -125,13 +125,13 @@ def outcome_sequences(
     """
     sequences, truncated = [], 0
     for trajectory in trajectories:
-        rendered, left_out = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
+        rendered, removed = render(tokenizer, prompt_of(trajectory.task), trajectory, length)
         _check_opening(rendered, length, trajectory.task)
         weights, targets = (np.zeros(len(rendered.tokens), np.float32) for _ in range(2))
         weights[_within(rendered.reply_spans)] = 1.0
         targets[0] = trajectory.outcome
         sequences.append(TokenSequence(tokens=rendered.tokens, weights=weights, targets=targets))
-        truncated += left_out
+        truncated += removed
     return sequences, truncated
 
 
@@ -173,7 +173,7 @@ def pair_sequences(
             render(tokenizer, prompt_of(task), side, limit, opening_limit=length) for side in pair
         ]
         sequences.append(_fork([rendered for rendered, _ in branches], root))
-        truncated += sum(left_out for _, left_out in branches)
+        truncated += sum(removed for _, removed in branches)
     return sequences, truncated
 
 

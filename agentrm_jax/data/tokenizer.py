@@ -303,7 +303,7 @@ def load_tokenizer(directory: pathlib.Path) -> Tokenizer:
         pad_id, version = stored.pop("pad_id"), stored.pop("version", 1)
         chat = _chat_of_json(stored)
         if not _is_id(pad_id) or version not in (1, 2):
-            raise ValueError("pad_id is not an id, or the version is none of 1 and 2")
+            raise ValueError("pad_id is not an id, or the version is neither 1 nor 2")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{chat_path}: not a chat format ({first_line(error)})") from None
     return Tokenizer(tokenizer, chat, pad_id, apart=version == 1)

@@ -40,7 +40,7 @@ class EngineConfig:
         the candidates of a beam for a reward model. Divides `extend_rows`.
       page_size: Tokens of a page.
       cache_tokens: Tokens that the page pool holds. 0: most of the free memory.
-      max_pieces: Most segments of a sequence.
+      max_segments: Most segments of a sequence.
       instruction_tokens: Most tokens of all shared prefixes together.
       attention: The attention backend: `xla` runs everywhere; `pallas` on TPUs; `triton` on NVIDIA
         GPUs, and `cudnn` there for prefill alone (it rounds to bfloat16; decoding is as with
@@ -61,7 +61,7 @@ class EngineConfig:
     siblings: int = 1
     page_size: int = 16
     cache_tokens: int = 0
-    max_pieces: int = 160
+    max_segments: int = 160
     instruction_tokens: int = 4096
     attention: str = "xla"
     weights: str | None = None

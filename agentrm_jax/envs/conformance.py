@@ -103,7 +103,7 @@ class _Trial:
                 raise ContractError(f"{split}: task {wrong[0]!r} is of another split")
             unknown = {task.kind for task in tasks} - set(contract.kinds_of(self._family))
             if unknown:
-                raise ContractError(f"{split}: kind {min(unknown)!r} is none of kinds()")
+                raise ContractError(f"{split}: kind {min(unknown)!r} is not in kinds()")
             longer = {task.task_id for task in self._listed(split, 2 * _LISTED)}
             if not longer.issuperset(task.task_id for task in tasks):
                 raise ContractError(f"{split}: a longer list does not hold the shorter one's tasks")

@@ -64,7 +64,7 @@ def action_key(environment: str, action: str) -> str:
     """Returns the normal form in which an environment compares an action; raises nothing.
 
     An environment without `action_key`, or whose `action_key` raises or returns no text, compares
-    actions exactly but for blanks at both ends.
+    actions exactly except for blanks at both ends.
     """
     return key_of(lambda: load_family(environment), action)
 

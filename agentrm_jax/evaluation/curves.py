@@ -163,7 +163,7 @@ def equal_tokens(episodes: Sequence[Episode], best_of_k: Sequence[BestOfKRow]) -
     k is the mean number of tokens of the search divided by that of a trajectory, on the tasks that
     both ran. Between two whole numbers, best-of-k is the mixture of both whose expected tokens are
     equal: its return on a task is interpolated. k is one number for all tasks: if each task had its
-    own, best-of-k would be told how hard the task is.
+    own, k would reveal how hard the task is.
 
     Args:
       episodes: The episodes of all methods.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agentrm_jax.core.text import printable
 
@@ -12,13 +13,19 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 320, 56, 40, 14, 190
 _STYLES = ("", "6 3", "2 3", "9 3 2 3")
 
 
-def lines_svg(
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_name: str, y_name: str
-) -> str:
-    """Draws lines; the x axis is logarithmic if all its values are positive.
+class Point(NamedTuple):
+    """A point of a line, and its interval if that is known."""
+
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+
+
+def lines_svg(lines: Sequence[tuple[str, Sequence[Point]]], x_name: str, y_name: str) -> str:
+    """Draws lines with intervals; the x axis is logarithmic if all its values are positive.
 
     Args:
-      lines: A name and (x, y) points of each.
+      lines: A name and the points of each.
       x_name: The name of the x axis.
       y_name: The name of the y axis.
 
@@ -34,11 +41,12 @@ def lines_svg(
         colour = "var(--accent)" if number % 2 == 0 else "var(--second)"
         dash = _STYLES[number // 2 % len(_STYLES)]
         stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
-        places = [(axes.across(x), axes.up(y)) for x, y in each]
+        places = [(axes.across(point.x), axes.up(point.y)) for point in each]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         key, left = _TOP + 10 + 18 * number, _WIDTH - _RIGHT + 12
         parts += [
             f'<polyline points="{path}" fill="none" {stroke}/>',
+            *(axes.bar(point, colour, number) for point in each if point.interval),
             *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places),
             f'<line x1="{left}" x2="{left + 24}" y1="{key}" y2="{key}" {stroke}/>',
             f'<text x="{left + 30}" y="{key + 4}">{_text(name)}</text>',
@@ -54,12 +62,13 @@ class _Axes:
     """Places of values in the figure.
 
     Args:
-      points: All (x, y).
+      points: All points.
     """
 
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self._xs = sorted({x for x, _ in points})
-        low, high = min(y for _, y in points), max(y for _, y in points)
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._xs = sorted({point.x for point in points})
+        ys = [y for point in points for y in (point.y, *(point.interval or ()))]
+        low, high = min(ys), max(ys)
         margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
         self._low = max(0.0, low - margin) if low >= 0 else low - margin
         self._high = high + margin
@@ -79,6 +88,16 @@ class _Axes:
         """The place of a value of y."""
         part = (y - self._low) / (self._high - self._low)
         return _HEIGHT - _BOTTOM - part * (_HEIGHT - _BOTTOM - _TOP)
+
+    def bar(self, point: Point, colour: str, number: int) -> str:
+        """The interval of a point; those of different lines stand next to each other."""
+        assert point.interval is not None
+        across = self.across(point.x) + 2 * (number % 6) - 5
+        low, high = map(self.up, point.interval)
+        return (
+            f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}" '
+            f'stroke="{colour}" opacity="0.45"/>'
+        )
 
     def ticks(self, x_name: str) -> list[str]:
         """The tick labels of both axes, a grid line for each tick of y, and the name of x."""

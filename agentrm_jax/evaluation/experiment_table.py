@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from agentrm_jax.core.errors import UserError
+from agentrm_jax.evaluation.experiment_plot import Point
 
 PERCENT = ("score_mean", "success_rate")
 """Keys that are shown in percent, as the paper does; gains in points are as well."""
@@ -19,6 +20,10 @@ _NAMES = {
     "per_doubling": "points for each doubling",
 }
 SEPARATOR = " · "
+STAR_NOTE = (
+    "* p below 0.05, after Holm's correction for all gains of the table if these are more than five"
+)
+"""The meaning of a star at a gain."""
 
 
 class Cell(NamedTuple):
@@ -113,7 +118,14 @@ def _cell(row: Mapping[str, Any], key: str) -> Cell:
     sign = "+" if key.startswith(_SIGNED) else ""
     numbers = (value, *row.get(_INTERVALS.get(key, f"{key}_ci95"), ()))
     shown, *ends = (f"{scale * number:{sign}.{places}f}" for number in numbers)
-    return Cell(shown, f"[{', '.join(ends)}]" if ends else "", float(value))
+    star = "*" if row.get(f"{key}_p_holm", 1.0) < 0.05 else ""
+    return Cell(shown, f"[{', '.join(ends)}]{star}" if ends else "", float(value))
+
+
+def star_note(table: ShownTable) -> str:
+    """Returns the meaning of the stars of a table; empty if it has none."""
+    cells = [cell for _, row in table["rows"] for cell in row if cell is not None]
+    return STAR_NOTE if any(cell.interval.endswith("*") for cell in cells) else ""
 
 
 def markdown(table: ShownTable) -> str:
@@ -122,7 +134,9 @@ def markdown(table: ShownTable) -> str:
     lines = [f"### {table['title']}", "", _line(head), _line(["---"] * len(head))]
     for number, (name, cells) in enumerate(table["rows"]):
         paper = [table["paper"][number] or "-"] if table["paper"] else []
-        lines.append(_line([name, *map(cell_text, cells), *paper]))
+        lines.append(_line([name, *map(cell_text, cells), *paper]).replace("*", "\\*"))
+    if note := star_note(table):
+        lines += ["", f"\\{note}."]
     return "\n".join(lines)
 
 
@@ -139,22 +153,24 @@ def _line(cells: Sequence[str]) -> str:
 
 def line_plot(
     table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> Sequence[tuple[str, list[tuple[float, float]]]]:
-    """Returns the lines of a figure: a name and its points, by the key `x`.
+) -> Sequence[tuple[str, list[Point]]]:
+    """Returns the lines of a figure: a name and its points with their intervals, by the key `x`.
 
     Args:
       table: The table; the first of its `values` is drawn over its `x`.
       rows: The results; those without a number at `x` are left out.
     """
     names = [key for key in (*table["rows"], table["columns"]) if key and key != table["x"]]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[Point]] = {}
+    key = table["values"][0]
     for row in rows:
-        value = row.get(table["values"][0])
+        value, ends = row.get(key), row.get(_INTERVALS.get(key, f"{key}_ci95"))
         try:
             x = float(row[table["x"]])
         except (KeyError, TypeError, ValueError):
             continue
         if value is not None:
             name = SEPARATOR.join(_key(row, key) for key in names)
-            lines.setdefault(name, []).append((x, float(value)))
-    return [(name, sorted(points)) for name, points in lines.items()]
+            interval = (float(ends[0]), float(ends[1])) if ends else None
+            lines.setdefault(name, []).append(Point(x, float(value), interval))
+    return [(name, sorted(points, key=lambda p: p.x)) for name, points in lines.items()]

@@ -91,7 +91,7 @@ def smallest_difference(differences: ArrayLike) -> float | None:
     """Returns the true mean difference that this many tasks show with a probability of 80%.
 
     A test at the 5% level finds a difference of (z_0.975 + z_0.8) sd / sqrt(n) in four runs of
-    five. A smaller difference is more likely to be missed, so that "not told apart" says little.
+    five. A smaller difference is more likely to be missed: "not distinguishable" says little.
 
     Args:
       differences: [n] the differences, one for each task.

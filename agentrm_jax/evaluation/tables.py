@@ -17,7 +17,7 @@ from agentrm_jax.evaluation.statistics import pairwise_accuracy, pearson, spearm
 if TYPE_CHECKING:
     from rich.table import Table
 
-UNDECIDED = "not told apart from"
+UNDECIDED = "not distinguishable from"
 _MOST_SENTENCES = 12
 
 

@@ -153,7 +153,7 @@ def abstract_in_eight_bits(params: Params) -> Params:
 
 
 def _changed(params: Params, copied: Callable[[Any, int], EightBits]) -> Params:
-    """Returns parameters with each matrix replaced by its copy, but for those in 8 bits already."""
+    """Returns parameters with each matrix replaced by its copy, except those in 8 bits already."""
 
     def changed(weights: Params, shared: Mapping[str, int]) -> Params:
         return {

@@ -166,7 +166,7 @@ def check_tensor(directory: pathlib.Path, found: dict[str, Stored], tensor: Tens
     shape = tuple(values.get_shape())
     if shape != tensor.stored_shape:
         raise UserError(
-            f"{file}: {tensor.name} has shape {shape}, config.json wants {tensor.stored_shape}"
+            f"{file}: {tensor.name} has shape {shape}, config.json requires {tensor.stored_shape}"
         )
     if values.get_dtype() not in _FLOATS:
         raise UserError(

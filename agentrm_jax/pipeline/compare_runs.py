@@ -205,7 +205,7 @@ def _seed_notes(groups: Mapping[str, Sequence[_Run]]) -> list[str]:
 
 
 def _groups(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
-    """The runs with the same settings but for the seed, by the names of the runs of each group."""
+    """Returns the runs with equal settings except for the seed, by the names of a group's runs."""
     groups: list[list[_Run]] = []
     for run in runs:
         for group in groups:

@@ -28,6 +28,7 @@ MOVED = {
     "sample.slots": "sample.concurrency",
     "evaluate.slots": "evaluate.concurrency",
     "evaluate.beam.num_slots": "evaluate.beam.concurrency",
+    "engine.max_pieces": "engine.max_segments",
 }
 """From the keys of earlier versions to the keys of this one."""
 

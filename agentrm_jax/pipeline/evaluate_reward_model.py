@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice
@@ -275,3 +277,25 @@ def _page(figures: Mapping[str, Any]) -> str:
         plot=plot,
         not_known=not_known,
     )
+
+
+def figures_table(figures: Mapping[str, Any]) -> Table:
+    """Returns the table of the console, with a row for each score."""
+    title = (
+        "{states:,} states of {trees:,} trees, {pairs:,} pairs of siblings ({ties:,} more have the "
+        "same value)"
+    ).format_map(figures)
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for name in MEASURES:
+        table.add_column(name.replace("_", " "), justify="right")
+    for number, row in enumerate(figures["rows"]):
+        cells = [_cell(row[name]) for name in MEASURES]
+        table.add_row(row["name"], *cells, style="dim" if number else "bold")
+    return table
+
+
+def _cell(estimate: Mapping[str, float] | None) -> Text:
+    if estimate is None:
+        return Text("-")
+    return Text("{mean:.2f} [{low:.2f}, {high:.2f}]".format_map(estimate))

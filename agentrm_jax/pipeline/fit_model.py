@@ -74,12 +74,12 @@ class TrainingRows:
     Attributes:
       trained: Rows that are trained on.
       held_out: Rows of other tasks, which decide the best checkpoint; None if there are none.
-      left_out: How many steps or labels did not fit into a row.
+      truncated: The number of truncated steps, or of their labels.
     """
 
     trained: PackedRows
     held_out: PackedRows | None
-    left_out: int
+    truncated: int
 
     def map(self, change: Callable[[PackedRows], PackedRows]) -> TrainingRows:
         """Returns the rows with both parts changed."""
@@ -151,12 +151,12 @@ def pack_rows(
     held: Sequence[Any] = ()
     if fit_config.held_out:
         examples, held = held_out.split(examples, task_of, fit_config.held_out, seed)
-    made, left_out = sequences(examples)
+    made, truncated = sequences(examples)
     apart = sequences(held)[0] if held else None
     return TrainingRows(
         trained=pack(made, fit_config.length),
         held_out=None if apart is None else pack(apart, fit_config.length),
-        left_out=left_out,
+        truncated=truncated,
     )
 
 

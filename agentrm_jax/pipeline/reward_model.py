@@ -109,7 +109,7 @@ class RewardModel(ExplicitScorer):
         model = load_reward(folder.directory, dtype or folder.dtype(), mesh)
         model.config.check_length("engine.context", sizes.context, str(folder.directory))
         # `score_steps` reads a reply and its answer as two segments; a search as one.
-        sizes = dataclasses.replace(sizes, max_pieces=2 * sizes.max_pieces)
+        sizes = dataclasses.replace(sizes, max_segments=2 * sizes.max_segments)
         closed = model.tokenizer.foreign
         if folder.config is not None:
             closed = folder.config.reads_closing(closed)

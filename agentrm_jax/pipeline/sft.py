@@ -31,13 +31,13 @@ class SftSummary(FitSummary):
       parameters: Number of parameters of the policy.
       trajectories: Expert trajectories.
       rows: Packed rows that were trained on.
-      steps_left_out: Steps that did not fit into a row.
+      truncated_steps: Steps that were removed because they did not fit into a row.
     """
 
     parameters: int
     trajectories: int
     rows: int
-    steps_left_out: int
+    truncated_steps: int
 
 
 def sft(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SftSummary:
@@ -68,7 +68,7 @@ def sft(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> SftSumma
         "parameters": _size(params),
         "trajectories": len(trajectories),
         "rows": len(rows.trained),
-        "steps_left_out": rows.left_out,
+        "truncated_steps": rows.truncated,
         **last,
     }
 

@@ -39,7 +39,7 @@ class Tasks:
 
     @functools.cached_property
     def _train(self) -> tuple[list[Task], list[Task]]:
-        """Both lists. They are the same for runs that start from models of other runs.
+        """Returns the tasks of expert and search, the same for runs that start from others.
 
         Raises:
           UserError: The run trains something, and all kinds are held out.

@@ -43,11 +43,11 @@ class ImplicitSummary(FitSummary):
 
     Attributes:
       rows: Packed rows that were trained on.
-      steps_left_out: Steps that did not fit into a row.
+      truncated_steps: Steps that were removed because they did not fit into a row.
     """
 
     rows: int
-    steps_left_out: int
+    truncated_steps: int
 
 
 def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> ImplicitSummary:
@@ -69,7 +69,7 @@ def train_implicit(workspace: Workspace, stage: Stage, directory: pathlib.Path) 
     params, last = fit_model(workspace, stage, "train-implicit", training)
     trained = dataclasses.replace(model, params=cast(params, workspace.config.dtype))
     models.save(directory / MODEL, "policy", trained)
-    return {"rows": len(rows.trained), "steps_left_out": rows.left_out, **last}
+    return {"rows": len(rows.trained), "truncated_steps": rows.truncated, **last}
 
 
 def _rows(workspace: Workspace, model: Model) -> TrainingRows:

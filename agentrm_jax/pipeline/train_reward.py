@@ -41,14 +41,14 @@ class RewardSummary(_OptionalOfReward):
 
     Attributes:
       rows: Packed rows that were trained on.
-      labels_left_out: Labels that did not fit into a row.
+      truncated_labels: Labels of truncated steps.
       target_mean: Weighted mean of the labels, in [0, 1].
       sibling_pairs: Pairs of siblings that share a row; with a ranking loss only.
       sibling_pairs_separated: Pairs that packing has put into different rows.
     """
 
     rows: int
-    labels_left_out: int
+    truncated_labels: int
     target_mean: float
 
 
@@ -90,7 +90,7 @@ def train_reward(workspace: Workspace, stage: Stage, directory: pathlib.Path) ->
     models.save(directory / MODEL, "reward", dataclasses.replace(start, params=params))
     summary: RewardSummary = {
         "rows": len(rows.trained),
-        "labels_left_out": rows.left_out,
+        "truncated_labels": rows.truncated,
         "target_mean": mean,
         **last,
     }

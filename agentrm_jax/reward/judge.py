@@ -215,7 +215,7 @@ def pair_texts(
 
 
 def parse_choice(answer: str, n: int) -> int | None:
-    """The attempt that an answer names in its last line, `Best: NUMBER`; None where it does not, or
+    """The attempt that an answer names in its last line, `Best: NUMBER`; None if it does not, or
     names one that is not among 1 to n."""
     found = _ANSWER.search(answer)
     if found is None or not 1 <= int(found[1]) <= n:

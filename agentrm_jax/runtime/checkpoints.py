@@ -317,5 +317,5 @@ def _check(path: pathlib.Path, target: Any, partial: bool = False) -> None:
         if stored.get(name) != wanted.get(name):
             raise UserError(
                 f"{path}: parameter {name} has shape {stored.get(name, 'none (it is missing)')}, "
-                f"the config wants {wanted.get(name, 'none (no such parameter)')}"
+                f"the config requires {wanted.get(name, 'none (no such parameter)')}"
             )

@@ -75,7 +75,7 @@ def _records(path: pathlib.Path, finished: bool = False) -> Iterator[tuple[Any, 
 
 
 def move_records(sources: Iterable[pathlib.Path], path: pathlib.Path) -> None:
-    """Appends what the sources hold to a file, but for records that it has, and deletes them.
+    """Appends what the sources hold to a file, except for records that it has, and deletes them.
 
     Where this is interrupted, it can be done again.
     """

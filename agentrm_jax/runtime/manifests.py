@@ -117,7 +117,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def files_of(directory: pathlib.Path) -> Iterator[str]:
-    """Names of all that a folder holds but for real folders, relative to it, with slashes.
+    """Names of all that a folder holds except for real folders, relative to it, with slashes.
 
     Symbolic links are named and not followed.
 

@@ -37,7 +37,7 @@ def progress(
 
     Args:
       description: What is counted, for example `explore`.
-      total: How many there are; None where that is not known.
+      total: How many there are; None if that is not known.
       done: How many were done before, by a run that was interrupted. The time left is estimated
         from what this run does.
       shown: Whether anything is shown: one of several processes does.

@@ -329,7 +329,7 @@ def _tokens(record: Mapping[str, Any]) -> int:
 
 
 def tokens_decoded(directories: Mapping[str, pathlib.Path], but: str) -> int:
-    """Returns the tokens that the stages of a run have decoded, ended or begun, but for one.
+    """Returns the tokens that the stages of a run have decoded, ended or begun, except for one.
 
     Args:
       directories: The folder of each stage by its name.

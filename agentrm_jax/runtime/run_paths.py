@@ -1,4 +1,4 @@
-"""Names of the files and folders of a run. No other module spells them."""
+"""Names of the files and folders of a run; those of a stage's record are in `run_directory`."""
 
 from __future__ import annotations
 

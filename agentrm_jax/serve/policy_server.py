@@ -27,8 +27,8 @@ _JSON = {"Content-Type": "application/json"}
 class PolicyServer:
     """A policy that a server of OpenAI's chat completions answers for.
 
-    Errors of the server are passed on as they are, and nothing is asked again. A server that
-    refuses `n`, or answers with fewer turns, gets a request for each turn from then on.
+    Errors of the server are passed on as they are. A server that refuses `n` (400, 422), or answers
+    with fewer turns, gets a request for each turn from then on; nothing else is asked again.
 
     Args:
       url: Its address, with or without `/v1`.

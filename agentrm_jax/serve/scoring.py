@@ -184,7 +184,7 @@ class ConversationScorer:
 
     def _sequence(self, segments: Sequence[np.ndarray], shared: bool) -> TokenSequence:
         """Returns a sequence with no more segments than the engine takes: the last are joined."""
-        most = self.model.engine.sizes.max_pieces
+        most = self.model.engine.sizes.max_segments
         if len(segments) > most:
             segments = [*segments[: most - 1], np.concatenate(segments[most - 1 :])]
         return TokenSequence(segments=segments, shared_prefix=shared)

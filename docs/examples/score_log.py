@@ -10,11 +10,10 @@ import itertools
 import sys
 
 import agentrm_jax as arm
-from agentrm_jax.pipeline.trajectory_files import read_trajectories
 
 log, path = sys.argv[1:]
 model = arm.RewardModel.load(path)
-trajectories = read_trajectories(log)
+trajectories = arm.read_trajectories(log)
 for scored, trajectory in zip(model.score_steps(trajectories), trajectories, strict=True):
     scores = [scored.start, *scored.after_observation]
     known = [score for score in scores if score is not None]

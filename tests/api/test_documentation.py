@@ -195,9 +195,10 @@ def test_sections_that_a_page_links_to_exist(page):
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """The words after `agentrm` of each command in the shell blocks of a page."""
-    found = []
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+    """The words after `agentrm` of each command in the shell and indented blocks of a page."""
+    found, text = [], page.read_text()
+    indented = re.findall(r"^ {4}(agentrm .*(?:\\\n.*)*)", text, re.MULTILINE)
+    for block in [*re.findall(r"```bash\n(.*?)```", text, re.DOTALL), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             parts = (part.partition(" #")[0] for part in re.split(r"&&|;", line))
             matches = (re.search(r"(?:^|\s|bin/)agentrm\s(.*)", part) for part in parts)

@@ -168,7 +168,7 @@ def test_mistakes(tokenizer, tmp_path, capsys):
     write(file, values, tokenizer, model="llama")
     assert "tokenizer.ggml.model: only gpt2 is read, not 'llama'" in fails(file)
     write(file, values, tokenizer, pre="new")
-    assert "tokenizer.ggml.pre: 'new' is none of gpt-2, smollm, llama-bpe" in fails(file)
+    assert "tokenizer.ggml.pre: must be one of gpt-2, smollm, llama-bpe" in fails(file)
 
 
 def fails(capsys, file) -> str:

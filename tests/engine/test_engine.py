@@ -65,7 +65,7 @@ def test_a_request_gets_the_same_reply_whatever_is_asked_beside_it(params):
 def test_a_long_conversation_beside_it_changes_nothing(params):
     """To the bit, though the batch is decoded by another program, with room for more pages."""
     config = dataclasses.replace(CONFIG, max_positions=1024)
-    sizes = dataclasses.replace(SIZES, context=1024, extend_tokens=64, max_pieces=8)
+    sizes = dataclasses.replace(SIZES, context=1024, extend_tokens=64, max_segments=8)
     engine = Engine(params, config, sizes)
     short, *long = request(0, 9, 5), *(request(i, 700) for i in (1, 2, 3))
     [alone] = generate(engine, [short], n=2, sampling=SAMPLING, stop=STOP)

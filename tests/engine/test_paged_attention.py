@@ -165,7 +165,7 @@ def mesh_of(data: int, fsdp: int, tensor: int):
 
 WIDE = dataclasses.replace(CONFIG, num_heads=2, num_kv_heads=1, head_dim=64, num_layers=1)
 PAGES_OF_64 = dataclasses.replace(
-    SIZES, page_size=64, decode_tokens=64, extend_tokens=64, cache_tokens=4096, max_pieces=16,
+    SIZES, page_size=64, decode_tokens=64, extend_tokens=64, cache_tokens=4096, max_segments=16,
     instruction_tokens=64, siblings=2,
 )  # fmt: skip
 

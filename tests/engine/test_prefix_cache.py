@@ -162,7 +162,7 @@ def test_a_crowded_cache_changes_no_score():
 
 
 def test_more_segments_than_fit_the_tables_is_one_clear_error():
-    sizes = dataclasses.replace(SIZES, context=120, max_pieces=1)
+    sizes = dataclasses.replace(SIZES, context=120, max_segments=1)
     engine = Engine(weights(0), CONFIG, sizes)
-    with pytest.raises(UserError, match=r"engine\.max_pieces"):
+    with pytest.raises(UserError, match=r"engine\.max_segments"):
         engine.prefill.run([engine.cache.find(request(0, *[1] * 65))])

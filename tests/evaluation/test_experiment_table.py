@@ -10,7 +10,7 @@ import pytest
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
 from agentrm_jax.data.tampering import FORGED, INVALID, KINDS, lengthened, tampered
-from agentrm_jax.evaluation.experiment_plot import lines_svg
+from agentrm_jax.evaluation.experiment_plot import Point, lines_svg
 from agentrm_jax.evaluation.experiment_table import line_plot, markdown, shown_table
 
 TABLE = {"title": "T", "rows": ["run"], "columns": "n", "values": ["score_mean"], "x": "n"}
@@ -44,6 +44,19 @@ def test_gains_are_columns_with_a_sign():
     ]  # fmt: skip
 
 
+def test_gains_that_are_no_chance_have_a_star_and_its_meaning():
+    table = {**TABLE, "rows": ["run", "n"], "columns": "", "baselines": ["greedy"]}
+    gain = {"gain_over_greedy": 0.05, "gain_over_greedy_ci95": [0.01, 0.09]}
+    p_values = (0.01, 0.2, 1.0, 1.0)
+    rows = [
+        {**row, **gain, "gain_over_greedy_p_holm": p} for row, p in zip(ROWS, p_values, strict=True)
+    ]
+    text = markdown(shown_table(table, rows, []))
+    assert text.count("[+1.0, +9.0]\\*") == 1
+    assert text.endswith("if these are more than five.")
+    assert "Holm" not in markdown(shown_table(table, rows[1:], []))
+
+
 def test_two_results_in_one_cell_are_refused():
     with pytest.raises(UserError, match="two results in row 'a', column '1'"):
         shown_table(TABLE, [*ROWS, ROWS[0]], [])
@@ -56,10 +69,15 @@ def test_a_result_without_a_number_is_an_empty_cell():
 
 def test_the_figure_has_every_point_and_escapes_names():
     lines = line_plot(TABLE, [*ROWS, {"run": "<x>", "n": "none", "score_mean": 0.5}])
-    assert lines == [("a", [(1.0, 0.1), (2.0, 0.2)]), ("b|c", [(1.0, 0.1), (2.0, 0.2)])]
-    svg = lines_svg([("<script>", [(0.0, 1.0), (4.0, 3.0)]), *lines], "n", "score & more")
+    points = [Point(1.0, 0.1, (0.0, 1.0)), Point(2.0, 0.2, (0.0, 1.0))]
+    assert lines == [("a", points), ("b|c", points)]
+    hostile = ("<script>", [Point(0.0, 1.0), Point(4.0, 3.0)])
+    svg = lines_svg([hostile, *lines], "n", "score & more")
     root = ET.fromstring(svg)
     assert len(root.findall("circle")) == 6
+    bars = [line for line in root.findall("line") if line.get("opacity")]
+    assert len(bars) == 4  # those of the points with an interval
+    assert all(float(bar.get("y2", 0)) < float(bar.get("y1", 0)) for bar in bars)
     assert "<script>" not in svg
     assert lines_svg([], "n", "score") == ""
 

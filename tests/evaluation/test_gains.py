@@ -9,7 +9,8 @@ import pytest
 from report_cases import episodes
 
 from agentrm_jax.evaluation.episodes import AT_OBSERVATION, Episode
-from agentrm_jax.evaluation.gains import gains
+from agentrm_jax.evaluation.gains import correct_gains, gains
+from agentrm_jax.evaluation.significance import paired_test
 
 RUN = episodes(6)
 
@@ -39,6 +40,20 @@ def test_the_gain_is_the_mean_difference_of_the_same_tasks():
     assert found["gain_over_random_of_n"] == pytest.approx(expected)
     low, high = found["gain_over_random_of_n_ci95"]
     assert low <= expected <= high
+    pairs = [(each.outcome, other[each.task.task_id]) for each in best]
+    assert found["gain_over_random_of_n_p"] == paired_test(*zip(*pairs, strict=True))[0]
+
+
+def test_p_values_of_more_than_five_gains_are_corrected():
+    few = [{"gain_over_a_p": p, "gain_over_a": 0.1} for p in (0.01, 0.02)]
+    correct_gains(few)
+    assert [row["gain_over_a_p_holm"] for row in few] == [0.01, 0.02]
+    many = [{"gain_over_a_p": 0.01, "gain_over_b_p": 0.5}, {}]
+    many += [{"gain_over_a_p": p} for p in (0.02, 0.6, 0.7, 0.8)]
+    correct_gains(many)
+    assert many[0]["gain_over_a_p_holm"] == pytest.approx(6 * 0.01)
+    assert many[2]["gain_over_a_p_holm"] == pytest.approx(5 * 0.02)
+    assert many[1] == {}
 
 
 def test_a_control_is_the_same_method_at_the_same_place_of_the_score():

@@ -310,7 +310,7 @@ def test_sentences_follow_the_interval() -> None:
         [{**row, "difference": d, "ci95": ci} for d, ci in intervals]
     )
     assert better == "A is better than B: +0.300 [+0.100, +0.500] over 9 tasks"
-    assert "not told apart from" in unsure
+    assert "not distinguishable from" in unsure
     assert "worse than" in worse
 
 
@@ -322,7 +322,7 @@ def test_many_comparisons_are_corrected_and_shortened() -> None:
         "A is better than B1: +0.300 [+0.100, +0.500] over 9 tasks, p 0.010 by Holm's rule",
         "11 other comparisons over all tasks show no difference",
     ]
-    assert "A is not told apart from B12" in comparison_sentences(corrected[-6:])[-1]
+    assert "A is not distinguishable from B12" in comparison_sentences(corrected[-6:])[-1]
 
 
 def test_scores_that_cannot_be_judged_are_null() -> None:

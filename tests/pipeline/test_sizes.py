@@ -23,7 +23,7 @@ TINY = pathlib.Path(__file__).parents[2] / "configs" / "tiny.yaml"
 GIB = 2**30
 ENGINE = (
     "context", "decode_rows", "decode_tokens", "extend_rows", "extend_tokens", "extend_batch",
-    "cache_tokens", "max_pieces", "instruction_tokens",
+    "cache_tokens", "max_segments", "instruction_tokens",
 )  # fmt: skip
 KEYS = (
     *(f"engine.{name}" for name in ENGINE),

@@ -153,7 +153,7 @@ def test_endless_conversations_are_refused(scorer):
 
 
 def test_more_segments_than_the_engine_takes(scorer):
-    most = scorer.model.engine.sizes.max_pieces
+    most = scorer.model.engine.sizes.max_segments
     segments = [np.asarray([i % 50 + 10], np.int32) for i in range(most + 7)]
     joined = scorer._sequence(segments, False)
     assert len(joined.segments) == most

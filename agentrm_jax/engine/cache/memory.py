@@ -43,7 +43,7 @@ def least_bytes(
     heads = math.ceil(shape["num_kv_heads"] / tensor)
     head = head_bytes(shape["head_dim"], number, sizes["kv"])
     token = 2 * shape["num_layers"] * heads * head  # keys and values
-    pages = sizes["context"] // sizes["page_size"] + sizes["max_pieces"]
+    pages = sizes["context"] // sizes["page_size"] + sizes["max_segments"]
     pool = max(sizes["cache_tokens"], sizes["context"], sizes["instruction_tokens"]) * token
     read = sizes["extend_rows"] * sizes["extend_tokens"]
     batch = sizes["extend_batch"] or read // 2

@@ -47,7 +47,7 @@ class PageTables:
         self.cache, self._sizes = cache, sizes
         self.tile = max(1, TILE_TOKENS // sizes.page_size)
         step = math.lcm(self.tile, PAGE_BLOCK)
-        most_pages = -(-sizes.context // sizes.page_size) + sizes.max_pieces
+        most_pages = -(-sizes.context // sizes.page_size) + sizes.max_segments
         self._width = -(-most_pages // step) * step
         self._shared_pages = shared_pages(sizes)
 
@@ -79,11 +79,11 @@ class PageTables:
 
     def _root(self, leaf: Node | None) -> Node | None:
         path = [] if leaf is None else leaf.path()
-        if len(path) > self._sizes.max_pieces:
+        if len(path) > self._sizes.max_segments:
             raise UserError(
                 f"must be at least {len(path)}, the segments of a sequence",
-                field="engine.max_pieces",
-                value=self._sizes.max_pieces,
+                field="engine.max_segments",
+                value=self._sizes.max_segments,
             )
         return path[0] if path else None
 

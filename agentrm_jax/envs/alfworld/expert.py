@@ -23,7 +23,7 @@ _OWN_NAME = re.compile(r"\w+_bar_\w+")
 
 
 def demonstrate(task: Task, simulator: Simulator) -> list[Demonstration] | None:
-    """Actions that win, with thoughts; None where no expert wins within the limit of steps."""
+    """Actions that win, with thoughts; None if no expert wins within the limit of steps."""
     experts: tuple[Callable[[Task, Game], list[str] | None], ...]
     experts = (_walkthrough, _hand_coded, _planned)
     for expert in experts:
@@ -34,7 +34,7 @@ def demonstrate(task: Task, simulator: Simulator) -> list[Demonstration] | None:
 
 
 def _won(task: Task, simulator: Simulator, commands: Sequence[str]) -> list[str] | None:
-    """The answers to the commands, or None where they do not win."""
+    """The answers to the commands, or None if they do not win."""
     simulator.reset(task)
     answers = []
     for number, command in enumerate(commands, start=1):

@@ -56,7 +56,7 @@ def games_folder() -> Path:
 
 
 def missing_games() -> str | None:
-    """One line on where to put the games; None where they are there."""
+    """One line on where to put the games; None if they are there."""
     if _archive().is_file() or any(folder.is_dir() for folder in _folders()):
         return None
     return (
@@ -71,7 +71,7 @@ def game_names(split: str) -> tuple[str, ...]:
 
 
 def paper_names() -> tuple[str, ...] | None:
-    """The 134 test games in the order of ETO's list; None where its file is not there."""
+    """The 134 test games in the order of ETO's list; None if its file is not there."""
     path = data_directory() / "alfworld" / _PAPER_LIST
     if not path.is_file():
         return None

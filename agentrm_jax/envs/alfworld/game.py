@@ -121,7 +121,7 @@ class Game:
         return sorted({self._command(operator.name) for operator in self._operators()})
 
     def act(self, command: str) -> str | None:
-        """The answer to a command; None where it is not possible now."""
+        """The answer to a command; None if it is not possible now."""
         import fast_downward
 
         for operator in self._operators():
@@ -259,7 +259,7 @@ def _translate(domain: str, problem: str) -> Translation:
 
 
 def _initial_facts(task: Any) -> Iterator[Sequence[str]]:
-    """The problem's own facts but for equalities, costs and distances."""
+    """The problem's own facts except for equalities, costs and distances."""
     for atom in task.init:
         predicate = getattr(atom, "predicate", "=")
         if predicate != "=":

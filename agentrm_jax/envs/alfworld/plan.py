@@ -15,7 +15,7 @@ from agentrm_jax.envs.alfworld.text import Facts
 
 
 def plan(goal: Goal, facts: Facts, names: Mapping[str, str]) -> list[str] | None:
-    """The shortest of the plans that are tried, the first by name where several are; None where
+    """The shortest of the plans that are tried, the first by name where several are; None if
     there is none."""
     house = _House(facts, names)
     plans = map(house.commands, _choices(goal, house))

@@ -172,7 +172,7 @@ def goal_of(task: Task) -> Goal:
 
 
 def walkthrough_of(task: Task) -> list[str] | None:
-    """The commands stored in the game; None where there are none or the goal is another one."""
+    """The commands stored in the game; None if there are none or the goal is another one."""
     if task.spec["goal"] is not None:
         return None
     return _read(games_folder(), task.spec["game"]).get("walkthrough") or None

@@ -48,7 +48,7 @@ _Piece = Callable[[_Scene], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Grammar:
-    """The texts of a game but for its task.
+    """The texts of a game except for its task.
 
     Attributes:
       rules: For each symbol its productions: the first whose condition holds is taken.

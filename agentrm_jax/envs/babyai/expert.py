@@ -46,7 +46,7 @@ def _bot_class() -> type:
 
 
 def demonstrate(task: Task) -> list[Demonstration] | None:
-    """The expert's turns from reset to success, or None where it does not succeed in time."""
+    """The expert's turns from reset to success, or None if it does not succeed in time."""
     episode = BabyAIEpisode()
     episode.reset(task)
     try:
@@ -94,7 +94,7 @@ def _without_what_is_carried(plan: list[Any], carried: Any) -> list[Any]:
 
 
 def _macro_turn(bot: Any, found: Options, episode: BabyAIEpisode) -> Demonstration | None:
-    """The macro action for the bot's next sub-goal; None where no macro does it."""
+    """The macro action for the bot's next sub-goal; None if no macro does it."""
     if not bot.stack:
         return None
     top, below = bot.stack[-1], bot.stack[-2] if len(bot.stack) > 1 else None
@@ -117,7 +117,7 @@ def _macro_turn(bot: Any, found: Options, episode: BabyAIEpisode) -> Demonstrati
 
 
 def _single_turn(bot: Any, found: Options, move: int) -> Demonstration | None:
-    """The bot's own next move; None where the text has no action for it now."""
+    """The bot's own next move; None if the text has no action for it now."""
     world = bot.mission
     single = {LEFT: "turn left", RIGHT: "turn right", FORWARD: "move forward"}
     if move == PICKUP:

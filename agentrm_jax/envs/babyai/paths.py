@@ -54,12 +54,12 @@ class Paths:
         return [(child, move) for child, move in found if child not in self._rank]
 
     def facing(self, target: Position) -> tuple[int, ...] | None:
-        """The moves to a pose next to the target that looks at it; None where none is found."""
+        """The moves to a pose next to the target that looks at it; None if none is found."""
         x, y = target
         return self._to([(x - dx, y - dy, facing) for facing, (dx, dy) in enumerate(DIRECTIONS)])
 
     def onto(self, target: Position) -> tuple[int, ...] | None:
-        """The moves onto the target; None where none is found."""
+        """The moves onto the target; None if none is found."""
         return self._to([(*target, facing) for facing in range(4)])
 
     def _to(self, poses: list[Pose]) -> tuple[int, ...] | None:

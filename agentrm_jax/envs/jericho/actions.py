@@ -108,7 +108,7 @@ def _things(simulator: Simulator, state: State) -> tuple[list[str], list[str]]:
             words = [word for word in words if word[:length] in _words(simulator)]
             if words:
                 known.setdefault(words[-1], []).append(" ".join(words))
-        # One word is enough, but for two doors.
+        # One word is enough, except for two doors.
         named = (whole if len(whole) > 1 else [last] for last, whole in known.items())
         return list(dict.fromkeys(itertools.chain.from_iterable(named)))
 

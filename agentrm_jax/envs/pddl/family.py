@@ -47,7 +47,7 @@ class Pddl:
     end_reveals_outcome = True  # "The goal is satisfied."
 
     def missing(self) -> None:
-        """Nothing, but for the split `paper`: see `counts`."""
+        """Nothing, except for the split `paper`: see `counts`."""
 
     def counts(self) -> Mapping[Split, int | None]:
         counts: dict[Split, int | None] = {"train": None, "test": None}
@@ -84,7 +84,7 @@ class Pddl:
         return PddlEpisode()
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
-        """A short plan, not always the shortest; None where none of `max_steps` was found."""
+        """A short plan, not always the shortest; None if none of `max_steps` was found."""
         game = _game(task)
         plan = find_plan(game.problem, game.actions, max_length=task.max_steps)
         return None if plan is None else explained(game.problem, plan)

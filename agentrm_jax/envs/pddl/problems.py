@@ -67,8 +67,8 @@ def problem_form(problem: Problem) -> str:
 
     Objects get the same colour as long as nothing tells them apart: their types, the atoms they are
     in, the colours of the other objects there, and so on (colour refinement). So problems that are
-    equal but for names have equal forms. Rarely, others have too: they then count as one problem,
-    which is the safe side.
+    equal except for names have equal forms. Rarely, others have too: they then count as one
+    problem, which is the safe side.
     """
     constants = problem.domain.constants
     facts = [(False, atom) for atom in problem.init] + [(True, atom) for atom in problem.goal]
@@ -100,7 +100,7 @@ def _ranked(keys: Mapping[str, Any]) -> dict[str, int]:
 
 
 def draw(kind: str, seed: str) -> Problem | None:
-    """A random problem, small or as large as AgentBoard's; None where the goal is true already."""
+    """A random problem, small or as large as AgentBoard's; None if the goal is true already."""
     objects, init, goal = _DRAW[kind](random.Random(seed))
     if set(goal) <= set(init):
         return None
@@ -210,7 +210,7 @@ def _tyreworld(rng: random.Random) -> Parts:
     """One to four hubs with flat wheels w; intact wheels r in the boot; some of it done already."""
     numbers = range(1, rng.randint(1, 4) + 1)
     init: list[Atom] = [("unlocked", "boot")]
-    lying = rng.choice((0.0, 0.0, 0.3))  # how often a tool is at hand already
+    lying = rng.choice((0.0, 0.0, 0.3))  # how often a tool is there already
     open_already = rng.random() < 0.3
     init.append(("isopen" if open_already else "closed", "boot"))
     init += [

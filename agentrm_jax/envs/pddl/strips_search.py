@@ -33,7 +33,7 @@ def find_plan(
       max_states: How many states the greedy attempt may look at.
 
     Returns:
-      The plan, or None where none was found (there may be one).
+      The plan, or None if none was found (there may be one).
     """
     search = _Search(problem, actions)
     greedy = search.run(helpful_only=True, weight=5.0, max_states=max_states)
@@ -130,7 +130,7 @@ class _Search:
     def relaxed_plan(self, state: int) -> tuple[int, list[int]] | None:
         """The length of a relaxed plan and those of its actions that are possible now.
 
-        None where the goal cannot be reached at all.
+        None if the goal cannot be reached at all.
         """
         supporter = self._supporters(state)
         if any(goal not in supporter for goal in self._goals):

@@ -21,7 +21,7 @@ class Parts:
     Attributes:
       left: Parts that were not reached yet.
       count: How many parts there are.
-      state: What the world has to hold at the end, or None where that does not matter.
+      state: What the world has to hold at the end, or None if that does not matter.
       state_of: How it is read.
       only_success: Whether the progress is 1 at a successful end and 0 before.
     """

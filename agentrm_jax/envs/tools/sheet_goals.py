@@ -37,7 +37,7 @@ class Theme:
       formats: Number formats of the columns.
       group: Which column (from 0) sorts records into groups.
       numbers: Columns with numbers.
-      totals: A column that is empty but for its title, what goes there, and from which columns.
+      totals: A column that is empty except for its title, what goes there, and from which columns.
     """
 
     titles: tuple[str, ...]
@@ -104,7 +104,7 @@ class SheetDraw:
 
 
 def grid_of(values: Sequence[Sequence[Any]], formats: Sequence[str]) -> Grid:
-    """A sheet with these values, each column in its format but for the title, and spare room."""
+    """A sheet with these values, each column in its format except for the title, and spare room."""
     blank = (Cell(),) * _SPARE_COLUMNS
     rows = [
         (
@@ -121,7 +121,7 @@ def grid_of(values: Sequence[Sequence[Any]], formats: Sequence[str]) -> Grid:
 
 
 def draw_sheet(seed: str) -> SheetDraw | None:
-    """A random table with a goal of one to three parts, or None where they do not fit."""
+    """A random table with a goal of one to three parts, or None if they do not fit."""
     rng = random.Random(seed)
     theme = rng.choice(_THEMES)
     values = _table(rng, theme)

@@ -97,7 +97,7 @@ def labelled_plan(
 def _differences(
     world: TodoWorld, wanted: Sequence[Mapping[str, Any]]
 ) -> list[tuple[TodoTask, str | None]]:
-    """Tasks that have to change: their new due date, or None where they have to go."""
+    """Tasks that have to change: their new due date, or None if they have to go."""
     due = {(task["content"], task["order"]): task["due_date"] for task in wanted}
     found: list[tuple[TodoTask, str | None]] = []
     for task in world.tasks.values() if wanted else ():

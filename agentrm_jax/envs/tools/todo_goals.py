@@ -72,7 +72,7 @@ class TodoDraw:
 
 
 def draw_todo(seed: str) -> TodoDraw | None:
-    """A random to-do list with a goal that fits, or None where the goal does not fit."""
+    """A random to-do list with a goal that fits, or None if the goal does not fit."""
     rng = random.Random(seed)
     today = _FIRST_DAY + timedelta(days=rng.randrange(3000))
     names = rng.sample(sorted(_LISTS), rng.randint(2, 4))

@@ -82,7 +82,7 @@ class ToolOperation:
     """A to-do list and sheets with AgentBoard's tools.
 
     Kinds `todo` and `sheet` are tasks that others made: in `test` AgentGym's tool tasks, in `paper`
-    AgentBoard's list where its file is at hand. Kinds `todo_generated` and `sheet_generated` are
+    AgentBoard's list if its file is there. Kinds `todo_generated` and `sheet_generated` are
     our own (`train`, `test`) and need no files.
     """
 

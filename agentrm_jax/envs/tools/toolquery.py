@@ -66,9 +66,9 @@ _EXAMPLE = (
 
 class ToolQuery:
     """Questions for AgentBoard's tools: in `test` AgentGym's tool tasks, in `paper` AgentBoard's
-    list where its file is at hand; there is no `train`.
+    list if its file is there; there is no `train`.
 
-    What the tools know has to be at hand, too: recorded answers of the two web services (see
+    The data of the tools must be there as well: recorded answers of the two web services (see
     `tools.http`), the converted graphs of `academia`.
     """
 
@@ -81,7 +81,7 @@ class ToolQuery:
         return "progress rate" if has_agentboard(_AGENTBOARD) else "success rate"
 
     def missing(self) -> str | None:
-        """Why nothing can be played; None where at least one kind can."""
+        """Returns the reason if no kind can be played, else None."""
         reasons = [_reason(kind) for kind in _KINDS]
         return None if None in reasons else next(reason for reason in reasons if reason)
 

@@ -93,7 +93,7 @@ class WebShop:
         return WebShopEpisode()
 
     def demonstrate(self, task: Task) -> list[Demonstration] | None:
-        """A purchase with the full reward; None where WebShop's formula allows none."""
+        """A purchase with the full reward; None if WebShop's formula allows none."""
         catalogue = self._catalogue()
         return demonstration(goal_from_spec(task, catalogue), catalogue, task.max_steps)
 

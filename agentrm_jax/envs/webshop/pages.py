@@ -78,7 +78,7 @@ def clickable(view: View, catalogue: Catalogue) -> list[str]:
 
 
 def following(view: View, verb: str, words: str, catalogue: Catalogue) -> View | None:
-    """The view after an action other than a purchase; None where it is not possible."""
+    """The view after an action other than a purchase; None if it is not possible."""
     if verb == "search":
         return View(kind="results", found=catalogue.search(words))
     if words not in clickable(view, catalogue):

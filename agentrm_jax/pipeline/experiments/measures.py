@@ -20,7 +20,7 @@ from agentrm_jax.evaluation.episodes import (
     row_variant,
     scored_label,
 )
-from agentrm_jax.evaluation.gains import gains
+from agentrm_jax.evaluation.gains import correct_gains, gains
 from agentrm_jax.evaluation.log_fits import log_fits
 from agentrm_jax.evaluation.report_rows import BestOfKRow
 from agentrm_jax.evaluation.results import level, merge_runs, result_rows
@@ -82,6 +82,7 @@ def measured(experiment: Experiment, planned: Plan, table: TableConfig) -> Measu
             for row in _stored(planned, run, table, lambda run=run: measure(planned, run, table))
         ]
     rows = [row for row in rows if _shown(row, table)]
+    correct_gains(rows)
     return {"table": plain(table), "rows": rows, "notes": notes}
 
 

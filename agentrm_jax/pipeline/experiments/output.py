@@ -19,6 +19,7 @@ from agentrm_jax.evaluation.experiment_table import (
     line_plot,
     markdown,
     shown_table,
+    star_note,
 )
 from agentrm_jax.evaluation.page import page
 from agentrm_jax.pipeline.config_values import plain
@@ -91,6 +92,8 @@ def print_tables(record: Mapping[str, Any]) -> None:
             own = [shown["paper"][number] or "-"] if shown["paper"] else []
             table.add_row(*(Text(printable(t)) for t in (name, *map(cell_text, cells), *own)))
         console.print(table)
+        if note := star_note(shown):
+            print(f"{note}.")
     for number in record["paper"]:
         print(f"paper: {number['label']}: {number['value']:g} ({number['source']})")
 
@@ -123,7 +126,7 @@ def _page(record: Mapping[str, Any], shown: Sequence[ShownTable]) -> str:
                 **each,
                 "rows": _shaded(each["rows"], table["heat"]),
                 "figure": figure,
-                "notes": measured["notes"],
+                "notes": [*filter(None, [star_note(each)]), *measured["notes"]],
             }
         )
     return page(PAGE, title=record["title"], record=record, tables=tables)
