@@ -170,13 +170,29 @@ def finished(
         change = 100 * (found[f"last_over_first_per_{unit}"] - 1)
         name = unit.replace("_", "-")
         print(f"  per {name:11} first quarter {first:8.2f}, last {last:8.2f} ({change:+.1f}%)")
+    for name, kept in checks(rows, found).items():
+        print(f"  {name}: {'yes' if kept else 'NO'}")
     seen, last = len(watch.samples), len(rows)
     print(
         f"  processes: {seen} seen, {last} at the end"
         + "".join(f", {k} {v}" for k, v in more.items())
     )
     return {"minutes": minutes, "done": counts[-1].done, **found, "processes": rows,
-            "processes_seen": seen, **more}  # fmt: skip
+            "processes_seen": seen, "checks": checks(rows, found), **more}  # fmt: skip
+
+
+def checks(rows: Sequence[dict[str, Any]], found: dict[str, float]) -> dict[str, bool]:
+    """Returns whether each promise was kept; they say little about a run of less than an hour."""
+    return {
+        "memory grows by less than 1% an hour": all(
+            row["mib_per_hour"] < 0.01 * row["mib_after_warm_up"] for row in rows
+        ),
+        "no process has more descriptors at the end": all(
+            row["descriptors"][1] <= row["descriptors"][0] for row in rows
+        ),
+        "the last quarter is within 5% of the first": abs(found["last_over_first_per_second"] - 1)
+        < 0.05,
+    }
 
 
 class LineCount:

@@ -62,6 +62,8 @@ def tables(name: str) -> str:
         shown[number - 1] += (
             f"\n\n![{record['tables'][number - 1]['table']['title']}]({name}_{number}.svg)"
         )
+    if name == "transfer":
+        shown.insert(0, "![Gains in points, trained on a level (rows)](transfer_gains.svg)")
     return "\n\n".join([*map(folded, shown), textwrap.fill(source, 100)])
 
 
@@ -103,6 +105,48 @@ def figures(name: str) -> dict[int, str]:
             file = drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
             found[number] = file.replace("<title>", f"{STYLE}<title>", 1)
     return found
+
+
+def transfer_gains() -> str:
+    """The heat map of transfer: gains of fine-tuned policies, and of reward models."""
+    record = json.loads((FOLDER / "transfer.json").read_text())
+    scores = {
+        (row["run"], row["label"], row["task"].rpartition("/")[2]): 100 * row["score_mean"]
+        for each in record["tables"]
+        for row in each["rows"]
+    }
+    levels = [key[2] for key in scores if key[:2] == ("policy_1", "greedy")]
+    panels = (
+        ("fine-tuned policy, over the general one", "policy", "greedy", "greedy"),
+        ("reward model, over random choice", "reward", "best-of-5, explicit", "random-of-5"),
+    )
+    parts = ["<title>Gains in points by the level of the training and of the test</title>"]
+    for number, (title, run, label, baseline) in enumerate(panels):
+        left = 118 + 380 * number
+        parts.append(f'<text x="{left}" y="14" font-weight="bold">{title}</text>')
+        for column, level in enumerate(levels):
+            middle = left + 35 + 70 * column
+            parts.append(f'<text x="{middle}" y="34" text-anchor="middle">{level}</text>')
+        for row in range(3):
+            y = 42 + 34 * row
+            if not number:
+                name = f"{levels[row]}</text>"
+                parts.append(f'<text x="{left - 8}" y="{y + 21}" text-anchor="end">{name}')
+            for column, level in enumerate(levels):
+                gain = scores[f"{run}_{row + 1}", label, level]
+                gain -= scores[f"reward_{row + 1}", baseline, level]
+                colour = "var(--accent)" if gain > 0 else "var(--second)"
+                own = ' stroke="currentColor" stroke-width="2"' if levels[row] == level else ""
+                x = left + 70 * column
+                parts.append(
+                    f'<rect x="{x}" y="{y}" width="66" height="30" fill="{colour}" '
+                    f'fill-opacity="{min(1.0, abs(gain) / 50):.2f}"{own}/>'
+                    f'<text x="{x + 33}" y="{y + 20}" text-anchor="middle">{gain:+.1f}</text>'
+                )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 790 150" role="img" font-size="11" '
+        f'fill="currentColor">{STYLE}{"".join(parts)}</svg>\n'
+    )
 
 
 def differences(comparisons: list[dict]) -> str:
@@ -248,3 +292,4 @@ if __name__ == "__main__":
         for name in re.findall(r"<!-- (\w+) -->\n", path.read_text()):
             for number, drawn in ({} if name == "end" else figures(name)).items():
                 (FOLDER / f"{name}_{number}.svg").write_text(drawn + "\n")
+    (FOLDER / "transfer_gains.svg").write_text(transfer_gains())
