@@ -197,7 +197,7 @@ def test_sections_that_a_page_links_to_exist(page):
 def commands(page: pathlib.Path) -> list[list[str]]:
     """The words after `agentrm` of each command in the shell and indented blocks of a page."""
     found, text = [], page.read_text()
-    indented = re.findall(r"^ {4}(agentrm .*(?:\\\n.*)*)", text, re.MULTILINE)
+    indented = re.findall(r"^ {4}(agentrm (?:.*\\\n)*.*)", text, re.MULTILINE)
     for block in [*re.findall(r"```bash\n(.*?)```", text, re.DOTALL), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             parts = (part.partition(" #")[0] for part in re.split(r"&&|;", line))
