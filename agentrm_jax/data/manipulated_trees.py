@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from agentrm_jax.core.records import Trajectory
+from agentrm_jax.data.manipulations import manipulated
 from agentrm_jax.data.states import ROOT_PARENT, LabelledTree
-from agentrm_jax.data.tampering import tampered
 
 _TAUGHT = ("invalid_actions", "other_observations", "shuffled_steps")
 
@@ -20,7 +20,7 @@ def manipulated_trees(
     """Returns manipulated forms of some paths; the last state of each has value 0 and weight 1.
 
     The form is drawn for each path: actions that no environment understands, the answers of another
-    task, or the steps in another order; see `data.tampering`. The last answer stays: whether
+    task, or the steps in another order; see `data.manipulations`. The last answer stays: whether
     a success is forged cannot be seen where the end says nothing.
 
     Args:
@@ -37,7 +37,7 @@ def manipulated_trees(
             if len(nodes) > 2 and rng.random() < fraction:
                 paths.append(tree.state(nodes[-1]))
     forms: dict[int, list[Trajectory]] = defaultdict(list)
-    pairs = tampered(paths, seed)
+    pairs = manipulated(paths, seed)
     for kind in _TAUGHT:
         for path, changed in pairs[kind]:
             forms[id(path)].append(changed)

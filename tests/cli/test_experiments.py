@@ -181,7 +181,7 @@ def test_seeds_are_averaged_within_a_task(output):
 
 
 def test_scores_before_and_after_a_manipulation(output):
-    found = {(r["reward_model"], r["tampering"]): r for r in rows(run("adversarial", output))}
+    found = {(r["reward_model"], r["manipulation"]): r for r in rows(run("adversarial", output))}
     assert {model for model, _ in found} == {"explicit", "implicit"}
     for row in found.values():
         assert row["change"] == pytest.approx(row["score_after"] - row["score_before"])

@@ -7,7 +7,7 @@ import pytest
 import agentrm_jax as arm
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.data.manipulated_trees import manipulated_trees
-from agentrm_jax.data.tampering import INVALID
+from agentrm_jax.data.manipulations import INVALID
 from agentrm_jax.pipeline.train_config import RewardTrainConfig
 from agentrm_jax.testing import Guess, guess_policy, guess_tasks
 

@@ -9,7 +9,7 @@ import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.records import Step, Task, Trajectory, Transition
-from agentrm_jax.data.tampering import FORGED, INVALID, KINDS, lengthened, tampered
+from agentrm_jax.data.manipulations import FORGED, INVALID, KINDS, lengthened, manipulated
 from agentrm_jax.evaluation.experiment_plot import Point, lines_svg
 from agentrm_jax.evaluation.experiment_table import line_plot, markdown, shown_table
 
@@ -104,7 +104,7 @@ def played(number: int, outcome: float, texts: tuple[str, ...]) -> Trajectory:
 
 def test_each_manipulation_changes_what_it_says_and_nothing_else():
     good, bad = played(0, 1.0, ("go", "take")), played(1, 0.0, ("sit", "sit", "run"))
-    pairs = tampered([good, bad, dataclasses.replace(bad, steps=())])
+    pairs = manipulated([good, bad, dataclasses.replace(bad, steps=())])
     assert set(pairs) == set(KINDS)
     assert [first for first, _ in pairs["invalid_actions"]] == [good, bad]
     for first, second in pairs["invalid_actions"]:
@@ -129,9 +129,9 @@ def test_each_manipulation_changes_what_it_says_and_nothing_else():
 
 
 def test_a_forged_success_without_a_success_to_copy():
-    [(_, forged)] = tampered([played(1, 0.0, ("sit",))])["forged_success"]
+    [(_, forged)] = manipulated([played(1, 0.0, ("sit",))])["forged_success"]
     assert forged.steps[-1].transition.observation == FORGED
-    assert tampered([played(1, 0.0, ("sit",))])["shuffled_steps"] == []
+    assert manipulated([played(1, 0.0, ("sit",))])["shuffled_steps"] == []
 
 
 def test_trajectories_of_any_length():

@@ -9,8 +9,8 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.fields import check_choice, check_fields
 from agentrm_jax.evaluation.gains import BASELINES
 
-Measure = Literal["methods", "by_n", "log_fit", "trees", "tampering", "cost"]
-MEASURES: tuple[Measure, ...] = ("methods", "by_n", "log_fit", "trees", "tampering", "cost")
+Measure = Literal["methods", "by_n", "log_fit", "trees", "manipulations", "cost"]
+MEASURES: tuple[Measure, ...] = ("methods", "by_n", "log_fit", "trees", "manipulations", "cost")
 Level = Literal["all", "macro", "environment", "kind"]
 LEVELS: tuple[Level, ...] = ("all", "macro", "environment", "kind")
 SPLITS = ("all", "held_in", "held_out")
@@ -43,11 +43,11 @@ class TableConfig:
       title: Its title.
       measure: What is measured: `methods` (results of test-time methods), `by_n` (best-of-n for
         every number of trajectories), `log_fit` (the gain in score of each doubling of `over`),
-        `trees` (the reward model against the values of search trees), `tampering` (scores of stored
-        trajectories before and after a manipulation) or `cost` (seconds and tokens of the reward
-        models over the length of trajectories).
+        `trees` (the reward model against the values of search trees), `manipulations` (scores of
+        stored trajectories before and after a manipulation) or `cost` (seconds and tokens of the
+        reward models over the length of trajectories).
       rows: The keys of a result that name a row: `run`, `label`, `method`, `reward_model`, `n`,
-        `task`, `split`, `name`, `tampering`, `length`, or an axis of `grid`.
+        `task`, `split`, `name`, `manipulation`, `length`, or an axis of `grid`.
       columns: The key whose values are the columns; empty for a column of each of `values`.
       values: The keys that are shown, for example `score_mean`; one if `columns` is set.
       level: Of `methods` and `by_n`: all tasks (`all`, micro), the mean of the environments
@@ -65,7 +65,7 @@ class TableConfig:
         `random_of_n` or a control such as `likelihood`; each is a column `gain_over_BASELINE`. A
         run that lacks it is compared with that of another run with the same policy.
       lengths: Of `cost`: the numbers of steps.
-      num_trajectories: Of `cost` and `tampering`: how many stored trajectories are used at most.
+      num_trajectories: Most stored trajectories of `cost` and `manipulations`.
       x: The key on the x axis of the figure; empty for no figure. The first value is drawn.
       heat: Whether cells are coloured by their value.
     """

@@ -31,7 +31,7 @@ from agentrm_jax.pipeline.evaluate_reward_model import FIGURES, Compared, evalua
 from agentrm_jax.pipeline.experiments.config import Level, TableConfig
 from agentrm_jax.pipeline.experiments.jobs import Plan, PlannedRun
 from agentrm_jax.pipeline.experiments.load import Experiment
-from agentrm_jax.pipeline.experiments.scoring import costs, tamperings
+from agentrm_jax.pipeline.experiments.scoring import costs, manipulations
 from agentrm_jax.runtime.json_files import read_json, write_json_atomic
 from agentrm_jax.runtime.processes import from_first
 from agentrm_jax.runtime.run_paths import EPISODES, MODEL, RunPaths
@@ -75,7 +75,7 @@ def measured(experiment: Experiment, planned: Plan, table: TableConfig) -> Measu
     elif table.measure == "trees":
         rows = from_first(lambda: _trees(experiment, planned, table, notes))
     else:
-        measure = {"tampering": tamperings, "cost": costs}[table.measure]
+        measure = {"manipulations": manipulations, "cost": costs}[table.measure]
         rows = [
             row
             for run in planned.evaluated

@@ -12,7 +12,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.proposals import scores_of
 from agentrm_jax.core.protocols import Scorer
 from agentrm_jax.core.records import Trajectory
-from agentrm_jax.data.tampering import lengthened, tampered
+from agentrm_jax.data.manipulations import lengthened, manipulated
 from agentrm_jax.evaluation.harness import by_task
 from agentrm_jax.evaluation.rollout_files import read_rollouts
 from agentrm_jax.evaluation.statistics import bootstrap
@@ -25,7 +25,7 @@ from agentrm_jax.runtime.progress import progress
 Row = dict[str, Any]
 
 
-def tamperings(planned: Plan, run: PlannedRun, table: TableConfig) -> list[Row]:
+def manipulations(planned: Plan, run: PlannedRun, table: TableConfig) -> list[Row]:
     """Returns the scores of stored trajectories before and after each manipulation.
 
     The error is that to the outcome: a manipulated trajectory that never happened has outcome 0, a
@@ -38,16 +38,16 @@ def tamperings(planned: Plan, run: PlannedRun, table: TableConfig) -> list[Row]:
     """
     workspace = Workspace(config=run.config, directory=planned.directory(run))
     trajectories = _spread(_stored(workspace), table.num_trajectories)
-    pairs = tampered(trajectories, run.config.seed)
+    pairs = manipulated(trajectories, run.config.seed)
     policy, rows = open_policy(workspace), []
     for name, scorer in _scorers(policy, comparing=False):
         for kind, each in pairs.items():
             if each:
-                rows.append(_tampering_row(name, kind, each, scorer))
+                rows.append(_manipulation_row(name, kind, each, scorer))
     return rows
 
 
-def _tampering_row(
+def _manipulation_row(
     name: str, kind: str, pairs: Sequence[tuple[Trajectory, Trajectory]], scorer: Scorer
 ) -> Row:
     before, after = (
@@ -58,7 +58,7 @@ def _tampering_row(
     outcomes = np.array([first.outcome for first, _ in pairs])[finite]
     before, after = before[finite], after[finite]
     reached = outcomes if kind == "forged_success" else np.zeros_like(outcomes)
-    row: Row = {"reward_model": name, "tampering": kind, "n": len(before)}
+    row: Row = {"reward_model": name, "manipulation": kind, "n": len(before)}
     if not len(before):
         return row
     change = bootstrap(after - before)
