@@ -1,9 +1,9 @@
-"""Single flipped bits in every kind of file: refused, without effect, or read as something else.
+"""Damage in every kind of file: refused, without effect, or read as something else.
 
-    python -m benchmarks.bit_flips [--tiny] [KIND ...]
+    python -m benchmarks.bit_flips [--tiny] [--cut] [KIND ...]
 
-Writes a small artefact of each kind, flips one bit at a seeded random place of its files, and
-reads it as the commands do. A flip is
+Writes a small artefact of each kind, flips one bit at a seeded random place of its files, or with
+--cut ends a file there, and reads it as the commands do. A damage is
 
   refused    one clear line (UserError)
   harmless   what is read equals what was written
@@ -228,7 +228,7 @@ KINDS = {
         read=lambda folder: list(open_trajectories(folder / "experts")),
     ),
     "states": Kind(write=_write_labels, read=lambda folder: list(open_labels(folder / "states"))),
-    "trees": Kind(write=_write_trees, read=TreeStore.read),
+    "trees": Kind(write=_write_trees, read=lambda folder: TreeStore.read(folder, finished=True)),
     "episodes": Kind(
         write=_write_episodes, read=lambda folder: read_episodes(folder / "episodes.jsonl")
     ),
@@ -237,11 +237,14 @@ KINDS = {
 
 
 @contextlib.contextmanager
-def flipped(path: pathlib.Path, place: int, bit: int) -> Iterator[None]:
-    """One bit of a file is another one in the block."""
+def damaged(path: pathlib.Path, place: int, bit: int | None) -> Iterator[None]:
+    """In the block a bit of a file is another one, or the file ends there if that is None."""
     content = path.read_bytes()
     changed = bytearray(content)
-    changed[place] ^= 1 << bit
+    if bit is None:
+        del changed[place:]
+    else:
+        changed[place] ^= 1 << bit
     path.write_bytes(changed)
     try:
         yield
@@ -260,8 +263,8 @@ def outcome_of(read: Callable[[pathlib.Path], Any], folder: pathlib.Path, sound:
         return "traceback"
 
 
-def measured(kind: Kind, flips: int, seed: int = 0) -> dict[str, int]:
-    """Counts of each outcome over flips at random places of an artefact's files."""
+def measured(kind: Kind, times: int, seed: int = 0, *, cut: bool = False) -> dict[str, int]:
+    """Counts of each outcome over damages at random places of an artefact's files."""
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -270,10 +273,11 @@ def measured(kind: Kind, flips: int, seed: int = 0) -> dict[str, int]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         ends = np.cumsum([path.stat().st_size for path in files])
         counts = collections.Counter[str]()
-        for at in random.integers(0, ends[-1], flips):
+        for at in random.integers(0, ends[-1], times):
             number = int(np.searchsorted(ends, at, side="right"))
             place = int(at - (ends[number - 1] if number else 0))
-            with flipped(files[number], place, int(random.integers(8))):
+            bit = None if cut else int(random.integers(8))
+            with damaged(files[number], place, bit):
                 counts[outcome_of(kind.read, folder, sound)] += 1
     return {outcome: counts[outcome] for outcome in OUTCOMES}
 
@@ -281,6 +285,7 @@ def measured(kind: Kind, flips: int, seed: int = 0) -> dict[str, int]:
 def main() -> None:
     parser = measuring.parser("bit_flips", __doc__, rounds=1)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--cut", action="store_true", help="cut files instead of flipping bits")
     parser.add_argument("--flips", type=int, help="of each kind; default: 500, or 50 if tiny")
     given = parser.parse_args()
     threads = measuring.use_threads(given.threads)
@@ -288,7 +293,7 @@ def main() -> None:
     print(f"{'kind':14}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
     found = {}
     for name in given.kinds or KINDS:
-        found[name] = measured(KINDS[name], flips)
+        found[name] = measured(KINDS[name], flips, cut=given.cut)
         print(f"{name:14}" + "".join(f"{found[name][outcome]:11}" for outcome in OUTCOMES))
     total = {outcome: sum(each[outcome] for each in found.values()) for outcome in OUTCOMES}
     measuring.finish("bit_flips", {"flips_of_each": flips, **total, "kinds": found}, threads)

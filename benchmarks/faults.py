@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import pathlib
 import random
@@ -273,14 +274,15 @@ class Faults:
                   note=f"{iterations} iterations of {tasks} trees, all ended")  # fmt: skip
 
     def damaged_files(self) -> Iterator[Row]:
-        """Flipped bits in every kind of file: refused with its name, or without effect."""
-        for name, kind in bit_flips.KINDS.items():
-            found = bit_flips.measured(kind, self.setting.flips, self.setting.seed)
-            bad = found["silent"] + found["traceback"]
-            yield Row(fault=f"a flipped bit: {name}", times=self.setting.flips, survived=bad == 0,
-                      lost=0, twice=0, seconds=None, equal=None,
-                      note=f"refused {found['refused']}, without effect {found['harmless']}, "
-                      f"silent {found['silent']}")  # fmt: skip
+        """Flipped bits and cuts in every kind of file: refused with its name, or without effect."""
+        for cut, (name, kind) in itertools.product((False, True), bit_flips.KINDS.items()):
+            times = self.setting.flips // (4 if cut else 1)
+            found = bit_flips.measured(kind, times, self.setting.seed, cut=cut)
+            yield Row(
+                fault=f"{'a cut' if cut else 'a flipped bit'}: {name}", times=times,
+                survived=not found["silent"] + found["traceback"], lost=0, twice=0, seconds=None,
+                equal=None, note=", ".join(f"{key} {value}" for key, value in found.items()),
+            )  # fmt: skip
 
     def policy_server(self) -> Iterator[Row]:
         """A policy's server that goes away, answers 500, slowly, or nonsense."""
