@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -244,11 +245,10 @@ def wait_until(true: Callable[[], Any], *pids: int, seconds: float = 300.0) -> b
 
 def num_records(folder: pathlib.Path) -> int:
     """Returns the number of records of search results in a run, joined or not."""
-    files = [*folder.rglob("*.jsonl"), *folder.rglob("*.work"), *folder.rglob("*.record")]
     total = 0
-    for path in files:
-        try:
-            total += path.read_bytes().count(b"\n") if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for root, _, names in os.walk(folder):  # unlike `rglob`, it accepts folders that vanish
+        for name in names:
+            if name.endswith((".jsonl", ".work", ".record")):
+                with contextlib.suppress(FileNotFoundError):
+                    total += pathlib.Path(root, name).read_bytes().count(b"\n")
     return total
