@@ -55,7 +55,7 @@ class StageSpec:
 
     @property
     def folder(self) -> str:
-        """Its folder, in the folder of the run."""
+        """The folder of the stage, in the folder of the run."""
         return STAGE_FOLDERS[self.name]
 
     def inputs(self, config: RunConfig) -> tuple[str, ...]:

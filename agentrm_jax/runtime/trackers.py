@@ -39,7 +39,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def open_tracker(name: str, directory: pathlib.Path, config: Mapping[str, Any]) -> Tracker:
-    """One of `TRACKERS` that is never in the way of a run.
+    """A tracker whose failures never stop a run.
 
     Args:
       directory: The run's folder. A run that is resumed continues its curves.

@@ -54,8 +54,8 @@ def explore(
     """Grows a search tree for each task (paper section 3.2).
 
     Args:
-      policy: A policy, or a function `(state, n, seed) -> texts`; `FunctionPolicy` gives such a
-        function another seed than 0.
+      policy: A policy, or a function `(state, n, seed) -> texts`. Its seeds follow from seed 0;
+        pass `FunctionPolicy(function, seed=1)` for others.
       envs: The environments.
       tasks: The tasks, each once.
       selection: The rule by which the search enters the children of a node: `UCB()`, `PUCT()`, or a

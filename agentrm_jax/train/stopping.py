@@ -1,4 +1,4 @@
-"""When training stops early: after SIGTERM, or when its time is over."""
+"""Early stops of training: after SIGTERM, or when its time is over."""
 
 from __future__ import annotations
 

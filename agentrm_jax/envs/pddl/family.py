@@ -47,7 +47,7 @@ class Pddl:
     end_reveals_outcome = True  # "The goal is satisfied."
 
     def missing(self) -> None:
-        """Nothing, except for the split `paper`: see `counts`."""
+        """Returns None: only the split `paper` needs files (see `counts`)."""
 
     def counts(self) -> Mapping[Split, int | None]:
         counts: dict[Split, int | None] = {"train": None, "test": None}

@@ -201,7 +201,7 @@ def _shared() -> Java:
 
 
 def java() -> Java:
-    """This process's one; another where it has ended."""
+    """Returns the simulator of this process; starts another one if it has ended."""
     if not _shared().running:
         _shared.cache_clear()
     return _shared()

@@ -57,7 +57,7 @@ def _service() -> Service:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MovieWorld:
-    """It has no state."""
+    """Movies have no state."""
 
     @property
     def tools(self) -> Sequence[Tool]:

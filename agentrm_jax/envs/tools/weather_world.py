@@ -67,7 +67,7 @@ _TOO_LONG = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WeatherWorld:
-    """The day and the city of the user; what the weather is the service knows."""
+    """The day and the city of the user; the weather comes from the service."""
 
     today: str
     city: str
