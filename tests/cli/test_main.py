@@ -376,7 +376,7 @@ def test_a_model_of_another_shape_is_named(copy, capsys) -> None:
     assert f"{stored}: its checksum differs from manifest.json" in message
     (copy / "sft" / "model" / "manifest.json").unlink()
     message = fails(capsys, "evaluate", CONFIG, "--output", copy)
-    assert "parameter layers.down has shape (2, 32, 64), the config wants (2, 32, 80)" in message
+    assert "parameter layers.down has shape (2, 32, 64), the config requires (2, 32, 80)" in message
 
 
 def test_no_model(tmp_path, capsys) -> None:

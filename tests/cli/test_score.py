@@ -162,9 +162,9 @@ def test_every_folder_of_a_run_is_read(finished) -> None:
     assert len(read_trajectories(finished / "eval")) == 8 + 3 * 8 + 2 * 4
 
 
-def test_the_guide_scores_in_five_lines(finished, monkeypatch, tmp_path, capsys) -> None:
+def test_the_guide_scores_in_four_lines(finished, monkeypatch, tmp_path, capsys) -> None:
     [program] = re.findall(r"```python\n(.*?score_steps.*?)```", GUIDE.read_text(), re.S)
-    assert len([line for line in program.splitlines() if line.strip()]) == 5
+    assert len([line for line in program.splitlines() if line.strip()]) == 4
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(finished)
     monkeypatch.chdir(tmp_path)

@@ -350,7 +350,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, files):
         rf"the tensor {name} is missing": {k: v for k, v in whole.items() if k != name},
         r"safetensors: model\.layers\.2\.more is left over": whole
         | {"model.layers.2.more": np.ones(3, np.float32)},
-        rf"safetensors: {name} has shape \(32, 31\), config\.json wants \(32, 32\)": whole
+        rf"safetensors: {name} has shape \(32, 31\), config\.json requires \(32, 32\)": whole
         | {name: np.ones((32, 31), np.float32)},
         rf"safetensors: {name} has shape \(32,\)": whole | {name: np.ones(32, np.float32)},
         rf"safetensors: {name} is stored as I8": whole | {name: np.ones((32, 32), np.int8)},
@@ -375,7 +375,7 @@ def test_values_that_are_not_finite_are_named(name, value, tmp_path):
 
 def test_a_config_of_another_size_names_both_shapes(model):
     changed(model, vocab_size=97)
-    refused(model, r"model\.embed_tokens\.weight has shape \(96, 32\), config\.json wants \(97, 32")
+    refused(model, r"model\.embed_tokens\.weight has shape \(96, 32\), config\.json requires \(97, 32")
     changed(model, vocab_size=96, num_hidden_layers=1)
     refused(model, r"model\.layers\.1\.\S+ is left over")
     changed(model, num_hidden_layers=3)
