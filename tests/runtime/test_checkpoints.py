@@ -73,7 +73,7 @@ def test_a_trunk_is_read_from_a_larger_model(tmp_path):
     save_model(tmp_path / "policy", "policy", {}, _tree())
     trunk = {"layers": _tree()["layers"]}
     assert _equal(load_model(tmp_path / "policy", _target(trunk), partial=True), trunk)
-    with pytest.raises(UserError, match=r"parameter count has shape \(\), the config requires none"):
+    with pytest.raises(UserError, match=r"count has shape \(\), the config requires none"):
         load_model(tmp_path / "policy", _target(trunk))
 
 
@@ -83,7 +83,7 @@ def _with_shape(tree, shape):
 
 def test_another_shape_is_one_line_with_both(tmp_path):
     save_model(tmp_path / "policy", "policy", {}, _tree())
-    message = r"policy/params: parameter layers\.q has shape \(2, 8\), the config requires \(2, 9\)$"
+    message = r"params: parameter layers\.q has shape \(2, 8\), the config requires \(2, 9\)$"
     with pytest.raises(UserError, match=message) as error:
         load_model(tmp_path / "policy", _target(_with_shape(_tree(), (2, 9))))
     assert "\n" not in str(error.value)
