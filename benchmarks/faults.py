@@ -7,7 +7,7 @@ that are lost, results that are recorded twice, the seconds from the fault until
 and whether the result equals that of a run without the fault. Most runs need no trained model:
 their policy is a function of the seed and the state, so that equal means equal in every token. Half
 of the kills hit runs of `configs/tiny.yaml` with all stages, whose models must be equal to the bit.
-Damaged files are those of `benchmarks.bit_flips`, which includes checkpoints and models.
+Files of all kinds, checkpoints and models too, are damaged as in `benchmarks.bit_flips`.
 
 A fault that this machine cannot make (a small tmpfs needs root) is left out with a line.
 """

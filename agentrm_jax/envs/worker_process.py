@@ -208,7 +208,7 @@ def read_answers(workers: Sequence[WorkerProcess]) -> None:
 
 
 def _environment_variables() -> dict[str, str]:
-    """Returns the variables of a worker: those of this process, its module path, one thread."""
+    """Returns this process's variables, with its module path, one thread and fixed hashes."""
     defaults = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     return defaults | dict(os.environ) | {"PYTHONPATH": path}

@@ -90,7 +90,7 @@ class _Axes:
         return _HEIGHT - _BOTTOM - part * (_HEIGHT - _BOTTOM - _TOP)
 
     def bar(self, point: Point, colour: str, number: int) -> str:
-        """The interval of a point; those of different lines stand next to each other."""
+        """Returns the bar of a point's interval; bars of different lines do not overlap."""
         assert point.interval is not None
         across = self.across(point.x) + 2 * (number % 6) - 5
         low, high = map(self.up, point.interval)

@@ -1,4 +1,4 @@
-"""Names of the files and folders of a run; those of a stage's record are in `run_directory`."""
+"""Names of the files and folders of a run; `run_directory` has the names in a stage's record."""
 
 from __future__ import annotations
 
