@@ -193,7 +193,7 @@ def test_gpu_compiler_takes_trees(kind):
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize("kind", ["v5e", "v6e"])
+@pytest.mark.parametrize("kind", ["v5e", "v5p", "v6e"])
 def test_tpu_compiler_takes_trees(kind):
     q, k, v, ends = abstract(shapes(jnp.bfloat16), kind)
     compiled = jax.jit(gradients_of(Backend(name="pallas"))).lower((q, k, v), ends).compile()
