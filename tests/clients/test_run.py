@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from model_server import ModelServer
 
+import agentrm_jax as arm
 from agentrm_jax.cli.main import main
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.core.protocols import propose
@@ -26,6 +28,7 @@ from agentrm_jax.pipeline.server_kinds import ServedReward, ServerAgent
 from agentrm_jax.pipeline.stages import STAGES, depends_on
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.run_paths import RunPaths
+from agentrm_jax.testing import guess_tasks
 
 KEY = "sk-do-not-write-me-5b1f"
 RUN = """
@@ -256,13 +259,15 @@ def test_a_resolved_configuration_is_read_again(configured, server, tmp_path):
     assert "url" not in record["depends_on"]["agent"]
 
 
-def test_the_example_of_the_guide(server):
-    """The lines of Python in docs/guides/servers.md."""
-    import agentrm_jax as arm
-    from agentrm_jax.testing import GUESS_PROMPT, guess_tasks
-
-    config = arm.ServedModelConfig(key_env="TOY_KEY")
-    policy = arm.ServerPolicy.connect(server.url, {"guess": GUESS_PROMPT}, config=config)
+def test_the_example_of_the_guide(server, monkeypatch, capsys):
+    """The lines of Python in docs/guides/servers.md run as printed, with this server's address."""
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides" / "servers.md"
+    [program] = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+    assert "http://127.0.0.1:8000" in program
+    monkeypatch.setenv("MY_KEY", KEY)
+    names = {}
+    exec(program.replace("http://127.0.0.1:8000", server.url), names)
+    assert capsys.readouterr().out.splitlines()[1].startswith("best of 5")
     state = arm.Trajectory(task=guess_tasks(1)[0], first_observation="Guess a number from 1 to 30.")
-    [[turn]] = propose(policy, [(state, "first")], 1)
+    [[turn]] = propose(names["policy"], [(state, "first")], 1)
     assert turn.action.startswith("guess ")

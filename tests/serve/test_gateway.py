@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
+import pathlib
+import re
+import types
 from collections.abc import Sequence
 
 import httpx
@@ -293,6 +297,24 @@ def test_streaming_with_the_openai_client(behind):
     assert events[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert events[-2].candidates == whole.candidates
     assert len(whole.candidates) == 3
+
+
+def test_the_lines_of_the_guide(behind, monkeypatch):
+    """The lines of Python in docs/guides/serving.md run as printed, with this gateway behind."""
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides" / "serving.md"
+    [program] = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+    with policy_server() as server:
+        client = behind(PolicyServer(server.url))
+        client.base_url = "http://127.0.0.1:8000"
+        package = types.SimpleNamespace(OpenAI=functools.partial(openai.OpenAI, http_client=client))
+        names = {"openai": package, "messages": ASKED}
+        exec(program, names)
+        assert server.bodies[0]["temperature"] == 1.0
+    answer = names["answer"]
+    scores = [candidate["score"] for candidate in answer.candidates]
+    assert 2 <= len(scores) <= 8
+    best = answer.candidates[scores.index(max(scores))]
+    assert answer.choices[0].message.content == best["message"]["content"]
 
 
 def test_streamed_tool_calls(behind):
