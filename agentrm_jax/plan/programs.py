@@ -1,12 +1,14 @@
 """Memory and collectives of a compiled program.
 
 XLA's own counts (`cost_analysis`) include the body of a loop only once. Here loops are read from
-the text of the program, and a collective in a loop counts once for each iteration.
+the text of the program, and a collective in a loop counts once for each iteration. The text is in
+the order of the schedule, so that it also shows which collectives overlap with other work.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -73,11 +75,15 @@ class Exchange:
       count: Number of executions.
       bytes: Bytes that arrive at each device, in all of them together.
       network: Of these, the least that have to come from other hosts.
+      overlapped: Executions with other work in the schedule between their start and their end.
+      overlapped_bytes: Bytes that arrive at each device in those.
     """
 
     count: int
     bytes: float
     network: float = 0.0
+    overlapped: int = 0
+    overlapped_bytes: float = 0.0
 
 
 def exchanges_of(module: Module, hosts: Sequence[int] = ()) -> dict[str, Exchange]:
@@ -90,10 +96,15 @@ def exchanges_of(module: Module, hosts: Sequence[int] = ()) -> dict[str, Exchang
       hosts: The host of each device in the order of the mesh; none if all share one.
     """
     counts: Counter[str] = Counter()
-    sizes, network = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
+    overlapped: Counter[str] = Counter()
+    sizes, network, hidden = (dict.fromkeys(KINDS, 0.0) for _ in range(3))
+    spread = _spread(module)
     for computation, instruction, times in walk(module):
         kind = instruction.operation.removesuffix("-start")
         if kind not in KINDS:
+            continue
+        hides = spread.get((computation.name, _channel(instruction)), False)
+        if hides is None:
             continue
         groups = groups_of(instruction.attributes)
         arriving = times * _arriving(
@@ -102,11 +113,94 @@ def exchanges_of(module: Module, hosts: Sequence[int] = ()) -> dict[str, Exchang
         counts[kind] += times
         sizes[kind] += arriving
         network[kind] += arriving * max((_from_others(kind, g, hosts) for g in groups), default=0)
+        if hides or overlaps(instruction, computation):
+            overlapped[kind] += times
+            hidden[kind] += arriving
     return {
-        kind: Exchange(count=counts[kind], bytes=sizes[kind], network=network[kind])
+        kind: Exchange(
+            count=counts[kind],
+            bytes=sizes[kind],
+            network=network[kind],
+            overlapped=overlapped[kind],
+            overlapped_bytes=hidden[kind],
+        )
         for kind in KINDS
         if counts[kind]
     }
+
+
+_WORK = {
+    "call", "conditional", "convolution", "custom-call", "dot", "fusion", "ragged-dot", "reduce",
+    "scatter", "sort", "while",
+}  # fmt: skip
+
+
+def overlaps(start: Instruction, computation: Computation) -> bool:
+    """Returns whether other work lies in the schedule between a collective's start and its end.
+
+    Work are fusions, products, kernels, loops; copies and other collectives are none. A collective
+    without an end of its own is synchronous.
+
+    Args:
+      start: The collective, or what starts it.
+      computation: The computation that holds it.
+    """
+    end = computation.ends.get(start.name)
+    if end is None or '"is_sync":true' in start.attributes:
+        return False
+    return _work_between(start, end, computation)
+
+
+def _work_between(start: Instruction, end: Instruction, computation: Computation) -> bool:
+    order = list(computation.instructions)
+    between = order[order.index(start.name) + 1 : order.index(end.name)]
+    return any(_is_work(computation.instructions[name]) for name in between)
+
+
+def _is_work(instruction: Instruction) -> bool:
+    if instruction.name.startswith(("async-collective-start", "async-collective-done")):
+        return False
+    if re.search(r'target="(AllocateBuffer|Sharding|\w*Barrier)"', instruction.attributes):
+        return False
+    return instruction.operation in _WORK
+
+
+def _spread(module: Module) -> dict[tuple[str, str], bool | None]:
+    """Whether other work overlaps the collectives of computations that others call.
+
+    The compiler for TPUs writes an asynchronous collective as several fusions: its start, products
+    that it runs next to, its end. Each holds the collective, with the same channel.
+
+    Returns:
+      By computation and channel; None if the collective has started in an earlier fusion, so that
+      it does not count again.
+    """
+    spread: dict[tuple[str, str], bool | None] = {}
+    for computation in module.computations.values():
+        steps: dict[str, list[tuple[Instruction, str]]] = {}
+        for instruction in computation.instructions.values():
+            if instruction.operation in ("fusion", "async-start"):
+                for name in instruction.called:
+                    for channel in _channels(module.computations.get(name)):
+                        steps.setdefault(channel, []).append((instruction, name))
+        for channel, ((first, name), *others) in steps.items():
+            end = others[-1][0] if others else first
+            hides = overlaps(first, computation) or _work_between(first, end, computation)
+            spread[name, channel] = hides
+            spread |= {(other, channel): None for _, other in others}
+    return spread
+
+
+def _channels(computation: Computation | None) -> list[str]:
+    """The channels of the collectives of a computation."""
+    instructions = computation.instructions.values() if computation is not None else ()
+    return [_channel(each) for each in instructions if each.operation in KINDS]
+
+
+def _channel(instruction: Instruction) -> str:
+    """The channel of a collective; its name if it has none."""
+    channel = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
+    return channel[1] if channel else instruction.name
 
 
 def _arriving(instruction: Instruction, kind: str, devices: int, computation: Computation) -> float:

@@ -93,6 +93,8 @@ def _program_lines(program: Program, topology: Topology) -> Iterator[str]:
             for kind, exchange in program.exchanges.items()
         ]
         yield f"    collectives  {', '.join(exchanges) or 'none'}"
+        if exchanges:
+            yield f"    overlap      {_overlap(program)}"
     yield f"    operations   {_operations(program)}"
     least = program.least_seconds(topology)
     bounds = ", ".join(f"{name} {_seconds(value)}" for name, value in least.items())
@@ -115,6 +117,15 @@ def _profile_lines(traffic: Traffic) -> Iterator[str]:
             f"    {share:6.1%} {_sent(move.bytes):>9} {times:>9} {move.kind:12} "
             f"{move.source or move.scope or '?'} ({move.name})"
         )
+
+
+def _overlap(program: Program) -> str:
+    exchanges = program.exchanges.values()
+    return (
+        f"{sum(e.overlapped for e in exchanges):,} of {sum(e.count for e in exchanges):,} "
+        f"collectives overlap other work ({_sent(sum(e.overlapped_bytes for e in exchanges))} of "
+        f"{_sent(sum(e.bytes for e in exchanges))})"
+    )
 
 
 def _operations(program: Program) -> str:
