@@ -312,6 +312,20 @@ def test_a_tiny_run_on_gpus_of_two_hosts(capsys):
     assert "gathers" in out
 
 
+@pytest.mark.gpu_compile
+def test_engines_with_divided_heads_gather_no_activations(capsys):
+    """Layers are summed over the GPUs; only candidates for the next token are gathered."""
+    needs_gpu_compiler()
+    arguments = ["plan", str(TINY), "--topology", "h100:2", "--mesh.tensor=2", "--stage=sample"]
+    arguments += ["--model.num_kv_heads=2", "--engine.attention=triton", "--dtype=bfloat16"]
+    assert main([*arguments, "--sample.num_samples=1", "--json"]) == 0
+    reading, decoding = json.loads(capsys.readouterr().out)["stages"][0]["programs"]
+    assert set(reading["exchanges"]) == {"all-reduce"}
+    gathered = decoding["exchanges"]["all-gather"]
+    rows, candidate = 16, 4 + 4  # a token and its logit
+    assert gathered["bytes"] == gathered["count"] * rows * candidate
+
+
 @pytest.mark.tpu_compile
 def test_what_does_not_fit_exits_with_1(capsys):
     needs_compiler()
