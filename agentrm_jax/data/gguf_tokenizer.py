@@ -37,7 +37,9 @@ def write_gguf_tokenizer(metadata: Mapping[str, Any], directory: pathlib.Path) -
     tokens = _texts(found, "tokens")
     tokenizer = _tokenizer(tokens, _merges(found, tokens), found.get("pre"))
     kinds = _kinds(found, len(tokens))
-    of_kind = {kind: [t for t, k in zip(tokens, kinds, strict=True) if k == kind] for kind in kinds}
+    of_kind: dict[int, list[str]] = {}
+    for token, kind in zip(tokens, kinds, strict=True):
+        of_kind.setdefault(kind, []).append(token)
     ends = [tokens[number] for number in end_token_ids(metadata, len(tokens))]
     control = dict.fromkeys([*of_kind.get(_CONTROL, ()), *ends])
     tokenizer.add_special_tokens(_added(control, special=True))
