@@ -6,6 +6,7 @@ It is interpreted here; that the GPU compiler takes it is a test where it is ins
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from agentrm_jax.core.errors import UserError
 from agentrm_jax.engine.attention import triton
 from agentrm_jax.engine.attention.parts import Part
 from agentrm_jax.engine.cache.memory import head_bytes
-from agentrm_jax.engine.cache.pages import Context, PageTable, make_pool
+from agentrm_jax.engine.cache.pages import Context, PageTable, commit, make_pool
 from agentrm_jax.engine.programs.decode import DecodePlan, decode
 from agentrm_jax.engine.programs.model import LoadedModel
 from agentrm_jax.engine.programs.prefill import prefill
@@ -209,11 +210,24 @@ def abstract_model(kind: str, kv: str | None):
     return config, *on_gpu((params, pool), kind)
 
 
+def check_donation(writing, pool) -> None:
+    """The program that writes pages returns every array of the pool in the place of the old one."""
+    head, _, _ = writing.as_text().partition("entry_computation_layout")
+    aliases = {int(argument) for argument in re.findall(r"\}: \((\d+), \{\}", head)}
+    assert aliases == set(range(len(jax.tree.leaves(pool))))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
+    assert writing.memory_analysis().alias_size_in_bytes == size
+
+
 @pytest.mark.gpu_compile
 @pytest.mark.parametrize("kv", [None, "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gpu_compiler_takes_the_engine(kind, kv):
-    """Reading and decoding, in bfloat16 and in 8 bits: nothing copies the pool or a context."""
+    """Reading and decoding, in bfloat16 and in 8 bits: nothing copies the pool or a context.
+
+    Greedy and sampled tokens and their log-probabilities need no sort, and pages are written in
+    place.
+    """
     G, n, C, T, tail = 4, 3, 64, 32, 4
     config, params, pool = abstract_model(kind, kv)
 
@@ -244,13 +258,20 @@ def test_gpu_compiler_takes_the_engine(kind, kv):
     decoding = decode.lower(model, rows, plan).compile(options)
     scorer = dataclasses.replace(model, readout=lambda _, hidden: hidden)
     reading = prefill.lower(scorer, new).compile(options)
+    layers = on_gpu(jax.eval_shape(lambda: prefill(model, new)[0]), kind)
+    writing = commit.lower(pool, layers, new.pages).compile(options)
+    for compiled in (decoding, reading, writing):
+        assert " sort(" not in compiled.as_text()
+    check_donation(writing, pool)
     head = head_bytes(config.head_dim, 2, kv)
     page = 2 * 16 * config.num_kv_heads * head  # keys and values of a layer
     for compiled, kernels in ((decoding, 2 * 4), (reading, 2 if kv is None else 2 * 2)):
         assert compiled.as_text().count('custom_call_target="__gpu$xla.gpu.triton"') == kernels
     pool_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
-    assert reading.memory_analysis().temp_size_in_bytes < pool_bytes / 8
+    for compiled in (reading, writing):
+        assert compiled.memory_analysis().temp_size_in_bytes < pool_bytes / 8
     assert decoding.memory_analysis().temp_size_in_bytes < 2 * G * C * page
     paged = 2 * page * (G * C + R * tail + 16)
     moved = traffic_of(parse(decoding.as_text()), Assumed(trips={"tokens": 1.0})).by_kind
     assert paged <= moved["attention"] < 2 * paged
+    assert moved["copies"] < sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
