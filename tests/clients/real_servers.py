@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -14,12 +15,20 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
+import numpy as np
+
+from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.data.trees import TreeRecord, TreeStore
+from agentrm_jax.envs.pool import EnvPool
+from agentrm_jax.envs.registry import load_family
 from agentrm_jax.pipeline import runner
 from agentrm_jax.pipeline.load_config import load_config
 from agentrm_jax.pipeline.policy_kinds import POLICIES
+from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.pipeline.server_kinds import ServerAgent
 from agentrm_jax.runtime.run_paths import RunPaths
+from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.testing import write_tiny_reward_model
 
 RUN = """
 environments: [{name: babyai, kinds: [GoToRedBallGrey], max_steps: 2}]
@@ -111,3 +120,28 @@ def explored(
     if kill_after:
         killer.join(60)
     return list(TreeStore.read(RunPaths(output).trees, finished=True).values())
+
+
+def best_of_3(policy: ServerPolicy, folder: pathlib.Path) -> None:
+    """Checks best-of-3 on two tasks of BabyAI, cut to four steps.
+
+    Args:
+      policy: The policy of a server.
+      folder: An empty folder, for the model that decides without AGENTRM_REWARD_MODEL.
+    """
+    babyai = load_family("babyai")
+    model = os.environ.get("AGENTRM_REWARD_MODEL") or write_tiny_reward_model(folder / "reward")
+    scorer = RewardModel.load(model, prompts={"babyai": babyai.prompt()})
+    tasks = babyai.tasks("test", kinds=["GoToRedBallGrey"], n=2)
+    tasks = [dataclasses.replace(task, max_steps=4) for task in tasks]
+    with EnvPool() as envs:
+        results = best_of_n(policy, scorer, envs, tasks, n=3)
+    for result in results:
+        assert len(result.rollouts) == 3
+        assert result.chosen == int(np.argmax(result.scores))
+        assert len(set(result.scores)) > 1
+    for rollout in (rollout for result in results for rollout in result.rollouts):
+        assert rollout.error is None
+        decoded = sum(len(step.log_probs) for step in rollout.trajectory.steps)
+        assert rollout.policy_tokens >= decoded
+        assert rollout.policy_tokens > 0

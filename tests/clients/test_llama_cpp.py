@@ -11,20 +11,15 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from real_servers import RealServer, explored, running
+from real_servers import RealServer, best_of_3, explored, running
 
 from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.clients.connection import ServedModelConfig
 from agentrm_jax.engine.programs.sampling import Sampling
-from agentrm_jax.envs.pool import EnvPool
 from agentrm_jax.envs.registry import load_family
-from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.run_paths import RunPaths
-from agentrm_jax.search.best_of_n import best_of_n
-from agentrm_jax.testing import write_tiny_reward_model
 
 PROGRAM, MODEL = (os.environ.get(f"AGENTRM_LLAMA_{name}", "") for name in ("SERVER", "MODEL"))
 pytestmark = [
@@ -53,19 +48,7 @@ def test_the_probe_and_best_of_3_under_a_reward_model(server, tmp_path: pathlib.
     print(facts)
     assert (facts.api, facts.n, facts.log_probs, facts.usage) == ("chat", True, True, True)
     assert facts.context == 2048
-    folder = os.environ.get("AGENTRM_REWARD_MODEL") or write_tiny_reward_model(tmp_path / "reward")
-    scorer = RewardModel.load(folder, prompts={"babyai": babyai.prompt()})
-    tasks = babyai.tasks("test", kinds=["GoToRedBallGrey"], n=2)
-    with EnvPool() as envs:
-        results = best_of_n(policy, scorer, envs, tasks, n=3)
-    for result in results:
-        assert len(result.rollouts) == 3
-        assert result.chosen == int(np.argmax(result.scores))
-        assert len(set(result.scores)) > 1
-    for rollout in (rollout for result in results for rollout in result.rollouts):
-        assert rollout.error is None
-        decoded = sum(len(step.log_probs) for step in rollout.trajectory.steps)
-        assert rollout.policy_tokens >= decoded > 0
+    best_of_3(policy, tmp_path)
 
 
 def test_eight_trees_with_a_kill_in_the_middle(server, tmp_path: pathlib.Path, capsys):

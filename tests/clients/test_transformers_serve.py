@@ -1,8 +1,8 @@
-"""`transformers serve` with a real model: a probe, and eight trees.
+"""`transformers serve` with a real model: a probe, best of 3, eight trees, a kill in the middle.
 
 AGENTRM_TRANSFORMERS names the program `transformers` (with its extra `serving`),
 AGENTRM_TRANSFORMERS_MODEL a Hugging Face directory of a chat model: SmolLM2-135M-Instruct as
-`agentrm convert` writes it.
+`agentrm convert` writes it. AGENTRM_REWARD_MODEL is that of `test_llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from real_servers import RealServer, explored, running
+from real_servers import RealServer, best_of_3, explored, running
 
+from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.clients.client import Client
 from agentrm_jax.clients.config import ServerConfig
+from agentrm_jax.clients.connection import ServedModelConfig
 from agentrm_jax.clients.probe import probe
+from agentrm_jax.engine.programs.sampling import Sampling
+from agentrm_jax.envs.registry import load_family
 from agentrm_jax.runtime.json_files import read_json
 from agentrm_jax.runtime.run_paths import RunPaths
 
@@ -59,9 +63,23 @@ def test_what_the_probe_finds(server):
     assert found == (False, False, False, False)
 
 
-def test_eight_trees(server, tmp_path: pathlib.Path):
-    trees = explored(server, tmp_path, *FEW_TOKENS, f"--agent.extra_body='{SAMPLING}'")
+def test_best_of_3_under_a_reward_model(server, tmp_path: pathlib.Path):
+    policy = ServerPolicy.connect(
+        server.url,
+        {"babyai": load_family("babyai").prompt()},
+        sampling=Sampling(max_tokens=8),
+        config=ServedModelConfig(wait_seconds=600, request_seconds=900, extra_body=SAMPLING),
+    )
+    best_of_3(policy, tmp_path)
+
+
+def test_eight_trees_with_a_kill_in_the_middle(server, tmp_path: pathlib.Path, capsys):
+    arguments = (*FEW_TOKENS, f"--agent.extra_body='{SAMPLING}'")
+    trees = explored(server, tmp_path, *arguments, kill_after=2)
+    said = capsys.readouterr().err
     assert [len(tree.iterations) for tree in trees] == [1] * 8
     assert all(tree.error is None for tree in trees)
+    assert "waiting for the server" in said
+    assert "answers again after" in said
     [record] = read_json(RunPaths(tmp_path / "run").servers)["agent"]
     assert not record["n"]
