@@ -249,7 +249,9 @@ def test_refusals():
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize(("kind", "head_dim"), [("v4", 64), ("v5e", 64), ("v5p", 128), ("v6e", 64), ("v6e", 128)])
+@pytest.mark.parametrize(
+    ("kind", "head_dim"), [("v4", 64), ("v5e", 64), ("v5p", 128), ("v6e", 64), ("v6e", 128)]
+)
 def test_tpu_compiler_takes_the_engine(kind, head_dim):
     """Reading and decoding, in bfloat16; and nothing copies the pool."""
     config = dataclasses.replace(
