@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,11 +13,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEEDS_TORCH = ("decode", "score", "servers", "train_reward")
-CHEAP_CODE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-"""Most of a tiny benchmark's time is compilation, which these make three times shorter. Without
-optimizations, bits can depend on where a row stands in a batch."""
-IDENTICAL = ("methods",)
-"""Benchmarks that compare bits."""
 
 
 def last_line(name: str, *arguments: str) -> dict:
@@ -32,7 +26,6 @@ def last_line(name: str, *arguments: str) -> dict:
         text=True,
         check=False,
         timeout=600,
-        env=os.environ if name in IDENTICAL else {**os.environ, "XLA_FLAGS": CHEAP_CODE},
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -27,7 +27,8 @@ from agentrm_jax.pipeline.policy_kinds import POLICIES
 from agentrm_jax.pipeline.reward_model import RewardModel
 from agentrm_jax.pipeline.server_kinds import ServerAgent
 from agentrm_jax.runtime.run_paths import RunPaths
-from agentrm_jax.search.best_of_n import best_of_n
+from agentrm_jax.search.best_of_n import BestOfN, best_of_n
+from agentrm_jax.search.rollouts import Rollout
 from agentrm_jax.testing import write_tiny_reward_model
 
 RUN = """
@@ -122,26 +123,35 @@ def explored(
     return list(TreeStore.read(RunPaths(output).trees, finished=True).values())
 
 
-def best_of_3(policy: ServerPolicy, folder: pathlib.Path) -> None:
-    """Checks best-of-3 on two tasks of BabyAI, cut to four steps.
+def best_of_3(
+    policy: ServerPolicy, folder: pathlib.Path, *, max_steps: int | None = None
+) -> list[BestOfN]:
+    """Returns the results of best-of-3 on two tasks of BabyAI, which are checked.
 
     Args:
       policy: The policy of a server.
       folder: An empty folder, for the model that decides without AGENTRM_REWARD_MODEL.
+      max_steps: The longest episode; None: that of BabyAI.
     """
     babyai = load_family("babyai")
     model = os.environ.get("AGENTRM_REWARD_MODEL") or write_tiny_reward_model(folder / "reward")
     scorer = RewardModel.load(model, prompts={"babyai": babyai.prompt()})
     tasks = babyai.tasks("test", kinds=["GoToRedBallGrey"], n=2)
-    tasks = [dataclasses.replace(task, max_steps=4) for task in tasks]
+    if max_steps is not None:
+        tasks = [dataclasses.replace(task, max_steps=max_steps) for task in tasks]
     with EnvPool() as envs:
         results = best_of_n(policy, scorer, envs, tasks, n=3)
     for result in results:
         assert len(result.rollouts) == 3
         assert result.chosen == int(np.argmax(result.scores))
         assert len(set(result.scores)) > 1
-    for rollout in (rollout for result in results for rollout in result.rollouts):
-        assert rollout.error is None
-        decoded = sum(len(step.log_probs) for step in rollout.trajectory.steps)
-        assert rollout.policy_tokens >= decoded
-        assert rollout.policy_tokens > 0
+        for rollout in result.rollouts:
+            assert rollout.error is None
+            assert rollout.policy_tokens >= decoded_tokens(rollout)
+            assert rollout.policy_tokens > 0
+    return results
+
+
+def decoded_tokens(rollout: Rollout) -> int:
+    """Returns how many tokens of a rollout have a log-probability."""
+    return sum(len(step.log_probs) for step in rollout.trajectory.steps)

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from real_servers import RealServer, best_of_3, explored, running
+from real_servers import RealServer, best_of_3, decoded_tokens, explored, running
 
 from agentrm_jax.agent.server import ServerPolicy
 from agentrm_jax.clients.connection import ServedModelConfig
@@ -48,7 +48,8 @@ def test_the_probe_and_best_of_3_under_a_reward_model(server, tmp_path: pathlib.
     print(facts)
     assert (facts.api, facts.n, facts.log_probs, facts.usage) == ("chat", True, True, True)
     assert facts.context == 2048
-    best_of_3(policy, tmp_path)
+    for result in best_of_3(policy, tmp_path):
+        assert all(decoded_tokens(rollout) > 0 for rollout in result.rollouts)
 
 
 def test_eight_trees_with_a_kill_in_the_middle(server, tmp_path: pathlib.Path, capsys):

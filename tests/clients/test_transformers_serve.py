@@ -70,7 +70,8 @@ def test_best_of_3_under_a_reward_model(server, tmp_path: pathlib.Path):
         sampling=Sampling(max_tokens=8),
         config=ServedModelConfig(wait_seconds=600, request_seconds=900, extra_body=SAMPLING),
     )
-    best_of_3(policy, tmp_path)
+    results = best_of_3(policy, tmp_path, max_steps=4)
+    assert len(results) == 2
 
 
 def test_eight_trees_with_a_kill_in_the_middle(server, tmp_path: pathlib.Path, capsys):
