@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def logits_of(model: PreTrainedModel, tokens: np.ndarray = TOKENS) -> np.ndarray
 def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
     """What each part of the model makes of `TOKENS`, by name; float32.
 
-    Products are float64: in float32 their last bits differ from one processor to the next.
+    Everything is float64: in float32 the last bits differ from one processor to the next. Norms and
+    softmax convert to `torch.float32` by name, so this name means float64 while the model runs.
     """
     found: dict[str, np.ndarray] = {}
 
@@ -51,7 +53,8 @@ def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
     for l, layer in enumerate(model.model.layers):
         layer.register_forward_hook(keep(f"block_{l}"))
     model.model.norm.register_forward_hook(keep("final_norm"))
-    found["logits"] = logits_of(model).astype(np.float32)
+    with mock.patch.object(torch, "float32", torch.float64):
+        found["logits"] = logits_of(model).astype(np.float32)
     half = config.head_dim // 2
     cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(512)[None, ::7])
     found["cos"], found["sin"] = (x[0, :, :half].float().numpy() for x in (cos, sin))
