@@ -7,10 +7,11 @@ ones do, or `register` at run time. Both are found by the same name.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, Generic, TypeVar
 
 from agentrm_jax.core.errors import UserError
@@ -63,7 +64,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Returns all names, sorted."""
-        installed = {point.name for point in entry_points(group=self.group)}
+        installed = {point.name for point in self._installed()}
         return sorted(installed | set(self._registered))
 
     def load(self, name: str) -> T:
@@ -100,14 +101,23 @@ class Registry(Generic[T]):
         for name, each in self._registered.items():
             if each is member:
                 return name
-        for point in entry_points(group=self.group):
+        for point in self._installed():
             module, _, attribute = point.value.partition(":")
             if _place(member) == (module, attribute):
                 return point.name
         return None
 
     def _points(self, name: str) -> list[EntryPoint]:
-        return list(entry_points(group=self.group, name=name))
+        return list(self._installed().select(name=name))
+
+    def _installed(self) -> EntryPoints:
+        return _entry_points(self.group, tuple(sys.path))
+
+
+@functools.cache
+def _entry_points(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """The entry points of the packages on `sys.path`; reading all their files takes 30 ms."""
+    return entry_points(group=group)
 
 
 def _place(member: Any) -> tuple[str, str]:

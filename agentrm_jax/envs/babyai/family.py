@@ -185,8 +185,7 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
     first = _FIRST_SEED + seed * _SEEDS_PER_STREAM
     without_news = 0
     for level_seed in range(first, first + _SEEDS_PER_STREAM):
-        world = build(kind, level_seed)
-        problem = problem_form(world)
+        problem, max_steps = _level(kind, level_seed)
         if problem in seen or is_test_problem(problem) != (split == "test"):
             without_news += 1
             if without_news == _DRAWS_WITHOUT_NEWS:
@@ -194,7 +193,14 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
             continue
         without_news = 0
         seen.add(problem)
-        yield _task(kind, level_seed, split, problem, _max_steps(world))
+        yield _task(kind, level_seed, split, problem, max_steps)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _level(kind: str, seed: int) -> tuple[str, int]:
+    """The problem and the step limit of a level; each stage of a run lists the same levels."""
+    world = build(kind, seed)
+    return problem_form(world), _max_steps(world)
 
 
 def _max_steps(world: World) -> int:
