@@ -185,7 +185,7 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
     first = _FIRST_SEED + seed * _SEEDS_PER_STREAM
     without_news = 0
     for level_seed in range(first, first + _SEEDS_PER_STREAM):
-        problem, max_steps = _level(kind, level_seed)
+        problem, max_steps = _listed_level(kind, level_seed)
         if problem in seen or is_test_problem(problem) != (split == "test"):
             without_news += 1
             if without_news == _DRAWS_WITHOUT_NEWS:
@@ -197,7 +197,7 @@ def _generated_tasks(kind: str, split: Split, seed: int, seen: set[str]) -> Iter
 
 
 @functools.lru_cache(maxsize=100_000)
-def _level(kind: str, seed: int) -> tuple[str, int]:
+def _listed_level(kind: str, seed: int) -> tuple[str, int]:
     """The problem and the step limit of a level; each stage of a run lists the same levels."""
     world = build(kind, seed)
     return problem_form(world), _max_steps(world)
