@@ -34,7 +34,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> pathlib.Path:
-    """The folder of all experiments of this module: the one with those that `.ci/run` has run."""
+    """The folder of all experiments of this module; `.ci/run` gives the folder of its own ones."""
     done = os.environ.get("AGENTRM_TINY_EXPERIMENTS")
     return pathlib.Path(done) if done else tmp_path_factory.mktemp("experiments")
 

@@ -66,7 +66,7 @@ NOT_RUN = {
     ),
     "serve --reward-model exported/reward": "does not end: tests/serve/test_serve_process.py",
 }
-"""Commands that do not run here: why, or what tests them."""
+"""Commands that this test does not run, with the reason or the test that runs them."""
 
 POLICY = "runs/quickstart/sft/model"
 REWARD = "runs/quickstart/reward/explicit/model"
@@ -83,7 +83,7 @@ REPLACED = {
     "[NAME ...]": {"[NAME": "maze", "...]": "pddl"},
     "/shared/": {"/shared/runs/NAME": "shared/runs/NAME"},
 }
-"""Words of commands that stand for something, and what they stand for here."""
+"""Placeholders in commands and what replaces them."""
 WORDS = {old: new for words in REPLACED.values() for old, new in words.items()}
 
 SEARCH = (
@@ -139,7 +139,7 @@ MORE = {
         *EVALUATION,
     ),
 }  # fmt: skip
-"""By the beginning of a command: words that are added to it, most of them sizes."""
+"""Options added to the commands that begin so; most of them make a run smaller."""
 
 LOGS = [
     {
@@ -211,7 +211,7 @@ def prepare_model(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def prepare_models(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The page checks a model before it says how to convert one."""
+    """Converts a model, since the page checks one before it says how to convert one."""
     write_gguf(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
     arguments = (str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf"), "--to", "models/smollm2")
     assert main(["convert", *arguments]) == 0
@@ -220,7 +220,7 @@ def prepare_models(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @contextlib.contextmanager
 def prepare_environment(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package of the page is installed."""
+    """Registers the environment of the page, as its installation would."""
     text = (ROOT / "docs/start/environment.md").read_text()
     [program] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (folder / "guessing.py").write_text(program)
@@ -258,7 +258,7 @@ def prepare_hosts(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def prepare_outside(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that answers as AgentGym's do, and a log."""
+    """Starts a server that answers as AgentGym's do, and writes a log of trajectories."""
     from agentgym_server import running
 
     (folder / "logs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in LOGS))
@@ -272,7 +272,7 @@ def prepare_outside(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @contextlib.contextmanager
 def prepare_servers(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server of a model."""
+    """Starts a server of a model."""
     from model_server import ModelServer
 
     (folder / "served.yaml").write_text(titled("docs/guides/servers.md")["served.yaml"])
@@ -282,7 +282,7 @@ def prepare_servers(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def write_conversations(folder: pathlib.Path) -> None:
-    """Two experts' mazes as ETO writes conversations."""
+    """Writes two of an expert's trajectories in mazes, in ETO's form."""
     items = []
     for number, trajectory in enumerate(read_trajectories(folder / "runs/quickstart/experts")[:2]):
         turns = [("human", trajectory.first_observation)]
@@ -294,7 +294,7 @@ def write_conversations(folder: pathlib.Path) -> None:
 
 
 def write_gguf(path: pathlib.Path) -> None:
-    """A tiny model in the form of SmolLM2's GGUF file."""
+    """Writes a tiny model in the form of SmolLM2's GGUF file."""
     pytest.importorskip("gguf", reason="needs the extra [gguf]")
     from test_convert import V, tensors, write
 
@@ -314,7 +314,7 @@ PREPARE: dict[str, Callable[..., contextlib.AbstractContextManager[None]]] = {
     "docs/guides/servers.md": prepare_servers,
     "docs/guides/several_hosts.md": prepare_hosts,
 }
-"""What a page's commands need next to the run and the configurations."""
+"""By page: what prepares its commands, besides the run and the configurations."""
 SLOW = (
     "run configs/quickstart.yaml --output runs/gamma",
     "run configs/quickstart.yaml --output runs/mine",

@@ -300,7 +300,7 @@ def test_streaming_with_the_openai_client(behind):
 
 
 def test_the_lines_of_the_guide(behind, monkeypatch):
-    """The lines of Python in docs/guides/serving.md run as printed, with this gateway behind."""
+    """The lines of Python in docs/guides/serving.md run as printed, against this gateway."""
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guides" / "serving.md"
     [program] = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
     with policy_server() as server:
