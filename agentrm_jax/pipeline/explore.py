@@ -73,7 +73,8 @@ def explore(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Expl
     policy = open_policy(workspace)
     stage.activity.counts = policy.counts
     search = config.search
-    agent = policy.agent(config.sampling, search.branches, concurrency=search.concurrency)
+    with stage.waiting("compile"):
+        agent = policy.agent(config.sampling, search.branches, concurrency=search.concurrency)
     join_leftovers(directory / FILE, directory, stage)
     stored = TreeStore.read(directory)
     total = len(tasks) * search.num_iterations

@@ -56,7 +56,8 @@ def sample(workspace: Workspace, stage: Stage, directory: pathlib.Path) -> Sampl
     config, path = workspace.config.sample, workspace.paths.samples
     policy = open_policy(workspace)
     stage.activity.counts = policy.counts
-    agent = policy.agent(config.sampling, concurrency=config.concurrency)
+    with stage.waiting("compile"):
+        agent = policy.agent(config.sampling, concurrency=config.concurrency)
     tasks = workspace.tasks.explored
     shared_rollouts(
         "sample",

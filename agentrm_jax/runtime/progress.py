@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -51,6 +52,39 @@ def progress(
         lines = Lines(description, total, done=done)
         yield lines
         lines.close()
+
+
+@contextlib.contextmanager
+def waiting(
+    description: str, *, shown: bool = True, seconds: float = LINE_SECONDS
+) -> Iterator[None]:
+    """Shows that one long step, such as compilation, is still at work while the `with` block runs.
+
+    Args:
+      description: The step.
+      shown: Whether anything is shown: one of several processes does.
+      seconds: Without a terminal a line is written each time that so much time has passed.
+    """
+    if not shown or os.environ.get("AGENTRM_PROGRESS") == "0":
+        yield
+    elif sys.stderr.isatty():
+        with _spinner(description):
+            yield
+    else:
+        start, ended = time.monotonic(), threading.Event()
+
+        def write() -> None:
+            while not ended.wait(seconds):
+                passed = _clock_time(time.monotonic() - start)
+                print(f"{description}: {passed}", file=sys.stderr, flush=True)
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            writer.join()
 
 
 class Lines:
@@ -123,6 +157,22 @@ def _bar(description: str, total: int | None, done: int) -> Iterator[Progress]:
                 bars.update(task, advance=n, shown=" ".join(_shown(self._fields)))
 
         yield Bar()
+
+
+@contextlib.contextmanager
+def _spinner(description: str) -> Iterator[None]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    with rich_progress.Progress(
+        rich_progress.SpinnerColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bars:
+        bars.add_task(description, total=None)
+        yield
 
 
 def _shown(fields: dict[str, object]) -> list[str]:

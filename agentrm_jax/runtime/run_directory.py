@@ -26,7 +26,7 @@ from agentrm_jax.runtime.activity import Activity
 from agentrm_jax.runtime.budget import Budget, BudgetConfig
 from agentrm_jax.runtime.json_files import read_record, write_json_atomic
 from agentrm_jax.runtime.process_groups import OneProcess, ProcessGroup
-from agentrm_jax.runtime.progress import Progress, progress
+from agentrm_jax.runtime.progress import Progress, progress, waiting
 
 RESOLVED = "config.resolved.yaml"
 VERSIONS = "versions.json"
@@ -247,6 +247,10 @@ class Stage:
         with progress(name, total, done=done, shown=self._shown) as bar:
             self.activity.begin(name, total, done)
             yield _StageProgress(self, bar)
+
+    def waiting(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Shows to the terminal that one long step is still at work; see `progress.waiting`."""
+        return waiting(name, shown=self._shown)
 
     def check_budget(self) -> None:
         """Called when an item of a search is stored.

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import json
 import pathlib
+import time
 
 import pytest
 
 from agentrm_jax.core.errors import UserError
 from agentrm_jax.runtime import json_files, run_directory
 from agentrm_jax.runtime.json_files import naming, read_json, write_json_atomic
-from agentrm_jax.runtime.progress import LINE_SECONDS, Lines, progress
+from agentrm_jax.runtime.progress import LINE_SECONDS, Lines, progress, waiting
 from agentrm_jax.runtime.run_directory import Stage, completed
 
 
@@ -245,6 +246,18 @@ def test_the_last_line_is_written_once(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.splitlines() == ["label: 2/2, 0:00"]
 
 
+def test_a_long_step_says_that_it_is_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting("compile", seconds=0.01):
+        time.sleep(0.1)
+    assert "compile: 0:00" in capsys.readouterr().err.splitlines()
+    with pytest.raises(ZeroDivisionError), waiting("compile"):
+        _ = 1 / 0
+    assert capsys.readouterr().err == ""  # it took less than ten seconds
+    with waiting("compile", seconds=0.01, shown=False):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_can_be_silent(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +277,8 @@ def test_a_terminal_gets_a_bar(
     shown = capsys.readouterr().err
     assert "explore" in shown
     assert "4/4" in shown
+    with waiting("compile"):
+        time.sleep(0.3)
+    shown = capsys.readouterr().err
+    assert "compile" in shown
+    assert "0:00:00" in shown
