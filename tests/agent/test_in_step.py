@@ -45,10 +45,19 @@ def in_step() -> InStepAgent:
 
 
 @jax.jit
-def dense_values(params, tokens):
+def read_out(params, head, tokens):
     positions = jnp.arange(tokens.shape[0])[None]
     hidden = llama.forward(params, CONFIG, tokens[None], positions, jnp.ones_like(positions))[0]
-    return readout(HEAD, hidden)
+    return readout(head, hidden)
+
+
+def dense_values(tokens: np.ndarray) -> np.ndarray:
+    """In float64: in float32 its error is as large as that of the engine, up to 1.2e-5."""
+    with jax.enable_x64(True):
+        params, head = jax.tree.map(lambda x: np.asarray(x, np.float64), (weights(1), HEAD))
+        values = read_out(params, head, tokens)
+        assert values.dtype == np.float64
+        return np.asarray(values)
 
 
 def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float:
@@ -57,7 +66,7 @@ def score_at_action(trajectory: Trajectory, token_ids: tuple[int, ...]) -> float
     tokens = [*rendered.tokens, *token_ids, tokenizer().chat.stop_token]
     padded = np.zeros(SIZES.context + 1, np.int32)
     padded[: len(tokens)] = tokens
-    return float(dense_values(weights(1), padded)[len(tokens) - 1])
+    return float(dense_values(padded)[len(tokens) - 1])
 
 
 ROOT = tiny_state(4, 0)
