@@ -116,7 +116,7 @@ MORE = {
         *FROM, *SEARCH, *TRAINING, *EXPLICIT, *EVALUATION,
     ),
     "run MINE.yaml --output runs/webshop": (
-        "--experts.num_tasks=0", "--sft.fit.num_updates=2", *SEARCH, *TRAINING, *EXPLICIT,
+        "--experts.num_tasks=1", "--sft.fit.num_updates=2", *SEARCH, *TRAINING, *EXPLICIT,
         *EVALUATION,
     ),
     "run configs/quickstart.yaml --output runs/guessing": (
