@@ -63,7 +63,7 @@ def waiting(
     Args:
       description: The step.
       shown: Whether anything is shown: one of several processes does.
-      seconds: Without a terminal a line is written each time that so much time has passed.
+      seconds: The time between two lines, if there is no terminal.
     """
     if not shown or os.environ.get("AGENTRM_PROGRESS") == "0":
         yield

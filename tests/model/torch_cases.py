@@ -30,8 +30,9 @@ def logits_of(model: PreTrainedModel, tokens: np.ndarray = TOKENS) -> np.ndarray
 def parts_of(config: LlamaConfig) -> dict[str, np.ndarray]:
     """What each part of the model makes of `TOKENS`, by name; float32.
 
-    Everything is float64: in float32 the last bits differ from one processor to the next. Norms and
-    softmax convert to `torch.float32` by name, so this name means float64 while the model runs.
+    Products, norms and softmax are float64: in float32 their last bits differ from one processor to
+    the next. Norms and softmax convert to `torch.float32` by name, so this name means float64 while
+    the model runs.
     """
     found: dict[str, np.ndarray] = {}
 
