@@ -32,7 +32,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RealServer]:
-    with running([PROGRAM, "-m", MODEL, "-c", "16384", "-np", "8", "-t", "2"]) as server:
+    # A request has an eighth of the context: with 2,048 tokens whole episodes were refused.
+    with running([PROGRAM, "-m", MODEL, "-c", "32768", "-np", "8", "-t", "2"]) as server:
         yield server
 
 
@@ -47,7 +48,7 @@ def test_the_probe_and_best_of_3_under_a_reward_model(server, tmp_path: pathlib.
     facts = policy.facts
     print(facts)
     assert (facts.api, facts.n, facts.log_probs, facts.usage) == ("chat", True, True, True)
-    assert facts.context == 2048
+    assert facts.context == 4096
     for result in best_of_3(policy, tmp_path):
         assert all(decoded_tokens(rollout) > 0 for rollout in result.rollouts)
 
